@@ -6,7 +6,7 @@ pandas, no file is touched before ``load``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -21,9 +21,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-__all__ = ["Data", "Domain", "Inputs", "Rows", "Split", "Task"]
-
-Inputs = "tuple[Tensor, ...]"  # one tensor per input of the domain
+__all__ = ["Data", "Domain", "Rows", "Split", "Task", "as_stored"]
 
 
 class Rows(Protocol):
@@ -119,6 +117,8 @@ class Data:
         augment: the domain's own augmentation of normalised inputs on their device, or None.
         fingerprint: hex digest of the files that were read.
         notes: what a reader of a score has to know, in whole sentences.
+        state: for a user's own data, all that further files need to be read alike (options, statistics, category and
+            class names, tokenizer); plain JSON values.
     """
 
     specs: tuple[Spec, ...]
@@ -131,6 +131,7 @@ class Data:
     normalise: Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]] = as_stored
     augment: Callable[[tuple[Tensor, ...], torch.Generator], tuple[Tensor, ...]] | None = None
     notes: tuple[str, ...] = ()
+    state: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
