@@ -1,0 +1,74 @@
+"""The global batch on one process or many: which rows are ours, and the rows of the other processes.
+
+Local batches are equally long on every process. Global row ``rank * b + i`` is example i of process ``rank``. Every
+process's loss is the mean over its own examples and DDP averages the gradients, so together they follow the mean over
+the global batch: what these functions send back is a plain sum over processes, scaled by nothing.
+"""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+__all__ = ["all_sum", "gather", "gather_with_grad", "local", "rank", "world_size"]
+
+
+def rank() -> int:
+    """This process's number, 0 where there is only one."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """How many processes share the batch."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def local(rows: Tensor) -> Tensor:
+    """This process's rows of a tensor over the global batch, ``(n, ...)`` to ``(n / processes, ...)``."""
+    return rows.chunk(world_size())[rank()]
+
+
+def gather(rows: Tensor) -> Tensor:
+    """Every process's rows in order of rank, ``(b, ...)`` to ``(n, ...)``, without gradient."""
+    if world_size() == 1:
+        return rows.detach()
+    everyone = rows.new_empty(world_size() * rows.shape[0], *rows.shape[1:])
+    dist.all_gather_into_tensor(everyone, rows.detach().contiguous())
+    return everyone
+
+
+def gather_with_grad(rows: Tensor) -> Tensor:
+    """As `gather`, and each process's rows receive the gradient that all processes have for them."""
+    return rows if world_size() == 1 else _Gather.apply(rows)  # type: ignore[no-untyped-call]  # autograd is untyped
+
+
+def all_sum(x: Tensor) -> Tensor:
+    """The sum of ``x`` over processes; every process's ``x`` receives the gradient that all processes have for it."""
+    return x if world_size() == 1 else _AllSum.apply(x)  # type: ignore[no-untyped-call]  # autograd is untyped
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        return gather(rows)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return local(_summed(grad))
+
+
+class _AllSum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return _summed(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return _summed(grad)
+
+
+def _summed(x: Tensor) -> Tensor:
+    total = x.detach().clone(memory_format=torch.contiguous_format)  # all_reduce works in place
+    dist.all_reduce(total)
+    return total
