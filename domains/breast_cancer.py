@@ -1,0 +1,46 @@
+"""Breast cancer Wisconsin, diagnostic (Wolberg et al. 1995, as scikit-learn embeds it): 569 tumours, 30 features."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+
+from dabsmix.domain import Data, Domain, Split, Task
+from dabsmix.modalities.sensor import Standardise
+from dabsmix.spec import Table
+from dabsmix.splits import carve
+
+
+def _load(folder: Path, protocol: str) -> Data:
+    from sklearn.datasets import load_breast_cancer
+
+    cancer = load_breast_cancer()
+    table = cancer.data.astype(np.float32)
+    label = cancer.target.astype(np.int64)
+    rest, test = carve(len(label), label=label, fraction=0.3, seed=0)
+    train, validation = (rest[part] for part in carve(len(rest), label=label[rest], fraction=1 / 7, seed=1))
+    splits = [Split((table,), rows, label[rows]) for rows in (train, validation, test)]
+    return Data(
+        specs=(Table(table.shape[1]),),
+        pretrain=splits[0],
+        train=splits[0],
+        validation=splits[1],
+        test=splits[2],
+        task=Task("classes", "accuracy", tuple(str(name) for name in cancer.target_names)),
+        fingerprint=hashlib.sha256(table.tobytes() + label.tobytes()).hexdigest(),
+        normalise=Standardise.of(table, train),
+        notes=("The splits are ours (60/10/30 %, by class).",),
+    )
+
+
+DOMAINS = (
+    Domain(
+        name="breast_cancer",
+        modality="tabular",
+        title="Breast cancer Wisconsin, diagnostic (Wolberg et al. 1995; embedded in scikit-learn)",
+        licence="CC BY 4.0",
+        folder="",
+        load=_load,
+        batch_size=64,
+    ),
+)
