@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Flag",
     "algorithm_class",
+    "algorithm_dabs",
     "algorithm_flags",
     "algorithm_summary",
     "algorithms",
@@ -153,6 +154,18 @@ def algorithm_flags(name: str) -> list[Flag]:
             ) from error
         flags.append(Flag(arg.arg, kind, value, helps.get(arg.arg, "")))
     return flags
+
+
+def algorithm_dabs(name: str) -> dict[str, Any]:
+    """What ``--protocol dabs`` sets for an algorithm: its class attribute ``dabs``, read without importing torch."""
+    node, path, _ = _class_node(name)
+    for statement in node.body:
+        if isinstance(statement, ast.AnnAssign) and ast.unparse(statement.target) == "dabs" and statement.value:
+            try:
+                return dict(ast.literal_eval(statement.value))
+            except ValueError as error:
+                raise UserError(f"{path}: {node.name}.dabs must be a literal dict") from error
+    return {}
 
 
 def _plain_type(annotation: ast.expr) -> Any:

@@ -1,0 +1,85 @@
+"""What `dabsmix list` shows: every domain, algorithm and encoder, without importing torch."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+from typing import Any
+
+import dabsmix
+from dabsmix.plugins import algorithm_flags, algorithm_summary, algorithms, domains
+
+__all__ = ["catalogue", "show"]
+
+
+def catalogue(what: str, root: Path) -> dict[str, list[dict[str, Any]]]:
+    """Plain values, by kind. ``present`` says whether a domain's files are under the data root."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    if what in ("all", "domains"):
+        found["domains"] = [
+            {
+                "name": card.name,
+                "modality": card.modality,
+                "present": "embedded" if not card.folder else "yes" if (root / card.folder).exists() else "no",
+                "obtained": "embedded" if not card.folder else "download" if card.downloads else "by hand",
+                "licence": card.licence,
+                "title": card.title,
+                "batch_size": card.batch_size,
+                "folder": card.folder,
+                "transfers": list(card.transfers),
+                "manual": card.manual,
+            }
+            for card in domains().values()
+        ]
+    if what in ("all", "algorithms"):
+        found["algorithms"] = [
+            {
+                "name": name,
+                "summary": algorithm_summary(name),
+                "flags": {flag.name: flag.default for flag in algorithm_flags(name)},
+            }
+            for name in algorithms()
+        ]
+    if what in ("all", "encoders"):
+        found["encoders"] = [{"name": name, "shape": shape} for name, shape in _encoders().items()]
+    return found
+
+
+def _encoders() -> dict[str, str]:
+    """Names and shapes of ``encoder.ENCODERS``, read from its source: importing it would load torch."""
+    tree = ast.parse((Path(dabsmix.__file__).parent / "encoder.py").read_text(encoding="utf-8"))
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "ENCODERS":
+            assert isinstance(node.value, ast.Dict)
+            return {
+                ast.literal_eval(key): ast.unparse(value).removeprefix("EncoderConfig")
+                for key, value in zip(node.value.keys, node.value.values, strict=True)
+                if key is not None
+            }
+    raise AssertionError("encoder.py defines ENCODERS")
+
+
+SHOWN = {
+    "domains": ("name", "modality", "present", "obtained", "licence", "title"),
+    "algorithms": ("name", "summary"),
+    "encoders": ("name", "shape"),
+}
+
+
+def show(found: dict[str, list[dict[str, Any]]]) -> None:
+    """Print as tables; plain tab-separated lines where the output is no terminal."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    for kind, rows in found.items():
+        if not console.is_terminal:
+            for row in rows:
+                print(kind[:-1], *(row[column] for column in SHOWN[kind]), sep="\t")
+            continue
+        table = Table(title=kind, box=None, title_justify="left", header_style="bold")
+        for column in SHOWN[kind]:
+            table.add_column(column, no_wrap=column == "name")
+        for row in rows:
+            table.add_row(*(str(row[column]) for column in SHOWN[kind]))
+        console.print(table)

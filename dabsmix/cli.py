@@ -1,0 +1,246 @@
+"""The command line. Nothing heavy is imported before a command needs it: ``--help`` answers at once."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import field, fields, make_dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from dabsmix.config import (
+    AuditConfig,
+    EmbedConfig,
+    LeaderboardConfig,
+    ListConfig,
+    PretrainConfig,
+    QuickstartConfig,
+    SubmitConfig,
+    TransferConfig,
+    data_root,
+)
+from dabsmix.errors import UserError
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    """Entry point of ``dabsmix``: a user's mistake is one line on standard error and exit status 2."""
+    try:
+        _run(sys.argv[1:])
+    except UserError as error:
+        if os.environ.get("RANK", "0") == "0":  # every process meets the same mistake; one of them says so
+            print(f"dabsmix: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("dabsmix: interrupted; a pretraining run goes on with the same command and --resume", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # `dabsmix leaderboard | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+
+
+def _run(argv: list[str]) -> None:
+    commands: dict[str, tuple[Any, Callable[[Any], None]]] = {
+        "list": (ListConfig, _list),
+        "pretrain": (PretrainConfig, _pretrain),
+        "transfer": (TransferConfig, _transfer),
+        "submit": (SubmitConfig, _submit),
+        "leaderboard": (LeaderboardConfig, _leaderboard),
+        "embed": (EmbedConfig, _embed),
+        "audit": (AuditConfig, _audit),
+        "quickstart": (QuickstartConfig, _quickstart),
+    }
+    kinds = {name: kind for name, (kind, _) in commands.items()}
+    if argv[:1] == ["pretrain"]:
+        argv, kinds["pretrain"] = _with_algorithm_flags(argv)
+    config = tyro.extras.subcommand_cli_from_dict(
+        kinds,
+        prog="dabsmix",
+        description="A domain-agnostic self-supervised learning benchmark.",
+        args=argv,
+    )
+    action = next(action for kind, action in commands.values() if isinstance(config, kind))
+    action(config)
+
+
+# --- pretrain's flags: flag > file > protocol > default
+
+
+def _with_algorithm_flags(argv: list[str]) -> tuple[list[str], type[PretrainConfig]]:
+    """`PretrainConfig` with the chosen algorithm's hyperparameters as fields and the config file's values as defaults.
+
+    Returns the arguments that are left once ``--config`` is taken out.
+    """
+    from dabsmix.plugins import algorithm_dabs, algorithm_flags, did_you_mean
+
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name in ("--config", "--algo", "--protocol"):
+        first.add_argument(name)
+    known, _ = first.parse_known_args(argv[1:])
+    rest = _without(argv, "--config")
+    file = _read_config(known.config)
+    algo = known.algo or file.get("algo") or PretrainConfig.algo
+    protocol = known.protocol or file.get("protocol") or PretrainConfig.protocol
+
+    own = {f.name: f for f in fields(PretrainConfig)}
+    hyper = {flag.name: flag for flag in algorithm_flags(algo)}
+    for name in file:
+        if name not in own and name not in hyper:
+            close = did_you_mean(name, [*own, *hyper])
+            raise UserError(f"{known.config}: unknown field {name!r}{close}")
+    for name in hyper.keys() & own.keys():
+        raise UserError(f"--algo {algo}: its hyperparameter {name!r} has the name of a flag of pretrain; rename it")
+    faults = algorithm_dabs(algo) if protocol == "dabs" else {}
+
+    added: list[Any] = []
+    for name, value in file.items():
+        if name in own:
+            added.append((name, own[name].type, field(default=_typed(name, value))))
+    for flag in hyper.values():
+        default = file.get(flag.name, faults.get(flag.name, flag.default))
+        kind = tyro.conf.arg(help=flag.help or None)
+        added.append((flag.name, _annotated(flag.type, kind), field(default=default)))
+    made = make_dataclass(
+        "Pretrain", added, bases=(PretrainConfig,), frozen=True, namespace={"__doc__": PretrainConfig.__doc__}
+    )
+    made.__hyper__ = tuple(hyper)  # type: ignore[attr-defined]
+    return rest, made
+
+
+def _annotated(kind: Any, argument: Any) -> Any:
+    from typing import Annotated
+
+    return Annotated[kind, argument]
+
+
+def _without(argv: list[str], flag: str) -> list[str]:
+    kept, skip = [], False
+    for word in argv:
+        if skip:
+            skip = False
+        elif word == flag:
+            skip = True
+        elif not word.startswith(f"{flag}="):
+            kept.append(word)
+    return kept
+
+
+def _typed(name: str, value: Any) -> Any:
+    return Path(value) if name in ("data", "options", "data_root", "out") and value is not None else value
+
+
+def _read_config(path: str | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    import yaml
+
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"--config {path}: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"--config {path}: expected lines `field: value`")
+    return values
+
+
+# --- the commands: each imports what it needs
+
+
+def _say(text: str) -> None:
+    if os.environ.get("RANK", "0") == "0":
+        print(text, file=sys.stderr)
+
+
+def _pretrain(config: PretrainConfig) -> None:
+    from dataclasses import replace
+
+    from dabsmix.pretrain import accelerate, pretrain
+
+    names = getattr(config, "__hyper__", ())
+    plain = PretrainConfig(**{f.name: getattr(config, f.name) for f in fields(PretrainConfig)})
+    plain = replace(plain, hyper={name: getattr(config, name) for name in names})
+    run = pretrain(plain, accelerator=accelerate(plain.precision), say=_say)
+    if os.environ.get("RANK", "0") == "0":
+        print(run.path)
+
+
+def _transfer(config: TransferConfig) -> None:
+    from dabsmix.pretrain import accelerate
+    from dabsmix.transfer import show, transfer
+
+    results = transfer(config, accelerator=accelerate(), say=_say)
+    if os.environ.get("RANK", "0") == "0":
+        print(json.dumps(results, indent=1) if config.json else show(results))
+
+
+def _submit(config: SubmitConfig) -> None:
+    from dabsmix.board import submit
+    from dabsmix.run import newest_run
+
+    run = config.run or newest_run(config.out, lambda r: any(r.path.glob("transfer/*.json")), "transferred run").path
+    rows = submit(run, config.by, config.leaderboard)
+    print(f"{len(rows)} rows of {run} added to {config.leaderboard}")
+
+
+def _leaderboard(config: LeaderboardConfig) -> None:
+    from dabsmix import board, board_table
+
+    if config.action == "validate":
+        problems = board.validate(config.csv)
+        for problem in problems:
+            print(problem)
+        if problems:
+            raise UserError(f"{config.csv}: {len(problems)} problems")
+        print(f"{config.csv}: valid")
+        return
+    rows = board.read(config.csv)
+    if config.format == "table" and config.out is None:
+        board_table.show(rows)
+        return
+    text = board_table.render(rows, config.format)
+    if config.out is None:
+        print(text)
+    else:
+        from dabsmix.run import write
+
+        write(config.out, lambda path: path.write_text(text, encoding="utf-8"))
+        print(config.out)
+
+
+def _list(config: ListConfig) -> None:
+    from dabsmix.catalogue import catalogue, show
+
+    found = catalogue(config.what, data_root(config.data_root))
+    if config.json:
+        print(json.dumps(found, indent=1))
+    else:
+        show(found)
+
+
+def _embed(config: EmbedConfig) -> None:
+    from dabsmix.embedding import embed
+
+    print(embed(config))
+
+
+def _audit(config: AuditConfig) -> None:
+    from dabsmix.audit import audit, render
+    from dabsmix.own import load_for
+
+    data, _ = load_for(
+        PretrainConfig(**{f.name: getattr(config, f.name) for f in fields(AuditConfig) if f.name != "json"})
+    )
+    findings = audit(data)
+    print(render(findings, as_json=config.json))
+
+
+def _quickstart(config: QuickstartConfig) -> None:
+    from dabsmix.quickstart import quickstart
+
+    quickstart(config)

@@ -1,0 +1,278 @@
+"""What a user can set, as frozen dataclasses. The command line is made from these; so is ``--config x.yaml``.
+
+A field that is None takes its value from the protocol or the domain; `resolve` fills it in, so that a run's
+``config.yaml`` states every value that was used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from dabsmix.errors import UserError
+
+__all__ = [
+    "PRETRAIN_PROTOCOLS",
+    "AuditConfig",
+    "EmbedConfig",
+    "LeaderboardConfig",
+    "ListConfig",
+    "PretrainConfig",
+    "QuickstartConfig",
+    "Recipe",
+    "SubmitConfig",
+    "TransferConfig",
+    "as_plain",
+    "config_hash",
+    "data_root",
+    "resolve",
+]
+
+Modality = Literal["image", "spectrogram", "sensor", "tabular", "text"]
+
+# What `--protocol` decides for pretraining. dabs: Tamkin et al. 2021, conf/pretrain.yaml. 100 000 steps in both, so
+# that they compare.
+PRETRAIN_PROTOCOLS: dict[str, dict[str, Any]] = {
+    "v1": dict(
+        steps=100_000, lr=3e-4, weight_decay=0.01, schedule="cosine", clip=1.0, attend_padding=False, columns="own"
+    ),
+    "dabs": dict(
+        steps=100_000, lr=1e-4, weight_decay=1e-4, schedule="constant", clip=0.0, attend_padding=True, columns="shared"
+    ),
+}
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Pretrain an encoder without labels. The algorithm's own flags follow from its file; see them with --algo."""
+
+    domain: str | None = None
+    """Data set to pretrain on (see: dabsmix list domains)."""
+    algo: str = "dmix"
+    """Algorithm (see: dabsmix list algorithms), or your own: my_package.my_module:MyClass."""
+    data: Path | None = None
+    """Your own data, in place of --domain: a folder or a file."""
+    modality: Modality | None = None
+    """What your own data are."""
+    label: str | None = None
+    """Column (or, for folders, 'folder') that holds the label of your own data; without it nothing is scored."""
+    options: Path | None = None
+    """YAML with further options for reading your own data (README, "Your own data")."""
+    on_bad: Literal["error", "skip"] = "error"
+    """What to do with unreadable examples of your own data; skipped ones are counted and listed."""
+    encoder: str = "dabs"
+    """Encoder (see: dabsmix list encoders)."""
+    protocol: Literal["v1", "dabs"] = "v1"
+    """v1: ours. dabs: as the DABS reference does, faults included, to compare with its published numbers."""
+    steps: int | None = None
+    """Optimizer steps [100 000]."""
+    batch_size: int | None = None
+    """Examples per step over all processes [the domain's]."""
+    lr: float | None = None
+    """AdamW's learning rate [v1: 3e-4, dabs: 1e-4]."""
+    weight_decay: float | None = None
+    """AdamW's decoupled weight decay [v1: 0.01, dabs: 1e-4]."""
+    schedule: Literal["cosine", "constant"] | None = None
+    """Learning rate over time: warm-up (5 % of the steps) and cosine to 0, or constant [v1: cosine, dabs: constant]."""
+    clip: float | None = None
+    """Largest gradient norm, 0 for none [v1: 1, dabs: 0]."""
+    attend_padding: bool | None = None
+    """Whether padding takes part in attention and pooling [v1: no, dabs: yes]."""
+    columns: Literal["own", "shared"] | None = None
+    """Numeric table columns: weights of their own, or one Linear shared by all [v1: own, dabs: shared]."""
+    seed: int = 0
+    """Seed of weights, batches, partners, masks and dropout."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of the encoder; weights and losses are fp32 either way."""
+    compile: bool = False
+    """torch.compile the transformer's blocks."""
+    evaluate_every: int | None = None
+    """Steps between two scores of the online probe on the validation split [a tenth of the steps]."""
+    checkpoint_every: int | None = None
+    """Steps between two checkpoints [a tenth of the steps, at most 5000]."""
+    resume: bool = False
+    """Continue the newest unfinished run of this very configuration under --out."""
+    data_root: Path | None = None
+    """Where raw data lie [$DABSMIX_DATA, else the user's cache folder]."""
+    out: Path = Path("runs")
+    """Folder in which the run's folder is made."""
+    hyper: Annotated[Mapping[str, Any], tyro.conf.Suppress] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The numbers of a training, every one of them filled in; fields as in `PretrainConfig`."""
+
+    steps: int
+    batch_size: int
+    lr: float
+    weight_decay: float
+    schedule: Literal["cosine", "constant"]
+    clip: float
+    attend_padding: bool
+    columns: Literal["own", "shared"]
+    evaluate_every: int
+    checkpoint_every: int
+
+
+def resolve(config: PretrainConfig, domain_batch_size: int) -> tuple[PretrainConfig, Recipe]:
+    """The configuration with every open field filled in from the protocol and the domain, and its recipe.
+
+    Raises:
+        UserError: a number is out of range.
+    """
+    values = {"batch_size": domain_batch_size, **PRETRAIN_PROTOCOLS[config.protocol]}
+    given = {f.name: getattr(config, f.name) for f in fields(Recipe)}
+    values |= {name: value for name, value in given.items() if value is not None}
+    tenth = max(1, values["steps"] // 10)
+    values = {"evaluate_every": tenth, "checkpoint_every": min(5000, tenth), **values}
+    at_least = dict(steps=1, batch_size=1, evaluate_every=1, checkpoint_every=1, lr=0, weight_decay=0, clip=0)
+    for name, least in at_least.items():
+        if not values[name] >= least:  # also refuses NaN
+            raise UserError(f"--{name.replace('_', '-')} {values[name]}: must be at least {least}")
+    if config.seed < 0:
+        raise UserError(f"--seed {config.seed}: must be at least 0")
+    recipe = Recipe(**values)
+    return replace(config, **asdict(recipe)), recipe
+
+
+# Where a run is written and read from, and whether it was interrupted, do not change its numbers.
+_NOT_IN_HASH = ("out", "data_root", "resume", "checkpoint_every")
+
+
+def config_hash(config: PretrainConfig) -> str:
+    """12 hex digits that two configurations share exactly if they ask for the same numbers."""
+    values = {k: v for k, v in as_plain(config).items() if k not in _NOT_IN_HASH}
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def as_plain(config: PretrainConfig) -> dict[str, Any]:
+    """Plain YAML values, the algorithm's hyperparameters among the other fields, as ``--config`` reads them."""
+    values = asdict(config)
+    hyper = values.pop("hyper")
+    values.pop("resume")
+    return {k: str(v) if isinstance(v, Path) else v for k, v in (values | hyper).items()}
+
+
+def data_root(given: Path | None) -> Path:
+    """``--data-root``, else ``$DABSMIX_DATA``, else a folder of the user's cache."""
+    if given is not None:
+        return given.expanduser()
+    if os.environ.get("DABSMIX_DATA"):
+        return Path(os.environ["DABSMIX_DATA"]).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "dabsmix" / "data"
+
+
+@dataclass(frozen=True)
+class TransferConfig:
+    """Score a frozen encoder on labelled data: probes chosen on validation, the test split read once."""
+
+    run: Path | None = None
+    """The run's folder; without it, the newest finished run under --out."""
+    task: tuple[str, ...] = ()
+    """Domains to transfer to; without it, those that the pretraining domain names, else itself."""
+    protocol: Literal["v1", "dabs", "imix"] | None = None
+    """How features are scored; without it, as in pretraining. Scores of two protocols are never ranked together."""
+    labels: tuple[str, ...] | None = None
+    """Shares of the labels to score with: a fraction, or 'K/class' [v1: 1 0.1 0.01; others: 1]."""
+    data_root: Path | None = None
+    """Where raw data lie [$DABSMIX_DATA, else the user's cache folder]."""
+    out: Path = Path("runs")
+    """Where to look for the newest run."""
+    json: bool = False
+    """Print the results as JSON."""
+
+
+@dataclass(frozen=True)
+class SubmitConfig:
+    """Put a transferred run's scores on the leaderboard, with the record behind them."""
+
+    by: str
+    """Who submits: a name or a handle."""
+    run: Path | None = None
+    """The run's folder; without it, the newest under --out that has been transferred."""
+    leaderboard: Path = Path("leaderboard/results.csv")
+    """The leaderboard's CSV; records go to runs/ beside it."""
+    out: Path = Path("runs")
+    """Where to look for the newest run."""
+
+
+@dataclass(frozen=True)
+class LeaderboardConfig:
+    """Show the leaderboard, or check its CSV."""
+
+    action: tyro.conf.Positional[Literal["show", "validate"]] = "show"
+    """show the table, or validate the CSV against its records."""
+    csv: Path = Path("leaderboard/results.csv")
+    """The leaderboard's CSV."""
+    format: Literal["table", "md", "csv", "html"] = "table"
+    """Form of the table."""
+    out: Path | None = None
+    """Write the table to this file instead of the terminal."""
+
+
+@dataclass(frozen=True)
+class ListConfig:
+    """What there is: domains, algorithms, encoders."""
+
+    what: tyro.conf.Positional[Literal["all", "domains", "algorithms", "encoders"]] = "all"
+    """What to list."""
+    data_root: Path | None = None
+    """Where raw data lie: a domain whose files are there is marked present."""
+    json: bool = False
+    """Print JSON."""
+
+
+@dataclass(frozen=True)
+class EmbedConfig:
+    """Features of your own files by a run's encoder, keyed by file name or row."""
+
+    run: Path
+    """The run's folder; it was pretrained with --data."""
+    input: Path
+    """Files in the format that the run was pretrained on."""
+    out: Path
+    """The Parquet file to write: one row per example, its key and its features."""
+    pooling: Literal["mean", "cls"] = "mean"
+    """Which pooled feature."""
+
+
+@dataclass(frozen=True)
+class AuditConfig:
+    """Check a data set: duplicates, leaks between splits, class balance, value ranges, dependence on file order."""
+
+    domain: str | None = None
+    """Data set to check."""
+    data: Path | None = None
+    """Your own data, in place of --domain."""
+    modality: Modality | None = None
+    """What your own data are."""
+    label: str | None = None
+    """Column that holds the label of your own data."""
+    options: Path | None = None
+    """YAML with further options for reading your own data."""
+    on_bad: Literal["error", "skip"] = "error"
+    """What to do with unreadable examples of your own data."""
+    protocol: Literal["v1", "dabs"] = "v1"
+    """Whose splits to check."""
+    data_root: Path | None = None
+    """Where raw data lie."""
+    json: bool = False
+    """Print JSON."""
+
+
+@dataclass(frozen=True)
+class QuickstartConfig:
+    """Pretrain none, emix and dmix on embedded digits, transfer each, show the leaderboard. No download."""
+
+    out: Path = Path("quickstart")
+    """Folder for the runs and their leaderboard."""
+    steps: int = 400
+    """Pretraining steps of each algorithm."""

@@ -1,0 +1,350 @@
+"""Pretraining, top to bottom: data, encoder, algorithm, loop, run. It names no algorithm and no domain."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import broadcast_object_list
+from torch import Tensor
+
+import dabsmix
+from dabsmix.algorithm import Algorithm, Loss, check_fit
+from dabsmix.batches import Batches, step_seed
+from dabsmix.config import PretrainConfig, Recipe, as_plain, config_hash, resolve
+from dabsmix.domain import Data, Split
+from dabsmix.encoder import Encoder, make_encoder
+from dabsmix.errors import UserError
+from dabsmix.features import features
+from dabsmix.metrics import feature_std, rankme
+from dabsmix.online import OnlineProbe
+from dabsmix.own import load_for, source_name
+from dabsmix.plugins import algorithm_class
+from dabsmix.run import Run, commit, newest_run, save_encoder, sha256
+from dabsmix.spec import Batch
+from dabsmix.terminal import Bar, device_name
+
+__all__ = ["accelerate", "learning_rate", "pretrain"]
+
+LOG_EVERY = 20  # steps; each logged value is the mean over them
+PROBE_EVERY = 10  # steps between clean passes for the online probe, where the loss has no clean features itself
+WARMUP = 0.05  # of all steps
+HEALTH_ROWS = 512  # examples whose features are watched for collapse
+COLLAPSED_RANK = 0.02  # effective rank over the most there could be, below which features count as collapsed
+
+
+def accelerate(precision: str = "fp32") -> Accelerator:
+    """Devices and processes. Queues and momentum copies are state of each process: DDP must not broadcast them."""
+    return Accelerator(
+        mixed_precision="bf16" if precision == "bf16" else "no",
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+    )
+
+
+def pretrain(config: PretrainConfig, *, accelerator: Accelerator, say: Callable[[str], None] = lambda _: None) -> Run:
+    """Train an encoder without labels and write its run.
+
+    Args:
+        config: what to do; open fields are filled in from the protocol and the domain.
+        accelerator: where to do it.
+        say: told what a user should know, in whole sentences, on the main process.
+
+    Raises:
+        UserError: any mistake in the configuration or the data; a loss that is no longer finite.
+    """
+    # What to learn from.
+    data, domain_batch_size = load_for(config)
+    config, recipe = resolve(config, domain_batch_size)
+    batches = Batches(
+        data.pretrain,
+        recipe.batch_size,
+        seed=config.seed,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+    )
+
+    # What learns.
+    torch.manual_seed(step_seed(config.seed, 0, "weights"))
+    encoder = make_encoder(config.encoder, data.specs, attend_padding=recipe.attend_padding, columns=recipe.columns)
+    algorithm = algorithm_class(config.algo)(encoder, **config.hyper)
+    check_fit(algorithm, recipe.batch_size, encoder.num_tokens)
+    if algorithm.needs_labels and data.pretrain.label is None:
+        raise UserError(f"--algo {config.algo} learns from labels, and {source_name(config)} has none")
+    if algorithm.views == "augment" and data.augment is None:
+        raise UserError(f"--views augment: {source_name(config)} has no augmentation of its own")
+
+    # Where it is written.
+    run = _open_run(config, data, algorithm, accelerator)
+    if run.finished:
+        say(f"{run.path} is finished already: nothing to resume")
+        return run
+    for note in data.notes:
+        say(note)
+    say(f"run: {run.path}")
+
+    state = _Training(algorithm, OnlineProbe(encoder.width, data.task, config.protocol) if data.task else None)
+    if algorithm.trains:
+        _train(state, batches, data, config, recipe, accelerator, run)
+
+    # What came of it.
+    metrics = run.metrics()[-1] if algorithm.trains and accelerator.is_main_process else {}
+    if state.probe is not None and algorithm.trains and data.test is not None:
+        metrics["online_test"] = _online_score(state.probe, encoder, data, data.test, accelerator)
+    if accelerator.is_main_process:
+        save_encoder(run.path / "encoder.safetensors", encoder, config.encoder)
+        run.update(
+            status="finished",
+            seconds=round(state.seconds, 1),
+            encoder_sha256=sha256(run.path / "encoder.safetensors"),
+            metrics=metrics,
+        )
+        if metrics.get("effective_rank", 1.0) < COLLAPSED_RANK * min(encoder.width, HEALTH_ROWS):
+            say(
+                f"warning: the features have collapsed (effective rank {metrics['effective_rank']:.1f} of "
+                f"{encoder.width}): do not expect them to beat a random encoder"
+            )
+    accelerator.wait_for_everyone()
+    return Run(run.path)
+
+
+@dataclass
+class _Training:
+    """What changes while training: all of it is in a checkpoint."""
+
+    algorithm: Algorithm
+    probe: OnlineProbe | None
+    step: int = 0
+    seconds: float = 0.0
+    sums: dict[str, Tensor] = field(default_factory=dict)  # since the last logged line
+    counts: dict[str, int] = field(default_factory=dict)
+
+    def add(self, name: str, value: Tensor) -> None:
+        self.sums[name] = self.sums[name] + value if name in self.sums else value
+        self.counts[name] = self.counts.get(name, 0) + 1
+
+
+def _train(
+    state: _Training,
+    batches: Batches,
+    data: Data,
+    config: PretrainConfig,
+    recipe: Recipe,
+    accelerator: Accelerator,
+    run: Run,
+) -> None:
+    """The loop. Everything random in a step follows from (seed, step), so resuming needs no generator's state."""
+    algorithm, probe, device = state.algorithm, state.probe, accelerator.device
+    encoder = algorithm.encoder
+    if config.compile:
+        for block in encoder.blocks:
+            block.compile()
+    parameters = [p for p in algorithm.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)
+    model, optimizer = accelerator.prepare(algorithm, optimizer)
+    if probe is not None:
+        probe.to(device)
+
+    checkpoint = run.load_checkpoint()
+    if checkpoint is not None:
+        _restore(state, optimizer, checkpoint)
+    if accelerator.is_main_process:
+        run.cut_metrics(state.step)
+    accelerator.wait_for_everyone()
+
+    model.train()
+    began = time.perf_counter() - state.seconds
+    logged_at, logged_step = time.perf_counter(), state.step
+    with Bar("pretrain", total=recipe.steps, start=state.step, shown=accelerator.is_main_process) as bar:
+        for raw in batches.iterate(state.step, recipe.steps, device):
+            torch.manual_seed(step_seed(config.seed, state.step, "dropout", accelerator.process_index))
+            draws = step_seed(config.seed, state.step, "draws")
+            views = make_views(data, raw.inputs, algorithm, draws + accelerator.process_index)
+            lr = learning_rate(state.step, recipe.steps, recipe.lr, recipe.schedule)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+
+            loss: Loss = model(Batch(views, raw.label if algorithm.needs_labels else None, raw.ids, draws))
+            accelerator.backward(loss.value)
+            if recipe.clip:
+                state.add("grad_norm", accelerator.clip_grad_norm_(parameters, recipe.clip))
+            optimizer.step()
+            optimizer.zero_grad()
+            state.step += 1
+            algorithm.after_step(state.step / recipe.steps)
+
+            state.add("loss", loss.value.detach())
+            for name, value in loss.metrics.items():
+                state.add(name, value)
+            if probe is not None and raw.label is not None:
+                clean = loss.features
+                if clean is None and state.step % PROBE_EVERY == 0:
+                    clean = _clean_features(encoder, data, raw.inputs, accelerator)
+                if clean is not None:
+                    state.add("online_loss", probe.learn(clean, raw.label))
+
+            # Everything below is rare; nothing above waits for the device.
+            last = state.step == recipe.steps
+            evaluate = last or state.step % recipe.evaluate_every == 0
+            if last or evaluate or state.step % LOG_EVERY == 0:
+                line = _means(state, accelerator)
+                if not math.isfinite(line["loss"]):
+                    raise UserError(
+                        f"the loss is {line['loss']} after step {state.step}: lower --lr (now {recipe.lr:g}), "
+                        f"or look at the data; {run.path} can be resumed from its last checkpoint"
+                    )
+                if evaluate:
+                    line |= _health(encoder, data, accelerator)
+                    if probe is not None and data.validation is not None:
+                        line["online_validation"] = _online_score(probe, encoder, data, data.validation, accelerator)
+                now = time.perf_counter()
+                rate = (state.step - logged_step) * batches.batch_size / (now - logged_at)
+                logged_at, logged_step = now, state.step
+                state.seconds = now - began
+                bar.show(loss=f"{line['loss']:.3f}", rate=f"{rate:,.0f} examples/s")
+                if accelerator.is_main_process:
+                    times = {"examples_per_s": round(rate, 1), "seconds": round(state.seconds, 2)}
+                    run.log({"step": state.step, **line, "lr": lr, **times})
+            bar.advance()
+            if state.step % recipe.checkpoint_every == 0 and not last and accelerator.is_main_process:
+                state.seconds = time.perf_counter() - began
+                run.save_checkpoint(state.step, _snapshot(state, optimizer))
+    state.seconds = time.perf_counter() - began
+
+
+def make_views(
+    data: Data, stored: tuple[Tensor, ...], algorithm: Algorithm, seed: int
+) -> tuple[tuple[Tensor, ...], ...]:
+    """The views of a batch: the normalised inputs themselves, or the domain's augmentation once for each view."""
+    inputs = data.normalise(stored)
+    if algorithm.views != "augment" or data.augment is None:
+        return (inputs,)
+    generator = torch.Generator(inputs[0].device).manual_seed(seed)
+    return tuple(data.augment(inputs, generator) for _ in range(algorithm.num_views))
+
+
+def learning_rate(step: int, steps: int, peak: float, schedule: str) -> float:
+    """The rate of a step: constant, or linear warm-up over the first 5 % and cosine to 0 over the rest."""
+    if schedule == "constant":
+        return peak
+    warmup = max(1, round(WARMUP * steps))
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+# --- what the loop does now and then
+
+
+def _means(state: _Training, accelerator: Accelerator) -> dict[str, float]:
+    """Means since the last line, over steps and processes; the only place where the loop waits for the device."""
+    names = sorted(state.sums)
+    stacked = torch.stack([state.sums[name].float() / state.counts[name] for name in names])
+    values = accelerator.reduce(stacked, reduction="mean").tolist()
+    state.sums.clear()
+    state.counts.clear()
+    return dict(zip(names, values, strict=True))
+
+
+@torch.no_grad()
+def _clean_features(encoder: Encoder, data: Data, stored: tuple[Tensor, ...], accelerator: Accelerator) -> Tensor:
+    encoder.eval()
+    with accelerator.autocast():
+        mean: Tensor = encoder(data.normalise(stored)).mean
+    encoder.train()
+    return mean
+
+
+def _health(encoder: Encoder, data: Data, accelerator: Accelerator) -> dict[str, float]:
+    """Standard deviation and effective rank of the features of one fixed set of examples: collapse shows here."""
+    spread = torch.linspace(0, len(data.pretrain) - 1, min(HEALTH_ROWS, len(data.pretrain))).long().numpy()
+    pooled = features(encoder, data.pretrain.take(spread), data.normalise, accelerator=accelerator, autocast=True)
+    return {"feature_std": feature_std(pooled.mean.numpy()), "effective_rank": rankme(pooled.mean.numpy())}
+
+
+def _online_score(probe: OnlineProbe, encoder: Encoder, data: Data, split: Split, accelerator: Accelerator) -> float:
+    pooled = features(encoder, split, data.normalise, accelerator=accelerator, autocast=True)
+    assert split.label is not None
+    return probe.score(pooled.mean.to(accelerator.device), split.label)
+
+
+def _snapshot(state: _Training, optimizer: Any) -> dict[str, Any]:
+    return {
+        "step": state.step,
+        "seconds": state.seconds,
+        "algorithm": state.algorithm.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "probe": state.probe and state.probe.state_dict(),
+        "probe_optimizer": state.probe and state.probe.optimizer.state_dict(),
+        "sums": state.sums,
+        "counts": state.counts,
+    }
+
+
+def _restore(state: _Training, optimizer: Any, checkpoint: dict[str, Any]) -> None:
+    state.step, state.seconds = checkpoint["step"], checkpoint["seconds"]
+    state.algorithm.load_state_dict(checkpoint["algorithm"])
+    optimizer.load_state_dict(checkpoint["optimizer"])
+    if state.probe is not None:
+        state.probe.load_state_dict(checkpoint["probe"])
+        state.probe.optimizer.load_state_dict(checkpoint["probe_optimizer"])
+    device = next(state.algorithm.parameters()).device
+    state.sums = {name: value.to(device) for name, value in checkpoint["sums"].items()}
+    state.counts = checkpoint["counts"]
+
+
+def _open_run(config: PretrainConfig, data: Data, algorithm: Algorithm, accelerator: Accelerator) -> Run:
+    """A new run's folder, or with --resume the one to go on with; made by the main process, known to all."""
+    path = [""]
+    if accelerator.is_main_process:
+        path = [str(_find_or_create(config, data, algorithm, accelerator).path)]
+    if accelerator.num_processes > 1:
+        path = broadcast_object_list(path)
+    return Run(Path(path[0]))
+
+
+def _find_or_create(config: PretrainConfig, data: Data, algorithm: Algorithm, accelerator: Accelerator) -> Run:
+    key = config_hash(config)
+    if config.resume:
+        same = lambda run: run.record.get("config_hash") == key  # noqa: E731 - two words, used twice
+        try:
+            run = newest_run(config.out, lambda r: same(r) and not r.finished, "unfinished run of this configuration")
+        except UserError:
+            return newest_run(config.out, same, "run of this configuration to resume")
+        if run.record["data_fingerprint"] != data.fingerprint:
+            raise UserError(f"cannot resume {run.path}: the data have changed since it began; start a new run")
+        return run
+    encoder = algorithm.encoder
+    record = {
+        "status": "running",
+        "domain": source_name(config),
+        "own_data": config.modality if config.data is not None else None,
+        "algorithm": config.algo,
+        "hyper": dict(config.hyper),
+        "views": algorithm.views,
+        "uses_labels": algorithm.needs_labels,
+        "encoder": config.encoder,
+        "parameters": sum(p.numel() for p in encoder.parameters()),
+        "protocol": config.protocol,
+        "seed": config.seed,
+        "steps": config.steps if algorithm.trains else 0,
+        "batch_size": config.batch_size,
+        "config_hash": key,
+        "data_fingerprint": data.fingerprint,
+        "data_state": dict(data.state),
+        "notes": list(data.notes),
+        "version": dabsmix.__version__,
+        "commit": commit(),
+        "torch": torch.__version__,
+        "device": device_name(accelerator.device),
+        "processes": accelerator.num_processes,
+        "created": datetime.now(UTC).isoformat(),
+    }
+    name = f"{source_name(config)}-{config.algo.replace(':', '.')}-s{config.seed}"
+    return Run.create(config.out, name, as_plain(config), record)

@@ -1,0 +1,66 @@
+"""What a person sees while something runs: a progress bar on a terminal, nothing elsewhere; and the machine's name."""
+
+from __future__ import annotations
+
+import platform
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Bar", "device_name"]
+
+
+class Bar:
+    """A progress bar on standard error with a loss, a throughput and the remaining time; silent off a terminal."""
+
+    def __init__(self, title: str, *, total: int, start: int = 0, shown: bool = True) -> None:
+        console = Console(stderr=True)
+        self._progress = Progress(
+            TextColumn(title),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[text]}"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not (shown and console.is_terminal),
+        )
+        self._task = self._progress.add_task(title, total=total, completed=start, text="")
+
+    def __enter__(self) -> Bar:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def advance(self, steps: int = 1) -> None:
+        """One step further."""
+        self._progress.advance(self._task, steps)
+
+    def show(self, **values: str) -> None:
+        """The values beside the bar, in this order."""
+        self._progress.update(self._task, text="  ".join(f"{k} {v}" if k != "rate" else v for k, v in values.items()))
+
+
+def device_name(device: torch.device) -> str:
+    """The hardware that numbers were measured on."""
+    if device.type == "cuda":
+        import torch
+
+        return torch.cuda.get_device_name(device)
+    import os
+
+    model = platform.processor() or platform.machine()
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            model = next((line.partition(":")[2].strip() for line in file if line.startswith("model name")), model)
+    except OSError:
+        pass  # not Linux
+    return f"{model}, {os.cpu_count()} cores"
