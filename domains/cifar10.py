@@ -79,13 +79,13 @@ def read_batches(folder: Path, train: list[str], test: list[str], labels: str, m
             raise UserError(f"{folder / file}: no {labels!r}, or not 3072 bytes for each; fetch the archive again")
         if found and not 0 <= min(found) <= max(found) < len(classes):
             raise UserError(f"{folder / file}: labels {min(found)} to {max(found)} for {len(classes)} classes")
-    images = np.concatenate([batch["data"] for batch in batches]).reshape(-1, 3, 32, 32)
+    images = np.concatenate([batch["data"] for batch in batches]).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
     first = sum(len(batch[labels]) for batch in batches[: len(train)])
     return Listing(
         folder=folder,
         files=[*train, *test, meta],
         count=len(images),
-        pixels=array_pixels(images.transpose(0, 2, 3, 1)),
+        pixels=array_pixels(lambda: images),
         label=np.concatenate([np.asarray(batch[labels], np.int64) for batch in batches]),
         train=np.arange(first),
         test=np.arange(first, len(images)),

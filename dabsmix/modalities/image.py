@@ -11,11 +11,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -38,11 +39,14 @@ __all__ = [
     "Listing",
     "Pixels",
     "array_pixels",
+    "codes",
     "digest",
     "family",
     "file_pixels",
+    "lines",
     "load",
     "resized",
+    "rows_named",
     "walk",
 ]
 
@@ -62,11 +66,11 @@ class Listing:
         count: how many images there are; rows are numbered 0 to count - 1.
         pixels: ``pixels(row, side)`` gives one image, unsigned integers ``(channels, side, side)``. Called from several
             threads. Raises UserError naming a file that it cannot read.
-        label: of all rows, as the task's kind states; rows outside train, validation and test may hold anything.
+        label: of all rows, as the task's kind states; -1 where there is none (only rows of `pretrain`).
         train, test: rows of the training and the test part.
         task: what is predicted.
         validation: rows of the validation part where the source fixes one; else it is carved from train.
-        unlabelled: further rows that only pretraining sees.
+        pretrain: rows that pretraining sees where these are not just those of train.
         group: int64 ``(count,)``, rows that are not independent share a number; None where each stands alone.
         notes: what a reader of a score has to know.
         channels: 3 unless stated.
@@ -82,7 +86,7 @@ class Listing:
     test: NDArray[np.int64]
     task: Task
     validation: NDArray[np.int64] | None = None
-    unlabelled: NDArray[np.int64] | None = None
+    pretrain: NDArray[np.int64] | None = None
     group: NDArray[np.int64] | None = None
     notes: tuple[str, ...] = ()
     channels: int = 3
@@ -166,13 +170,11 @@ def load(
         train, validation = train[kept], train[held]
     check_splits(name, listing, train, validation, test)
 
-    def split(rows: NDArray[np.int64], labelled: bool = True) -> Split:
-        group = None if listing.group is None else listing.group[rows]
-        return Split((images,), rows, listing.label[rows] if labelled else None, group)
+    def split(rows: NDArray[np.int64]) -> Split:
+        label = None if (listing.label[rows] < 0).any() else listing.label[rows]
+        return Split((images,), rows, label, None if listing.group is None else listing.group[rows])
 
-    pretrain = split(train)
-    if listing.unlabelled is not None:
-        pretrain = split(np.concatenate([train, listing.unlabelled]), labelled=False)
+    pretrain = split(train if listing.pretrain is None else listing.pretrain)
     pixels = Pixels.of(sums[pretrain.rows], side, listing.depth, standardise=protocol != "dabs", flip=views == "flip")
     return Data(
         specs=(Grid(listing.channels, (side, side), (patch, patch)),),
@@ -193,6 +195,8 @@ def check_splits(name: str, listing: Listing, *parts: NDArray[np.int64]) -> None
     for part, rows in zip(("train", "validation", "test"), parts, strict=True):
         if not len(rows):
             raise UserError(f"{name}: no image in the {part} split; is {listing.folder} complete?")
+    if len(np.intersect1d(parts[0], parts[2])) or len(np.intersect1d(parts[0], parts[1])):
+        raise UserError(f"{name}: train shares images with validation or test; mend the lists in {listing.folder}")
     if listing.task.kind != "classes":
         return
     if len(listing.task.classes) < 2:
@@ -273,13 +277,18 @@ def file_pixels(
     return pixels
 
 
-def array_pixels(images: NDArray[np.uint8]) -> Callable[[int, int], NDArray[np.uint8]]:
-    """For `Listing.pixels`: images that lie in one array uint8 ``(n, height, width, 3)``."""
+def array_pixels(read: Callable[[], NDArray[np.uint8]]) -> Callable[[int, int], NDArray[np.uint8]]:
+    """For `Listing.pixels`: images of one array uint8 ``(n, height, width, 3)``, read when the first is asked for."""
+    once = Lock()
+    images: list[NDArray[np.uint8]] = []
 
     def pixels(row: int, side: int) -> NDArray[np.uint8]:
         from PIL import Image
 
-        return resized(Image.fromarray(images[row]), side)
+        with once:
+            if not images:
+                images.append(read())
+        return resized(Image.fromarray(np.ascontiguousarray(images[0][row])), side)
 
     return pixels
 
@@ -329,6 +338,35 @@ def walk(folder: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> list[str]:
         inside = Path(root).relative_to(folder)
         found += [(inside / file).as_posix() for file in files if file.lower().endswith(suffixes) and file[0] != "."]
     return sorted(found)
+
+
+def lines(path: Path) -> list[str]:
+    """The lines of a text file that are not empty.
+
+    Raises:
+        UserError: it is missing or no text.
+    """
+    try:
+        return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); fetch the data set again") from error
+
+
+def rows_named(path: Path, names: Sequence[str], rows: Mapping[str, int]) -> NDArray[np.int64]:
+    """Rows of the images that the lines of a list name, in the list's order.
+
+    Raises:
+        UserError: an image of the list is not there; the message has the list's line.
+    """
+    for number, name in enumerate(names, 1):
+        if name not in rows:
+            raise UserError(f"{path}, line {number}: no image {name!r} beside it; fetch the data set again")
+    return np.array([rows[name] for name in names], dtype=np.int64)
+
+
+def codes(values: Sequence[str]) -> NDArray[np.int64]:
+    """Each value's place among the sorted distinct values: group and class numbers, int64 ``(n,)``."""
+    return np.unique(np.asarray(values), return_inverse=True)[1].astype(np.int64)
 
 
 def digest(lines: Sequence[str]) -> str:
