@@ -17,7 +17,7 @@ from dabsmix.algorithm import Algorithm, Loss
 from dabsmix.contrast import mixed_cross_entropy, own_rows, similarities
 from dabsmix.encoder import Embedded, Encoder
 from dabsmix.errors import UserError
-from dabsmix.heads import dabs_head
+from dabsmix.projection import dabs_head
 from dabsmix.mixing import concatenate, draw_order, draw_pairs, partners, patch_mix
 from dabsmix.spec import Batch
 
