@@ -1,11 +1,11 @@
-"""Text: from strings to rows of token ids, stored once as a memory map; tokenizers by name, by file or trained here."""
+"""Text: samples to rows of token ids, tokenised once into a memory map; GLUE-like tasks; a user's own texts."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,9 +13,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dabsmix.domain import Data, Split, Task
 from dabsmix.download import Download
 from dabsmix.errors import UserError
-from dabsmix.prepare import allocate, prepared, progress
+from dabsmix.modalities.tokenizer import Sample, Tokenizer, tokenizer, train_tokenizer
+from dabsmix.prepare import allocate, fingerprint, prepared, progress
+from dabsmix.spec import Tokens
+from dabsmix.splits import carve
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,223 +27,233 @@ if TYPE_CHECKING:
 __all__ = [
     "BERT",
     "BERT_FILE",
+    "HUGGING_FACE",
     "LENGTH",
     "XLM_ROBERTA",
     "XLM_ROBERTA_FILE",
     "Sample",
+    "Texts",
     "Tokenizer",
     "as_int64",
-    "cut_note",
-    "tokenised",
+    "corpus",
+    "identity",
+    "labelled",
+    "read_lines",
+    "read_tsv",
     "tokenizer",
     "train_tokenizer",
 ]
 
-Sample = str | tuple[str, str]
-"""A text, or a pair of texts that is read as one sequence."""
+LENGTH = 128
+"""Tokens a sample, of DABS (Tamkin et al. 2021) and so of every text domain here: an encoder's positions are fixed."""
 
 BERT = "bert-base-uncased"
-XLM_ROBERTA = "xlm-roberta-base"
 BERT_FILE = Download(
-    ("https://huggingface.co/google-bert/bert-base-uncased/resolve/main/vocab.txt",), f"{BERT}/vocab.txt"
+    (
+        "https://huggingface.co/google-bert/bert-base-uncased/resolve/86b5e0934494bd15c9632b12f734a8a67f723594/vocab.txt",
+    ),
+    f"{BERT}/vocab.txt",
+    "sha256:07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3",
+    "mantzaris/KeemenaSubwords.jl, tools/build_public_model_artifact.jl",
 )
+XLM_ROBERTA = "xlm-roberta-base"
 XLM_ROBERTA_FILE = Download(
     ("https://huggingface.co/FacebookAI/xlm-roberta-base/resolve/main/tokenizer.json",), f"{XLM_ROBERTA}/tokenizer.json"
 )
-LENGTH = 128
-"""Tokens a sample, of DABS (Tamkin et al. 2021) and so of every text domain here."""
+HUGGING_FACE = "huggingface/datasets 040102f, datasets/{}/dataset_infos.json"
+"""Where the checksums of the text sets are published, the set's name to be filled in."""
 
 BATCH = 4096
 """Samples that are tokenised at once: bounds the memory, changes nothing else."""
 
-VERSION = 1
-"""Of what is written by `tokenised`; a change makes prepared data of an older version unfindable."""
-
-PAD_TOKENS = ("[PAD]", "<pad>")
+# Part of every cache key: raise it when the same texts would give other rows.
+PREPARATION = 1
 
 
-class Tokenizer:
-    """Strings to token ids.
+# --- reading
 
-    Args:
-        name: as it was asked for; "trained" for one made from a corpus.
-        text: contents of a ``tokenizer.json``, the ``tokenizers`` library's own format.
 
-    Attributes:
-        vocab: ids are below this.
-        pad: the id that fills short sequences.
-        digest: hex sha256 of all that decides the ids.
+def read_lines(file: Path) -> Iterator[tuple[int, str]]:
+    """Line numbers from 1 and the lines of a UTF-8 file, without byte order mark and line end.
 
     Raises:
-        UserError: there is no padding token, or the text is not one of the library's.
+        UserError: the file is missing, cannot be read, or a line of it is not UTF-8.
     """
-
-    def __init__(self, name: str, text: str) -> None:
-        import tokenizers
-
-        try:
-            self._inner = tokenizers.Tokenizer.from_str(text)
-        except Exception as error:  # the library raises a bare Exception
-            raise UserError(f"{name}: not a tokenizer.json of the tokenizers library ({error})") from error
-        self._inner.no_truncation()
-        self._inner.no_padding()
-        pads = [token for token in PAD_TOKENS if self._inner.token_to_id(token) is not None]
-        if not pads:
-            raise UserError(f"{name}: the vocabulary has neither of the padding tokens {', '.join(PAD_TOKENS)}")
-        self.name = name
-        self.text = self._inner.to_str()
-        self.pad: int = self._inner.get_vocab(with_added_tokens=True)[pads[0]]
-        self.vocab = 1 + max(self._inner.get_vocab(with_added_tokens=True).values())
-        self.digest = hashlib.sha256(self.text.encode()).hexdigest()
-
-    def encode(self, texts: Sequence[str], length: int, pairs: Sequence[str] | None = None) -> NDArray[np.int32]:
-        """Token ids, int32 ``(n, length)``: cut or padded on the right, the tokenizer's own special tokens included.
-
-        With ``pairs`` each row is a text and its partner (BERT: ``[CLS] text [SEP] pair [SEP]``); where both do not
-        fit, the longer one of the two loses tokens first.
-        """
-        samples: Sequence[Sample] = texts if pairs is None else list(zip(texts, pairs, strict=True))
-        rows = np.full((len(samples), length), self.pad, dtype=np.int32)
-        if len(samples):
-            self._inner.enable_truncation(length, strategy="longest_first")
-            self._inner.enable_padding(length=length, pad_id=self.pad, pad_token=self._inner.id_to_token(self.pad))
-            rows[:] = [encoding.ids for encoding in self._inner.encode_batch_fast(samples)]
-        return rows
-
-    def state(self) -> dict[str, Any]:
-        """Plain JSON values from which `from_state` makes the same tokenizer."""
-        return {"name": self.name, "tokenizer": json.loads(self.text)}
-
-    @classmethod
-    def from_state(cls, state: Mapping[str, Any]) -> Tokenizer:
-        """The tokenizer that gave this state."""
-        return cls(state["name"], json.dumps(state["tokenizer"]))
-
-
-# --- where tokenizers come from
-
-
-def tokenizer(name: str, root: Path) -> Tokenizer:
-    """A tokenizer by the name of a hub repository or by a file; never fetches anything.
-
-    Args:
-        name: a path to a ``vocab.txt`` (WordPiece, one token a line) or ``tokenizer.json``, or to a folder with one
-            of them; else a repository's name, looked for as the folder ``root/name`` and in the Hugging Face cache.
-        root: the data root.
-
-    Raises:
-        UserError: it is in none of these places (the message says what to fetch and where to put it), or damaged.
-    """
-    for place in (Path(name).expanduser(), root / name):
-        for file in (place, place / "tokenizer.json", place / "vocab.txt"):
-            if file.is_file():
-                return _from_file(name, file)
-    if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) and (cached := _from_hub_cache(name)) is not None:
-        return _from_file(name, cached)
-    raise UserError(
-        f"tokenizer {name!r} is neither a file, nor the folder {root / name}, nor in the Hugging Face cache: fetch "
-        f"https://huggingface.co/{name}/resolve/main/tokenizer.json and put it into {root / name}"
-    )
-
-
-def _from_file(name: str, file: Path) -> Tokenizer:
     try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: cannot be read as a tokenizer ({error}); fetch it again") from error
-    if file.suffix == ".json":
-        return Tokenizer(name, text)
-    return Tokenizer(name, _wordpiece(file, text.splitlines()))
+        # only "\\n" ends a line: upstream's files hold other characters that Python would split at
+        with file.open("rb") as stream:
+            for number, line in enumerate(stream, start=1):
+                try:
+                    yield number, line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+                except UnicodeDecodeError as error:
+                    raise UserError(f"{file}:{number}: not UTF-8 ({error.reason}); convert the file") from error
+    except FileNotFoundError as error:
+        raise UserError(f"{file}: no such file; fetch the data set again or put the file there") from error
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror})") from error
 
 
-def _wordpiece(file: Path, tokens: list[str]) -> str:
-    """BERT's tokenizer (Devlin et al. 2019) over a ``vocab.txt``: the line's number is the token's id."""
-    from tokenizers.implementations import BertWordPieceTokenizer
-
-    for special in ("[PAD]", "[UNK]", "[CLS]", "[SEP]"):
-        if tokens.count(special) != 1:
-            raise UserError(
-                f"{file}: {tokens.count(special)} lines {special} among {len(tokens)}; a WordPiece vocab.txt has one "
-                "token a line and each special one once"
-            )
-    # an uncased vocabulary has no ASCII capital outside its [SPECIAL] tokens
-    lowercase = not any(re.search("[A-Z]", token) for token in tokens if not re.fullmatch(r"\[\w+\]", token))
-    inner = BertWordPieceTokenizer(str(file), lowercase=lowercase)
-    return str(inner.to_str())
-
-
-def _from_hub_cache(name: str) -> Path | None:
-    from transformers.utils import cached_file
-
-    for file in ("tokenizer.json", "vocab.txt"):
-        try:
-            found = cached_file(name, file, local_files_only=True, _raise_exceptions_for_missing_entries=False)
-        except OSError:
-            continue
-        if found is not None:
-            return Path(found)
-    return None
-
-
-def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """Byte-level BPE (Radford et al. 2019) from a corpus, with BERT's special tokens around a text or a pair.
-
-    Bytes are its alphabet, so no text has an unknown token. The same texts give the same tokenizer (WordPiece as
-    the library trains it does not: the ids of its pieces follow a hash map's order).
+def read_tsv(file: Path, columns: Sequence[str], header: Sequence[str] = ()) -> Iterator[tuple[int, list[str]]]:
+    """Line numbers and the wanted cells of a tab-separated file without quoting, as GLUE's are.
 
     Args:
-        texts: the corpus, read once.
-        vocab_size: at most this many tokens, special ones included; at least 260 (256 bytes, 4 special tokens).
+        file: its first line names the columns unless ``header`` does.
+        columns: which cells, in which order.
+        header: the columns of a file that does not name them.
 
     Raises:
-        UserError: vocab_size is below 260.
+        UserError: the file lacks a column, a row has another number of cells, or see `read_lines`.
     """
-    from tokenizers import Tokenizer as Inner
-    from tokenizers import models, normalizers, pre_tokenizers, processors, trainers
+    names = list(header)
+    for number, line in read_lines(file):
+        cells = [cell.strip() for cell in line.split("\t")]
+        if not names:
+            names = cells
+            missing = [column for column in columns if column not in names]
+            if missing:
+                raise UserError(f"{file}:{number}: no column {missing[0]!r} among {', '.join(names)}; is it this file?")
+            continue
+        if len(cells) != len(names):
+            raise UserError(f"{file}:{number}: {len(cells)} cells where the table has {len(names)}; mend the row")
+        yield number, [cells[names.index(column)] for column in columns]
 
-    special = ["[PAD]", "[CLS]", "[SEP]", "[MASK]"]
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    if vocab_size < len(special) + len(alphabet):
-        raise UserError(f"vocab_size {vocab_size}: at least {len(special) + len(alphabet)} (the bytes, special tokens)")
-    inner = Inner(models.BPE())
-    inner.normalizer = normalizers.NFC()
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    inner.post_processor = processors.BertProcessing(("[SEP]", 2), ("[CLS]", 1))
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size, special_tokens=special, initial_alphabet=alphabet, show_progress=False
-    )
-    inner.train_from_iterator(texts, trainer)
-    return Tokenizer("trained", inner.to_str())
+
+def identity(folder: Path, files: Iterable[Path], tokens: Tokenizer) -> str:
+    """Fingerprint of texts and of the tokenizer that turns them into rows."""
+    return hashlib.sha256(f"{fingerprint(folder, files)} {tokens.digest}".encode()).hexdigest()
 
 
 # --- samples to stored rows
 
 
-def tokenised(
-    name: str, source: str, tokens: Tokenizer, length: int, parts: Mapping[str, Callable[[], Iterable[Sample]]]
-) -> dict[str, NDArray[np.int32]]:
-    """Every part's samples as a memory map of token ids, int32 ``(n, length)``; tokenised at the first call only.
+def corpus(name: str, source: str, tokens: Tokenizer, read: Callable[[], Iterable[Sample]], *notes: str) -> Data:
+    """Unlabelled texts, to pretrain on.
 
     Args:
         name: the domain's.
-        source: fingerprint of the files that the samples come from.
+        source: their `identity`.
         tokens: the tokenizer.
-        length: tokens a sample.
-        parts: by name, a function that reads the samples in their order; called twice, to count and to tokenise.
+        read: reads the samples in their order; called twice, to count and to tokenise.
+        notes: what a reader of a score has to know.
+
+    Raises:
+        UserError: there is no sample.
     """
 
     def build(folder: Path) -> None:
-        for part, read in parts.items():
-            n = sum(1 for _ in read())
-            rows = allocate(folder / f"{part}.npy", np.int32, (n, length))
-            start = 0
-            for batch in progress(_batches(read()), f"tokenising {name} {part}", -(-n // BATCH)):
-                rows[start : start + len(batch)] = _encode(tokens, batch, length)
-                start += len(batch)
+        write_rows(folder / "rows.npy", tokens, LENGTH, sum(1 for _ in read()), read(), name)
 
-    key = json.dumps(["text", VERSION, source, tokens.digest, length, sorted(parts)])
-    folder = prepared(name, key, build)
-    return {part: np.load(folder / f"{part}.npy", mmap_mode="r") for part in parts}
+    rows = _stored(prepared(name, _key(source, tokens, LENGTH), build), "rows")
+    if not len(rows):
+        raise UserError(f"{name}: not one text in its files; are they complete?")
+    return Data(
+        specs=(Tokens(LENGTH, tokens.vocab, tokens.pad),),
+        pretrain=Split((rows,), np.arange(len(rows))),
+        train=None,
+        validation=None,
+        test=None,
+        task=None,
+        fingerprint=source,
+        normalise=as_int64,
+        notes=(*notes, _cut_note(rows, tokens)),
+    )
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Samples in their order and their labels, in the form that the task states."""
+
+    samples: list[Sample]
+    label: NDArray[Any]
+
+
+def labelled(
+    name: str, source: str, tokens: Tokenizer, read: Callable[[str], Texts], task: Task, protocol: str, *notes: str
+) -> Data:
+    """A task over texts or pairs of texts, as GLUE's.
+
+    Under ``dabs`` training takes the whole training part and the validation part *is* the test part: DABS reports the
+    split that it watches. Else validation is carved from train. The pairs that share their first text (premise,
+    question) are one group, and go to one side.
+
+    Args:
+        name: the domain's.
+        source: the texts' `identity`.
+        tokens: the tokenizer.
+        read: ``read("train")`` and ``read("test")`` give the parts; called only where nothing is prepared yet.
+        task: what is predicted.
+        protocol: ``v1`` or ``dabs``.
+        notes: what a reader of a score has to know.
+
+    Raises:
+        UserError: a part is empty, or train lacks a class.
+    """
+
+    def build(folder: Path) -> None:
+        train, test = read("train"), read("test")
+        _check(name, task, train, test)
+        for part, texts, first in (("train", train, 0), ("test", test, len(train.samples))):
+            write_rows(folder / f"{part}.npy", tokens, LENGTH, len(texts.samples), texts.samples, f"{name} {part}")
+            np.save(folder / f"{part}_label.npy", texts.label)
+            np.save(folder / f"{part}_group.npy", first + _groups(texts.samples))
+        known = set(train.samples)
+        copies = sum(sample in known for sample in test.samples)
+        (folder / "copies.json").write_text(json.dumps(copies), encoding="utf-8")
+
+    folder = prepared(name, _key(source, tokens, LENGTH), build)
+    copies = json.loads((folder / "copies.json").read_text(encoding="utf-8"))
+
+    def split(part: str) -> Split:
+        rows, group = _stored(folder, part), np.load(folder / f"{part}_group.npy")
+        grouped = len(np.unique(group)) < len(group)
+        return Split((rows,), np.arange(len(rows)), np.load(folder / f"{part}_label.npy"), group if grouped else None)
+
+    train, test = split("train"), split("test")
+    validation = test
+    if protocol != "dabs":
+        kept, held = carve(len(train), label=train.label if task.kind == "classes" else None, group=train.group)
+        train, validation = train.take(kept), train.take(held)
+    return Data(
+        specs=(Tokens(LENGTH, tokens.vocab, tokens.pad),),
+        pretrain=train,
+        train=train,
+        validation=validation,
+        test=test,
+        task=task,
+        fingerprint=source,
+        normalise=as_int64,
+        notes=(
+            *notes,
+            _cut_note(_stored(folder, "train"), tokens),
+            f"{copies} of {len(test)} test samples occur word for word in upstream's training part.",
+        ),
+    )
+
+
+def _check(name: str, task: Task, train: Texts, test: Texts) -> None:
+    for part, texts in (("train", train), ("test", test)):
+        if not texts.samples:
+            raise UserError(f"{name}: no sample in the {part} part; is its file complete?")
+    for code, label in enumerate(task.classes):
+        if code not in train.label:
+            raise UserError(f"{name}: class {label!r} does not occur in train; is its file complete?")
+
+
+def _groups(samples: list[Sample]) -> NDArray[np.int64]:
+    """The pairs that share their first text have one number; single texts stand alone."""
+    known: dict[str, int] = {}
+    return np.array(
+        [n if isinstance(sample, str) else known.setdefault(sample[0], n) for n, sample in enumerate(samples)], np.int64
+    )
+
+
+def write_rows(path: Path, tokens: Tokenizer, length: int, n: int, samples: Iterable[Sample], what: str) -> None:
+    """Tokenise ``n`` samples into a new ``.npy`` file, int32 ``(n, length)``, a bounded number at a time."""
+    rows = allocate(path, np.int32, (n, length))
+    start = 0
+    for batch in progress(_batches(samples), f"tokenising {what}", -(-n // BATCH)):
+        rows[start : start + len(batch)] = tokens.encode(batch, length)
+        start += len(batch)
 
 
 def _batches(samples: Iterable[Sample]) -> Iterator[list[Sample]]:
@@ -248,17 +262,17 @@ def _batches(samples: Iterable[Sample]) -> Iterator[list[Sample]]:
         yield batch
 
 
-def _encode(tokens: Tokenizer, samples: list[Sample], length: int) -> NDArray[np.int32]:
-    single = [sample for sample in samples if isinstance(sample, str)]
-    if len(single) == len(samples):
-        return tokens.encode(single, length)
-    pairs = [sample for sample in samples if not isinstance(sample, str)]
-    return tokens.encode([first for first, _ in pairs], length, [second for _, second in pairs])
+def _key(source: str, tokens: Tokenizer, length: int) -> str:
+    return f"{source} {tokens.digest} {length} {PREPARATION}"
 
 
-def cut_note(rows: NDArray[np.int32], pad: int) -> str:
-    """How many stored rows have no padding, as a sentence for ``Data.notes``."""
-    full = int(np.count_nonzero(rows[:, -1] != pad))
+def _stored(folder: Path, part: str) -> NDArray[np.int32]:
+    # a plain array over the map: np.memmap's own bookkeeping would be paid at every batch
+    return np.asarray(np.load(folder / f"{part}.npy", mmap_mode="r"))
+
+
+def _cut_note(rows: NDArray[np.int32], tokens: Tokenizer) -> str:
+    full = int(np.count_nonzero(rows[:, -1] != tokens.pad))
     return f"{full} of {len(rows)} samples fill all {rows.shape[1]} tokens; what lies beyond is cut."
 
 
