@@ -1,0 +1,216 @@
+"""Table files, CSV and Parquet, to blocks of text cells: every row accounted for by file and number."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dabsmix.errors import UserError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = ["Block", "Refuse", "Source", "blocks", "column_names", "table_files"]
+
+CSV = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
+PARQUET = (".parquet", ".pq")
+
+EMPTY = ("", "NA", "N/A", "NaN", "nan", "NULL", "null")
+"""What stands for an empty cell, whatever the column."""
+
+BLOCK = 1 << 24
+"""Bytes of text that are parsed at once; a Parquet batch has as many rows as this has hundreds. Bounds the memory."""
+
+Refuse = Callable[[Path, int, str], None]
+"""What to do with a bad row (file, number, what is wrong): raise, or count and list it."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """One table file.
+
+    Attributes:
+        path: CSV or TSV, gzipped or not, or Parquet.
+        header: column names of a file that does not state them itself.
+        skip: lines before the header, or before the first row where ``header`` is given.
+    """
+
+    path: Path
+    header: tuple[str, ...] = ()
+    skip: int = 0
+
+
+@dataclass(frozen=True)
+class Block:
+    """Consecutive rows of one file.
+
+    Attributes:
+        path: the file.
+        rows: int64 ``(n,)``, their numbers. Rows of a CSV count from 1, a header line included and blank lines not;
+            rows of a Parquet file count from 1.
+        cells: one string array ``(n,)`` per column, stripped, null where the cell is empty.
+    """
+
+    path: Path
+    rows: NDArray[np.int64]
+    cells: dict[str, pa.Array]
+
+
+def table_files(path: Path) -> list[Path]:
+    """The table files that ``path`` names: itself, or all directly inside it, by name.
+
+    Raises:
+        UserError: there is nothing, or nothing of a known kind.
+    """
+    known = (*CSV, *PARQUET)
+    if path.is_dir():
+        found = sorted(each for each in path.iterdir() if each.name.lower().endswith(known))
+        if not found:
+            raise UserError(f"{path}: no table in this folder; looked for {', '.join(known)}")
+        return found
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    if not path.name.lower().endswith(known):
+        raise UserError(f"{path}: not a table that can be read; its name should end in one of {', '.join(known)}")
+    return [path]
+
+
+def column_names(source: Source) -> tuple[str, ...]:
+    """The columns of a file, in its order.
+
+    Raises:
+        UserError: the file is empty, damaged, or has two columns of one name.
+    """
+    if source.path.name.lower().endswith(PARQUET):
+        names = tuple(_parquet(source.path).schema_arrow.names)
+    else:
+        names = source.header or _header(source)[0]
+    twice = [name for i, name in enumerate(names) if name in names[:i]]
+    if twice:
+        raise UserError(f"{source.path}: two columns are called {twice[0]!r}; rename one")
+    return names
+
+
+def blocks(source: Source, refuse: Refuse, missing: tuple[str, ...] = ()) -> Iterator[Block]:
+    """The rows of a file, a bounded number at a time, those with the wrong number of cells given to ``refuse``.
+
+    Args:
+        source: the file.
+        refuse: called with file, row number and reason; returns for a row that is to be left out.
+        missing: texts that stand for an empty cell, besides those that always do.
+
+    Raises:
+        UserError: the file cannot be read, or a quote in it is never closed. What ``refuse`` raises passes through.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    empty = pa.array([*EMPTY, *missing])
+    read = _parquet_batches if source.path.name.lower().endswith(PARQUET) else _csv_batches
+    try:
+        for rows, batch in read(source, refuse):
+            cells = {}
+            for name, column in zip(batch.schema.names, batch.columns, strict=True):
+                text = pc.utf8_trim_whitespace(column)
+                if pc.any(pc.match_substring(text, "\n")).as_py():
+                    row = int(rows[pc.index(pc.match_substring(text, "\n"), True).as_py()])
+                    raise UserError(f"{source.path}: row {row}: a cell of {name!r} spans lines; is a quote not closed?")
+                cells[name] = pc.if_else(pc.is_in(text, empty), pa.scalar(None, pa.string()), text)
+            yield Block(source.path, rows, cells)
+    except (pa.ArrowException, OSError, EOFError) as error:
+        raise UserError(f"{source.path}: cannot be read as a table ({_one_line(error)}); mend or fetch it") from error
+
+
+def _csv_batches(source: Source, refuse: Refuse) -> Iterator[tuple[NDArray[np.int64], Any]]:
+    import pyarrow as pa
+    import pyarrow.csv
+
+    names, delimiter = column_names(source), _header(source)[1]
+    bad: list[Any] = []
+
+    def on_bad(row: Any) -> str:
+        bad.append(row)  # an exception would be lost inside Arrow
+        return "skip"
+
+    def tell() -> None:
+        while bad:
+            row = bad.pop(0)
+            left_out.append(row.number)
+            refuse(
+                source.path,
+                row.number,
+                f"{row.actual_columns} cells where the table has {row.expected_columns} columns",
+            )
+
+    left_out: list[int] = []
+    first = 1 + source.skip + (not source.header)
+    try:
+        reader = pyarrow.csv.open_csv(
+            source.path,
+            # without threads Arrow tells the number of a bad row
+            read_options=pyarrow.csv.ReadOptions(
+                use_threads=False, block_size=BLOCK, column_names=names, skip_rows=first - 1
+            ),
+            parse_options=pyarrow.csv.ParseOptions(
+                delimiter=delimiter, newlines_in_values=True, invalid_row_handler=on_bad
+            ),
+            convert_options=pyarrow.csv.ConvertOptions(
+                column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False
+            ),
+        )
+        for batch in reader:
+            tell()
+            # the handler has seen this block and perhaps the next: bad rows among these are known
+            numbers = np.arange(first, first + batch.num_rows + len(left_out))
+            rows = numbers[~np.isin(numbers, left_out)][: batch.num_rows]
+            if len(rows):
+                first = int(rows[-1]) + 1
+            yield rows, batch
+    finally:
+        tell()
+
+
+def _parquet_batches(source: Source, refuse: Refuse) -> Iterator[tuple[NDArray[np.int64], Any]]:
+    import pyarrow as pa
+
+    first = 1
+    for batch in _parquet(source.path).iter_batches(batch_size=BLOCK // 100):
+        rows = np.arange(first, first + batch.num_rows)
+        first += batch.num_rows
+        yield rows, batch.cast(pa.schema([(name, pa.string()) for name in batch.schema.names]))
+
+
+def _parquet(path: Path) -> Any:
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    try:
+        return pyarrow.parquet.ParquetFile(path)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path}: cannot be read as Parquet ({_one_line(error)}); mend or fetch it") from error
+
+
+def _header(source: Source) -> tuple[tuple[str, ...], str]:
+    """The first line's cells after ``skip``, and what separates them: tab, semicolon or comma, the most frequent."""
+    opened = gzip.open if source.path.name.lower().endswith(".gz") else open
+    try:
+        with opened(source.path, "rt", encoding="utf-8-sig", newline="") as stream:
+            lines = [stream.readline() for _ in range(source.skip + 1)]
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise UserError(f"{source.path}: cannot be read as a table ({_one_line(error)}); mend or fetch it") from error
+    line = lines[-1].strip("\r\n")
+    if not line:
+        raise UserError(f"{source.path}: line {len(lines)} is empty; the table should begin there")
+    delimiter = max(",;\t", key=line.count)
+    return tuple(name.strip() for name in next(csv.reader([line], delimiter=delimiter))), delimiter
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,340 @@
+"""Tables: upstream files of numbers, and a user's own CSV and Parquet files with columns of any kind."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dabsmix.domain import Data, Split, Task
+from dabsmix.errors import UserError
+from dabsmix.modalities.columns import Column, Fitted, Matrix, encoded, fit, refuse, scan, store
+from dabsmix.modalities.tables import Source, column_names, table_files
+from dabsmix.plugins import did_you_mean
+from dabsmix.prepare import fingerprint
+from dabsmix.splits import carve
+
+__all__ = ["numeric_table", "own", "own_rows", "supervised"]
+
+LISTED = 20
+"""Skipped rows that are named one by one."""
+
+MANY_INTEGERS, MANY_FRACTIONS = 100, 20
+"""A label with more different whole numbers, or more different numbers with fractions, is taken for a quantity."""
+
+
+def numeric_table(name: str, key: str, source: Source, label: str, classes: int, first: int) -> Matrix:
+    """A table of numbers alone, no cell empty, kept in the cache.
+
+    Args:
+        name: of the folder in the cache.
+        key: the file's fingerprint.
+        source: the file.
+        label: its one column that is no feature.
+        classes: the label is a whole number, one of this many.
+        first: the least of them.
+
+    Returns:
+        The table; its ``extra`` holds the label less ``first``: 0, 1, ... ``classes - 1``.
+
+    Raises:
+        UserError: the file is damaged, or a label is none of these.
+    """
+    names = column_names(source)
+    features = tuple(Column(each) for each in names if each != label)
+    matrix = store(name, key, (source,), lambda: (features, (Column(label),)), filled=frozenset(names))
+    codes = matrix.extra - first
+    wrong = np.flatnonzero((codes != np.round(codes)) | (codes < 0) | (codes >= classes))
+    if wrong.size:
+        row = wrong[0] + (1 if source.header else 2)
+        raise UserError(
+            f"{source.path}: row {row}: {label} is {matrix.extra[wrong[0], 0]:g}, expected a whole number from {first} "
+            f"to {first + classes - 1}; fetch the file again"
+        )
+    return replace(matrix, extra=codes)
+
+
+def supervised(
+    matrix: Matrix,
+    fitted: Fitted,
+    task: Task,
+    rows: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]],
+    label: NDArray[Any],
+    *,
+    source: str,
+    notes: tuple[str, ...],
+    group: NDArray[np.int64] | None = None,
+    state: Mapping[str, Any] | None = None,
+) -> Data:
+    """A table with its labels as `Data`.
+
+    Args:
+        matrix: the table.
+        fitted: its columns as the training rows have them.
+        task: what the label is.
+        rows: of the training, validation and test part; the training part is what is pretrained on.
+        label: ``(n,)``, of every row of the table.
+        source: fingerprint of the files.
+        notes: as in `Data`.
+        group: int64 ``(n,)``, of every row of the table.
+        state: as in `Data`.
+    """
+    train, validation, test = (
+        Split((matrix.x,), part, label[part], None if group is None else group[part]) for part in rows
+    )
+    return Data(
+        specs=(fitted.spec,),
+        pretrain=train,
+        train=train,
+        validation=validation,
+        test=test,
+        task=task,
+        fingerprint=source,
+        normalise=fitted.normalise(),
+        notes=(*notes, *_unseen_note(sum(fitted.unseen(matrix.x, part) for part in rows[1:]))),
+        state=state or {},
+    )
+
+
+# --- a user's own tables
+
+
+def own(
+    path: Path,
+    *,
+    label: str | None = None,
+    on_bad: Literal["error", "skip"] = "error",
+    group: str | None = None,
+    categorical: str | Sequence[str] = "",
+    ignore: str | Sequence[str] = "",
+    missing: str | Sequence[str] = "",
+    task: Literal["auto", "classes", "regression"] = "auto",
+) -> Data:
+    """A table file, or a folder of table files with the same columns. A fifth of the rows (or groups) are the test.
+
+    Args:
+        path: CSV or TSV with a header line, gzipped or not, or Parquet.
+        label: the column to predict.
+        on_bad: ``skip`` leaves bad rows out, counts and lists them.
+        group: the column that tells which rows belong together (patient, device, day); it is no feature.
+        categorical: columns whose numbers are codes, comma separated or a list.
+        ignore: columns to leave out.
+        missing: texts that stand for an empty cell, such as ``?``.
+        task: what the label is; ``auto`` takes a number with many different values for a quantity.
+
+    Raises:
+        UserError: an unknown column, a bad row, a label that is constant, or too few rows to divide.
+    """
+    sources = tuple(Source(file) for file in table_files(path))
+    names = _same_columns(sources)
+    coded, left_out, empty = _listed(categorical), _listed(ignore), _listed(missing)
+    others = tuple(each for each in (label, group) if each is not None)
+    _known(names, path, {"--label": [label], "group": [group], "categorical": coded, "ignore": left_out})
+    features = [name for name in names if name not in {*others, *left_out}]
+    if not features:
+        raise UserError(f"{path}: no column is left beside the label, the group and the ignored ones")
+    source = fingerprint(path if path.is_dir() else path.parent, [each.path for each in sources])
+    key = json.dumps([source, label, group, coded, left_out, empty, on_bad])
+
+    def columns() -> tuple[tuple[Column, ...], tuple[Column, ...]]:
+        found = scan(
+            sources,
+            empty,
+            leave_out=frozenset(left_out),
+            categorical=frozenset(coded),
+            many=frozenset([group] if group else []),
+        )
+        return tuple(found[name] for name in features), tuple(found[name] for name in others)
+
+    matrix = store("own_tabular", key, sources, columns, on_bad=on_bad, missing=empty, filled=frozenset(others))
+    notes = _skipped_notes(matrix.skipped)
+    members = None if group is None else matrix.extra[:, others.index(group)].astype(np.int64)
+    everything = np.arange(len(matrix.x))
+    if label is None:
+        fitted = fit("own_tabular", key, matrix, everything)
+        whole = Split((matrix.x,), everything, group=members)
+        return Data(
+            specs=(fitted.spec,),
+            pretrain=whole,
+            train=None,
+            validation=None,
+            test=None,
+            task=None,
+            fingerprint=source,
+            normalise=fitted.normalise(),
+            notes=notes,
+            state=_state(fitted, others, left_out, empty),
+        )
+    target, target_task, said = _target(matrix, label, task)
+    classes = target.astype(np.int64) if target_task.kind == "classes" else None
+    rest, test = carve(len(target), label=classes, group=members, fraction=0.2, seed=0)
+    train, validation = (
+        rest[part]
+        for part in carve(
+            len(rest),
+            label=None if classes is None else classes[rest],
+            group=None if members is None else members[rest],
+            seed=1,
+        )
+    )
+    parts = {"train": train, "validation": validation, "test": test}
+    if short := [name for name, rows in parts.items() if not len(rows)]:
+        raise UserError(f"{path}: {len(target)} rows leave the {short[0]} split empty; give more rows")
+    fitted = fit("own_tabular", key, matrix, train)
+    by = "whole groups" if group else "rows of every class" if classes is not None else "rows"
+    sizes = ", ".join(f"{len(rows)} {name}" for name, rows in parts.items())
+    return supervised(
+        matrix,
+        fitted,
+        target_task,
+        (train, validation, test),
+        target,
+        source=source,
+        notes=(
+            f"The splits are ours, of {by}, seeded: {sizes}.",
+            *said,
+            *_class_notes(target_task, parts, classes),
+            *notes,
+        ),
+        group=members,
+        state=_state(fitted, others, left_out, empty),
+    )
+
+
+def own_rows(path: Path, state: Mapping[str, Any]) -> tuple[Data, list[str]]:
+    """Further tables with the columns of a training run, all rows in order as ``pretrain``; keys are ``file:row``.
+
+    The label and group columns, and those that were ignored, may be there or not.
+
+    Args:
+        path: as in `own`.
+        state: ``Data.state`` of the training run.
+
+    Raises:
+        UserError: a column is missing or new, or a row is bad.
+    """
+    sources = tuple(Source(file) for file in table_files(path))
+    columns = tuple(Column(name, None if known is None else tuple(known)) for name, known in state["columns"])
+    fitted = Fitted(columns, tuple(state["mean"]), tuple(state["std"]), ((),) * len(columns))
+    expected = [column.name for column in columns]
+    keys: list[str] = []
+    values, unseen = [np.empty((0, len(columns)), np.float32)], 0
+    for source in sources:
+        names = column_names(source)
+        if lacking := [name for name in expected if name not in names]:
+            raise UserError(
+                f"{source.path}: no column {lacking[0]!r}{did_you_mean(lacking[0], names)}, which the run was "
+                f"trained on; there are: {', '.join(names)}"
+            )
+        if new := [name for name in names if name not in {*expected, *state["others"], *state["ignored"]}]:
+            raise UserError(f"{source.path}: column {new[0]!r} is not among those of the training data; take it out")
+        for rows, cells, unknown in encoded(source, columns, refuse, tuple(state["missing"])):
+            keys += [f"{source.path.name}:{row}" for row in rows]
+            values.append(cells.astype(np.float32))
+            unseen += unknown
+    x = np.concatenate(values)
+    if not len(x):
+        raise UserError(f"{path}: there is no row in it")
+    folder = path if path.is_dir() else path.parent
+    data = Data(
+        specs=(fitted.spec,),
+        pretrain=Split((x,), np.arange(len(x))),
+        train=None,
+        validation=None,
+        test=None,
+        task=None,
+        fingerprint=fingerprint(folder, [each.path for each in sources]),
+        normalise=fitted.normalise(),
+        notes=_unseen_note(unseen),
+        state=dict(state),
+    )
+    return data, keys
+
+
+def _unseen_note(count: int) -> tuple[str, ...]:
+    if not count:
+        return ()
+    return (f"{count} cells hold a category that no training row has; they are read as missing.",)
+
+
+def _skipped_notes(skipped: tuple[str, ...]) -> tuple[str, ...]:
+    if not skipped:
+        return ()
+    more = f"; and {len(skipped) - LISTED} more" if len(skipped) > LISTED else ""
+    return (f"{len(skipped)} rows were left out: {'; '.join(skipped[:LISTED])}{more}.",)
+
+
+def _listed(names: str | Sequence[str]) -> tuple[str, ...]:
+    parts = names.split(",") if isinstance(names, str) else [str(name) for name in names]
+    return tuple(part.strip() for part in parts if part.strip())
+
+
+def _known(names: tuple[str, ...], path: Path, options: Mapping[str, Iterable[str | None]]) -> None:
+    for option, wanted in options.items():
+        for name in wanted:
+            if name is not None and name not in names:
+                raise UserError(
+                    f"{option} {name!r}: {path} has no such column{did_you_mean(name, names)}; "
+                    f"there are: {', '.join(names)}"
+                )
+
+
+def _same_columns(sources: tuple[Source, ...]) -> tuple[str, ...]:
+    first, *others = sources
+    names = column_names(first)
+    for other in others:
+        if set(column_names(other)) != set(names):
+            differing = sorted(set(column_names(other)) ^ set(names))
+            raise UserError(f"{other.path}: other columns than {first.path}: {', '.join(differing)}")
+    return names
+
+
+def _target(matrix: Matrix, label: str, task: str) -> tuple[NDArray[Any], Task, tuple[str, ...]]:
+    """The labels in the form that the task states, the task, and what was decided without being told."""
+    column = next(each for each in matrix.others if each.name == label)
+    values = matrix.extra[:, matrix.others.index(column)]
+    distinct, codes = np.unique(values, return_inverse=True)
+    if len(distinct) < 2:
+        held = column.categories[int(distinct[0])] if column.categories else f"{distinct[0]:g}"
+        raise UserError(f"--label {label}: every row holds {held!r}; there is nothing to predict from")
+    whole = bool((distinct == np.round(distinct)).all())
+    many = column.categories is None and len(distinct) > (MANY_INTEGERS if whole else MANY_FRACTIONS)
+    if task == "regression" and column.categories is not None:
+        raise UserError(f"option task=regression: the label {label!r} holds text such as {column.categories[0]!r}")
+    if task == "regression" or (task == "auto" and many):
+        said = (f"The label {label!r} has {len(distinct)} different values and is predicted as a quantity.",)
+        return values.astype(np.float32), Task("regression", "spearman"), () if task == "regression" else said
+    if column.categories is not None:
+        names = [column.categories[int(code)] for code in distinct]
+    else:
+        names = [str(int(value)) if whole else repr(float(value)) for value in distinct]
+    return codes.astype(np.int64), Task("classes", "accuracy", tuple(names)), ()
+
+
+def _class_notes(task: Task, parts: Mapping[str, NDArray[np.int64]], classes: NDArray[np.int64] | None) -> list[str]:
+    if classes is None:
+        return []
+    notes = []
+    for name, rows in parts.items():
+        absent = sorted(set(range(len(task.classes))) - set(np.unique(classes[rows]).tolist()))
+        if absent:
+            notes.append(f"No {name} row has the class {', '.join(repr(task.classes[each]) for each in absent)}.")
+    return notes
+
+
+def _state(
+    fitted: Fitted, others: tuple[str, ...], ignored: tuple[str, ...], missing: tuple[str, ...]
+) -> dict[str, Any]:
+    return {
+        "columns": [[column.name, column.categories and list(column.categories)] for column in fitted.columns],
+        "mean": list(fitted.mean),
+        "std": list(fitted.std),
+        "others": list(others),
+        "ignored": list(ignored),
+        "missing": list(missing),
+    }

@@ -1,0 +1,112 @@
+"""HIGGS (Baldi et al. 2014; UCI): simulated collisions, signal or background, 28 columns, eleven million rows."""
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dabsmix.domain import Data, Domain, Task
+from dabsmix.download import Download
+from dabsmix.errors import UserError
+from dabsmix.modalities.columns import fit
+from dabsmix.modalities.tables import Source
+from dabsmix.modalities.tabular import numeric_table, supervised
+from dabsmix.prepare import fingerprint
+from dabsmix.splits import carve
+
+CLASSES = ("background", "signal")
+LOW_LEVEL = (
+    "lepton_pT",
+    "lepton_eta",
+    "lepton_phi",
+    "missing_energy_magnitude",
+    "missing_energy_phi",
+    *(f"jet_{jet}_{what}" for jet in range(1, 5) for what in ("pt", "eta", "phi", "b-tag")),
+)
+HEADER = (*LOW_LEVEL, "m_jj", "m_jjj", "m_lv", "m_jlv", "m_bb", "m_wbb", "m_wwbb")
+LABEL = "class_label"
+ROWS, TEST_ROWS = 11_000_000, 500_000
+
+Rows = NDArray[np.int64]
+
+
+def _load(part: str, folder: Path, protocol: str) -> Data:
+    source = _source(folder)
+    digest = fingerprint(folder, [source.path])
+    matrix = numeric_table("higgs", digest, source, LABEL, len(CLASSES), first=0)
+    label = matrix.extra[:, 0].astype(np.int64)
+    fitted_rows, test, note = (_dabs if protocol == "dabs" else _upstream)(part, len(label))
+    train, validation = (fitted_rows[places] for places in carve(len(fitted_rows), label=label[fitted_rows]))
+    return supervised(
+        matrix,
+        fit("higgs", digest, matrix, train, HEADER if protocol == "dabs" else ()),
+        Task("classes", "accuracy", CLASSES),
+        (train, validation, test),
+        label,
+        source=digest,
+        notes=(note, "Validation is a seeded tenth of the training rows, by class."),
+    )
+
+
+def _upstream(part: str, n: int) -> tuple[Rows, Rows, str]:
+    """Upstream's convention: the last 500,000 rows are the test; of a cut file, its last fifteenth."""
+    rows = np.arange(n)
+    held_out = min(TEST_ROWS, n // 15)
+    first = 0 if part == "higgs" else n - n // 10
+    whose = (
+        "All rows before them train."
+        if part == "higgs"
+        else "What else is in the last tenth of the file trains; `higgs` pretrains on it too, never on the test."
+    )
+    cut = "" if n == ROWS else f" The file holds {n} of upstream's {ROWS} rows: not comparable with published scores."
+    return rows[first : n - held_out], rows[n - held_out :], f"The last {held_out} rows are the test. {whose}{cut}"
+
+
+def _dabs(part: str, n: int) -> tuple[Rows, Rows, str]:
+    """DABS: nine tenths to pretrain on, the last to transfer to; in each, shuffled, the last tenth is the test."""
+    pretrained = int(np.ceil(0.9 * n))
+    rows = np.arange(n)[:pretrained] if part == "higgs" else np.arange(n)[n - int(np.floor(0.1 * n)) :]
+    # pandas.DataFrame.sample(frac=1, random_state=42) draws this permutation
+    rows = rows[np.random.RandomState(42).permutation(len(rows))]
+    train, test = int(np.ceil(0.9 * len(rows))), int(np.floor(0.1 * len(rows)))
+    which = "first nine tenths" if part == "higgs" else "last tenth"
+    note = (
+        f"The {which} of the file, shuffled with seed 42, the last tenth of them the test, as DABS has it; it counts "
+        "in the order in which TensorFlow Datasets stores the rows, which is not the file's."
+    )
+    return np.sort(rows[:train]), np.sort(rows[len(rows) - test :]), note
+
+
+def _source(folder: Path) -> Source:
+    for name in ("HIGGS.csv.gz", "HIGGS.csv"):
+        if (folder / name).is_file():
+            return Source(folder / name, (LABEL, *HEADER))
+    raise UserError(f"{folder}: HIGGS.csv.gz is missing; fetch it from {DOWNLOADS[0].urls[0]}")
+
+
+DOWNLOADS = (
+    Download(
+        ("https://archive.ics.uci.edu/ml/machine-learning-databases/00280/HIGGS.csv.gz",),
+        "higgs/HIGGS.csv.gz",
+        "sha256:ea302c18164d4e3d916a1e2e83a9a8d07069fa6ebc7771e4c0540d54e593b698",
+        "tensorflow/datasets, tensorflow_datasets/url_checksums/higgs.txt",
+    ),
+)
+
+DOMAINS = tuple(
+    Domain(
+        name=name,
+        modality="tabular",
+        title=title,
+        licence="CC BY 4.0",
+        folder="higgs",
+        load=partial(_load, name),
+        downloads=DOWNLOADS,
+        transfers=transfers,
+    )
+    for name, title, transfers in (
+        ("higgs", "HIGGS, signal or background (Baldi et al. 2014; UCI)", ("higgs_transfer",)),
+        ("higgs_transfer", "HIGGS, the last tenth of its rows (as DABS divides it)", ()),
+    )
+)
