@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -128,7 +128,7 @@ def _encode(
 
 
 def scan(
-    sources: Iterable[Source],
+    sources: Sequence[Source],
     missing: tuple[str, ...] = (),
     *,
     leave_out: frozenset[str] = frozenset(),
@@ -163,6 +163,8 @@ def scan(
                 seen = texts.setdefault(name, set())
                 if len(seen) <= MAX_CATEGORIES or name in many:
                     seen.update(pc.unique(text).drop_null().to_pylist())
+    if not filled:
+        raise UserError(f"{sources[0].path}: there is no row in it")
     columns = {}
     for name, count in filled.items():
         chosen = name in categorical or name in many
@@ -171,7 +173,7 @@ def scan(
             continue
         if name not in many and len(texts[name]) > min(MAX_CATEGORIES, max(100, count // 2)):
             raise UserError(
-                f"column {name!r} holds at least {min(len(texts[name]), MAX_CATEGORIES)} different texts in {count} "
+                f"{sources[0].path}: column {name!r} holds at least {min(len(texts[name]), MAX_CATEGORIES)} different texts in {count} "
                 "cells: too many for categories; leave it out (option `ignore`) or group its values"
             )
         columns[name] = Column(name, tuple(sorted(texts[name])))
@@ -226,16 +228,18 @@ def store(
 
     def build(folder: Path) -> None:
         skipped: list[str] = []
-        on_row = refuse if on_bad == "error" else partial(_list, skipped)
         features, others = columns()
         lengths = []
         with (folder / "x.f32").open("wb") as x, (folder / "extra.f64").open("wb") as extra:
             for source in sources:
                 lengths.append(0)
+                left_out: list[tuple[int, str]] = []
+                on_row = refuse if on_bad == "error" else partial(_list, left_out)
                 for rows, values, _ in encoded(source, (*features, *others), on_row, missing, filled):
                     lengths[-1] += len(rows)
                     x.write(values[:, : len(features)].astype(np.float32).tobytes())
                     extra.write(values[:, len(features) :].tobytes())
+                skipped += [f"{source.path.name}: row {row}: {reason}" for row, reason in sorted(left_out)]
         if not sum(lengths):
             raise UserError(f"{sources[0].path}: no row that can be used; {len(skipped)} were skipped")
         text = {"columns": _plain(features), "others": _plain(others), "skipped": skipped, "lengths": lengths}
@@ -250,8 +254,8 @@ def store(
     return Matrix(x, extra, features, others, tuple(text["skipped"]), tuple(text["lengths"]))
 
 
-def _list(skipped: list[str], file: Path, row: int, reason: str) -> None:
-    skipped.append(f"{file.name}: row {row}: {reason}")
+def _list(left_out: list[tuple[int, str]], file: Path, row: int, reason: str) -> None:
+    left_out.append((row, reason))
 
 
 def _plain(columns: Iterable[Column]) -> list[list[Any]]:

@@ -8,16 +8,14 @@ antialiased bilinear filter.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from threading import Lock
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,32 +23,12 @@ from numpy.typing import NDArray
 from dabsmix.domain import Data, Domain, Split, Task
 from dabsmix.download import Download
 from dabsmix.errors import UserError
+from dabsmix.modalities.image_pixels import Pixels, moments
 from dabsmix.prepare import allocate, fingerprint, prepared, progress
 from dabsmix.spec import Grid
 from dabsmix.splits import carve
 
-if TYPE_CHECKING:
-    import torch
-    from PIL.Image import Image
-    from torch import Tensor
-
-__all__ = [
-    "IMAGE_SUFFIXES",
-    "Listing",
-    "Pixels",
-    "array_pixels",
-    "codes",
-    "digest",
-    "family",
-    "file_pixels",
-    "lines",
-    "load",
-    "resized",
-    "rows_named",
-    "walk",
-]
-
-IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+__all__ = ["Listing", "family", "load", "stored"]
 
 # Part of the cache key: raise it when the same files would give other pixels.
 PREPARATION = 1
@@ -75,6 +53,7 @@ class Listing:
         notes: what a reader of a score has to know.
         channels: 3 unless stated.
         depth: bits of one pixel value as stored, 8 or 16.
+        statistics: mean and standard deviation by channel, of the values as stored, where the source fixes them.
     """
 
     folder: Path
@@ -91,6 +70,7 @@ class Listing:
     notes: tuple[str, ...] = ()
     channels: int = 3
     depth: Literal[8, 16] = 8
+    statistics: tuple[tuple[float, ...], tuple[float, ...]] | None = None
 
 
 def family(
@@ -148,7 +128,7 @@ def load(
     protocol: str,
     views: Literal["flip", "crop", "none"] = "none",
 ) -> Data:
-    """Listed images to splits. Under ``dabs`` pixels are [0, 1] as they are; else standardised by channel.
+    """Listed images to splits; pixels by channel in [0, 1] under ``dabs``, else with mean 0 and variance 1 in pretrain.
 
     Under ``dabs`` training takes the whole training part and the validation part *is* the test part: DABS reports the
     split that it watches. Else validation is the source's own, or carved from train (by group where there are groups).
@@ -175,7 +155,13 @@ def load(
         return Split((images,), rows, label, None if listing.group is None else listing.group[rows])
 
     pretrain = split(train if listing.pretrain is None else listing.pretrain)
-    pixels = Pixels.of(sums[pretrain.rows], side, listing.depth, standardise=protocol != "dabs", flip=views == "flip")
+    if listing.statistics is not None:
+        mean, std = listing.statistics
+    elif protocol == "dabs":
+        mean, std = (0.0,) * listing.channels, (2.0**listing.depth - 1,) * listing.channels
+    else:
+        mean, std = moments(sums[pretrain.rows], side * side)
+    pixels = Pixels(mean, std, 2**listing.depth - 1, views == "flip")
     return Data(
         specs=(Grid(listing.channels, (side, side), (patch, patch)),),
         pretrain=pretrain,
@@ -260,164 +246,3 @@ def _decoded(listing: Listing, side: int, on_bad: Literal["error", "skip"]) -> I
         for start in range(0, listing.count, 256):
             rows = range(start, min(start + 256, listing.count))
             yield from zip(rows, pool.map(one, rows), strict=True)
-
-
-def file_pixels(
-    folder: Path, files: Sequence[str], boxes: NDArray[np.int64] | None = None
-) -> Callable[[int, int], NDArray[np.uint8]]:
-    """For `Listing.pixels`: one RGB image per file; ``boxes`` (n, 4) are left, upper, right, lower, cut out first."""
-
-    def pixels(row: int, side: int) -> NDArray[np.uint8]:
-        image = opened(folder / files[row])
-        if boxes is not None:
-            left, upper, right, lower = boxes[row].tolist()
-            image = image.crop((left, upper, right, lower))
-        return resized(image, side)
-
-    return pixels
-
-
-def array_pixels(read: Callable[[], NDArray[np.uint8]]) -> Callable[[int, int], NDArray[np.uint8]]:
-    """For `Listing.pixels`: images of one array uint8 ``(n, height, width, 3)``, read when the first is asked for."""
-    once = Lock()
-    images: list[NDArray[np.uint8]] = []
-
-    def pixels(row: int, side: int) -> NDArray[np.uint8]:
-        from PIL import Image
-
-        with once:
-            if not images:
-                images.append(read())
-        return resized(Image.fromarray(np.ascontiguousarray(images[0][row])), side)
-
-    return pixels
-
-
-def opened(path: Path) -> Image:
-    """The whole image as RGB.
-
-    Raises:
-        UserError: it is missing, damaged, or has more than 8 bits a channel, which PIL would clip without a word.
-    """
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(path) as image:
-            if image.mode.startswith(("I", "F")):
-                raise UserError(f"{path}: more than 8 bits a channel (mode {image.mode}); convert it to 8 bits")
-            return image.convert("RGB")
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: the image is missing; the data set's list names it") from error
-    except UnidentifiedImageError as error:
-        raise UserError(f"{path}: no image, or damaged from its first bytes; fetch it again or remove it") from error
-    except UserError:
-        raise
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path}: damaged image ({error}); fetch it again or remove it") from error
-
-
-def resized(image: Image, side: int) -> NDArray[np.uint8]:
-    """An RGB image as uint8 ``(3, side, side)``: squeezed to a square, as torchvision's ``Resize((side, side))``."""
-    from PIL.Image import Resampling
-
-    if image.size != (side, side):
-        image = image.resize((side, side), Resampling.BILINEAR)
-    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
-
-
-def walk(folder: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> list[str]:
-    """All files below a folder with one of these endings, relative, with "/", sorted; hidden ones are left out.
-
-    Raises:
-        UserError: there is no such folder.
-    """
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; the data set is not there or has another layout")
-    found = []
-    for root, _, files in os.walk(folder):
-        inside = Path(root).relative_to(folder)
-        found += [(inside / file).as_posix() for file in files if file.lower().endswith(suffixes) and file[0] != "."]
-    return sorted(found)
-
-
-def lines(path: Path) -> list[str]:
-    """The lines of a text file that are not empty.
-
-    Raises:
-        UserError: it is missing or no text.
-    """
-    try:
-        return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); fetch the data set again") from error
-
-
-def rows_named(path: Path, names: Sequence[str], rows: Mapping[str, int]) -> NDArray[np.int64]:
-    """Rows of the images that the lines of a list name, in the list's order.
-
-    Raises:
-        UserError: an image of the list is not there; the message has the list's line.
-    """
-    for number, name in enumerate(names, 1):
-        if name not in rows:
-            raise UserError(f"{path}, line {number}: no image {name!r} beside it; fetch the data set again")
-    return np.array([rows[name] for name in names], dtype=np.int64)
-
-
-def codes(values: Sequence[str]) -> NDArray[np.int64]:
-    """Each value's place among the sorted distinct values: group and class numbers, int64 ``(n,)``."""
-    return np.unique(np.asarray(values), return_inverse=True)[1].astype(np.int64)
-
-
-def digest(lines: Sequence[str]) -> str:
-    """Hex sha256 of lines joined by newlines: the identity of a list of files or of a recipe."""
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-
-
-# --- on the device
-
-
-@dataclass(frozen=True)
-class Pixels:
-    """Stored integers to what the encoder sees: ``(x / top - mean) / std`` by channel, and the augmentation of that.
-
-    Attributes:
-        mean, std: by channel, on the scale where `top` is 1.
-        top: the stored value that stands for 1: 255, or 65535 for 16 bits.
-        side: height and width.
-        flip: whether `augment` mirrors.
-    """
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    top: int
-    side: int
-    flip: bool
-
-    @classmethod
-    def of(cls, sums: NDArray[np.int64], side: int, depth: Literal[8, 16], *, standardise: bool, flip: bool) -> Pixels:
-        """From sums ``(n, 2, channels)`` of the images that pretraining sees; a constant channel is only centred."""
-        top = 2**depth - 1
-        channels = sums.shape[2]
-        if not standardise:
-            return cls((0.0,) * channels, (1.0,) * channels, top, side, flip)
-        first, second = sums.sum(axis=0) / (len(sums) * side * side)
-        mean, variance = first / top, (second - first**2) / top**2
-        std = np.where(variance > 1e-10, np.sqrt(np.maximum(variance, 0)), 1.0)
-        return cls(tuple(mean.tolist()), tuple(std.tolist()), top, side, flip)
-
-    def _by_channel(self, values: tuple[float, ...], like: Tensor) -> Tensor:
-        return like.new_tensor(values).view(-1, 1, 1)
-
-    def normalise(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """The first input, integers ``(B, channels, side, side)``, to float32; others pass."""
-        images = inputs[0].float() / self.top
-        return (images - self._by_channel(self.mean, images)) / self._by_channel(self.std, images), *inputs[1:]
-
-    def augment(self, inputs: tuple[Tensor, ...], generator: torch.Generator) -> tuple[Tensor, ...]:
-        """Crop, mirror and jitter colours of the first input, as `augmented` does, on the [0, 1] scale."""
-        from dabsmix.modalities.image_augment import augmented
-
-        mean, std = self._by_channel(self.mean, inputs[0]), self._by_channel(self.std, inputs[0])
-        images = augmented(inputs[0] * std + mean, generator, flip=self.flip)
-        return (images - mean) / std, *inputs[1:]

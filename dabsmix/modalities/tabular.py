@@ -24,8 +24,8 @@ __all__ = ["numeric_table", "own", "own_rows", "supervised"]
 LISTED = 20
 """Skipped rows that are named one by one."""
 
-MANY_INTEGERS, MANY_FRACTIONS = 100, 20
-"""A label with more different whole numbers, or more different numbers with fractions, is taken for a quantity."""
+MANY = 20
+"""A label with more different numbers is taken for a quantity, unless they are 0, 1, 2, ... or 1, 2, 3, ..."""
 
 
 def numeric_table(name: str, key: str, source: Source, label: str, classes: int, first: int) -> Matrix:
@@ -135,6 +135,8 @@ def own(
     coded, left_out, empty = _listed(categorical), _listed(ignore), _listed(missing)
     others = tuple(each for each in (label, group) if each is not None)
     _known(names, path, {"--label": [label], "group": [group], "categorical": coded, "ignore": left_out})
+    if clash := [name for name in others if others.count(name) > 1 or name in left_out]:
+        raise UserError(f"column {clash[0]!r} is asked for twice: as label, as group or to be left out; choose one")
     features = [name for name in names if name not in {*others, *left_out}]
     if not features:
         raise UserError(f"{path}: no column is left beside the label, the group and the ignored ones")
@@ -303,11 +305,15 @@ def _target(matrix: Matrix, label: str, task: str) -> tuple[NDArray[Any], Task, 
         held = column.categories[int(distinct[0])] if column.categories else f"{distinct[0]:g}"
         raise UserError(f"--label {label}: every row holds {held!r}; there is nothing to predict from")
     whole = bool((distinct == np.round(distinct)).all())
-    many = column.categories is None and len(distinct) > (MANY_INTEGERS if whole else MANY_FRACTIONS)
+    counted = any(np.array_equal(distinct, np.arange(first, first + len(distinct))) for first in (0, 1))
+    many = column.categories is None and len(distinct) > MANY and not counted
     if task == "regression" and column.categories is not None:
         raise UserError(f"option task=regression: the label {label!r} holds text such as {column.categories[0]!r}")
     if task == "regression" or (task == "auto" and many):
-        said = (f"The label {label!r} has {len(distinct)} different values and is predicted as a quantity.",)
+        said = (
+            f"The label {label!r} has {len(distinct)} different values and is predicted as a quantity; "
+            "option task=classes predicts each value as a class.",
+        )
         return values.astype(np.float32), Task("regression", "spearman"), () if task == "regression" else said
     if column.categories is not None:
         names = [column.categories[int(code)] for code in distinct]
