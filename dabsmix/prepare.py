@@ -179,7 +179,8 @@ def allocate(path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> NDArray[An
 
     Without the reservation it would be a SIGBUS at some later write, which kills the process without a word.
     """
-    array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+    sizes = tuple(int(size) for size in shape)  # the header would spell a numpy integer as a call
+    array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=sizes)
     if hasattr(os, "posix_fallocate"):
         try:
             with path.open("r+b") as stream:

@@ -1,0 +1,194 @@
+"""PAMAP2 (Reiss & Stricker 2012): heart rate and three inertial sensors on nine people in twelve activities, 100 Hz.
+
+``v1`` tests on subjects 5 and 6 and validates on subject 1, on windows that are fixed, do not overlap and lie within
+one bout of an activity. ``dabs`` draws as DABS does (Tamkin et al. 2021): windows at random from all that a subject
+did of an activity, raw values, without ironing, test on subject 5 alone; its lists are drawn once, from a fixed seed.
+"""
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dabsmix.domain import Data, Domain, Split, Task
+from dabsmix.download import Download
+from dabsmix.errors import UserError
+from dabsmix.modalities.sensor import Standardise, Windows, fill_gaps, read_numbers, runs, window_starts
+from dabsmix.prepare import allocate, fingerprint, prepared, progress
+from dabsmix.spec import Grid
+from dabsmix.splits import carve
+
+ACTIVITIES = {
+    1: "lying",
+    2: "sitting",
+    3: "standing",
+    4: "walking",
+    5: "running",
+    6: "cycling",
+    7: "Nordic walking",
+    12: "ascending stairs",
+    13: "descending stairs",
+    16: "vacuum cleaning",
+    17: "ironing",
+    24: "rope jumping",
+}
+OTHER = (0, 9, 10, 11, 18, 19, 20)  # between activities, and those of the optional part
+TRAIN = (2, 3, 4, 7, 8, 9)
+# Of these seven, 1, 2 and 8 did all twelve activities (PerformedActivitiesSummary.pdf in the archive): one of them
+# validates, and every activity stays in train with at least two people.
+VALIDATION = (1,)
+TEST = (5, 6)
+COLUMNS = 54  # seconds, activity, heart rate, and 17 of each of hand, chest and ankle
+CHANNELS = COLUMNS - 2
+LENGTH, STRIDE = 320, 32  # 3.2 s; pretraining sees a window every 0.32 s
+DABS_TRAIN, DABS_TEST = 50_000, 10_000
+VERSION = "1"
+
+Table = NDArray[np.int64]
+"""Stretches of readings, one a row: subject, activity, first reading, reading after the last."""
+
+
+def _load(folder: Path, protocol: str) -> Data:
+    files = {subject: folder / f"subject10{subject}.dat" for subject in sorted(TRAIN + VALIDATION + TEST)}
+    missing = [path.name for path in files.values() if not path.exists()]
+    present = {subject: path for subject, path in files.items() if path.exists()}
+    tested = (5,) if protocol == "dabs" else TEST
+    trained = TRAIN + VALIDATION if protocol == "dabs" else TRAIN
+    for name, part in (("train", trained), ("validation", VALIDATION), ("test", tested)):
+        if (name, protocol) != ("validation", "dabs") and not present.keys() & set(part):
+            names = " or ".join(files[subject].name for subject in part)
+            raise UserError(
+                f"{folder}: nothing to {name} on, {names} missing; unpack {DOWNLOAD.file} again: {DOWNLOAD.urls[0]}"
+            )
+    source = fingerprint(folder, present.values())
+    ready = prepared("pamap2", f"{source} {VERSION}", lambda into: _build(into, present))
+    readings, bouts = np.load(ready / "readings.npy", mmap_mode="r"), np.load(ready / "bouts.npy")
+    notes = []
+    if missing:
+        notes.append(f"A part of the data set: {', '.join(missing)} were not there.")
+    if protocol == "dabs":
+        return _dabs(readings, bouts, source, notes)
+    return _v1(readings, bouts, source, notes, Standardise(np.load(ready / "mean.npy"), np.load(ready / "std.npy")))
+
+
+def _v1(readings: NDArray[np.float32], bouts: Table, source: str, notes: list[str], standardise: Standardise) -> Data:
+    ids = list(ACTIVITIES)
+
+    def split(subjects: tuple[int, ...], stride: int) -> Split:
+        starts, group = _windows(bouts, subjects, stride)
+        label = np.searchsorted(ids, bouts[group, 1])
+        return Split((Windows(readings, starts, LENGTH),), np.arange(len(starts)), label, group)
+
+    train, validation, test = (split(subjects, LENGTH) for subjects in (TRAIN, VALIDATION, TEST))
+    for name, part in (("train", train), ("validation", validation), ("test", test)):
+        if len(part) == 0:
+            raise UserError(f"PAMAP2: no bout of {name} is as long as a window (3.2 s); fetch {DOWNLOAD.file} again")
+        if unseen := sorted(set(bouts[part.group, 1]) - set(bouts[train.group, 1])):
+            raise UserError(f"PAMAP2: {name} has {ACTIVITIES[unseen[0]]}, train has not; add subjects to train on")
+    if short := int((bouts[:, 3] - bouts[:, 2] < LENGTH).sum()):
+        notes.append(f"{short} of {len(bouts)} bouts are shorter than a window (3.2 s) and are not used.")
+    return Data(
+        specs=(SPEC,),
+        pretrain=split(TRAIN, STRIDE),
+        train=train,
+        validation=validation,
+        test=test,
+        task=Task("classes", "accuracy", tuple(ACTIVITIES.values())),
+        fingerprint=source,
+        normalise=standardise,
+        notes=("Intervals are over bouts of activity of two people.", *notes),
+    )
+
+
+def _dabs(readings: NDArray[np.float32], bouts: Table, source: str, notes: list[str]) -> Data:
+    ids = [activity for activity in ACTIVITIES if activity != 17]
+    # Bouts are stored by subject and activity: all that one subject did of one activity is one stretch. That a window
+    # may join two bouts is DABS's.
+    firsts = runs(bouts[:, 0], bouts[:, 1])
+    stretches = np.column_stack([bouts[firsts[:-1], :3], bouts[firsts[1:] - 1, 3]])
+    usable = np.flatnonzero(np.isin(stretches[:, 1], ids) & (stretches[:, 3] - stretches[:, 2] > LENGTH))
+    seen = usable[np.isin(stretches[usable, 0], TRAIN + VALIDATION)]
+    tested = usable[stretches[usable, 0] == 5]
+    if len(tested) == 0 or len(seen) < 2:
+        raise UserError(f"PAMAP2: no activity is longer than a window (3.2 s); fetch {DOWNLOAD.file} again")
+    trained, validated = carve(len(seen), label=stretches[seen, 1], fraction=0.1)
+    rng = np.random.default_rng(0)
+
+    def draw(chosen: NDArray[np.int64], count: int) -> Split:
+        group = rng.choice(chosen, count)
+        starts = rng.integers(stretches[group, 2], stretches[group, 3] - LENGTH)
+        label = np.searchsorted(ids, stretches[group, 1])
+        return Split((Windows(readings, starts, LENGTH),), np.arange(count), label, group)
+
+    train = draw(seen[trained], DABS_TRAIN)
+    return Data(
+        specs=(SPEC,),
+        pretrain=train,
+        train=train,
+        validation=draw(seen[validated], DABS_TEST),
+        test=draw(tested, DABS_TEST),
+        task=Task("classes", "accuracy", tuple(ACTIVITIES[activity] for activity in ids)),
+        fingerprint=source,
+        notes=(
+            "DABS's terms: raw values, no ironing, test on subject 5 alone, windows overlap and may join two bouts.",
+            "DABS draws its windows anew at each epoch; these lists are drawn once.",
+            f"Validation is {len(validated)} of the {len(seen)} (subject, activity) pairs of the training subjects.",
+            *notes,
+        ),
+    )
+
+
+def _windows(bouts: Table, subjects: tuple[int, ...], stride: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """First readings of the subjects' windows, and the bout of each."""
+    chosen = np.flatnonzero(np.isin(bouts[:, 0], subjects))
+    starts = [window_starts(bouts[bout, 2:], LENGTH, stride) for bout in chosen]
+    counts = [len(each) for each in starts]
+    return np.concatenate([np.zeros(0, np.int64), *starts]), np.repeat(chosen, counts)
+
+
+def _build(into: Path, files: dict[int, Path]) -> None:
+    """``readings.npy`` by subject, activity and time, ``bouts.npy``, and the statistics of v1's training windows."""
+    parts, bouts, end = [], [], 0
+    for subject, path in progress(files.items(), "preparing PAMAP2", total=len(files)):
+        table = read_numbers(path, COLUMNS, gaps=True)
+        seconds, activity = table[:, 0], table[:, 1]
+        if (wrong := np.flatnonzero(np.isnan(seconds) | ~np.isin(activity, [*ACTIVITIES, *OTHER]))).size:
+            row = wrong[0]
+            raise UserError(f"{path}, row {row + 1}: time {seconds[row]:g}, activity {activity[row]:g}; fetch it again")
+        readings = fill_gaps(table[:, 2:], str(path))
+        bounds = runs(activity)
+        order = np.argsort(activity[bounds[:-1]], kind="stable")
+        for first, last in zip(bounds[order], bounds[order + 1], strict=True):
+            if activity[first] in ACTIVITIES:
+                parts.append(readings[first:last].astype(np.float32))
+                bouts.append((subject, int(activity[first]), end, end + last - first))
+                end += last - first
+    if end == 0:
+        raise UserError(f"{', '.join(map(str, files.values()))}: no reading of the twelve activities; fetch them again")
+    stored = allocate(into / "readings.npy", np.float32, (end, CHANNELS))
+    np.concatenate(parts, out=stored)
+    np.save(into / "bouts.npy", np.array(bouts, np.int64))
+    starts, _ = _windows(np.array(bouts, np.int64), TRAIN, LENGTH)
+    statistics = Standardise.of(Windows(stored, starts, LENGTH), np.arange(len(starts)))
+    np.save(into / "mean.npy", statistics.mean)
+    np.save(into / "std.npy", statistics.std)
+
+
+SPEC = Grid(CHANNELS, (LENGTH,), (5,))
+
+DOWNLOAD = Download(
+    ("https://archive.ics.uci.edu/ml/machine-learning-databases/00231/PAMAP2_Dataset.zip",),
+    "PAMAP2_Dataset.zip",
+)
+
+DOMAINS = (
+    Domain(
+        name="pamap2",
+        modality="sensor",
+        title="PAMAP2, physical activity monitoring (Reiss & Stricker 2012)",
+        licence="CC BY 4.0",
+        folder="PAMAP2_Dataset/Protocol",
+        load=_load,
+        downloads=(DOWNLOAD,),
+    ),
+)
