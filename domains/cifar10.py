@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from dabsmix.domain import Task
 from dabsmix.download import Download
 from dabsmix.errors import UserError
-from dabsmix.modalities.image import Listing, array_pixels, family
+from dabsmix.modalities.image import Listing, family
+from dabsmix.modalities.image_read import array_pixels
 
 
 class _Array:

@@ -6,7 +6,8 @@ import numpy as np
 
 from dabsmix.domain import Task
 from dabsmix.download import Download
-from dabsmix.modalities.image import Listing, codes, family, file_pixels, lines, rows_named, walk
+from dabsmix.modalities.image import Listing, family
+from dabsmix.modalities.image_read import codes, file_pixels, lines, rows_named, walk
 
 
 def _read(folder: Path, protocol: str) -> Listing:

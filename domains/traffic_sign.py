@@ -4,12 +4,12 @@ import csv
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dabsmix.domain import Task
 from dabsmix.download import Download
 from dabsmix.errors import UserError
-from dabsmix.modalities.image import Listing, codes, family, file_pixels, walk
+from dabsmix.modalities.image import Listing, family
+from dabsmix.modalities.image_read import codes, file_pixels, four_fifths, walk
 
 ARCHIVE = "https://sid.erda.dk/public/archives/daaeac0d7ce1152aea9b61d9f1e19370"
 TRAIN, TEST, LABELS = "Final_Training/Images", "Final_Test/Images", "GT-final_test.csv"
@@ -26,7 +26,7 @@ def _read(folder: Path, protocol: str) -> Listing:
     sign = [file.rsplit("_", 1)[0] for file in files]
     read = list(files)
     if protocol == "dabs":
-        train, test = _four_fifths(codes(names))
+        train, test = four_fifths(codes(names))
         notes = (
             "As in DABS, train and test are drawn by frame, so both have frames of the same physical signs. DABS's "
             "draw depends on the order of its file system; this one is over sorted names.",
@@ -50,16 +50,6 @@ def _read(folder: Path, protocol: str) -> Listing:
         group=codes(sign),
         notes=notes,
     )
-
-
-def _four_fifths(label: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    rng = np.random.RandomState(42)
-    train, test = [], []
-    for value in np.unique(label):
-        places = rng.permutation(np.flatnonzero(label == value))
-        train.append(places[: int(0.8 * len(places))])
-        test.append(places[int(0.8 * len(places)) :])
-    return np.concatenate(train), np.concatenate(test)
 
 
 def _test_labels(path: Path, classes: tuple[str, ...]) -> dict[str, int]:
