@@ -178,6 +178,8 @@ def typed(cells: dict[str, Any]) -> dict[str, Any]:
 def _typed(name: str, value: Any) -> Any:
     if value is None and name in ("low", "high"):
         return None
+    if name == "label_fraction" and not str(value).endswith("/class"):
+        return f"{float(value):g}"  # 0.10 and 0.1 are one
     if _TYPES[name] in (int, float) and isinstance(value, str | bool):
         raise ValueError(f"{name} {value!r} is no number")
     return round(float(value), _DIGITS[name]) if name in _DIGITS else _TYPES[name](value)
@@ -210,7 +212,10 @@ def problems(row: Row) -> list[str]:
 
 
 def _is_fraction(text: str) -> bool:
-    return re.fullmatch(r"[1-9]\d*/class|1|0?\.\d*[1-9]\d*", text) is not None
+    try:
+        return re.fullmatch(r"[1-9]\d*/class", text) is not None or 0 < float(text) <= 1
+    except ValueError:
+        return False
 
 
 def _is_date(text: str) -> bool:
