@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -24,11 +24,12 @@ from dabsmix.domain import Data, Domain, Split, Task
 from dabsmix.download import Download
 from dabsmix.errors import UserError
 from dabsmix.modalities.image_pixels import Pixels, moments
+from dabsmix.modalities.image_read import IMAGE_SUFFIXES, codes, file_pixels, read_labels, walk
 from dabsmix.prepare import allocate, fingerprint, prepared, progress
 from dabsmix.spec import Grid
 from dabsmix.splits import carve
 
-__all__ = ["Listing", "family", "load", "stored"]
+__all__ = ["Listing", "family", "load", "own", "own_rows", "stored"]
 
 # Part of the cache key: raise it when the same files would give other pixels.
 PREPARATION = 1
@@ -127,9 +128,11 @@ def load(
     patch: int,
     protocol: str,
     views: Literal["flip", "crop", "none"] = "none",
+    on_bad: Literal["error", "skip"] = "error",
 ) -> Data:
     """Listed images to splits; pixels by channel in [0, 1] under ``dabs``, else with mean 0 and variance 1 in pretrain.
 
+    With ``skip`` damaged images are left out of the store; the listing's splits must not name them.
     Under ``dabs`` training takes the whole training part and the validation part *is* the test part: DABS reports the
     split that it watches. Else validation is the source's own, or carved from train (by group where there are groups).
 
@@ -137,7 +140,7 @@ def load(
         UserError: an image cannot be read; a split is empty; a class does not occur in train.
     """
     key = fingerprint(listing.folder, (listing.folder / file for file in listing.files))
-    images, sums, _ = stored(name, listing, key, side)
+    images, sums, _ = stored(name, listing, key, side, on_bad)
     train, validation, test = listing.train, listing.validation, listing.test
     if protocol == "dabs":
         validation = test
@@ -173,6 +176,7 @@ def load(
         normalise=pixels.normalise,
         augment=None if views == "none" else pixels.augment,
         notes=listing.notes,
+        state={"size": side, "patch": patch, "mean": mean, "std": std},
     )
 
 
@@ -246,3 +250,138 @@ def _decoded(listing: Listing, side: int, on_bad: Literal["error", "skip"]) -> I
         for start in range(0, listing.count, 256):
             rows = range(start, min(start + 256, listing.count))
             yield from zip(rows, pool.map(one, rows), strict=True)
+
+
+# --- a user's own images
+
+
+def own(
+    path: Path,
+    *,
+    label: str | None = None,
+    on_bad: Literal["error", "skip"] = "error",
+    size: int = 32,
+    patch: int = 4,
+    labels: str = "",
+    group: str | None = None,
+) -> Data:
+    """All images below a folder. With a label a fifth of them (or of the groups) are the test.
+
+    Args:
+        path: the folder.
+        label: ``folder`` where each class has a folder of its own; with `labels`, the column of the class.
+        on_bad: ``skip`` leaves out images that are damaged or have no label, counts and lists them.
+        size: side of the square that every image is resized to.
+        patch: side of a patch.
+        labels: a CSV with a header: the column ``file`` (below the folder), the label's, the group's.
+        group: the column of `labels` that tells which images belong together (patient, place, day).
+
+    Raises:
+        UserError: no image, a damaged one, one without a label; a label without an image; only one class.
+    """
+    if labels and label is None:
+        raise UserError(f"labels {labels}: name its column of classes with --label")
+    if not labels and (group or label not in (None, "folder")):
+        raise UserError(f"images have no column {group or label!r}: --label folder, or name a CSV in the option labels")
+    folder, files = _own_files(path)
+    source = fingerprint(folder, [folder / file for file in files])
+    unlabelled = _own_listing(folder, files)
+    images, sums, bad = stored("own_images", unlabelled, source, _side(size, patch), on_bad)
+    if label is None:
+        rows = _usable(files, bad)
+        mean, std = moments(sums[rows], size * size)
+        state = {"size": size, "patch": patch, "mean": mean, "std": std}
+        return replace(_unsplit(images, rows, source, state), notes=_skipped(files, bad))
+    if labels:
+        source = f"{source}+{fingerprint(Path(labels).parent, [Path(labels)])}"
+        named = read_labels(Path(labels), files, label, group)
+    else:
+        named = {file: (file.split("/")[0], file) for file in files if "/" in file}
+    for row, file in enumerate(files):
+        if file not in named:
+            bad.setdefault(row, f"{folder / file}: no label; give it one in {labels or 'the form of a class folder'}")
+    if bad and on_bad == "error":
+        raise UserError(bad[min(bad)])
+    rows = _usable(files, bad)
+    classes = tuple(sorted({named[files[row]][0] for row in rows}))
+    code, groups = np.full(len(files), -1, dtype=np.int64), np.full(len(files), -1, dtype=np.int64)
+    code[rows] = [classes.index(named[files[row]][0]) for row in rows]
+    groups[rows] = codes([named[files[row]][1] for row in rows])
+    rest, test = carve(len(rows), label=code[rows], group=groups[rows] if group else None, fraction=0.2)
+    listing = replace(
+        unlabelled,
+        label=code,
+        train=rows[rest],
+        test=rows[test],
+        task=Task("classes", "accuracy", classes),
+        group=groups if group else None,
+        notes=(
+            f"The splits are ours, of {'whole groups' if group else 'images of every class'}, seeded.",
+            *_skipped(files, bad),
+        ),
+    )
+    return replace(load("own_images", listing, size, patch, "v1", "flip", on_bad), fingerprint=source)
+
+
+def own_rows(path: Path, state: Mapping[str, Any]) -> tuple[Data, list[str]]:
+    """Further images, or one, read with a training run's state: all as ``pretrain``; keys are names below the folder.
+
+    Raises:
+        UserError: there is no image, or one is damaged.
+    """
+    folder, files = _own_files(path)
+    source = fingerprint(folder, [folder / file for file in files])
+    images, _, _ = stored("own_images", _own_listing(folder, files), source, state["size"])
+    return _unsplit(images, np.arange(len(files)), source, state), files
+
+
+def _own_files(path: Path) -> tuple[Path, list[str]]:
+    if path.is_file():
+        return path.parent, [path.name]
+    files = walk(path)
+    if not files:
+        raise UserError(f"{path}: no image below it; files end in {', '.join(IMAGE_SUFFIXES)}")
+    return path, files
+
+
+def _side(size: int, patch: int) -> int:
+    if min(size, patch) < 1 or size % patch:
+        raise UserError(f"size {size} is no multiple of patch {patch}: choose another of the two options")
+    return size
+
+
+def _own_listing(folder: Path, files: list[str]) -> Listing:
+    nowhere = np.arange(0)
+    label, task = np.full(len(files), -1, dtype=np.int64), Task("classes", "accuracy")
+    return Listing(folder, files, len(files), file_pixels(folder, files), label, nowhere, nowhere, task)
+
+
+def _usable(files: list[str], bad: Mapping[int, str]) -> NDArray[np.int64]:
+    rows = np.array([row for row in range(len(files)) if row not in bad], dtype=np.int64)
+    if not len(rows):
+        raise UserError(f"none of the {len(files)} images can be used; the first: {bad[0]}")
+    return rows
+
+
+def _skipped(files: list[str], bad: Mapping[int, str]) -> tuple[str, ...]:
+    if not bad:
+        return ()
+    return (f"{len(bad)} of {len(files)} images were skipped: {'; '.join(bad[row] for row in sorted(bad))}.",)
+
+
+def _unsplit(images: NDArray[Any], rows: NDArray[np.int64], source: str, state: Mapping[str, Any]) -> Data:
+    """Images without labels; the state has size, patch, mean and std."""
+    side, patch = (state["size"],) * 2, (state["patch"],) * 2
+    pixels = Pixels(tuple(state["mean"]), tuple(state["std"]), 255, flip=True)
+    return Data(
+        specs=(Grid(3, side, patch),),
+        pretrain=Split((images,), rows),
+        train=None,
+        validation=None,
+        test=None,
+        task=None,
+        fingerprint=source,
+        normalise=pixels.normalise,
+        augment=pixels.augment,
+        state=state,
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +26,7 @@ __all__ = [
     "four_fifths",
     "lines",
     "opened",
+    "read_labels",
     "resized",
     "rows_named",
     "split_note",
@@ -156,3 +158,35 @@ def four_fifths(label: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np
         first.append(places[: int(0.8 * len(places))])
         second.append(places[int(0.8 * len(places)) :])
     return np.concatenate(first), np.concatenate(second)
+
+
+def read_labels(path: Path, files: Sequence[str], label: str, group: str | None) -> dict[str, tuple[str, str]]:
+    """Class and group of each file, from a user's CSV with the column ``file``; without `group` each is its own.
+
+    Raises:
+        UserError: a column is missing, a row has another number of cells, no label, or a file that is not there or
+            had a row before.
+    """
+    found: dict[str, tuple[str, str]] = {}
+    there = set(files)
+    wanted = ["file", label, *([group] if group else [])]
+    try:
+        with path.open(newline="", encoding="utf-8") as stream:
+            reader = csv.DictReader(stream, strict=True)
+            columns = reader.fieldnames or []
+            if missing := [name for name in wanted if name not in columns]:
+                raise UserError(f"{path}: no column {missing[0]!r} among {', '.join(columns)}")
+            for number, row in enumerate(reader, 2):
+                if None in row or None in row.values():
+                    raise UserError(f"{path}, row {number}: not {len(columns)} cells, as the header has")
+                file, *values = (row[name].strip() for name in wanted)
+                if file not in there:
+                    raise UserError(f"{path}, row {number}: no image {file!r} below the data folder")
+                if file in found:
+                    raise UserError(f"{path}, row {number}: {file!r} had a row before; leave one of them out")
+                if not all(values):
+                    raise UserError(f"{path}, row {number}: {wanted[1 + values.index('')]} is empty; fill it in")
+                found[file] = (values[0], values[-1] if group else file)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"labels {path}: cannot be read ({error})") from error
+    return found
