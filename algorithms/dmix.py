@@ -9,17 +9,19 @@ k_i = round((1-λ_i) N) of the N tokens of example i, chosen uniformly, are repl
     loss = mean_i λ'_i CE(L_i, i) + (1-λ'_i) CE(L_i, r(i))
 """
 
-from typing import Literal
+from typing import ClassVar
 
 import numpy as np
 
-from dabsmix.algorithm import Algorithm, Loss
-from dabsmix.contrast import mixed_cross_entropy, own_rows, similarities
+from dabsmix.algorithm import Algorithm, Loss, check_positive
+from dabsmix.contrast import mixed_cross_entropy, similarities
 from dabsmix.encoder import Embedded, Encoder
-from dabsmix.errors import UserError
-from dabsmix.projection import dabs_head
-from dabsmix.mixing import concatenate, draw_order, draw_pairs, partners, patch_mix
+from dabsmix.gather import own_rows
+from dabsmix.masking import draw_order
+from dabsmix.mixing import draw_pairs, patch_mix
+from dabsmix.projection import dabs_head, mean_features
 from dabsmix.spec import Batch
+from dabsmix.views import View
 
 __all__ = ["DMix"]
 
@@ -31,41 +33,36 @@ class DMix(Algorithm):
         encoder: what is trained.
         alpha: λ ~ Beta(alpha, alpha)
         temperature: divides the cosine similarities
-        partner: whether gradient reaches the embedder through the partner's tokens
+        detach_partner: stop the gradient at the partner's tokens, as e-mix does
     """
 
+    min_tokens: ClassVar[int] = 2
+    fit_reason: ClassVar[str] = "examples are told apart within the batch, and mixing takes some of their tokens"
+
     def __init__(
-        self,
-        encoder: Encoder,
-        *,
-        alpha: float = 1.0,
-        temperature: float = 0.2,
-        partner: Literal["detached", "trained"] = "detached",
+        self, encoder: Encoder, *, alpha: float = 1.0, temperature: float = 0.2, detach_partner: bool = True
     ) -> None:
         super().__init__(encoder)
-        if alpha <= 0 or temperature <= 0:
-            raise UserError(f"alpha and temperature must be above 0, got {alpha} and {temperature}")
+        check_positive(alpha=alpha, temperature=temperature)
         self.alpha = alpha
         self.temperature = temperature
-        self.partner = partner
+        self.detach_partner = detach_partner
         self.head = dabs_head(encoder.width)
 
     def forward(self, batch: Batch) -> Loss:
         """The contrast of the mixed batch against the clean one."""
         rng = np.random.default_rng(batch.seed)
-        inputs = batch.views[0]
-        clean = self.encoder.embed(inputs)
-        pairs = draw_pairs(rng, clean, self.alpha)
-        partner = partners(self.encoder, inputs, clean, pairs.partner)
-        if self.partner == "detached":
+        clean = View(self.encoder, batch.views[0], self.encoder.embed(batch.views[0]))
+        pairs = draw_pairs(rng, clean.own, self.alpha)
+        partner = clean.rows(pairs.partner)
+        if self.detach_partner:
             partner = Embedded(partner.tokens.detach(), partner.mask)
-        mixed = patch_mix(clean, partner, pairs.weight, draw_order(rng, clean))
+        mixed = patch_mix(clean.own, partner, pairs.weight, draw_order(rng, clean.own))
 
-        both = concatenate(Embedded(mixed.tokens, clean.mask), clean)
-        pooled = self.encoder.pool(self.encoder.encode(both), both.mask).mean
-        anchors, keys = self.head(pooled).chunk(2)
+        features = mean_features(self.encoder, mixed.embedded, clean.own)
+        anchors, keys = self.head(features).chunk(2)
 
         logits, own = similarities(anchors, keys, self.temperature), own_rows(anchors)
         loss = mixed_cross_entropy(logits, own, pairs.partner, mixed.weight).mean()
         accuracy = (logits.argmax(dim=1) == own).float().mean()
-        return Loss(loss, {"accuracy": accuracy}, pooled.chunk(2)[1].detach())
+        return Loss(loss, {"accuracy": accuracy}, features.chunk(2)[1].detach())

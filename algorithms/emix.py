@@ -15,13 +15,14 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from dabsmix.algorithm import Algorithm, Loss
-from dabsmix.contrast import mixed_cross_entropy, own_rows, similarities
+from dabsmix.algorithm import Algorithm, Loss, check_positive
+from dabsmix.contrast import mixed_cross_entropy, similarities
 from dabsmix.encoder import Embedded, Encoder
-from dabsmix.errors import UserError
-from dabsmix.projection import dabs_head
-from dabsmix.mixing import concatenate, draw_pairs, mixup, partners
+from dabsmix.gather import own_rows
+from dabsmix.mixing import draw_pairs, mixup
+from dabsmix.projection import dabs_head, mean_features
 from dabsmix.spec import Batch
+from dabsmix.views import View
 
 __all__ = ["EMix"]
 
@@ -47,8 +48,7 @@ class EMix(Algorithm):
         label_weight: Literal["example", "batch-mean"] = "example",
     ) -> None:
         super().__init__(encoder)
-        if alpha <= 0 or temperature <= 0:
-            raise UserError(f"alpha and temperature must be above 0, got {alpha} and {temperature}")
+        check_positive(alpha=alpha, temperature=temperature)
         self.alpha = alpha
         self.temperature = temperature
         self.label_weight = label_weight
@@ -57,18 +57,16 @@ class EMix(Algorithm):
     def forward(self, batch: Batch) -> Loss:
         """The contrast of the mixed batch against the clean one."""
         rng = np.random.default_rng(batch.seed)
-        inputs = batch.views[0]
-        clean = self.encoder.embed(inputs)
-        pairs = draw_pairs(rng, clean, self.alpha)
-        partner = partners(self.encoder, inputs, clean, pairs.partner)
-        mixed = mixup(clean, Embedded(partner.tokens.detach(), partner.mask), pairs.weight)
+        clean = View(self.encoder, batch.views[0], self.encoder.embed(batch.views[0]))
+        pairs = draw_pairs(rng, clean.own, self.alpha)
+        partner = clean.rows(pairs.partner)
+        mixed = mixup(clean.own, Embedded(partner.tokens.detach(), partner.mask), pairs.weight)
 
-        both = concatenate(Embedded(mixed.tokens, clean.mask), clean)
-        pooled = self.encoder.pool(self.encoder.encode(both), both.mask).mean
-        anchors, keys = self.head(pooled).chunk(2)
+        features = mean_features(self.encoder, mixed.embedded, clean.own)
+        anchors, keys = self.head(features).chunk(2)
 
         logits, own = similarities(anchors, keys, self.temperature), own_rows(anchors)
         weight = pairs.mean_weight if self.label_weight == "batch-mean" else mixed.weight
         loss = mixed_cross_entropy(logits, own, pairs.partner, weight).mean()
         accuracy = (logits.argmax(dim=1) == own).float().mean()
-        return Loss(loss, {"accuracy": accuracy}, pooled.chunk(2)[1].detach())
+        return Loss(loss, {"accuracy": accuracy}, features.chunk(2)[1].detach())

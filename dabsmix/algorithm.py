@@ -14,7 +14,7 @@ from dabsmix.encoder import Encoder
 from dabsmix.errors import UserError
 from dabsmix.spec import Batch
 
-__all__ = ["Algorithm", "Loss", "check_fit"]
+__all__ = ["Algorithm", "Loss", "check_fit", "check_positive", "check_share"]
 
 
 class Loss(NamedTuple):
@@ -87,3 +87,25 @@ def check_fit(algorithm: Algorithm, batch_size: int, num_tokens: int) -> None:
         raise UserError(
             f"{name} needs at least {algorithm.min_tokens} tokens per example, got {num_tokens}: {algorithm.fit_reason}"
         )
+
+
+def check_positive(**hyper: float) -> None:
+    """Refuse hyperparameters that are not above 0.
+
+    Raises:
+        UserError: it says which.
+    """
+    for name, value in hyper.items():
+        if not value > 0:
+            raise UserError(f"--{name.replace('_', '-')} must be above 0, got {value}")
+
+
+def check_share(**hyper: float) -> None:
+    """Refuse hyperparameters outside 0 to 1.
+
+    Raises:
+        UserError: it says which.
+    """
+    for name, value in hyper.items():
+        if not 0 <= value <= 1:
+            raise UserError(f"--{name.replace('_', '-')} must lie between 0 and 1, got {value}")

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["all_sum", "gather", "gather_with_grad", "local", "rank", "world_size"]
+__all__ = ["all_sum", "gather", "gather_with_grad", "local", "own_rows", "rank", "world_size"]
 
 
 def rank() -> int:
@@ -27,6 +27,11 @@ def world_size() -> int:
 def local(rows: Tensor) -> Tensor:
     """This process's rows of a tensor over the global batch, ``(n, ...)`` to ``(n / processes, ...)``."""
     return rows.chunk(world_size())[rank()]
+
+
+def own_rows(examples: Tensor) -> Tensor:
+    """The global rows ``(b,)`` of this process's examples ``(b, ...)``: their virtual labels."""
+    return rank() * len(examples) + torch.arange(len(examples), device=examples.device)
 
 
 def gather(rows: Tensor) -> Tensor:

@@ -1,28 +1,35 @@
 """Mixing two examples' tokens, for every modality alike, and what a mixture draws.
 
 For an affine embedder mixing tokens is mixing inputs, as ``embed(λx + (1-λ)x') = λ embed(x) + (1-λ) embed(x')``; for
-token ids it is the only mixture there is. A mask says which tokens are real; a token is mixed only where it is real in
-both examples, and an example keeps its own mask.
+token ids it is the only mixture there is. A token is mixed only where it is real in both examples, and an example keeps
+its own mask. The weight of its own label is the share of its tokens that is really its own.
 
 B examples here, n in the global batch, L tokens (CLS not counted), D width.
 """
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dabsmix.encoder import Embedded, Encoder
-from dabsmix.gather import gather, local, world_size
+from dabsmix.encoder import Embedded
+from dabsmix.errors import UserError
+from dabsmix.gather import local, world_size
+from dabsmix.masking import choose, draw_order, real_tokens
+from dabsmix.spec import Grid, Spec
+from dabsmix.views import View
 
-__all__ = ["Mixed", "Pairs", "concatenate", "draw_order", "draw_pairs", "mixup", "partners", "patch_mix"]
+__all__ = ["Mixed", "Mixing", "Pairs", "Share", "cutmix", "draw_block", "draw_pairs", "mix", "mixup", "patch_mix"]
+
+Mixing = Literal["mixup", "patch", "cutmix"]
+Share = Literal["operator", "example", "batch"]
 
 
 class Mixed(NamedTuple):
-    """Mixed tokens ``(B, L, D)`` and the share of each that is its own, float32 ``(B,)``: the weight of its label."""
+    """Mixed tokens, masked as the examples are, and the weight of each one's own label, ``(B,)``."""
 
-    tokens: Tensor
+    embedded: Embedded
     weight: Tensor
 
 
@@ -37,75 +44,109 @@ class Pairs(NamedTuple):
     mean_weight: Tensor
 
 
-def draw_pairs(rng: np.random.Generator, embedded: Embedded, alpha: float) -> Pairs:
-    """A partner and a λ ≥ 1/2 for each example: a permutation of the global batch; λ ~ Beta(α, α), per example."""
+def draw_pairs(rng: np.random.Generator, embedded: Embedded, alpha: float, *, one_weight: bool = False) -> Pairs:
+    """A partner and a λ ≥ 1/2 for each example: a permutation of the global batch; λ ~ Beta(α, α).
+
+    λ is drawn for each example, or with ``one_weight`` once for the batch.
+    """
     device = embedded.tokens.device
     n = embedded.tokens.shape[0] * world_size()
     order = rng.permutation(n)
-    weight = rng.beta(alpha, alpha, size=n)
+    weight = np.broadcast_to(rng.beta(alpha, alpha, size=1 if one_weight else n), n)
     weight = np.maximum(weight, 1 - weight)  # the principal example keeps at least half, as in i-Mix and DABS
     weights = torch.from_numpy(weight.astype(np.float32)).to(device)
     return Pairs(local(torch.from_numpy(order).to(device)), local(weights), weights.mean())
 
 
-def draw_order(rng: np.random.Generator, embedded: Embedded) -> Tensor:
-    """Uniform draws ``(B, L)`` that put each example's tokens in a random order: this process's of the global batch."""
-    size, length = embedded.tokens.shape[:2]
-    order = rng.random((size * world_size(), length), dtype=np.float32)
-    return local(torch.from_numpy(order)).to(embedded.tokens.device)
-
-
-def partners(encoder: Encoder, inputs: tuple[Tensor, ...], embedded: Embedded, rows: Tensor) -> Embedded:
-    """The tokens of these rows ``(k,)`` of the global batch, ``(k, L, D)``, with gradient to the embedder.
-
-    ``embedded`` are the tokens of this process's ``inputs``. With several processes the raw inputs are gathered, being
-    the smaller, and the wanted rows embedded here.
-    """
-    if world_size() == 1:
-        return Embedded(embedded.tokens[rows], None if embedded.mask is None else embedded.mask[rows])
-    return encoder.embed(tuple(gather(x)[rows] for x in inputs))
-
-
-def concatenate(first: Embedded, second: Embedded) -> Embedded:
-    """Two batches as one of ``2B``, for a single pass through the encoder."""
-    mask = None if first.mask is None or second.mask is None else torch.cat([first.mask, second.mask])
-    return Embedded(torch.cat([first.tokens, second.tokens]), mask)
-
-
 def mixup(own: Embedded, partner: Embedded, weight: Tensor) -> Mixed:
     """``λ T + (1-λ) T'`` of tokens (i-Mix, Lee et al. 2021, eq. 5; DABS's e-mix).
 
-    Where padding leaves tokens of an example unmixed, its label's weight is the share really kept: λ on its mixed
-    tokens and 1 on the others. Without padding that is λ, bit for bit.
+    Where padding leaves tokens of an example unmixed, these are its own entirely, so its label weighs more than λ.
     """
-    share = weight[:, None, None].to(own.tokens.dtype)
+    share = weight[:, None, None]
     mixed = share * own.tokens + (1 - share) * partner.tokens
     if own.mask is None or partner.mask is None:
-        return Mixed(mixed, weight)
+        return Mixed(Embedded(mixed, own.mask), weight)
     both = own.mask & partner.mask
-    kept = 1 - (1 - weight) * both.sum(dim=1) / own.mask.sum(dim=1).clamp_min(1)
-    return Mixed(torch.where(both[..., None], mixed, own.tokens), kept)
+    unmixed = 1 - both.sum(dim=1) / own.mask.sum(dim=1).clamp_min(1)
+    return Mixed(Embedded(torch.where(both[..., None], mixed, own.tokens), own.mask), weight + (1 - weight) * unmixed)
 
 
 def patch_mix(own: Embedded, partner: Embedded, weight: Tensor, order: Tensor) -> Mixed:
-    """k = round((1-λ) L) tokens replaced by the partner's at the same places (discrete patch mixup; d-mix's operator).
+    """``round((1-λ) N)`` of an example's N real tokens replaced by the partner's at the same places.
 
-    No token is interpolated, so it is as valid for words as for pixels. With padding L is the example's own number of
-    real tokens and the places are real in both, so k is at most the number of those. The label's weight is what was
-    really kept, ``1 - k / L``.
+    No token is interpolated, so it is as valid for words as for pixels: discrete patch mixup, d-mix's operator. Places
+    are chosen uniformly among those real in both examples; where these are too few, all of them are taken.
 
     Args:
         own: tokens of this process's examples.
         partner: their partners' tokens.
         weight: λ, ``(B,)``.
-        order: uniform draws ``(B, L)``: the places with the smallest are taken, that is, a uniform choice without
-            replacement.
+        order: uniform draws ``(B, L)``, see `draw_order`.
     """
-    real = torch.ones_like(order, dtype=torch.bool) if own.mask is None else own.mask
-    both = real if own.mask is None or partner.mask is None else own.mask & partner.mask
-    length = real.sum(dim=1)
-    wanted = torch.round((1 - weight) * length).long()
-    count = torch.minimum(wanted, both.sum(dim=1))
-    place = order.masked_fill(~both, torch.inf).argsort(dim=1).argsort(dim=1)
-    taken = place < count[:, None]
-    return Mixed(torch.where(taken[..., None], partner.tokens, own.tokens), 1 - count / length.clamp_min(1))
+    count = torch.round((1 - weight) * real_tokens(own).sum(dim=1))
+    return _replace(own, partner, choose(order, count, real_tokens(own) & real_tokens(partner)))
+
+
+def cutmix(own: Embedded, partner: Embedded, block: Tensor) -> Mixed:
+    """A block of tokens, bool ``(B, L)``, replaced by the partner's (CutMix, Yun et al. 2019; see `draw_block`)."""
+    return _replace(own, partner, block & real_tokens(own) & real_tokens(partner))
+
+
+def _replace(own: Embedded, partner: Embedded, taken: Tensor) -> Mixed:
+    tokens = torch.where(taken[..., None], partner.tokens, own.tokens)
+    length = real_tokens(own).sum(dim=1).clamp_min(1)
+    return Mixed(Embedded(tokens, own.mask), 1 - taken.sum(dim=1) / length)
+
+
+def draw_block(
+    rng: np.random.Generator, specs: tuple[Spec, ...], embedded: Embedded, weight: Tensor, *, one_block: bool
+) -> Tensor:
+    """CutMix's places, bool ``(B, L)``: in each input a block of area 1 - λ around a uniform centre.
+
+    A rectangle on a grid of two axes, a segment of a sequence or of a table's columns; clipped at the border. Its sides
+    are rounded to whole tokens. With ``one_block`` the centre is drawn once for the batch, as λ then is.
+    """
+    size, device = embedded.tokens.shape[0], embedded.tokens.device
+    n = size * world_size()
+    blocks = []
+    for spec in specs:
+        shape = spec.shape if isinstance(spec, Grid) else (spec.num_tokens,)
+        inside = torch.ones(size, 1, dtype=torch.bool, device=device)
+        for length in shape:
+            drawn = np.broadcast_to(rng.integers(length, size=1 if one_block else n), n).copy()
+            centre = local(torch.from_numpy(drawn).to(device))
+            side = torch.round(length * (1 - weight) ** (1 / len(shape))).long()
+            start = centre - side // 2
+            place = torch.arange(length, device=device)
+            along = (place >= start[:, None]) & (place < (start + side)[:, None])
+            inside = (inside[:, :, None] & along[:, None, :]).flatten(1)  # row-major, as patches are
+        blocks.append(inside)
+    return torch.cat(blocks, dim=1)
+
+
+def mix(view: View, rng: np.random.Generator, mixing: Mixing, alpha: float, share: Share) -> tuple[Mixed, Tensor]:
+    """A view's examples mixed with partners, by the operator of this name, and the partners' rows ``(B,)``.
+
+    Args:
+        view: what is mixed.
+        rng: this step's generator.
+        mixing: mixup, patch mixing or cutmix.
+        alpha: λ ~ Beta(α, α).
+        share: λ for each ``example``, one for the ``batch``, or as the code of i-Mix has it for the ``operator``: for
+            each example, but for cutmix one λ and one block for the batch.
+    """
+    one = share == "batch" or (share == "operator" and mixing == "cutmix")
+    pairs = draw_pairs(rng, view.own, alpha, one_weight=one)
+    partner = view.rows(pairs.partner)
+    match mixing:
+        case "mixup":
+            mixed = mixup(view.own, partner, pairs.weight)
+        case "patch":
+            mixed = patch_mix(view.own, partner, pairs.weight, draw_order(rng, view.own))
+        case "cutmix":
+            block = draw_block(rng, view.encoder.specs, view.own, pairs.weight, one_block=one)
+            mixed = cutmix(view.own, partner, block)
+        case _:
+            raise UserError(f"mixing must be mixup, patch or cutmix, got {mixing!r}")
+    return mixed, pairs.partner

@@ -11,21 +11,29 @@ from torch import Tensor, nn
 from dabsmix.encoder import Embedded, Encoder
 from dabsmix.gather import all_sum, world_size
 
-__all__ = ["GlobalBatchNorm", "HeadNorm", "dabs_head", "mean_features", "mlp_head"]
+__all__ = ["PROJECTION", "GlobalBatchNorm", "HeadNorm", "concatenate", "dabs_head", "mean_features", "mlp_head"]
 
 HeadNorm = Literal["none", "first", "both"]
+
+PROJECTION = 128
+"""Length of a projection, in DABS and in i-Mix."""
+
+
+def concatenate(*batches: Embedded) -> Embedded:
+    """Several batches as one of ``B₁ + B₂ + ...``, for a single pass through the encoder."""
+    masks = [batch.mask for batch in batches if batch.mask is not None]
+    return Embedded(torch.cat([batch.tokens for batch in batches]), torch.cat(masks) if masks else None)
 
 
 def mean_features(encoder: Encoder, *batches: Embedded) -> Tensor:
     """Mean-pooled features of several batches in one pass, ``(B₁ + B₂ + ..., D)``; dropout differs between them."""
-    masks = [batch.mask for batch in batches if batch.mask is not None]
-    together = Embedded(torch.cat([batch.tokens for batch in batches]), torch.cat(masks) if masks else None)
+    together = concatenate(*batches)
     return encoder.pool(encoder.encode(together), together.mask).mean
 
 
 def dabs_head(width: int) -> nn.Module:
     """LayerNorm and Linear to 128 (DABS, Tamkin et al. 2021): ``(B, width)`` to ``(B, 128)``."""
-    return nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 128))
+    return nn.Sequential(nn.LayerNorm(width), nn.Linear(width, PROJECTION))
 
 
 def mlp_head(width: int, hidden: int, norm: HeadNorm) -> nn.Module:
@@ -36,9 +44,9 @@ def mlp_head(width: int, hidden: int, norm: HeadNorm) -> nn.Module:
     layers: list[nn.Module] = [nn.Linear(width, hidden)]
     if norm != "none":
         layers.append(GlobalBatchNorm(hidden))
-    layers += [nn.ReLU(), nn.Linear(hidden, 128)]
+    layers += [nn.ReLU(), nn.Linear(hidden, PROJECTION)]
     if norm == "both":
-        layers.append(GlobalBatchNorm(128))
+        layers.append(GlobalBatchNorm(PROJECTION))
     return nn.Sequential(*layers)
 
 

@@ -1,0 +1,94 @@
+"""i-Mix with the BYOL objective (Lee et al. 2021, eq. 11 and 12).
+
+Every example of the batch is a class of its own. With r a random permutation and λ_i ~ Beta(α, α), λ_i ≥ 1/2,
+
+    F_i = z_key(x'_i) / |z_key(x'_i)|, the key encoder's parameters following: θ_key ← m θ_key + (1-m) θ
+    g_i = g(z(mix(x_i, x_r(i); λ_i)))                        g the predictor; x, x' the two views
+    loss = mean_i 2 - 2 [λ_i cos(g_i, F_i) + (1-λ_i) cos(g_i, F_r(i))]
+
+Not symmetrised. The heads are i-Mix's for CIFAR: batch norm after the first layer; for speech after both of the
+projection's, for tables after both everywhere.
+"""
+
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+
+from dabsmix.algorithm import Algorithm, Loss, check_positive, check_share
+from dabsmix.contrast import unit
+from dabsmix.encoder import Encoder
+from dabsmix.gather import gather
+from dabsmix.mixing import mix
+from dabsmix.momentum import follow, momentum_copy
+from dabsmix.projection import PROJECTION, mean_features, mlp_head
+from dabsmix.spec import Batch
+from dabsmix.views import two_views
+
+__all__ = ["IMixBYOL"]
+
+
+class IMixBYOL(Algorithm):
+    """i-Mix, BYOL: mixed examples predict a momentum encoder's projections of both that they are mixed of.
+
+    Args:
+        encoder: what is trained.
+        mixing: how two examples' tokens are mixed
+        alpha: λ ~ Beta(alpha, alpha); 2 for CovType in the source
+        share: one λ for each example or for the batch; operator, as the source's code: the batch for cutmix
+        momentum: m of the key encoder
+        views: how the two views of an example differ
+        inputmix: auxiliary examples mixed into each view, labels untouched
+        head_norm: layers of the projection head that batch norm follows
+        predictor_norm: layers of the predictor that batch norm follows
+    """
+
+    num_views: ClassVar[int] = 2
+    fit_reason: ClassVar[str] = "an example is mixed with another, and batch norm needs examples that differ"
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        *,
+        mixing: Literal["mixup", "patch", "cutmix"] = "mixup",
+        alpha: float = 1.0,
+        share: Literal["operator", "example", "batch"] = "operator",
+        momentum: float = 0.999,
+        views: Literal["identical", "noise", "augment"] = "identical",
+        inputmix: Literal[0, 1, 2] = 0,
+        head_norm: Literal["none", "first", "both"] = "first",
+        predictor_norm: Literal["none", "first", "both"] = "first",
+    ) -> None:
+        super().__init__(encoder)
+        check_positive(alpha=alpha)
+        check_share(momentum=momentum)
+        self.mixing = mixing
+        self.alpha = alpha
+        self.share = share
+        self.momentum = momentum
+        self.views = views
+        self.inputmix = inputmix
+        self.head = mlp_head(encoder.width, encoder.width, head_norm)
+        self.predictor = mlp_head(PROJECTION, encoder.width, predictor_norm)
+        self.key_encoder = momentum_copy(encoder)
+        self.key_head = momentum_copy(self.head)
+
+    def forward(self, batch: Batch) -> Loss:
+        """The distance of the mixed first view's predictions from the targets of the second."""
+        rng = np.random.default_rng(batch.seed)
+        anchor, key = two_views(self.encoder, self.key_encoder, batch.views, rng, self.views, self.inputmix)
+        mixed, partner = mix(anchor, rng, self.mixing, self.alpha, self.share)
+        predicted = unit(self.predictor(self.head(mean_features(self.encoder, mixed.embedded))))
+        with torch.no_grad():
+            target = unit(self.key_head(mean_features(self.key_encoder, key.own)))
+            partner_target = gather(target)[partner]
+
+        own = (predicted * target).sum(dim=1)
+        other = (predicted * partner_target).sum(dim=1)
+        loss = (2 - 2 * (mixed.weight * own + (1 - mixed.weight) * other)).mean()
+        return Loss(loss, {"similarity": own.detach().mean()}, None)
+
+    def after_step(self, progress: float) -> None:
+        """Moves the key encoder and its head, before the next step's targets are made."""
+        follow(self.key_encoder, self.encoder, self.momentum)
+        follow(self.key_head, self.head, self.momentum)

@@ -1,0 +1,84 @@
+"""i-Mix with the SimCLR objective (Lee et al. 2021, appendix A.1).
+
+Every example of the batch is a class of its own. Within each of the two views, with r a random permutation and
+λ_a ~ Beta(α, α), λ_a ≥ 1/2,
+
+    L_ab = cos(z(mix(x_a, x_r(a); λ_a)), z(x_b)) / τ         a, b any of the 2n views of the batch, b ≠ a
+    loss = mean_a λ_a CE(L_a, a's other view) + (1-λ_a) CE(L_a, r(a)'s other view)
+
+The clean and the mixed batch both go through the encoder: twice the work of imix_npair. The head is i-Mix's N-pair
+head.
+"""
+
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+
+from dabsmix.algorithm import Algorithm, Loss, check_positive
+from dabsmix.contrast import mixed_cross_entropy, two_view_similarities
+from dabsmix.encoder import Encoder
+from dabsmix.gather import own_rows
+from dabsmix.mixing import mix
+from dabsmix.projection import mean_features, mlp_head
+from dabsmix.spec import Batch
+from dabsmix.views import two_views
+
+__all__ = ["IMixSimCLR"]
+
+
+class IMixSimCLR(Algorithm):
+    """i-Mix, SimCLR: contrast of mixed views against all unmixed ones.
+
+    Args:
+        encoder: what is trained.
+        mixing: how two examples' tokens are mixed
+        alpha: λ ~ Beta(alpha, alpha)
+        share: one λ for each example or for the batch; operator, as the source's code: the batch for cutmix
+        temperature: divides the cosine similarities
+        views: how the two views of an example differ
+        inputmix: auxiliary examples mixed into each view, labels untouched
+        head_norm: layers of the projection head that batch norm follows
+    """
+
+    num_views: ClassVar[int] = 2
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        *,
+        mixing: Literal["mixup", "patch", "cutmix"] = "mixup",
+        alpha: float = 1.0,
+        share: Literal["operator", "example", "batch"] = "operator",
+        temperature: float = 0.2,
+        views: Literal["identical", "noise", "augment"] = "identical",
+        inputmix: Literal[0, 1, 2] = 0,
+        head_norm: Literal["none", "first", "both"] = "both",
+    ) -> None:
+        super().__init__(encoder)
+        check_positive(alpha=alpha, temperature=temperature)
+        self.mixing = mixing
+        self.alpha = alpha
+        self.share = share
+        self.temperature = temperature
+        self.views = views
+        self.inputmix = inputmix
+        self.head = mlp_head(encoder.width, encoder.width, head_norm)
+
+    def forward(self, batch: Batch) -> Loss:
+        """The contrast of every mixed view against all clean ones but its own."""
+        rng = np.random.default_rng(batch.seed)
+        first, second = two_views(self.encoder, self.encoder, batch.views, rng, self.views, self.inputmix)
+        mixed_first, partner_first = mix(first, rng, self.mixing, self.alpha, self.share)
+        mixed_second, partner_second = mix(second, rng, self.mixing, self.alpha, self.share)
+        features = mean_features(self.encoder, mixed_first.embedded, mixed_second.embedded, first.own, second.own)
+        anchors, keys = self.head(features).chunk(2)
+
+        logits = two_view_similarities(anchors, keys, self.temperature)
+        own, n = own_rows(features.chunk(4)[0]), logits.shape[1] // 2
+        other, partner_other = torch.cat([n + own, own]), torch.cat([n + partner_first, partner_second])
+        weight = torch.cat([mixed_first.weight, mixed_second.weight])
+        loss = mixed_cross_entropy(logits, other, partner_other, weight).mean()
+        accuracy = (logits.argmax(dim=1) == other).float().mean()
+        clean = features.chunk(4)[2].detach() if first.clean else None
+        return Loss(loss, {"accuracy": accuracy}, clean)

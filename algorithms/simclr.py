@@ -1,0 +1,67 @@
+"""SimCLR: N-pair in both directions, with each side's own examples as negatives too (Chen et al. 2020).
+
+    L_ab = cos(z_a, z_b) / τ             a, b any of the 2n views of the batch, b ≠ a
+    loss = mean_a CE(L_a, a's other view)                    2n-1 ways
+
+With identical views dropout is the only difference between them. The head is i-Mix's N-pair head.
+"""
+
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from dabsmix.algorithm import Algorithm, Loss, check_positive
+from dabsmix.contrast import two_view_similarities
+from dabsmix.encoder import Encoder
+from dabsmix.gather import own_rows
+from dabsmix.projection import mean_features, mlp_head
+from dabsmix.spec import Batch
+from dabsmix.views import two_views
+
+__all__ = ["SimCLR"]
+
+
+class SimCLR(Algorithm):
+    """SimCLR, unmixed: the baseline of imix_simclr.
+
+    Args:
+        encoder: what is trained.
+        temperature: divides the cosine similarities
+        views: how the two views of an example differ
+        inputmix: auxiliary examples mixed into each view, labels untouched
+        head_norm: layers of the projection head that batch norm follows
+    """
+
+    num_views: ClassVar[int] = 2
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        *,
+        temperature: float = 0.2,
+        views: Literal["identical", "noise", "augment"] = "identical",
+        inputmix: Literal[0, 1, 2] = 0,
+        head_norm: Literal["none", "first", "both"] = "both",
+    ) -> None:
+        super().__init__(encoder)
+        check_positive(temperature=temperature)
+        self.temperature = temperature
+        self.views = views
+        self.inputmix = inputmix
+        self.head = mlp_head(encoder.width, encoder.width, head_norm)
+
+    def forward(self, batch: Batch) -> Loss:
+        """The contrast of every view against all others."""
+        rng = np.random.default_rng(batch.seed)
+        first, second = two_views(self.encoder, self.encoder, batch.views, rng, self.views, self.inputmix)
+        features = mean_features(self.encoder, first.own, second.own)
+        projections = self.head(features)
+
+        logits = two_view_similarities(projections, projections, self.temperature)
+        own, n = own_rows(features.chunk(2)[0]), logits.shape[1] // 2
+        other = torch.cat([n + own, own])
+        accuracy = (logits.argmax(dim=1) == other).float().mean()
+        clean = features.chunk(2)[0].detach() if first.clean else None
+        return Loss(F.cross_entropy(logits, other), {"accuracy": accuracy}, clean)
