@@ -6,10 +6,10 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable
-from dataclasses import field, fields, make_dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import fields, make_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 
@@ -73,9 +73,10 @@ def _run(argv: list[str]) -> None:
 
 
 def _with_algorithm_flags(argv: list[str]) -> tuple[list[str], type[PretrainConfig]]:
-    """`PretrainConfig` with the chosen algorithm's hyperparameters as fields and the config file's values as defaults.
+    """`PretrainConfig` with the chosen algorithm's hyperparameters as further fields, and the arguments to fill it.
 
-    Returns the arguments that are left once ``--config`` is taken out.
+    The values of ``--config`` come first among the arguments, so that they are read, checked and overridden as flags
+    are: of a flag that is given twice the last one counts.
     """
     from dabsmix.plugins import algorithm_dabs, algorithm_flags, did_you_mean
 
@@ -83,40 +84,43 @@ def _with_algorithm_flags(argv: list[str]) -> tuple[list[str], type[PretrainConf
     for name in ("--config", "--algo", "--protocol"):
         first.add_argument(name)
     known, _ = first.parse_known_args(argv[1:])
-    rest = _without(argv, "--config")
     file = _read_config(known.config)
     algo = known.algo or file.get("algo") or PretrainConfig.algo
     protocol = known.protocol or file.get("protocol") or PretrainConfig.protocol
 
-    own = {f.name: f for f in fields(PretrainConfig)}
+    own = [f.name for f in fields(PretrainConfig) if f.name != "hyper"]
     hyper = {flag.name: flag for flag in algorithm_flags(algo)}
     for name in file:
         if name not in own and name not in hyper:
-            close = did_you_mean(name, [*own, *hyper])
-            raise UserError(f"{known.config}: unknown field {name!r}{close}")
-    for name in hyper.keys() & own.keys():
-        raise UserError(f"--algo {algo}: its hyperparameter {name!r} has the name of a flag of pretrain; rename it")
-    faults = algorithm_dabs(algo) if protocol == "dabs" else {}
-
-    added: list[Any] = []
-    for name, value in file.items():
+            raise UserError(f"{known.config}: unknown field {name!r}{did_you_mean(name, [*own, *hyper])}")
+    for name in hyper:
         if name in own:
-            added.append((name, own[name].type, field(default=_typed(name, value))))
-    for flag in hyper.values():
-        default = file.get(flag.name, faults.get(flag.name, flag.default))
-        kind = tyro.conf.arg(help=flag.help or None)
-        added.append((flag.name, _annotated(flag.type, kind), field(default=default)))
+            raise UserError(f"--algo {algo}: its hyperparameter {name!r} has the name of a flag of pretrain; rename it")
+
+    faults = algorithm_dabs(algo) if protocol == "dabs" else {}
+    added: list[Any] = [
+        (flag.name, Annotated[flag.type, tyro.conf.arg(help=flag.help or None)], faults.get(flag.name, flag.default))
+        for flag in hyper.values()
+    ]
     made = make_dataclass(
         "Pretrain", added, bases=(PretrainConfig,), frozen=True, namespace={"__doc__": PretrainConfig.__doc__}
     )
     made.__hyper__ = tuple(hyper)  # type: ignore[attr-defined]
-    return rest, made
+    switches = {f.name for f in fields(PretrainConfig) if isinstance(f.default, bool)}
+    switches |= {flag.name for flag in hyper.values() if flag.type is bool}
+    return ["pretrain", *_as_words(file, switches), *_without(argv[1:], "--config")], made
 
 
-def _annotated(kind: Any, argument: Any) -> Any:
-    from typing import Annotated
-
-    return Annotated[kind, argument]
+def _as_words(file: Mapping[str, Any], switches: set[str]) -> list[str]:
+    """A config file's values as flags; a field that is left empty takes its default."""
+    words = []
+    for name, value in file.items():
+        flag = name.replace("_", "-")
+        if name in switches and isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        elif value is not None:
+            words.append(f"--{flag}={value}")
+    return words
 
 
 def _without(argv: list[str], flag: str) -> list[str]:
@@ -129,10 +133,6 @@ def _without(argv: list[str], flag: str) -> list[str]:
         elif not word.startswith(f"{flag}="):
             kept.append(word)
     return kept
-
-
-def _typed(name: str, value: Any) -> Any:
-    return Path(value) if name in ("data", "options", "data_root", "out") and value is not None else value
 
 
 def _read_config(path: str | None) -> dict[str, Any]:
