@@ -6,7 +6,6 @@ input, majority class) stay in those transfer files: they belong to a task, not 
 """
 
 import hashlib
-import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,90 +13,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from dabsmix import board_row
+from dabsmix import board_record, board_row
 from dabsmix.board_row import COLUMNS, Row, read
 from dabsmix.errors import UserError
 from dabsmix.run import sha256, write
 
-__all__ = ["COLUMNS", "Row", "predictions_file", "read", "submit", "transfers", "validate"]
+__all__ = ["COLUMNS", "Row", "read", "submit", "validate"]
 
 MAX_PREDICTIONS = 2 * 2**20  # bytes; the records live in a git repository
-_OF_RUN = (
-    *("domain", "algorithm", "encoder", "seed", "views", "uses_labels", "steps", "batch_size", "version", "commit"),
-    *("config_hash", "encoder_sha256", "parameters", "seconds", "device"),
-)
-_OF_TASK = ("task", "protocol", "data_fingerprint")
-_OF_RESULT = ("probe", "label_fraction", "metric", "value", "low", "high", "n", "test_reads")
 _OF_SUBMISSION = ("run", "by", "date")  # what a run's folder does not know
-_NOT_IN_RECIPE = ("seed", "out", "data_root", "checkpoint_every", "evaluate_every")
-
-
-# --- a run's folder, or the record that was copied from it: both have the same files
-
-
-def transfers(folder: Path) -> dict[str, dict[str, Any]]:
-    """The transfer results of a run's folder or record, by file name without suffix, in the order of the names."""
-    return {path.stem: _json(path) for path in sorted((folder / "transfer").glob("*.json"))}
-
-
-def predictions_file(folder: Path, stem: str) -> Path:
-    """Where the per-example predictions of a transfer result lie, if they were kept."""
-    return folder / "transfer" / f"{stem}.predictions.npz"
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"no file {path}: name the folder of a run that `dabsmix pretrain` printed") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path}: {error}; pretrain or transfer again") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: expected a JSON object, found a {type(content).__name__}")
-    return content
-
-
-def _config(path: Path) -> dict[str, Any]:
-    import yaml
-
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"cannot read {path}: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: expected a mapping, found a {type(content).__name__}")
-    return content
-
-
-def _recipe(config: dict[str, Any]) -> str:
-    """12 hex digits that runs share exactly if at most their seeds differ: these may be averaged."""
-    values = {name: value for name, value in config.items() if name not in _NOT_IN_RECIPE}
-    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:12]
-
-
-def _scores(folder: Path) -> dict[str, list[dict[str, Any]]]:
-    """The rows that a folder backs, by transfer file, as cells; those of the submission are missing.
-
-    Raises:
-        UserError: a file is missing or damaged, or lacks an entry.
-    """
-    run, config, results = _json(folder / "run.json"), _config(folder / "config.yaml"), transfers(folder)
-    scores: dict[str, list[dict[str, Any]]] = {}
-    place = "run.json"
-    try:
-        of_run = {name: run[name] for name in _OF_RUN}
-        of_run |= {"pretrain_protocol": run["protocol"], "pretrain_fingerprint": run["data_fingerprint"]}
-        of_run["hyper"] = json.dumps(run["hyper"], sort_keys=True, separators=(",", ":"))
-        place = "config.yaml"
-        of_run |= {"lr": config["lr"], "precision": config["precision"], "recipe": _recipe(config)}
-        for stem, transfer in results.items():
-            place = f"transfer/{stem}.json"
-            of_task = {name: transfer[name] for name in _OF_TASK}
-            of_results = [{name: result[name] for name in _OF_RESULT} for result in transfer["results"]]
-            scores[stem] = [board_row.typed(of_run | of_task | of_result) for of_result in of_results]
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{folder / place}: missing or malformed: {error}; was it written by this version?") from None
-    return scores
 
 
 # --- submitting
@@ -119,10 +43,10 @@ def submit(run_dir: Path, by: str, csv_path: Path) -> list[Row]:
     by = by.strip()
     if not by.isprintable() or not 1 <= len(by) <= 80:
         raise UserError(f"--by {by!r}: a name of 1 to 80 printable characters is needed to stand behind the rows")
-    run = _json(run_dir / "run.json")
+    run = board_record.run_json(run_dir)
     if run.get("status") != "finished":
         raise UserError(f"{run_dir}: its status is {run.get('status')!r}, not 'finished': continue it with --resume")
-    scores = _scores(run_dir)
+    scores = board_record.scores(run_dir)
     if not any(scores.values()):
         raise UserError(f"{run_dir} has no transfer results: run `dabsmix transfer --run {run_dir}` first")
     _check_encoder(run_dir, run["encoder_sha256"])
@@ -135,11 +59,11 @@ def submit(run_dir: Path, by: str, csv_path: Path) -> list[Row]:
             raise UserError(f"{run_dir / 'transfer' / stem}.json: {problem}")
     with _locked(csv_path):
         known = {row.key: row for row in read(csv_path)} if csv_path.exists() else {}
-        new = {stem: rows for stem, rows in offered.items() if _is_new(f"{run_dir}/transfer/{stem}.json", rows, known)}
-        if not new:
-            raise UserError(f"{run_dir} is on {csv_path} already, as {name}; another seed makes another run")
-        _write_record(run_dir, record, list(new))
+        new = {stem: _new(f"{run_dir}/transfer/{stem}.json", rows, known) for stem, rows in offered.items()}
         added = [row for rows in new.values() for row in rows]
+        if not added:
+            raise UserError(f"{run_dir} is on {csv_path} already, as {name}; another seed makes another run")
+        _write_record(run_dir, record, [stem for stem, rows in new.items() if rows])
         old = csv_path.read_text(encoding="utf-8-sig") if csv_path.exists() else ",".join(COLUMNS)
         content = old.rstrip("\n") + "\n" + board_row.text(added)
         write(csv_path, lambda path: path.write_text(content, encoding="utf-8", newline="\n"))
@@ -162,24 +86,32 @@ def _check_encoder(run_dir: Path, expected: str) -> None:
         raise UserError(f"{path} has sha256 {found[:12]}, run.json says {expected[:12]}: it is not this run's encoder")
 
 
-def _is_new(file: str, rows: list[Row], known: dict[tuple[str, ...], Row]) -> bool:
-    """Whether a transfer file is not on the board yet; scoring the test split a second time makes no new result."""
-    there = [row for row in rows if row.key in known]
+def _new(file: str, rows: list[Row], known: dict[tuple[str, ...], Row]) -> list[Row]:
+    """The rows of a transfer file that are not on the board yet; a second look at the test split makes no new score."""
     if len({row.key for row in rows}) < len(rows):
         raise UserError(f"{file} holds two results of the same probe and label fraction: transfer again")
-    if there and (len(there) < len(rows) or any(row.value != known[row.key].value for row in rows)):
-        raise UserError(f"{file} has changed since it was submitted: a second look at the test split is no result")
-    return bool(rows) and not there
+    for row in rows:
+        if row.key in known and row.value != known[row.key].value:
+            there = f"{row.probe} at {row.label_fraction} scored {known[row.key].value}"
+            raise UserError(
+                f"{file} has changed since it was submitted: {there} and now {row.value}; only the first counts"
+            )
+    return [row for row in rows if row.key not in known]
 
 
 def _write_record(run_dir: Path, record: Path, stems: list[str]) -> None:
-    """Copy what the rows can be checked against."""
-    for name in ("run.json", "config.yaml", *(f"transfer/{stem}.json" for stem in stems)):
+    """Copy what the rows can be checked against; what backs earlier rows stays as it is."""
+    for name in ("run.json", "config.yaml"):
         _copy(run_dir / name, record / name)
     for stem in stems:
-        path = predictions_file(run_dir, stem)
-        if path.exists() and path.stat().st_size <= MAX_PREDICTIONS:
-            _copy(path, predictions_file(record, stem))
+        source, predictions = run_dir / "transfer" / f"{stem}.json", board_record.predictions_file(run_dir, stem)
+        number, kept = 1, stem
+        while (target := record / "transfer" / f"{kept}.json").exists() and target.read_bytes() != source.read_bytes():
+            number += 1
+            kept = f"{stem}-{number}"
+        _copy(source, target)
+        if predictions.exists() and predictions.stat().st_size <= MAX_PREDICTIONS:
+            _copy(predictions, board_record.predictions_file(record, kept))
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -209,8 +141,8 @@ def _locked(csv_path: Path) -> Iterator[None]:
 def validate(csv_path: Path) -> list[str]:
     """Problems of the leaderboard, each with the line it is on; empty where every row holds.
 
-    Checked: types and ranges, a score within its interval, rows twice, that each row says what its record says, and
-    that no recorded score is left out.
+    Checked: types and ranges, a score within its interval, rows twice, that each row says what its record says, that
+    the kept predictions give its score, and that no recorded score is left out.
 
     Raises:
         UserError: the file is missing or its header is broken.
@@ -226,7 +158,7 @@ def validate(csv_path: Path) -> list[str]:
             continue
         if row.run not in recorded:
             recorded[row.run] = _recorded(row)
-        found = board_row.problems(row) + _disagreements(row, recorded[row.run])
+        found = board_row.problems(row) + _disagreements(row, recorded[row.run]) + _rescored(row)
         if row.key in lines_of:
             found.append(f"the same result as line {lines_of[row.key]}")
         lines_of.setdefault(row.key, line)
@@ -242,7 +174,7 @@ def validate(csv_path: Path) -> list[str]:
 def _recorded(row: Row) -> dict[tuple[str, ...], Row] | str:
     """The rows that a row's record backs, by key, or why it backs none."""
     try:
-        scores = _scores(row.record)
+        scores = board_record.scores(row.record)
     except UserError as error:
         return str(error)
     stamp: dict[str, Any] = {"record": row.record} | {name: getattr(row, name) for name in _OF_SUBMISSION}
@@ -262,3 +194,13 @@ def _disagreements(row: Row, recorded: dict[tuple[str, ...], Row] | str) -> list
         for name, ours, theirs in pairs
         if name not in _OF_SUBMISSION and ours != theirs
     ]
+
+
+def _rescored(row: Row) -> list[str]:
+    """Where the kept predictions give another score."""
+    try:
+        value = board_record.rescored(row)
+    except UserError as error:
+        return [str(error)]
+    wrong = value is not None and not board_record.agrees(row, value)
+    return [f"value is {row.value}, its predictions give {value:.6f}"] if wrong else []

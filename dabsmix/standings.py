@@ -9,16 +9,13 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
-from dabsmix.board import Row, predictions_file, transfers
-from dabsmix.errors import UserError
+from dabsmix.board_record import Predictions, predictions, transfer_of
+from dabsmix.board_row import Row
 
 __all__ = ["Against", "Block", "Line", "Section", "standings"]
 
@@ -107,7 +104,6 @@ def standings(rows: Iterable[Row]) -> list[Section]:
 
     Reads the rows' records for yardsticks, notes and predictions; a row without record is shown without them.
     """
-    _transfers.cache_clear()  # records may have been added since the last call
     sections = _grouped(
         rows,
         lambda r: (r.domain, r.task, r.encoder, r.protocol, r.data_fingerprint, r.pretrain_fingerprint),
@@ -139,10 +135,10 @@ def _notes(rows: list[Row], blocks: tuple[Block, ...]) -> tuple[str, ...]:
     if any(line.against and not line.against.paired for line in lines):
         notes.append("Not every pair of lines has predictions of the same test examples: there, intervals that overlap")
         notes[-1] += " read as no difference shown."
-    unbacked = {row.run for row in rows if _transfer(row) is None}
+    unbacked = {row.run for row in rows if not _transfer(row)}
     if unbacked:
         notes.append(f"No record of {len(unbacked)} run(s): without yardsticks and predictions of theirs.")
-    of_records = (note for row in rows for note in (_transfer(row) or {}).get("notes", ()))
+    of_records = (note for row in rows for note in _transfer(row).get("notes", ()))
     return tuple(dict.fromkeys([*notes, *of_records]))
 
 
@@ -230,36 +226,20 @@ def _measured(
 # --- what only the records know
 
 
-@lru_cache(maxsize=4096)
-def _transfers(record: Path) -> dict[str, dict[str, Any]]:
-    try:
-        return transfers(record)
-    except UserError:
-        return {}
-
-
-def _stem(row: Row) -> str | None:
-    """The transfer file that a row was read from."""
-    for stem, each in _transfers(row.record).items():
-        if (each.get("task"), each.get("protocol")) == (row.task, row.protocol):
-            return stem
-    return None
-
-
-def _transfer(row: Row) -> dict[str, Any] | None:
-    stem = _stem(row)
-    return None if stem is None else _transfers(row.record)[stem]
+def _transfer(row: Row) -> dict[str, Any]:
+    """What the row's transfer file says; empty without a record."""
+    found = transfer_of(row)
+    return {} if found is None else found[1]
 
 
 def _yardsticks(rows: list[Row]) -> list[Line]:
-    """The yardsticks of a block, from the records of its rows; for each seed the first record speaks."""
-    found: dict[str, dict[int, dict[str, Any]]] = defaultdict(dict)
+    """The yardsticks of a block, from the records of its rows; those that agree are one measurement."""
+    found: dict[str, dict[float, dict[str, Any]]] = defaultdict(dict)
     for row in rows:
-        for name, results in ((_transfer(row) or {}).get("yardsticks") or {}).items():
+        for name, results in _transfer(row).get("yardsticks", {}).items():
             same = [r for r in results if (r["metric"], r["label_fraction"]) == (row.metric, row.label_fraction)]
-            own = [r for r in same if name == "majority" or r["probe"] == row.probe]
-            if own:
-                found[name].setdefault(row.seed, own[0])
+            for result in [r for r in same if name == "majority" or r["probe"] == row.probe][:1]:
+                found[name].setdefault(result["value"], result)
     return [
         _measured(
             YARDSTICKS.get(name, name),
@@ -270,24 +250,6 @@ def _yardsticks(rows: list[Row]) -> list[Line]:
         )
         for name, results in found.items()
     ]
-
-
-class _Predictions(NamedTuple):
-    scores: NDArray[Any]
-    label: NDArray[Any]
-    group: NDArray[np.int64] | None
-
-
-def _predictions(row: Row) -> _Predictions | None:
-    """The row's per-example predictions, if its record kept them."""
-    path = predictions_file(row.record, _stem(row) or "")
-    if not path.is_file():
-        return None
-    with np.load(path, allow_pickle=False) as arrays:
-        name = f"{row.probe}/{row.label_fraction}"
-        if name not in arrays or "label" not in arrays:
-            return None
-        return _Predictions(arrays[name], arrays["label"], arrays.get("group"))
 
 
 # --- differences
@@ -312,25 +274,23 @@ def _paired(line: Line, first: Line) -> Against | None:
     from dabsmix.metrics import Undefined, metric
 
     ours, theirs = ({row.seed: row for row in reversed(each.rows)} for each in (line, first))
-    pairs = [(_predictions(ours[seed]), _predictions(theirs[seed])) for seed in sorted(ours.keys() & theirs.keys())]
+    pairs = [(predictions(ours[seed]), predictions(theirs[seed])) for seed in sorted(ours.keys() & theirs.keys())]
     kept = [(a, b) for a, b in pairs if a is not None and b is not None]
-    if (
-        not kept
-        or len(kept) < len(pairs)
-        or not all(_same_examples(each, kept[0][0]) for pair in kept for each in pair)
-    ):
+    if not kept or len(kept) < len(pairs) or not all(_pairs_up(each, kept[0][0]) for pair in kept for each in pair):
         return None
     score = metric(first.rows[0].metric)
-    label, group = kept[0][0].label, kept[0][0].group
-    more = {} if score.parts else {"resamples": RESAMPLES}
+    ours_drawn, theirs_drawn = ([scores for pair in kept for scores in pair[side].scores] for side in (0, 1))
+    resamples = {} if score.parts else {"resamples": RESAMPLES}
     try:
-        found = compare(score, [a.scores for a, _ in kept], [b.scores for _, b in kept], label, group, **more)
+        found = compare(score, ours_drawn, theirs_drawn, kept[0][0].label, kept[0][0].group, **resamples)
     except Undefined:
         return None
     return Against(found.difference, found.low, found.high, True, found.shown)
 
 
-def _same_examples(one: _Predictions, other: _Predictions) -> bool:
+def _pairs_up(one: Predictions, other: Predictions) -> bool:
+    """Whether both are of the same examples, in the same order, from as many draws of labels."""
     if (one.group is None) != (other.group is None) or not np.array_equal(one.label, other.label):
         return False
-    return one.group is None or other.group is None or np.array_equal(one.group, other.group)
+    same_groups = one.group is None or other.group is None or np.array_equal(one.group, other.group)
+    return same_groups and len(one.scores) == len(other.scores)

@@ -52,9 +52,15 @@ def write_transfer(folder: Path, task: str, results: tuple[tuple[str, str, float
         for probe, fraction, value in results
     ]
     path = folder / "transfer" / f"{task}-v1.json"
-    content = {"task": task, "protocol": "v1", "data_fingerprint": "d" * 12, "results": each, "notes": []}
+    content = {"task": task, "protocol": "v1", "data_fingerprint": "d" * 12, "kind": "classes", "results": each}
     path.write_text(json.dumps(content | each[0]))
-    np.savez(path.with_suffix(".predictions.npz"), label=np.arange(10))
+    label = np.arange(100) % 10
+    wrong = {
+        f"{p}@{f.replace('/', ' per ')}": np.where(np.arange(100) < 100 * v, label, 9 - label)[None]
+        for p, f, v in results
+    }
+    arrays: dict[str, Any] = {"label": label, **wrong}
+    np.savez(path.with_suffix(".predictions.npz"), **arrays)
     return path
 
 
@@ -99,14 +105,27 @@ def test_same_run_twice_is_refused_and_a_further_task_is_added(tmp_path: Path) -
     assert validate(board) == []
 
 
-@pytest.mark.parametrize("results", [(("linear", "1", 0.95),), (*RESULTS, ("ridge", "1", 0.7))])
-def test_a_transfer_that_changed_since_is_refused(tmp_path: Path, results: tuple[tuple[str, str, float], ...]) -> None:
+def test_another_score_of_the_same_probe_is_refused_and_a_further_probe_is_added(tmp_path: Path) -> None:
     run, board = write_run(tmp_path), tmp_path / "results.csv"
     submit(run, "Ada", board)
-    write_transfer(run, "digits", results)
-    with pytest.raises(UserError, match="changed since"):
+    write_transfer(run, "digits", (("linear", "1", 0.95), ("ridge", "1", 0.7)))
+    with pytest.raises(UserError, match=r"linear at 1 scored 0.9 and now 0.95; only the first counts"):
         submit(run, "Ada", board)
-    assert validate(board) == []
+    write_transfer(run, "digits", (("ridge", "1", 0.7),))
+    assert [row.probe for row in submit(run, "Ada", board)] == ["ridge"]
+    assert validate(board) == []  # what backs the earlier rows is kept
+
+
+def test_predictions_must_give_the_score(tmp_path: Path) -> None:
+    board = tmp_path / "results.csv"
+    row = submit(write_run(tmp_path), "Ada", board)[0]
+    (path,) = row.record.rglob("*.npz")
+    with np.load(path) as file:
+        arrays: dict[str, Any] = dict(file)
+    np.savez(path, **arrays | {"knn@1": arrays["linear@1"]})
+    assert validate(board) == [f"{board}:4: value is 0.8, its predictions give 0.900000"]
+    path.write_bytes(b"PK damaged")
+    assert [re.sub(" /.*", "", problem.partition(": ")[2]) for problem in validate(board)] == ["cannot read"] * 3
 
 
 def test_two_machines_same_name_do_not_collide(tmp_path: Path) -> None:
