@@ -27,7 +27,7 @@ __all__ = [
 def unit(x: Tensor) -> Tensor:
     """Rows of length 1, at least float32. A row of zeros stays as it is."""
     # a floor well below any real length, but not so low that the gradient of a collapsed batch explodes
-    return F.normalize(x if x.dtype == torch.float64 else x.float(), dim=-1, eps=1e-5)
+    return F.normalize(_precise(x), dim=-1, eps=1e-5)
 
 
 def products(rows: Tensor, columns: Tensor) -> Tensor:
@@ -138,4 +138,8 @@ def position_costs_in_batch(
 
 
 def _scaled(x: Tensor, normalize: bool) -> Tensor:
-    return unit(x) if normalize else x if x.dtype == torch.float64 else x.float()
+    return unit(x) if normalize else _precise(x)
+
+
+def _precise(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -21,8 +21,8 @@ __all__ = ["ENCODERS", "Embedded", "Encoder", "EncoderConfig", "Pooled", "make_e
 class EncoderConfig:
     """A transformer's shape.
 
-    ``attend_padding`` lets padding take part in attention and in the mean, as the DABS reference does; ``columns``
-    says how a table's numeric columns are embedded (see ``embed.TableEmbed``).
+    ``attend_padding`` makes padding a token like any other, attended to, pooled, mixed and masked, as the DABS
+    reference does; ``columns`` says how a table's numeric columns are embedded (see ``embed.TableEmbed``).
     """
 
     width: int
@@ -99,19 +99,19 @@ class Encoder(nn.Module):
             raise ValueError(f"got {len(inputs)} inputs for {describe(self.specs)}")
         parts = [embedder(x) for embedder, x in zip(self.embedders, inputs, strict=True)]
         tokens = torch.cat([tokens for tokens, _ in parts], dim=1)
-        if all(mask is None for _, mask in parts):
+        if self.config.attend_padding or all(mask is None for _, mask in parts):
             return Embedded(tokens, None)
         real = [tokens.new_ones(tokens.shape[:2], dtype=torch.bool) if m is None else m for tokens, m in parts]
         return Embedded(tokens, torch.cat(real, dim=1))
 
     def encode(self, embedded: Embedded) -> Tensor:
-        """Features of CLS and every token, ``(B, 1+L, D)``. Padding is not attended to unless the config says so."""
+        """Features of CLS and every token, ``(B, 1+L, D)``. Padding is not attended to."""
         tokens, mask = embedded
         # float32 positions under autocast would promote bf16 tokens for good; the blocks cast for themselves
         x = torch.cat([self.cls.expand(tokens.shape[0], -1, -1), tokens.to(self.cls.dtype)], dim=1)
         x = self.dropout(x + self.positions)
         attn_mask = None
-        if mask is not None and not self.config.attend_padding:
+        if mask is not None:
             attn_mask = _with_cls(mask)[:, None, None, :].expand(-1, 1, x.shape[1], -1)
         for block in self.blocks:
             x = block(x, attn_mask=attn_mask)
@@ -119,7 +119,7 @@ class Encoder(nn.Module):
 
     def pool(self, hidden: Tensor, mask: Tensor | None) -> Pooled:
         """The two pooled features of ``encode``'s output; ``mask`` as in ``Embedded``."""
-        return pool(hidden, None if self.config.attend_padding else mask)
+        return pool(hidden, mask)
 
     def forward(self, inputs: tuple[Tensor, ...]) -> Pooled:
         """Pooled features ``(B, D)`` of raw inputs."""
@@ -128,8 +128,8 @@ class Encoder(nn.Module):
 
 
 def pool(hidden: Tensor, mask: Tensor | None) -> Pooled:
-    """Mean of CLS and the real tokens of ``(B, 1+L, D)``, and CLS; in float32 whatever autocast is on."""
-    hidden = hidden.float()
+    """Mean of CLS and the real tokens of ``(B, 1+L, D)``, and CLS; at least float32 whatever autocast is on."""
+    hidden = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
     if mask is None:
         return Pooled(hidden.mean(dim=1), hidden[:, 0])
     weight = _with_cls(mask).to(hidden.dtype)
