@@ -20,7 +20,7 @@ def catalogue(what: str, root: Path) -> dict[str, list[dict[str, Any]]]:
             {
                 "name": card.name,
                 "modality": card.modality,
-                "present": "embedded" if not card.folder else "yes" if (root / card.folder).exists() else "no",
+                "present": "embedded" if not card.folder else "yes" if card.present(root) else "no",
                 "obtained": "embedded" if not card.folder else "download" if card.downloads else "by hand",
                 "licence": card.licence,
                 "title": card.title,

@@ -151,6 +151,7 @@ class Domain:
         manual: how to obtain the files where they cannot be fetched (registration, licence); empty otherwise.
         batch_size: the global batch that the source trains with.
         transfers: names of the domains to transfer to; empty means itself.
+        stand_ins: other folders that will do where `folder` is missing, such as a small part of the set.
     """
 
     name: str
@@ -163,3 +164,8 @@ class Domain:
     manual: str = ""
     batch_size: int = 256
     transfers: tuple[str, ...] = ()
+    stand_ins: tuple[str, ...] = ()
+
+    def present(self, root: Path) -> Path | None:
+        """The folder of raw files that is there under a data root, its own before a stand-in; None without one."""
+        return next((root / name for name in (self.folder, *self.stand_ins) if (root / name).exists()), None)

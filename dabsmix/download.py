@@ -76,8 +76,8 @@ def ensure(domain: Domain, root: Path) -> Path:
         return root  # embedded
     begun = [_part(root / each.file).exists() or _record(root / each.file).exists() for each in domain.downloads]
     unfinished = any(begun) and not all(_finished(each, root) for each in domain.downloads)
-    if folder.exists() and not unfinished:
-        return folder
+    if (found := domain.present(root)) and not unfinished:
+        return found
     if not domain.downloads:
         how = domain.manual or "obtain the files from their source"
         raise UserError(f"{domain.name}: {folder} is missing; {how}; other places: --data-root or $DABSMIX_DATA")

@@ -32,7 +32,8 @@ def _read(folder: Path, protocol: str) -> Listing:
         raise UserError(f"{folder / 'data/images_box.txt'}: no box of four numbers for {error}") from error
     return Listing(
         folder=folder,
-        files=[*files, "data/images_box.txt", *(f"data/{path.name}" for path in lists)],
+        files=[*files, "data/images_box.txt"],
+        tables=[f"data/{path.name}" for path in lists],
         count=len(files),
         pixels=file_pixels(folder, files, box),
         label=codes(variants),

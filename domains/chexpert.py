@@ -22,7 +22,8 @@ def _read(folder: Path, protocol: str) -> Listing:
     first = len(tables[0])
     return Listing(
         folder=folder,
-        files=[*files, "train.csv", "valid.csv"],
+        files=files,
+        tables=("train.csv", "valid.csv"),
         count=len(files),
         pixels=file_pixels(folder, files),
         label=np.array([label for table in tables for _, label in table], dtype=np.uint8),

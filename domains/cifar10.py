@@ -84,7 +84,8 @@ def read_batches(folder: Path, train: list[str], test: list[str], labels: str, m
     first = sum(len(batch[labels]) for batch in batches[: len(train)])
     return Listing(
         folder=folder,
-        files=[*train, *test, meta],
+        files=[*train, *test],
+        tables=[meta],
         count=len(images),
         pixels=array_pixels(lambda: images),
         label=np.concatenate([np.asarray(batch[labels], np.int64) for batch in batches]),

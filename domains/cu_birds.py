@@ -26,7 +26,8 @@ def _read(folder: Path, protocol: str) -> Listing:
     in_train = np.array([splits[number] == "1" for number in images])
     return Listing(
         folder=folder,
-        files=[*files, *TABLES],
+        files=files,
+        tables=TABLES,
         count=len(files),
         pixels=file_pixels(folder, files),
         label=label,

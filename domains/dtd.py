@@ -19,7 +19,8 @@ def _read(folder: Path, protocol: str) -> Listing:
     train, validation, test = (rows_named(path, lines(path), rows) for path in lists)
     return Listing(
         folder=folder,
-        files=[f"images/{file}" for file in files] + [f"labels/{path.name}" for path in lists],
+        files=[f"images/{file}" for file in files],
+        tables=[f"labels/{path.name}" for path in lists],
         count=len(files),
         pixels=file_pixels(folder / "images", files),
         label=codes(classes),

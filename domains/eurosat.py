@@ -57,7 +57,8 @@ def _read(suffix: str, folder: Path, protocol: str) -> Listing:
     bands = suffix == ".tif"
     return Listing(
         folder=folder,
-        files=[*files, *(path.name for path in tables)],
+        files=files,
+        tables=[path.name for path in tables],
         count=len(files),
         pixels=partial(_bands, folder, files) if bands else file_pixels(folder, files),
         label=codes(names),

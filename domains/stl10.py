@@ -30,7 +30,8 @@ def _read(folder: Path, protocol: str) -> Listing:
 
     return Listing(
         folder=folder,
-        files=[*(f"{part}_X.bin" for part in PARTS), "train_y.bin", "test_y.bin", "class_names.txt"],
+        files=[f"{part}_X.bin" for part in PARTS],
+        tables=("train_y.bin", "test_y.bin", "class_names.txt"),
         count=int(edges[-1]),
         pixels=pixels,
         label=np.concatenate([*labels, np.full(len(images[2]), -1, dtype=np.int64)]),

@@ -25,7 +25,8 @@ def _read(folder: Path, protocol: str) -> Listing:
         raise UserError(f"{folder / TABLES[0]}: no class {unknown[0]!r}, which train or val has; fetch it again")
     return Listing(
         folder=folder,
-        files=[*files, *TABLES],
+        files=files,
+        tables=TABLES,
         count=len(files),
         pixels=file_pixels(folder, files),
         label=np.array([number[name] for name in names], dtype=np.int64),

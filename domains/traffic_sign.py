@@ -24,7 +24,7 @@ def _read(folder: Path, protocol: str) -> Listing:
     names = [file.split("/")[2] for file in files]
     classes = tuple(sorted(set(names)))
     sign = [file.rsplit("_", 1)[0] for file in files]
-    read = list(files)
+    tables = []
     if protocol == "dabs":
         train, test = four_fifths(codes(names))
         notes = (
@@ -36,11 +36,12 @@ def _read(folder: Path, protocol: str) -> Listing:
         tests = [f"{TEST}/{file}" for file in sorted(labels)]
         train, test = np.arange(len(files)), np.arange(len(files), len(files) + len(tests))
         names += [classes[labels[file]] for file in sorted(labels)]
-        files, sign, read = files + tests, sign + tests, files + tests + [LABELS]
+        files, sign, tables = files + tests, sign + tests, [LABELS]
         notes = ("Validation has other physical signs (tracks) than train.",)
     return Listing(
         folder=folder,
-        files=read,
+        files=files,
+        tables=tables,
         count=len(files),
         pixels=file_pixels(folder, files),
         label=codes(names),

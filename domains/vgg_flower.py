@@ -24,7 +24,8 @@ def _read(folder: Path, protocol: str) -> Listing:
         train, test = four_fifths(label)
     return Listing(
         folder=folder,
-        files=[*files, "imagelabels.mat", "setid.mat"],
+        files=files,
+        tables=("imagelabels.mat", "setid.mat"),
         count=len(files),
         pixels=file_pixels(folder, files),
         label=label,

@@ -48,7 +48,8 @@ def _read(folder: Path, protocol: str) -> Listing:
         lists, notes = list(LISTS), ["The split is upstream's; validation has other patients than train."]
     return Listing(
         folder=folder,
-        files=[*files, table, *lists],
+        files=files,
+        tables=[table, *lists],
         count=len(files),
         pixels=file_pixels(folder, files),
         label=np.array([findings[image] for image in images], dtype=np.uint8).reshape(-1, len(FINDINGS)),

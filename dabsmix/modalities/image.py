@@ -24,7 +24,7 @@ from dabsmix.domain import Data, Domain, Split, Task
 from dabsmix.download import Download
 from dabsmix.errors import UserError
 from dabsmix.modalities.image_pixels import Pixels, moments
-from dabsmix.modalities.image_read import IMAGE_SUFFIXES, codes, file_pixels, read_labels, walk
+from dabsmix.modalities.image_read import IMAGE_SUFFIXES, codes, digest, file_pixels, read_labels, walk
 from dabsmix.prepare import allocate, fingerprint, prepared, progress
 from dabsmix.spec import Grid
 from dabsmix.splits import carve
@@ -41,7 +41,7 @@ class Listing:
 
     Attributes:
         folder: where `files` lie.
-        files: all files that are read, relative to `folder`; they make the fingerprint.
+        files: the files that the pixels come from, relative to `folder`.
         count: how many images there are; rows are numbered 0 to count - 1.
         pixels: ``pixels(row, side)`` gives one image, unsigned integers ``(channels, side, side)``. Called from several
             threads. Raises UserError naming a file that it cannot read.
@@ -51,6 +51,7 @@ class Listing:
         validation: rows of the validation part where the source fixes one; else it is carved from train.
         pretrain: rows that pretraining sees where these are not just those of train.
         group: int64 ``(count,)``, rows that are not independent share a number; None where each stands alone.
+        tables: the other files that are read (labels, lists), relative to `folder`.
         notes: what a reader of a score has to know.
         channels: 3 unless stated.
         depth: bits of one pixel value as stored, 8 or 16.
@@ -68,6 +69,7 @@ class Listing:
     validation: NDArray[np.int64] | None = None
     pretrain: NDArray[np.int64] | None = None
     group: NDArray[np.int64] | None = None
+    tables: Sequence[str] = ()
     notes: tuple[str, ...] = ()
     channels: int = 3
     depth: Literal[8, 16] = 8
@@ -139,8 +141,10 @@ def load(
     Raises:
         UserError: an image cannot be read; a split is empty; a class does not occur in train.
     """
-    key = fingerprint(listing.folder, (listing.folder / file for file in listing.files))
-    images, sums, _ = stored(name, listing, key, side, on_bad)
+    images, sums, _, source = stored(name, listing, side, on_bad)
+    if listing.tables:
+        tables = fingerprint(listing.folder, (listing.folder / table for table in listing.tables))
+        source = digest([source, tables])
     train, validation, test = listing.train, listing.validation, listing.test
     if protocol == "dabs":
         validation = test
@@ -172,7 +176,7 @@ def load(
         validation=split(validation),
         test=split(test),
         task=listing.task,
-        fingerprint=key,
+        fingerprint=source,
         normalise=pixels.normalise,
         augment=None if views == "none" else pixels.augment,
         notes=listing.notes,
@@ -201,9 +205,9 @@ def check_splits(name: str, listing: Listing, *parts: NDArray[np.int64]) -> None
 
 
 def stored(
-    name: str, listing: Listing, key: str, side: int, on_bad: Literal["error", "skip"] = "error"
-) -> tuple[NDArray[Any], NDArray[np.int64], dict[int, str]]:
-    """The images ``(count, channels, side, side)``, their sums per channel and what is wrong with which row.
+    name: str, listing: Listing, side: int, on_bad: Literal["error", "skip"] = "error"
+) -> tuple[NDArray[Any], NDArray[np.int64], dict[int, str], str]:
+    """The images ``(count, channels, side, side)``, their sums per channel, what is wrong with which row, fingerprint.
 
     The sums are int64 ``(count, 2, channels)``, of the values and of their squares: with them the statistics of any
     split cost no further pass over the images. Bad rows are zero and must not be used; without ``skip`` there are none.
@@ -227,11 +231,13 @@ def stored(
         np.save(folder / "sums.npy", sums)
         (folder / "bad.json").write_text(json.dumps(bad), encoding="utf-8")
 
-    folder = prepared(name, f"{key} {side} {on_bad} {PREPARATION}", build)
+    source = fingerprint(listing.folder, (listing.folder / file for file in listing.files))
+    # rows are numbered by the order of the list, of which the fingerprint knows nothing
+    folder = prepared(name, f"{source} {digest(listing.files)} {side} {on_bad} {PREPARATION}", build)
     bad = json.loads((folder / "bad.json").read_text(encoding="utf-8"))
     # a plain array over the map: np.memmap's own bookkeeping would be paid at every batch
     images = np.asarray(np.load(folder / "images.npy", mmap_mode="r"))
-    return images, np.load(folder / "sums.npy"), {int(row): why for row, why in bad.items()}
+    return images, np.load(folder / "sums.npy"), {int(row): why for row, why in bad.items()}, source
 
 
 def _decoded(listing: Listing, side: int, on_bad: Literal["error", "skip"]) -> Iterator[tuple[int, NDArray[Any] | str]]:
@@ -284,16 +290,15 @@ def own(
     if not labels and (group or label not in (None, "folder")):
         raise UserError(f"images have no column {group or label!r}: --label folder, or name a CSV in the option labels")
     folder, files = _own_files(path)
-    source = fingerprint(folder, [folder / file for file in files])
     unlabelled = _own_listing(folder, files)
-    images, sums, bad = stored("own_images", unlabelled, source, _side(size, patch), on_bad)
+    images, sums, bad, source = stored("own_images", unlabelled, _side(size, patch), on_bad)
     if label is None:
         rows = _usable(files, bad)
         mean, std = moments(sums[rows], size * size)
         state = {"size": size, "patch": patch, "mean": mean, "std": std}
         return replace(_unsplit(images, rows, source, state), notes=_skipped(files, bad))
     if labels:
-        source = f"{source}+{fingerprint(Path(labels).parent, [Path(labels)])}"
+        source = digest([source, fingerprint(Path(labels).parent, [Path(labels)])])
         named = read_labels(Path(labels), files, label, group)
     else:
         named = {file: (file.split("/")[0], file) for file in files if "/" in file}
@@ -330,8 +335,7 @@ def own_rows(path: Path, state: Mapping[str, Any]) -> tuple[Data, list[str]]:
         UserError: there is no image, or one is damaged.
     """
     folder, files = _own_files(path)
-    source = fingerprint(folder, [folder / file for file in files])
-    images, _, _ = stored("own_images", _own_listing(folder, files), source, state["size"])
+    images, _, _, source = stored("own_images", _own_listing(folder, files), state["size"])
     return _unsplit(images, np.arange(len(files)), source, state), files
 
 

@@ -1,0 +1,98 @@
+"""Is this the answer? VQA v1, multiple choice, on MS COCO 2014 (Antol et al., 2015), as DABS poses it."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dabsmix.domain import Task
+from dabsmix.download import Download
+from dabsmix.modalities.captioned import Examples, extracted, family
+from dabsmix.splits import carve
+
+FOLDER = "coco-vqa"
+PARTS = ("train2014", "val2014")
+
+
+def _read(folder: Path, protocol: str) -> Examples:
+    """An image, its question and an answer, wrong for half of the questions; DABS draws which without a seed."""
+    files: list[str] = []
+    image: list[int] = []
+    pairs: list[tuple[str, str]] = []
+    label: list[int] = []
+    counts, tables, dropped = [], [], 0
+    for part in PARTS:
+        trio = [
+            f"annotations/captions_{part}.json",
+            f"mscoco_{part}_annotations.json",
+            f"MultipleChoice_mscoco_{part}_questions.json",
+        ]
+        kept = extracted("vqa", folder, trio, _extract)
+        place = {file: len(files) + number for number, file in enumerate(kept["files"])}
+        files += [f"{part}/{file}" for file in kept["files"]]
+        rng = random.Random(42)
+        for file, question, answer, choices in kept["questions"]:
+            wrong = [choice for choice in choices if choice != answer]
+            swap = rng.random() < 0.5
+            image.append(place[file])
+            pairs.append((question, rng.choice(wrong) if swap else answer))
+            label.append(0 if swap else 1)
+        counts.append(len(kept["questions"]))
+        dropped += kept["dropped"]
+        tables += trio
+    first, count = counts[0], sum(counts)
+    train, validation, test = np.arange(first), np.arange(first, count), np.arange(first, count)
+    rows = np.array(image, dtype=np.int64)
+    if protocol != "dabs":
+        kept_rows, held = carve(first, group=rows[:first])
+        train, validation = train[kept_rows], train[held]
+    return Examples(
+        files=files,
+        tables=tables,
+        image=rows,
+        texts=list(pairs),
+        label=np.array(label, dtype=np.int64),
+        train=train,
+        validation=validation,
+        test=test,
+        task=Task("classes", "accuracy", ("wrong", "right")),
+        notes=(f"{dropped} questions whose answer is not among their choices are left out, as in DABS.",),
+    )
+
+
+def _extract(captions: Any, annotations: Any, questions: Any) -> dict[str, Any]:
+    """By question id: the image's file, question, answer and choices."""
+    file = {image["id"]: image["file_name"] for image in captions["images"]}
+    asked = {each["question_id"]: each for each in questions["questions"]}
+    found, dropped = [], 0
+    for each in sorted(annotations["annotations"], key=lambda each: int(each["question_id"])):
+        question, answer = asked[each["question_id"]], each["multiple_choice_answer"]
+        choices = question["multiple_choices"]
+        if answer in choices and len(set(choices)) > 1:
+            found.append((file[each["image_id"]], question["question"], answer, choices))
+        else:
+            dropped += 1
+    return {"files": sorted({name for name, *_ in found}), "questions": found, "dropped": dropped}
+
+
+def _zip(url: str) -> Download:
+    return Download((url,), f"{FOLDER}/{url.rsplit('/', 1)[1]}")
+
+
+DOMAINS = family(
+    "vqa",
+    _read,
+    title="Is this the answer? VQA v1 on MS COCO 2014 (Antol et al., 2015; DABS)",
+    folder=FOLDER,
+    downloads=(
+        _zip("http://images.cocodataset.org/zips/train2014.zip"),
+        _zip("http://images.cocodataset.org/zips/val2014.zip"),
+        _zip("http://images.cocodataset.org/annotations/annotations_trainval2014.zip"),
+        *(
+            _zip(f"https://s3.amazonaws.com/cvmlp/vqa/mscoco/vqa/{kind}_{part}_mscoco.zip")
+            for part in ("Train", "Val")
+            for kind in ("Annotations", "Questions")
+        ),
+    ),
+)
