@@ -186,7 +186,7 @@ def read_labels(path: Path, files: Sequence[str], label: str, group: str | None)
                     raise UserError(f"{path}, row {number}: not {len(columns)} cells, as the header has")
                 file, *values = (row[name].strip() for name in wanted)
                 if file not in there:
-                    raise UserError(f"{path}, row {number}: no image {file!r} below the data folder")
+                    raise UserError(f"{path}, row {number}: no file {file!r} below the data folder")
                 if file in found:
                     raise UserError(f"{path}, row {number}: {file!r} had a row before; leave one of them out")
                 if not all(values):
