@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from html import escape
 
 from dabsmix.board_table import HEADINGS, PUBLISHED_COLUMNS, cells, legend, score_heading, title
-from dabsmix.standings import Block, Line, Section
+from dabsmix.standings import YARDSTICKS, Block, Line, Section
 
 __all__ = ["page"]
 
@@ -23,6 +23,7 @@ thead th { border-bottom: 2px solid var(--rule); color: var(--soft); font-weight
 tbody { border-bottom: 1px solid var(--rule); }
 tbody th { font-weight: 600; }
 td.number, th.number { text-align: right; }
+.published td { white-space: normal; }
 td.wrap { white-space: normal; min-width: 12rem; }
 tr.yardstick { color: var(--soft); background: var(--band); }
 tr.apart { color: var(--apart); font-style: italic; }
@@ -42,7 +43,9 @@ def page(sections: Sequence[Section], published: Sequence[dict[str, str]]) -> st
         body += ["<h2>Published numbers</h2>", "<p>From papers, under their own protocols; never ranked with ours.</p>"]
         rows = "".join(f"<tr>{''.join(_cell(each[name]) for name in PUBLISHED_COLUMNS)}</tr>" for each in published)
         heads = "".join(f"<th>{name}</th>" for name in PUBLISHED_COLUMNS)
-        body.append(f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>')
+        body.append(
+            f'<div class="scroll published"><table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>'
+        )
     return "\n".join(
         [
             '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
@@ -77,19 +80,21 @@ def _section(section: Section) -> list[str]:
 
 
 def _block(block: Block) -> str:
-    ends = [end for line in block.lines for end in (line.low, line.high, line.mean) if end is not None]
+    drawn = [line for line in block.lines if line.name != YARDSTICKS["majority"]]  # far off, it would squeeze the rest
+    ends = [end for line in drawn for end in (line.low, line.high, line.mean) if end is not None]
     rows = []
     for i, line in enumerate(block.lines):
         texts = cells(block, line)
-        drawn = [_cell(text, heading) for heading, text in zip(HEADINGS, texts, strict=True)]
-        drawn[:2] = ["".join(f"<th>{escape(text)}</th>" for text in (texts[:2] if i == 0 else ("", "")))]
-        drawn.insert(HEADINGS.index("95 % interval") - 1, f"<td>{_whisker(line, min(ends), max(ends))}</td>")
-        rows.append(f'<tr class="{line.part}{" best" if line.best else ""}">{"".join(drawn)}</tr>')
+        whisker = _whisker(line, min(ends), max(ends)) if line in drawn else ""
+        row = [f"<th>{escape(text if i == 0 else '')}</th>" for text in texts[:2]]
+        row += [_cell(text, heading) for heading, text in zip(HEADINGS[2:], texts[2:], strict=True)]
+        row.insert(HEADINGS.index("95 % interval"), f"<td>{whisker}</td>")
+        rows.append(f'<tr class="{line.part}{" best" if line.best else ""}">{"".join(row)}</tr>')
     return f"<tbody>{''.join(rows)}</tbody>"
 
 
 def _cell(text: str, heading: str = "") -> str:
-    name = "number" if heading in _NUMBERS else "wrap" if heading == "setting" else ""
+    name = "number" if heading in _NUMBERS else "wrap" if heading in ("setting", "against the first") else ""
     return f'<td class="{name}">{escape(text)}</td>'
 
 

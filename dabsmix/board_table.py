@@ -24,7 +24,7 @@ _LEGEND = (
     "* : its difference from every other ranked line and every yardstick of the block is shown. "
     "Score: mean ± standard deviation over seeds.",
     "Against the first: difference and its 95 % interval by paired bootstrap over the same test examples and seeds; "
-    "without kept predictions, whether the two intervals are apart.",
+    "without kept predictions, whether the two intervals, widened by the spread of seeds, are apart.",
     "Lines in [brackets] had augmentations or labels in pretraining and are not ranked; yardsticks come last.",
 )
 
@@ -121,7 +121,9 @@ def cells(block: Block, line: Line) -> tuple[str, ...]:
 
 
 def _labels(fraction: str) -> str:
-    return fraction.replace("/class", " per class") if fraction.endswith("/class") else f"{float(fraction):.4g}"
+    if fraction.endswith("/class"):
+        return fraction.replace("/", " per ")
+    return "all" if float(fraction) == 1 else f"{float(fraction) * 100:g} %"
 
 
 def _name(line: Line) -> str:
@@ -141,7 +143,9 @@ def _difference(line: Line, scale: int, digits: int) -> str:
     number = f"{against.difference * scale:+.{digits}f}"
     if against.low is not None and against.high is not None:
         number += f" ({against.low * scale:+.{digits}f} to {against.high * scale:+.{digits}f})"
-    return number if against.shown else f"{number}, no difference shown"
+    if not against.shown:
+        return f"{number}, no difference shown"
+    return number if against.paired else f"{number}, intervals apart"
 
 
 # --- terminal and plain text
@@ -166,13 +170,14 @@ def _rich(section: Section) -> "Table":
 
     table = Table(title=Text(title(section)), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
     numbers = ("seeds", "score", "95 % interval", "test n")
-    for heading in HEADINGS:
+    columns = HEADINGS if any(line.setting for block in section.blocks for line in block.lines) else HEADINGS[:-1]
+    for heading in columns:
         shown = score_heading(section) if heading == "score" else heading
         table.add_column(shown, justify="right" if heading in numbers else "left", overflow="fold")
     for block in section.blocks:
         for i, line in enumerate(block.lines):
             style = {"ranked": "bold" if line.best else "", "apart": "italic", "yardstick": "dim"}[line.part]
-            row = [Text(cell) for cell in cells(block, line)]
+            row = [Text(cell) for cell in cells(block, line)[: len(columns)]]
             table.add_row(*(row if i == 0 else [Text(""), Text(""), *row[2:]]), style=style)
         table.add_section()
     return table

@@ -33,7 +33,7 @@ class Against:
         difference: of the means, over the seeds that both have where ``paired``.
         low, high: its 95 % interval; None unless paired.
         paired: by bootstrap over the same test examples and seeds; otherwise read off the two intervals.
-        shown: paired: the interval excludes 0; otherwise: the two intervals are apart.
+        shown: paired: the interval excludes 0; otherwise: the two intervals, widened by the spread of seeds, are apart.
     """
 
     difference: float
@@ -131,13 +131,15 @@ def _notes(rows: list[Row], blocks: tuple[Block, ...]) -> tuple[str, ...]:
     notes: list[str] = []
     lines = [line for block in blocks for line in block.lines if line.rows]
     if any(line.seeds == 1 for line in lines):
-        notes.append("One seed only where it says 1: the interval covers the draw of test examples, not that of seeds.")
-    if any(line.against and not line.against.paired for line in lines):
+        notes.append(
+            "One seed where it says 1: the interval covers the draw of test examples alone, not that of seeds."
+        )
+    if any(line.against and not line.against.paired for line in lines if line.part != "yardstick"):
         notes.append("Not every pair of lines has predictions of the same test examples: there, intervals that overlap")
         notes[-1] += " read as no difference shown."
     unbacked = {row.run for row in rows if not _transfer(row)}
     if unbacked:
-        notes.append(f"No record of {len(unbacked)} run(s): without yardsticks and predictions of theirs.")
+        notes.append(f"No record of {len(unbacked)} run(s): their yardsticks and predictions are missing here.")
     of_records = (note for row in rows for note in _transfer(row).get("notes", ()))
     return tuple(dict.fromkeys([*notes, *of_records]))
 
@@ -261,9 +263,20 @@ def _against(line: Line, first: Line) -> Against:
 
 def _unpaired(line: Line, first: Line) -> Against:
     """Read off the two intervals: apart, or no difference shown."""
-    ends = (line.low, line.high, first.low, first.high)
-    low, high, first_low, first_high = (math.nan if end is None else end for end in ends)
+    (low, high), (first_low, first_high) = _widened(line), _widened(first)
     return Against(line.mean - first.mean, None, None, False, shown=high < first_low or low > first_high)
+
+
+def _widened(line: Line) -> tuple[float, float]:
+    """The interval with the standard error over seeds added in quadrature, at Student's t; NaN where there is none."""
+    from scipy.stats import t
+
+    if line.low is None or line.high is None:
+        return math.nan, math.nan
+    of_seeds = t.ppf(0.975, line.seeds - 1) * line.std / math.sqrt(line.seeds) if line.rows and line.std else 0.0
+    return line.mean - math.hypot(line.mean - line.low, of_seeds), line.mean + math.hypot(
+        line.high - line.mean, of_seeds
+    )
 
 
 def _paired(line: Line, first: Line) -> Against | None:

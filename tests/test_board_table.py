@@ -128,6 +128,15 @@ def test_intervals_apart_show_a_difference_and_overlapping_ones_do_not(tmp_path:
     assert not lines(without)["dmix"].best  # no interval, nothing shown
 
 
+def test_intervals_of_several_seeds_are_widened_by_their_spread(tmp_path: Path) -> None:
+    def found(spread: float) -> bool:
+        rows = [row(tmp_path, 0.90 + spread * i, seed=i) for i in (-1, 0, 1)] + [row(tmp_path, 0.86, algorithm="emix")]
+        return lines(rows)["dmix"].best
+
+    # 0.04 apart, half-widths 0.01 and sqrt(0.01^2 + (4.303 spread / sqrt 3)^2): overlap from spread 0.01138 on
+    assert [found(spread) for spread in (0, 0.0113, 0.0115)] == [True, True, False]
+
+
 def test_error_metrics_rank_the_other_way(tmp_path: Path) -> None:
     rows = [row(tmp_path, 0.9, metric="mse"), row(tmp_path, 0.1, metric="mse", algorithm="emix")]
     found = lines(rows)
@@ -214,7 +223,7 @@ def test_numbers_as_the_field_writes_them(tmp_path: Path) -> None:
     rows = [row(tmp_path, 0.80, seed=0, half=0.02), row(tmp_path, 0.82, seed=1, half=0.02)]
     rows += [row(tmp_path, 1.5, metric="mse", task="tides")]
     text = render(rows, "table")
-    assert re.search(r"linear +1 +dmix +2 +81\.0 ± 1\.4 +79\.0 to 83\.0 +360", text)
+    assert re.search(r"linear +all +dmix +2 +81\.0 ± 1\.4 +79\.0 to 83\.0 +360", text)
     assert re.search(r"accuracy, %", text)
     assert re.search(r"dmix +1 +1\.5000 +1\.4900 to 1\.5100", text)
     assert "digits → tides · encoder tiny · protocol v1 · data dddddddd" in text
