@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import lru_cache, partial
-from math import ceil
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,8 +22,9 @@ from numpy.typing import NDArray
 from dabsmix.domain import Data, Domain, Split, Task
 from dabsmix.download import Download
 from dabsmix.errors import UserError
+from dabsmix.modalities.image_read import codes, read_labels, walk
+from dabsmix.modalities.sound import LARGE, SUFFIXES, Clip, Form, duration, log_mel, read_clip, small
 from dabsmix.prepare import allocate, fingerprint, prepared, progress
-from dabsmix.spec import Grid
 from dabsmix.splits import carve
 
 if TYPE_CHECKING:
@@ -33,64 +33,22 @@ if TYPE_CHECKING:
 __all__ = [
     "LARGE",
     "Clips",
-    "Form",
     "Standardise",
     "duration",
     "family",
     "load",
-    "log_mel",
-    "read_clip",
+    "own",
+    "own_rows",
     "small",
     "sounds",
     "stored",
 ]
-
-SUFFIXES = (".aif", ".aiff", ".flac", ".mp3", ".ogg", ".opus", ".wav")
 
 # Part of the cache key: raise it when the same clips would give other spectrograms.
 PREPARATION = 1
 
 BATCH = 32
 """Clips that are transformed at once: bounds the memory."""
-
-
-@dataclass(frozen=True)
-class Form:
-    """What a spectrogram looks like.
-
-    Attributes:
-        rate: Hz; clips are resampled to it.
-        samples: of the window; longer clips lose their end, shorter ones are followed by silence.
-        fft, hop: samples of one analysis window (Hann) and from one to the next.
-        mels: mel bands (Slaney's scale and area normalisation) from 0 Hz to half the rate.
-        patch: side of the square patches.
-    """
-
-    rate: int
-    samples: int
-    fft: int
-    hop: int
-    mels: int
-    patch: int
-
-    @property
-    def frames(self) -> int:
-        """Analysis windows, centred on every ``hop``-th sample."""
-        return 1 + self.samples // self.hop
-
-    @property
-    def grid(self) -> Grid:
-        """One channel, mel bands by frames."""
-        return Grid(1, (self.mels, self.frames), (self.patch, self.patch))
-
-
-LARGE = Form(rate=16_000, samples=150_526, fft=2048, hop=672, mels=224, patch=16)
-
-
-def small(rate: int, seconds: float = 1.0, mels: int = 64, patch: int = 8) -> Form:
-    """As many frames as bands over at least ``seconds``, with an analysis window of at least 64 ms."""
-    hop = ceil(rate * seconds / (mels - 1))
-    return Form(rate, hop * (mels - 1), 1 << ceil(np.log2(max(0.064 * rate, hop))), hop, mels, patch)
 
 
 @dataclass(frozen=True)
@@ -164,7 +122,14 @@ def _load(name: str, read: Read, form: Form, dabs: tuple[float, float] | None, f
     return load(name, read(folder, protocol), form, protocol, dabs)
 
 
-def load(name: str, clips: Clips, form: Form, protocol: str, dabs: tuple[float, float] | None = None) -> Data:
+def load(
+    name: str,
+    clips: Clips,
+    form: Form,
+    protocol: str,
+    dabs: tuple[float, float] | None = None,
+    on_bad: Literal["error", "skip"] = "error",
+) -> Data:
     """Listed clips to splits.
 
     Under ``dabs`` the large form is DABS's: no clip is resampled, decibels are taken of the *squared* power
@@ -175,28 +140,28 @@ def load(name: str, clips: Clips, form: Form, protocol: str, dabs: tuple[float, 
     Raises:
         UserError: a clip cannot be read; a split is empty; a class does not occur in train.
     """
-    files = [clips.folder / file for file in (*sorted(set(clips.files)), *clips.lists)]
-    key = fingerprint(clips.folder, files)
+    key = _fingerprint(clips)
     as_dabs = protocol == "dabs" and form is LARGE
-    spectrograms, sums, about = stored(name, clips, key, form, as_dabs=as_dabs)
+    spectrograms, sums, about = stored(name, clips, key, form, as_dabs=as_dabs, on_bad=on_bad)
     train, validation, test = clips.train, clips.validation, clips.test
     if protocol == "dabs":
         train = train if validation is None else np.union1d(train, validation)
         validation = test
     elif validation is None and clips.label is not None:
-        kept, held = carve(len(train), label=clips.label[train])
+        group = None if clips.group is None else clips.group[train]
+        kept, held = carve(len(train), label=clips.label[train], group=group)
         train, validation = train[kept], train[held]
+    if not len(train):
+        raise UserError(f"{name}: no clip to train on; is {clips.folder} complete?")
     if clips.task is not None and clips.label is not None and validation is not None:
         _check(name, clips, clips.task, clips.label[train], clips.label[validation], clips.label[test])
-    if not len(train):
-        raise UserError(f"{name}: no clip to pretrain on; is {clips.folder} complete?")
-    statistics = dabs if as_dabs and dabs is not None else _mean_std(sums[train], form)
 
     def split(rows: NDArray[np.int64] | None) -> Split | None:
         if rows is None or clips.label is None:
             return None
         return Split((spectrograms,), rows, clips.label[rows], None if clips.group is None else clips.group[rows])
 
+    standardise = Standardise(*dabs) if as_dabs and dabs is not None else Standardise.of(sums[train], form)
     return Data(
         specs=(form.grid,),
         pretrain=split(train) or Split((spectrograms,), train),
@@ -205,9 +170,14 @@ def load(name: str, clips: Clips, form: Form, protocol: str, dabs: tuple[float, 
         test=split(test),
         task=clips.task,
         fingerprint=key,
-        normalise=Standardise(*statistics),
-        notes=(*clips.notes, _cut_note(about, len(clips.files), form)),
+        normalise=standardise,
+        notes=(*clips.notes, about.cut_note(len(clips.files), form)),
+        state={"form": asdict(form), "mean": standardise.mean, "std": standardise.std},
     )
+
+
+def _fingerprint(clips: Clips) -> str:
+    return fingerprint(clips.folder, (clips.folder / file for file in {*clips.files, *clips.lists}))
 
 
 def _check(name: str, clips: Clips, task: Task, *labels: NDArray[np.int64]) -> None:
@@ -220,189 +190,73 @@ def _check(name: str, clips: Clips, task: Task, *labels: NDArray[np.int64]) -> N
         raise UserError(f"{name}: {len(missing)} classes have no clip in train, the first is {known!r}; add some")
 
 
-def _mean_std(sums: NDArray[np.float64], form: Form) -> tuple[float, float]:
-    mean, square = sums.sum(axis=0) / (len(sums) * form.mels * form.frames)
-    return float(mean), float(np.sqrt(max(square - mean**2, 1e-6)))
-
-
-def _cut_note(about: dict[str, int], n: int, form: Form) -> str:
-    return (
-        f"{about['cut']} of {n} clips are longer than the window of {form.samples / form.rate:.2f} s and lose the rest."
-    )
-
-
 # --- preparing
+
+
+class About(NamedTuple):
+    """What there is to say about stored clips: how many were cut, and what is wrong with which row."""
+
+    cut: int
+    bad: dict[int, str]
+
+    def cut_note(self, n: int, form: Form) -> str:
+        """A sentence for ``Data.notes``."""
+        seconds = form.samples / form.rate
+        return f"{self.cut} of {n} clips are longer than the window of {seconds:.2f} s and lose the rest."
 
 
 def stored(
     name: str, clips: Clips, key: str, form: Form, *, as_dabs: bool = False, on_bad: Literal["error", "skip"] = "error"
-) -> tuple[NDArray[np.float16], NDArray[np.float64], dict[str, Any]]:
+) -> tuple[NDArray[np.float16], NDArray[np.float64], About]:
     """The spectrograms ``(n, 1, mels, frames)`` in decibels, their sums, and what there is to say about them.
 
     The sums are ``(n, 2)``, of the values and of their squares: with them the statistics of any split cost no further
-    pass. ``about["cut"]`` counts the clips longer than the window, ``about["bad"]`` says what is wrong with which row:
-    such rows are zero and must not be used; without ``skip`` there are none.
+    pass. Bad rows are zero and must not be used; without ``skip`` there are none.
     """
 
     def build(folder: Path) -> None:
         if not clips.files:
             raise UserError(f"{clips.folder}: no sound file below it; is it the right folder?")
-        shape = (len(clips.files), 1, form.mels, form.frames)
-        spectrograms = allocate(folder / "spectrograms.npy", np.float16, shape)
-        sums = np.zeros((len(clips.files), 2))
-        bad: dict[int, str] = {}
-        cut = 0
+        n = len(clips.files)
+        spectrograms = allocate(folder / "spectrograms.npy", np.float16, (n, 1, form.mels, form.frames))
+        sums = np.zeros((n, 2))
+        about = About(0, {})
+        read = partial(_read, clips, form, as_dabs, on_bad)
+        # libsndfile reads outside the interpreter lock, so threads use every core
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            starts = progress(range(0, len(clips.files), BATCH), f"transforming {name}")
-            for start in starts:
-                rows = np.arange(start, min(start + BATCH, len(clips.files)))
-                read = list(pool.map(partial(_try_read, clips, form, as_dabs, on_bad), rows.tolist()))
-                bad |= {int(row): clip for row, clip in zip(rows, read, strict=True) if isinstance(clip, str)}
-                good = [(row, clip) for row, clip in zip(rows, read, strict=True) if not isinstance(clip, str)]
-                cut += sum(clip.longer for _, clip in good)
-                for rate in sorted({clip.rate for _, clip in good}):
-                    which = np.array([row for row, clip in good if clip.rate == rate])
-                    waves = np.stack([clip.wave for _, clip in good if clip.rate == rate])
-                    values = log_mel(waves, rate, form, squared=as_dabs)
+            for start in progress(range(0, n, BATCH), f"transforming {name}"):
+                rows = range(start, min(start + BATCH, n))
+                good: dict[int, Clip] = {}
+                for row, clip in zip(rows, pool.map(read, rows), strict=True):
+                    if isinstance(clip, str):
+                        about.bad[row] = clip
+                    else:
+                        good[row] = clip
+                about = about._replace(cut=about.cut + sum(clip.longer for clip in good.values()))
+                for rate in {clip.rate for clip in good.values()}:
+                    which = [row for row, clip in good.items() if clip.rate == rate]
+                    values = log_mel(np.stack([good[row].wave for row in which]), rate, form, squared=as_dabs)
                     spectrograms[which] = values
                     sums[which] = np.stack([values.sum(axis=(1, 2, 3)), (values**2).sum(axis=(1, 2, 3))], axis=1)
         np.save(folder / "sums.npy", sums)
-        (folder / "about.json").write_text(json.dumps({"cut": cut, "bad": bad}), encoding="utf-8")
+        (folder / "about.json").write_text(json.dumps(about), encoding="utf-8")
 
     folder = prepared(name, f"{key} {form} {as_dabs} {on_bad} {PREPARATION}", build)
-    about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
-    about["bad"] = {int(row): why for row, why in about["bad"].items()}
+    cut, bad = json.loads((folder / "about.json").read_text(encoding="utf-8"))
     # a plain array over the map: np.memmap's own bookkeeping would be paid at every batch
-    return np.asarray(np.load(folder / "spectrograms.npy", mmap_mode="r")), np.load(folder / "sums.npy"), about
+    spectrograms = np.asarray(np.load(folder / "spectrograms.npy", mmap_mode="r"))
+    return spectrograms, np.load(folder / "sums.npy"), About(cut, {int(row): why for row, why in bad.items()})
 
 
-@dataclass(frozen=True)
-class _Clip:
-    wave: NDArray[np.float32]
-    rate: int
-    longer: bool
-
-
-def _try_read(clips: Clips, form: Form, own_rate: bool, on_bad: Literal["error", "skip"], row: int) -> _Clip | str:
+def _read(clips: Clips, form: Form, own_rate: bool, on_bad: Literal["error", "skip"], row: int) -> Clip | str:
+    """One clip, or what is wrong with it."""
     begin = 0 if clips.begin is None else int(clips.begin[row])
     try:
-        return _Clip(*read_clip(clips.folder / clips.files[row], form, begin=begin, own_rate=own_rate))
+        return read_clip(clips.folder / clips.files[row], form, begin=begin, own_rate=own_rate)
     except UserError as error:
         if on_bad == "error":
             raise
         return str(error)
-
-
-def read_clip(
-    path: Path, form: Form, *, begin: int = 0, own_rate: bool = False
-) -> tuple[NDArray[np.float32], int, bool]:
-    """The first channel as float32 ``(samples,)`` in [-1, 1], cut or followed by zeros; its rate; whether it was cut.
-
-    Args:
-        path: any file that libsndfile reads.
-        form: the window and the rate.
-        begin: seconds into the file.
-        own_rate: keep the file's rate.
-
-    Raises:
-        UserError: the file is missing, damaged, shorter than it says, empty, or holds a value that is not finite.
-    """
-    import soundfile
-
-    try:
-        _check_riff(path)
-        with soundfile.SoundFile(path) as file:
-            rate = file.samplerate
-            wanted = form.samples if own_rate else ceil(form.samples * rate / form.rate)
-            there = file.frames - begin * rate
-            if there <= 0:
-                raise UserError(f"{path}: no sound after {begin} s; remove the file or fetch it again")
-            file.seek(begin * rate)
-            wave = file.read(min(wanted, there), dtype="float32", always_2d=True)[:, 0]
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: the sound file is missing; the data set's list names it") from error
-    except (soundfile.SoundFileError, OSError) as error:
-        raise UserError(f"{path}: damaged sound file ({error}); fetch it again or remove it") from error
-    if len(wave) < min(wanted, there):
-        raise UserError(f"{path}: ends after {len(wave)} of {there} samples; fetch it again or remove it")
-    if not np.isfinite(wave).all():
-        raise UserError(f"{path}: sample {int(np.argmin(np.isfinite(wave)))} is not finite; mend or remove the file")
-    if not own_rate and rate != form.rate:
-        wave = _resampled(wave, rate, form.rate)
-        rate = form.rate
-    padded = np.zeros(form.samples, np.float32)
-    padded[: min(len(wave), form.samples)] = wave[: form.samples]
-    return padded, rate, there > wanted
-
-
-def _check_riff(path: Path) -> None:
-    """A WAV file cut off in its middle: libsndfile would take what is left for the whole."""
-    with path.open("rb") as stream:
-        head = stream.read(8)
-    stated = int.from_bytes(head[4:8], "little")
-    # streaming writers put a huge number there
-    if head[:4] == b"RIFF" and path.stat().st_size < 8 + stated < 0x7FFFFF00:
-        raise UserError(f"{path}: cut off, {path.stat().st_size} of {8 + stated} bytes; fetch it again or remove it")
-
-
-def _resampled(wave: NDArray[np.float32], rate: int, target: int) -> NDArray[np.float32]:
-    import torch
-    from torchaudio.functional import resample
-
-    result: NDArray[np.float32] = resample(torch.from_numpy(wave), rate, target).numpy()
-    return result
-
-
-def log_mel(waves: NDArray[np.float32], rate: int, form: Form, *, squared: bool = False) -> NDArray[np.float32]:
-    """Waves ``(n, samples)`` to decibels ``(n, 1, mels, frames)``, at most 80 below a clip's own loudest.
-
-    Equals librosa's ``power_to_db(melspectrogram(...))`` with reflected borders; ``squared`` takes decibels of the
-    square of the power spectrogram, as DABS does.
-    """
-    import torch
-    from torchaudio.functional import amplitude_to_DB
-
-    power = _transform(rate, form)(torch.from_numpy(waves)).unsqueeze(1)
-    # with four axes the loudest value is taken per clip; with three it would be the batch's
-    decibels = amplitude_to_DB(
-        power**2 if squared else power, multiplier=10.0, amin=1e-10, db_multiplier=0.0, top_db=80.0
-    )
-    result: NDArray[np.float32] = decibels.numpy()
-    return result
-
-
-@lru_cache(maxsize=8)
-def _transform(rate: int, form: Form) -> Callable[[Tensor], Tensor]:
-    from torchaudio.transforms import MelSpectrogram
-
-    mel = MelSpectrogram(
-        sample_rate=rate,
-        n_fft=form.fft,
-        hop_length=form.hop,
-        n_mels=form.mels,
-        power=2.0,
-        norm="slaney",
-        mel_scale="slaney",
-        pad_mode="reflect",
-    )
-    empty = int((mel.mel_scale.fb.sum(dim=0) == 0).sum())
-    if empty:
-        raise UserError(f"{empty} of {form.mels} mel bands hold no frequency at {rate} Hz; use fewer bands")
-    return mel  # type: ignore[no-any-return]  # torchaudio is untyped
-
-
-def duration(path: Path) -> float:
-    """Seconds of a sound file, from its header.
-
-    Raises:
-        UserError: it is missing or damaged.
-    """
-    import soundfile
-
-    try:
-        return float(soundfile.info(path).duration)
-    except (soundfile.SoundFileError, OSError) as error:
-        raise UserError(f"{path}: missing or damaged sound file ({error}); fetch it again") from error
 
 
 def sounds(folder: Path) -> list[str]:
@@ -411,13 +265,7 @@ def sounds(folder: Path) -> list[str]:
     Raises:
         UserError: there is no such folder.
     """
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; the data set is not there or has another layout")
-    found = []
-    for root, _, files in os.walk(folder):
-        inside = Path(root).relative_to(folder)
-        found += [(inside / file).as_posix() for file in files if file.lower().endswith(SUFFIXES) and file[0] != "."]
-    return sorted(found)
+    return walk(folder, SUFFIXES)
 
 
 @dataclass(frozen=True)
@@ -427,6 +275,129 @@ class Standardise:
     mean: float
     std: float
 
+    @classmethod
+    def of(cls, sums: NDArray[np.float64], form: Form) -> Standardise:
+        """From the sums ``(n, 2)`` of the spectrograms that pretraining sees."""
+        mean, square = sums.sum(axis=0) / (len(sums) * form.mels * form.frames)
+        return cls(float(mean), float(np.sqrt(max(square - mean**2, 1e-6))))
+
     def __call__(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """``(B, 1, mels, frames)`` to the same."""
         return tuple((x.float() - self.mean) / self.std for x in inputs)
+
+
+# --- a user's own sounds
+
+
+def own(
+    path: Path,
+    *,
+    label: str | None = None,
+    on_bad: Literal["error", "skip"] = "error",
+    rate: int = 16_000,
+    seconds: float = 1.0,
+    mels: int = 64,
+    patch: int = 8,
+    labels: str = "",
+    group: str | None = None,
+) -> Data:
+    """All sound files below a folder. With a label a fifth of them (or of the groups) are the test.
+
+    Args:
+        path: the folder.
+        label: ``folder`` where each class has a folder of its own; with `labels`, the column of the class.
+        on_bad: ``skip`` leaves out files that are damaged or have no label, counts and lists them.
+        rate: Hz, to which all files are resampled.
+        seconds: of every file that are looked at, from its beginning.
+        mels: mel bands, and as many frames.
+        patch: side of a patch, in bands and frames.
+        labels: a CSV with a header: the column ``file`` (below the folder), the label's, the group's.
+        group: the column of `labels` that tells which files belong together (speaker, place, day).
+
+    Raises:
+        UserError: no sound, a damaged one, one without a label; a label without a sound; only one class.
+    """
+    if labels and label is None:
+        raise UserError(f"labels {labels}: name its column of classes with --label")
+    if not labels and (group or label not in (None, "folder")):
+        raise UserError(f"sounds have no column {group or label!r}: --label folder, or name a CSV in the option labels")
+    form = _own_form(rate, seconds, mels, patch)
+    clips = _own_clips(path)
+    _, _, about = stored("own_sounds", clips, _fingerprint(clips), form, on_bad=on_bad)
+    bad = dict(about.bad)
+    if label is None:
+        clips = replace(clips, train=_usable(clips, bad), notes=_skipped(clips, bad))
+        return load("own_sounds", clips, form, "v1", on_bad=on_bad)
+    if labels:
+        named = read_labels(Path(labels), clips.files, label, group)
+    else:
+        named = {file: (file.split("/")[0], file) for file in clips.files if "/" in file}
+    for row, file in enumerate(clips.files):
+        if file not in named:
+            remedy = f"give it one in {labels or 'the form of a class folder'}"
+            bad.setdefault(row, f"{clips.folder / file}: no label; {remedy}")
+    if bad and on_bad == "error":
+        raise UserError(bad[min(bad)])
+    rows = _usable(clips, bad)
+    classes = tuple(sorted({named[clips.files[row]][0] for row in rows}))
+    if len(classes) < 2:
+        raise UserError(f"{path}: every sound has the label {classes[0]!r}; a task needs two classes")
+    code, groups = np.full(len(clips.files), -1, dtype=np.int64), np.full(len(clips.files), -1, dtype=np.int64)
+    code[rows] = [classes.index(named[clips.files[row]][0]) for row in rows]
+    groups[rows] = codes([named[clips.files[row]][1] for row in rows])
+    rest, test = carve(len(rows), label=code[rows], group=groups[rows] if group else None, fraction=0.2)
+    clips = replace(
+        clips,
+        label=code,
+        train=rows[rest],
+        test=rows[test],
+        task=Task("classes", "accuracy", classes),
+        group=groups if group else None,
+        notes=(
+            f"The splits are ours, of {'whole groups' if group else 'sounds of every class'}, seeded.",
+            *_skipped(clips, bad),
+        ),
+    )
+    data = load("own_sounds", clips, form, "v1", on_bad=on_bad)
+    if not labels:
+        return data
+    table = fingerprint(Path(labels).parent, [Path(labels)])
+    return replace(data, fingerprint=f"{data.fingerprint}+{table}")
+
+
+def own_rows(path: Path, state: Mapping[str, Any]) -> tuple[Data, list[str]]:
+    """Further sounds, or one, read with a training run's state: all as ``pretrain``; keys are names below the folder.
+
+    Raises:
+        UserError: there is no sound, or one is damaged.
+    """
+    clips = _own_clips(path)
+    data = load("own_sounds", clips, Form(**state["form"]), "v1")
+    return replace(data, normalise=Standardise(state["mean"], state["std"]), state=state), list(clips.files)
+
+
+def _own_form(rate: int, seconds: float, mels: int, patch: int) -> Form:
+    if rate < 1000 or seconds <= 0 or min(mels, patch) < 1 or mels < 2 or mels % patch:
+        given = f"rate {rate}, seconds {seconds}, mels {mels}, patch {patch}"
+        raise UserError(f"{given}: at least 1000 Hz, more than no time, and mels a multiple of patch")
+    return small(rate, seconds, mels, patch)
+
+
+def _own_clips(path: Path) -> Clips:
+    folder, files = (path.parent, [path.name]) if path.is_file() else (path, sounds(path))
+    if not files:
+        raise UserError(f"{path}: no sound file below it; files end in {', '.join(SUFFIXES)}")
+    return Clips(folder, files, train=np.arange(len(files)), test=np.arange(0))
+
+
+def _usable(clips: Clips, bad: Mapping[int, str]) -> NDArray[np.int64]:
+    rows = np.array([row for row in range(len(clips.files)) if row not in bad], dtype=np.int64)
+    if not len(rows):
+        raise UserError(f"none of the {len(clips.files)} sounds can be used; the first: {bad[0]}")
+    return rows
+
+
+def _skipped(clips: Clips, bad: Mapping[int, str]) -> tuple[str, ...]:
+    if not bad:
+        return ()
+    return (f"{len(bad)} of {len(clips.files)} sounds were skipped: {'; '.join(bad[row] for row in sorted(bad))}.",)

@@ -1,0 +1,62 @@
+"""mC4 (Xue et al. 2021): web pages in seven languages, to pretrain on; a document's first 128 tokens are a sample.
+
+DABS streams all of it, without the shuffling that it means to do. Here it is as many of each language's shards as lie
+in the folder, of which one each is fetched: a few hundred thousand pages; batches are shuffled as everywhere.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from dabsmix.domain import Data, Domain
+from dabsmix.download import Download
+from dabsmix.errors import UserError
+from dabsmix.modalities.text import XLM_ROBERTA, XLM_ROBERTA_FILE, corpus, identity, tokenizer
+
+REVISION = "1ddc917116b730e1859edef32896ec5c16be51d0"
+SHARDS = {"en": 11264, "fr": 2048, "de": 2048, "zh": 1024, "es": 2048, "ja": 1024, "ko": 1024}
+"""Shards of every language, in DABS's order of languages."""
+
+
+def load(folder: Path, protocol: str) -> Data:
+    """Every language's pages in turn, until one language has no more; the protocols do not differ."""
+    tokens = tokenizer(XLM_ROBERTA, folder.parents[1])
+    files = {language: sorted(folder.glob(f"c4-{language}.tfrecord-*.json.gz")) for language in SHARDS}
+    for language, shards in files.items():
+        if not shards:
+            raise UserError(f"{folder}: no shard c4-{language}.tfrecord-*.json.gz; fetch one, or all with the domain")
+
+    def pages() -> Iterator[str]:
+        import datasets
+
+        streams = [
+            datasets.load_dataset("json", data_files=[str(file) for file in shards], split="train", streaming=True)
+            for shards in files.values()
+        ]
+        return (page["text"] for page in datasets.interleave_datasets(streams))
+
+    every = [file for shards in files.values() for file in shards]
+    return corpus("mc4", identity(folder, every, tokens), tokens, pages, "Each language gives as many pages.")
+
+
+DOMAINS = (
+    Domain(
+        name="mc4",
+        modality="text",
+        title="mC4, web pages in seven languages (Xue et al., 2021), their first 128 tokens",
+        licence="ODC-BY, and Common Crawl's terms of use",
+        folder="c4/multilingual",
+        load=load,
+        downloads=(
+            *(
+                Download(
+                    (f"https://huggingface.co/datasets/allenai/c4/resolve/{REVISION}/multilingual/{name}",),
+                    f"c4/multilingual/{name}",
+                )
+                for name in (f"c4-{each}.tfrecord-00000-of-{shards:05}.json.gz" for each, shards in SHARDS.items())
+            ),
+            XLM_ROBERTA_FILE,
+        ),
+        batch_size=128,
+        transfers=tuple(f"paws_{language}" for language in SHARDS),
+    ),
+)
