@@ -27,6 +27,7 @@ def features(
     accelerator: Accelerator,
     batch_size: int = 256,
     autocast: bool = False,
+    dropout: bool = False,
     watch: Callable[[Iterable[int]], Iterable[int]] = iter,
 ) -> Pooled:
     """Mean and CLS features of every example of a split, in its order, on every process: float32 ``(n, D)``, CPU.
@@ -38,13 +39,14 @@ def features(
         accelerator: says where and among how many processes.
         batch_size: examples per pass and process; the result does not depend on it (up to float rounding).
         autocast: run in the accelerator's mixed precision (online scores) instead of float32.
+        dropout: leave the encoder's dropout on, as DABS's transfer does.
         watch: wraps the batches, for a progress bar.
     """
     device, world = accelerator.device, accelerator.num_processes
     parts = np.array_split(np.arange(len(split)), world)
     mine = parts[accelerator.process_index]
     was_training = encoder.training
-    encoder.eval()
+    encoder.train(dropout)
     mean = torch.empty(len(mine), encoder.width)
     cls = torch.empty(len(mine), encoder.width)
     with accelerator.autocast() if autocast else nullcontext():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import platform
+from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -12,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Bar", "device_name"]
+__all__ = ["Bar", "device_name", "watched"]
 
 
 class Bar:
@@ -49,14 +51,21 @@ class Bar:
         self._progress.update(self._task, text="  ".join(f"{k} {v}" if k != "rate" else v for k, v in values.items()))
 
 
+def watched(title: str, items: Iterable[int]) -> Iterator[int]:
+    """The items of a loop, with a bar while they are worked through."""
+    things = list(items)
+    with Bar(title, total=len(things)) as bar:
+        for each in things:
+            yield each
+            bar.advance()
+
+
 def device_name(device: torch.device) -> str:
     """The hardware that numbers were measured on."""
     if device.type == "cuda":
         import torch
 
         return torch.cuda.get_device_name(device)
-    import os
-
     model = platform.processor() or platform.machine()
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
