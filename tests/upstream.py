@@ -43,3 +43,24 @@ def write_pamap2(
             folder / f"subject10{subject}.dat", sep=" ", header=False, index=False, na_rep="NaN", float_format="%.6g"
         )
     return folder
+
+
+def write_uci_har(root: Path, *, people: int = 6, seed: int = 0) -> Path:
+    """UCI HAR with its subject files: nine channels of 128 readings at 50 Hz, windows overlapping by half."""
+    folder = root / "UCI HAR Dataset"
+    rng = np.random.default_rng(seed)
+    for part, persons in (("train", range(1, people + 1)), ("test", range(people + 1, people + 3))):
+        (folder / part / "Inertial Signals").mkdir(parents=True)
+        place = [(person, activity) for person in persons for activity in range(1, 7) for _ in range(4)]
+        for signal in ("body_acc", "body_gyro", "total_acc"):
+            for axis in "xyz":
+                lines = []
+                for row, (_, activity) in enumerate(place):
+                    seconds = (64 * row + np.arange(128)) / 50
+                    values = np.sin(2 * np.pi * 0.5 * activity * seconds) * activity / 3 + rng.normal(0, 0.3, 128)
+                    lines.append(" ".join(f"{value: .7e}" for value in values))
+                path = folder / part / "Inertial Signals" / f"{signal}_{axis}_{part}.txt"
+                path.write_text("\n".join(lines) + "\n")
+        (folder / part / f"subject_{part}.txt").write_text("".join(f"{person}\n" for person, _ in place))
+        (folder / part / f"y_{part}.txt").write_text("".join(f"{activity}\n" for _, activity in place))
+    return folder

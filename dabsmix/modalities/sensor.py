@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
+from dabsmix.domain import Data, Split, Task
 from dabsmix.errors import UserError
+from dabsmix.modalities.recordings import kept, read, stretches
+from dabsmix.modalities.tables import Source, column_names, table_files
+from dabsmix.plugins import did_you_mean
+from dabsmix.prepare import fingerprint
+from dabsmix.spec import Grid
+from dabsmix.splits import carve
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Standardise", "Windows", "fill_gaps", "read_numbers", "runs", "window_starts"]
+__all__ = ["Standardise", "Windows", "fill_gaps", "own", "own_rows", "read_numbers", "runs", "window_starts"]
 
 # T readings, C channels, B windows
+
+TOKENS = 64
+"""About how many segments a user's window is cut into, unless told."""
+
+LISTED = 20
+"""Skipped rows that are named one by one."""
 
 
 class Windows:
@@ -162,3 +176,147 @@ def _first_bad_number(path: Path, gaps: bool) -> str:
                 if not np.isfinite(value) and not (gaps and np.isnan(value)):
                     return f"{path}, row {row}: {word.decode(errors='replace')!r} is no finite number; mend or fetch it"
     raise AssertionError(f"{path}: pandas refused what float() takes")
+
+
+# --- a user's own recordings
+
+
+def own(
+    path: Path,
+    *,
+    label: str | None = None,
+    on_bad: Literal["error", "skip"] = "error",
+    time: str = "time",
+    group: str = "group",
+    window: int = 128,
+    stride: int | None = None,
+    patch: int | None = None,
+    ignore: str | Sequence[str] = "",
+) -> Data:
+    """A table of sensor readings, or a folder of tables with the same columns; every other column is a channel.
+
+    Rows are sorted by group and, within it, by time. A window lies within one group and one label; where rows are left
+    out or time leaps by more than a window, another recording begins. A fifth of the groups are the test.
+
+    Args:
+        path: CSV or TSV with a header line, gzipped or not, or Parquet.
+        label: the column with the class of each reading.
+        on_bad: ``skip`` leaves bad rows out, counts and lists them.
+        time: the column of times: numbers, or dates as ISO 8601 has them.
+        group: the column that tells which readings belong together (person, machine, recording).
+        window: readings in a window.
+        stride: readings from one window to the next; a window's length unless told.
+        patch: readings in a token; a divisor of the window. Unless told, what gives at most 64 tokens.
+        ignore: columns to leave out, comma separated or a list.
+
+    Raises:
+        UserError: an unknown column, a bad row, time that does not ascend, a label that is constant, no window.
+    """
+    stride = stride or window
+    patch = patch or next((size for size in range(-(-window // TOKENS), window) if window % size == 0), window)
+    if window < 2 or stride < 1 or patch < 1 or window % patch:
+        raise UserError(f"window {window}, stride {stride}, patch {patch}: positive, and the patch divides the window")
+    sources = tuple(Source(file) for file in table_files(path))
+    left_out = [name.strip() for name in (ignore.split(",") if isinstance(ignore, str) else ignore) if name.strip()]
+    others = (time, group) if label is None else (time, group, label)
+    names = column_names(sources[0])
+    for name in (*others, *left_out):
+        if name not in names:
+            raise UserError(f"{path}: no column {name!r}{did_you_mean(name, names)}; there are: {', '.join(names)}")
+    channels = [name for name in names if name not in {*others, *left_out}]
+    if not channels or len(set(others)) < len(others):
+        raise UserError(f"{path}: time, group and label are columns of their own, and one more must be a channel")
+    source = fingerprint(path if path.is_dir() else path.parent, [each.path for each in sources])
+    found = kept(source, sources, channels, others, on_bad)
+    if label is not None and len(found.classes) < 2:
+        raise UserError(f"--label {label}: every row holds {found.classes[0]!r}; there is nothing to predict")
+    bounds = stretches(found, sources, time, window, by_label=label is not None)
+    starts = window_starts(bounds, window, stride)
+    if len(starts) < 2:
+        raise UserError(
+            f"{path}: {len(starts)} windows of {window} readings, the longest stretch of one group and label has "
+            f"{np.diff(bounds).max()}; sort rows by group and time, or set a shorter window"
+        )
+    windows, members = Windows(found.readings, starts, window), found.group[starts]
+    train, validation, test = np.arange(len(starts)), None, None
+    notes = [*_unused_note(starts, window, len(found.row)), *_skipped_note(found.skipped)]
+    if label is not None:
+        rest, test = carve(len(starts), group=members, fraction=0.2, seed=0)
+        train, validation = (rest[part] for part in carve(len(rest), group=members[rest], seed=1))
+        notes.insert(0, "The splits are ours, of whole groups, seeded.")
+        for name, part in (("train", train), ("validation", validation), ("test", test)):
+            if absent := sorted(set(range(len(found.classes))) - set(found.label[starts[part]].tolist())):
+                notes.append(f"No {name} window has the class {', '.join(found.classes[each] for each in absent)}.")
+
+    def split(part: NDArray[np.int64]) -> Split:
+        return Split((windows,), part, None if label is None else found.label[starts[part]], members[part])
+
+    standardise = Standardise.of(windows, train)
+    return Data(
+        specs=(Grid(len(channels), (window,), (patch,)),),
+        pretrain=split(train),
+        train=None if label is None else split(train),
+        validation=None if validation is None else split(validation),
+        test=None if test is None else split(test),
+        task=None if label is None else Task("classes", "accuracy", found.classes),
+        fingerprint=source,
+        normalise=standardise,
+        notes=tuple(notes),
+        state={
+            "time": time,
+            "group": group,
+            "channels": channels,
+            "window": window,
+            "stride": stride,
+            "patch": patch,
+            "mean": standardise.mean.tolist(),
+            "std": standardise.std.tolist(),
+        },
+    )
+
+
+def _unused_note(starts: NDArray[np.int64], window: int, readings: int) -> list[str]:
+    used = np.zeros(readings + 1, np.int64)
+    np.add.at(used, starts, 1)
+    np.add.at(used, starts + window, -1)
+    unused = int((np.cumsum(used)[:-1] == 0).sum())
+    return [f"{unused} of {readings} readings are in no window: their stretch is too short, or ends."] * (unused > 0)
+
+
+def _skipped_note(skipped: tuple[str, ...]) -> list[str]:
+    more = f"; and {len(skipped) - LISTED} more" if len(skipped) > LISTED else ""
+    return [f"{len(skipped)} rows were left out: {'; '.join(skipped[:LISTED])}{more}."] * (len(skipped) > 0)
+
+
+def own_rows(path: Path, state: Mapping[str, Any]) -> tuple[Data, list[str]]:
+    """Windows of further tables, all in order as ``pretrain``; a key is ``file:row`` of a window's first reading.
+
+    Labels are not looked at: a window lies within one group.
+
+    Args:
+        path: as in `own`.
+        state: ``Data.state`` of the training run.
+
+    Raises:
+        UserError: a column is missing, a row is bad, time does not ascend, or there is no window.
+    """
+    sources = tuple(Source(file) for file in table_files(path))
+    found = read(sources, state["channels"], (state["time"], state["group"]), "error")
+    window = int(state["window"])
+    bounds = stretches(found, sources, state["time"], window, by_label=False)
+    starts = window_starts(bounds, window, int(state["stride"]))
+    if not len(starts):
+        raise UserError(f"{path}: no group has {window} readings in a row, which is the run's window")
+    data = Data(
+        specs=(Grid(len(state["channels"]), (window,), (int(state["patch"]),)),),
+        pretrain=Split((Windows(found.readings, starts, window),), np.arange(len(starts)), None, found.group[starts]),
+        train=None,
+        validation=None,
+        test=None,
+        task=None,
+        fingerprint=fingerprint(path if path.is_dir() else path.parent, [each.path for each in sources]),
+        normalise=Standardise(np.array(state["mean"], np.float32), np.array(state["std"], np.float32)),
+        state=dict(state),
+    )
+    places = zip(found.file[starts], found.row[starts], strict=True)
+    return data, [f"{sources[file].path.name}:{row}" for file, row in places]

@@ -1,0 +1,199 @@
+"""A user's tables of sensor readings: files to readings in their order, and the stretches that no window leaves."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dabsmix.errors import UserError
+from dabsmix.modalities.columns import Column, encoded, refuse, scan
+from dabsmix.modalities.tables import Source, blocks, column_names
+from dabsmix.plugins import did_you_mean
+from dabsmix.prepare import prepared
+
+__all__ = ["Recordings", "kept", "read", "stretches"]
+
+# T readings, C channels
+
+VERSION = "1"
+"""Of what is kept in the cache."""
+
+
+@dataclass(frozen=True)
+class Recordings:
+    """Readings in the order of their files and rows.
+
+    Attributes:
+        readings: float32 ``(T, C)``.
+        file, row: int64 ``(T,)``: which file, and which row of it.
+        seconds: float64 ``(T,)``, in the unit that the user's column has.
+        group, label: int64 ``(T,)``, codes; without a label column ``label`` is 0.
+        classes: the names of the labels.
+        skipped: ``file: row N: what is wrong`` for every row that was left out.
+    """
+
+    readings: NDArray[np.float32]
+    file: NDArray[np.int64]
+    row: NDArray[np.int64]
+    seconds: NDArray[np.float64]
+    group: NDArray[np.int64]
+    label: NDArray[np.int64]
+    classes: tuple[str, ...]
+    skipped: tuple[str, ...]
+
+
+ARRAYS = ("readings", "file", "row", "seconds", "group", "label")
+
+
+def kept(
+    key: str,
+    sources: Sequence[Source],
+    channels: Sequence[str],
+    others: Sequence[str],
+    on_bad: Literal["error", "skip"],
+) -> Recordings:
+    """`read`, from the cache where it is there; ``key`` is the files' fingerprint."""
+
+    def build(folder: Path) -> None:
+        found = read(sources, channels, others, on_bad)
+        for name in ARRAYS:
+            np.save(folder / f"{name}.npy", getattr(found, name))
+        text = {"classes": found.classes, "skipped": found.skipped}
+        (folder / "text.json").write_text(json.dumps(text), encoding="utf-8")
+
+    folder = prepared("own_sensor", json.dumps([VERSION, key, channels, others, on_bad]), build)
+    text = json.loads((folder / "text.json").read_text(encoding="utf-8"))
+    arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ARRAYS}
+    return Recordings(**arrays, classes=tuple(text["classes"]), skipped=tuple(text["skipped"]))
+
+
+def read(
+    sources: Sequence[Source], channels: Sequence[str], others: Sequence[str], on_bad: Literal["error", "skip"]
+) -> Recordings:
+    """The readings of these files, which have the same columns; no cell may be empty.
+
+    Args:
+        sources: the files.
+        channels: the columns of readings, all numeric.
+        others: the columns of time and group, and of the label where there is one.
+        on_bad: ``skip`` leaves bad rows out and lists them.
+
+    Raises:
+        UserError: a column is missing, a row is bad, a time is no time, or there is no row.
+    """
+    wanted = (*channels, *others)
+    for source in sources:
+        names = column_names(source)
+        if lacking := [name for name in wanted if name not in names]:
+            raise UserError(
+                f"{source.path}: no column {lacking[0]!r}{did_you_mean(lacking[0], names)}; "
+                f"there are: {', '.join(names)}"
+            )
+    time, group = others[:2]
+    unused = {name for source in sources for name in column_names(source) if name not in wanted}
+    if _holds_numbers(sources[0], time):
+        scanned = scan(sources, leave_out=frozenset({*unused, time}), many=frozenset({group})) | {time: Column(time)}
+    else:
+        scanned = scan(sources, leave_out=frozenset(unused), many=frozenset({group, time}))
+    if texts := [name for name in channels if scanned[name].categories is not None]:
+        held = (scanned[texts[0]].categories or ("",))[0]
+        raise UserError(f"{sources[0].path}: column {texts[0]!r} holds {held!r}, no number; leave it out (`ignore`)")
+    columns = tuple(scanned[name] for name in wanted)
+    places, values, skipped = [], [], []
+    for number, source in enumerate(sources):
+        left_out: list[tuple[int, str]] = []
+        on_row = refuse if on_bad == "error" else partial(_list, left_out)
+        for rows, cells, _ in encoded(source, columns, on_row, filled=frozenset(wanted)):
+            places.append(np.column_stack([np.full(len(rows), number), rows]))
+            values.append((cells[:, : len(channels)].astype(np.float32), cells[:, len(channels) :]))
+        skipped += [f"{source.path.name}: row {row}: {reason}" for row, reason in sorted(left_out)]
+    if not sum(len(place) for place in places):
+        raise UserError(f"{sources[0].path}: no row that can be used; {len(skipped)} were left out")
+    place, rest = np.concatenate(places), np.concatenate([extra for _, extra in values])
+    label, classes = np.zeros(len(place), np.int64), tuple[str, ...]()
+    if len(others) > 2:
+        label, classes = _classes(rest[:, 2], scanned[others[2]])
+    return Recordings(
+        readings=np.concatenate([readings for readings, _ in values]),
+        file=place[:, 0],
+        row=place[:, 1],
+        seconds=_seconds(rest[:, 0], scanned[time], sources[0].path),
+        group=np.unique(rest[:, 1], return_inverse=True)[1].astype(np.int64),
+        label=label,
+        classes=classes,
+        skipped=tuple(skipped),
+    )
+
+
+def _list(left_out: list[tuple[int, str]], file: Path, row: int, reason: str) -> None:
+    left_out.append((row, reason))
+
+
+def _holds_numbers(source: Source, column: str) -> bool:
+    """Whether the first cell of a column is a number."""
+    for block in blocks(source, lambda *bad: None):
+        for cell in block.cells[column]:
+            try:
+                float(cell.as_py() or "nan")
+            except ValueError:
+                return False
+            return True
+    return True
+
+
+def _seconds(values: NDArray[np.float64], column: Column, path: Path) -> NDArray[np.float64]:
+    """Numbers as they are; dates as seconds."""
+    if column.categories is None:
+        return values
+    import pandas as pd
+
+    dates = pd.to_datetime(list(column.categories), format="ISO8601", utc=True, errors="coerce")
+    if dates.isna().any():
+        held = column.categories[int(np.flatnonzero(dates.isna())[0])]
+        raise UserError(f"{path}: column {column.name!r} holds {held!r}, neither a number nor a date (ISO 8601)")
+    seconds = (dates - dates.min()) / pd.Timedelta(seconds=1)
+    return np.asarray(seconds, np.float64)[values.astype(np.int64)]
+
+
+def _classes(values: NDArray[np.float64], column: Column) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    distinct, codes = np.unique(values, return_inverse=True)
+    if column.categories is not None:
+        names = [column.categories[int(code)] for code in distinct]
+    else:
+        names = [f"{value:g}" for value in distinct]
+    return codes.astype(np.int64), tuple(names)
+
+
+def stretches(
+    found: Recordings, sources: Sequence[Source], time: str, window: int, *, by_label: bool
+) -> NDArray[np.int64]:
+    """Where stretches of readings that belong together begin, and the number of readings: ``(stretches + 1,)``.
+
+    A new one begins with a file, a group or (``by_label``) a label, after rows that were left out, and where time
+    leaps by more than a window usually lasts.
+
+    Raises:
+        UserError: time does not ascend within a file and group.
+    """
+    steps = np.diff(found.seconds)
+    together = (np.diff(found.file) == 0) & (np.diff(found.group) == 0)
+    if (back := np.flatnonzero(together & ~(steps > 0))).size:
+        place = back[0] + 1
+        before, after = found.seconds[place - 1 : place + 1]
+        raise UserError(
+            f"{sources[found.file[place]].path}: row {found.row[place]}: {time} goes from {before:g} to {after:g} "
+            f"within one group; sort the rows by group, then by {time}"
+        )
+    broken = ~together | (np.diff(found.row) > 1)
+    if together.any():
+        broken |= steps > window * np.median(steps[together])
+    if by_label:
+        broken |= np.diff(found.label) != 0
+    return np.concatenate([[0], np.flatnonzero(broken) + 1, [len(found.row)]])

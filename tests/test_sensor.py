@@ -1,0 +1,331 @@
+"""Windows, gaps, statistics and text files of numbers; a user's own recordings. All data here are generated."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from dabsmix.errors import UserError
+from dabsmix.modalities.sensor import (
+    Standardise,
+    Windows,
+    fill_gaps,
+    own,
+    own_rows,
+    read_numbers,
+    runs,
+    window_starts,
+)
+from dabsmix.spec import Grid
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DABSMIX_CACHE", str(tmp_path / "cache"))
+
+
+# --- windows
+
+
+@pytest.mark.parametrize(("length", "stride"), [(1, 1), (3, 3), (4, 2), (5, 7)])
+def test_windows_start_where_a_plain_loop_says(length: int, stride: int) -> None:
+    key = np.array([0, 0, 0, 0, 0, 0, 1, 1, 0, 0, 0, 0, 0, 2])
+    expected = [
+        start
+        for start in range(len(key) - length + 1)
+        if len(set(key[start : start + length])) == 1  # no window holds two runs
+        and (start - next(s for s in range(start, -1, -1) if s == 0 or key[s - 1] != key[start])) % stride == 0
+        and all(key[i] == key[start] for i in range(start, start + length))
+    ]
+    assert window_starts(runs(key), length, stride).tolist() == expected
+
+
+def test_runs_break_where_any_key_changes() -> None:
+    assert runs(np.array([1, 1, 1, 2, 2]), np.array([5, 5, 6, 6, 6])).tolist() == [0, 2, 3, 5]
+
+
+def test_a_window_is_its_readings_with_channels_first(tmp_path: Path) -> None:
+    readings = np.arange(40, dtype=np.float32).reshape(20, 2)
+    np.save(tmp_path / "readings.npy", readings)
+    mapped = np.load(tmp_path / "readings.npy", mmap_mode="r")
+    windows = Windows(mapped, np.array([0, 3, 16]), 4)
+    got = windows[np.array([2, 0])]
+    assert len(windows) == 3
+    assert got.shape == (2, 2, 4)
+    for window, start in zip(got, (16, 0), strict=True):
+        for channel in range(2):
+            for time in range(4):
+                assert window[channel, time] == readings[start + time, channel]
+    got[:] = -1  # a copy: free to change
+    assert mapped.min() == 0
+
+
+def test_a_window_beyond_the_readings_is_refused() -> None:
+    with pytest.raises(ValueError, match="leaves the 10"):
+        Windows(np.zeros((10, 1), np.float32), np.array([7]), 4)
+
+
+# --- standardising
+
+
+def test_statistics_are_of_the_given_rows_and_apply_on_the_batch() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal([[3.0], [-200.0]], [[2.0], [0.1]], size=(3000, 2, 8)).astype(np.float32)
+    rows = np.arange(0, 3000, 2)
+    standardise = Standardise.of(x, rows)
+    for channel in range(2):
+        values = x[rows, channel].astype(np.float64)
+        assert standardise.mean[channel] == pytest.approx(values.mean(), rel=1e-6)
+        assert standardise.std[channel] == pytest.approx(values.std(), rel=1e-5)
+    (out,) = standardise((torch.from_numpy(x[rows]),))
+    assert out.dtype == torch.float32
+    torch.testing.assert_close(out.mean((0, 2)), torch.zeros(2), atol=1e-3, rtol=0)
+    torch.testing.assert_close(out.std((0, 2)), torch.ones(2), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("constant", [0.0, 0.1, 1.0, -61.1888])
+def test_a_constant_channel_becomes_zero(constant: float) -> None:
+    x = np.full((100, 1, 3), constant, np.float32)
+    (out,) = Standardise.of(x, np.arange(100))((torch.from_numpy(x),))
+    assert out.abs().max() < 1e-5
+
+
+def test_a_table_row_is_standardised_by_column() -> None:
+    x = np.array([[1.0, 10.0], [3.0, 30.0]], np.float32)
+    (out,) = Standardise.of(x, np.arange(2))((torch.from_numpy(x),))
+    assert out.tolist() == [[-1, -1], [1, 1]]
+
+
+# --- gaps
+
+
+def test_gaps_are_filled_linearly_and_flat_at_the_ends() -> None:
+    nan = np.nan
+    readings = np.array([[nan, 1], [nan, 2], [4, 3], [nan, nan], [nan, nan], [10, 6], [nan, 7]])
+    filled = fill_gaps(readings, "here")
+    assert filled.T.tolist() == [[4, 4, 4, 6, 8, 10, 10], [1, 2, 3, 4, 5, 6, 7]]
+
+
+def test_gaps_are_filled_as_pandas_does() -> None:
+    rng = np.random.default_rng(0)
+    readings = np.where(rng.random((500, 4)) < 0.9, np.nan, rng.normal(size=(500, 4)))
+    expected = pd.DataFrame(readings).interpolate(limit_direction="both").to_numpy()
+    np.testing.assert_allclose(fill_gaps(readings, "here"), expected)
+
+
+def test_a_channel_without_any_reading_is_an_error() -> None:
+    with pytest.raises(UserError, match=r"s\.dat: channel 2 holds no reading"):
+        fill_gaps(np.array([[1, np.nan], [2, np.nan]]), "s.dat")
+
+
+# --- text files of numbers
+
+
+def test_numbers_are_read_with_any_blanks_between(tmp_path: Path) -> None:
+    path = tmp_path / "x.txt"
+    path.write_text("  1.5e-001 -2\tNaN\n3 4 5\n")
+    np.testing.assert_array_equal(read_numbers(path, 3, gaps=True), [[0.15, -2, np.nan], [3, 4, 5]])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("1 2\n3\n4 5\n", r"row 2: 1 columns where 2 belong; fetch"),
+        ("1 2\n3 4 5\n6 7\n", r"row 2: 3 columns where 2 belong; fetch"),
+        ("1 2\n3 4\n5", r"row 3: 1 columns where 2 belong; the file is truncated"),
+        ("1 2\n\n3 4\n", r"row 2: 0 columns"),
+        ("1 2\n3 four\n", r"row 2: 'four' is no finite number"),
+        ("1 2\n3 NaN\n", r"row 2: 'NaN' is no finite number"),
+        ("1 inf\n3 4\n", r"row 1: 'inf' is no finite number"),
+        ("1 2\n3 \0\xff\n", r"row 2: .* is no finite number"),
+        ('1 "2\n3 4"\n', r"row 1: '\"2' is no finite number"),
+        ("", "empty"),
+    ],
+)
+def test_what_is_wrong_with_a_text_file_is_said_with_its_row(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "x.txt"
+    path.write_text(text, encoding="latin-1")
+    with pytest.raises(UserError, match=message) as caught:
+        read_numbers(path, 2)
+    assert str(path) in str(caught.value)
+
+
+def test_a_gap_may_be_nan_but_not_infinite(tmp_path: Path) -> None:
+    path = tmp_path / "x.txt"
+    path.write_text("NaN 2\n3 -Inf\n")
+    with pytest.raises(UserError, match="row 2: '-Inf'"):
+        read_numbers(path, 2, gaps=True)
+
+
+def test_a_missing_text_file_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot be read"):
+        read_numbers(tmp_path / "none.txt", 2)
+
+
+# --- a user's own recordings
+
+
+def table(people: int = 8, bout: int = 40, seed: int = 0) -> pd.DataFrame:
+    """Two bouts each of sitting and walking per person, 2 channels, at 10 Hz."""
+    rng = np.random.default_rng(seed)
+    frames = []
+    for person in range(people):
+        activity = np.repeat(["sit", "walk", "sit", "walk"], bout)
+        n = len(activity)
+        x = np.where(activity == "walk", np.sin(np.arange(n)), 0) + rng.normal(0, 0.1, n)
+        frames.append(
+            pd.DataFrame(
+                {
+                    "time": np.arange(n) / 10,
+                    "group": f"p{person}",
+                    "x": x.round(4),
+                    "y": rng.normal(5, 2, n).round(4),
+                    "activity": activity,
+                }
+            )
+        )
+    return pd.concat(frames, ignore_index=True)
+
+
+def test_own_recordings_are_split_by_group_into_windows_of_one_label(tmp_path: Path) -> None:
+    frame = table()
+    frame.to_csv(tmp_path / "r.csv", index=False)
+    data = own(tmp_path / "r.csv", label="activity", window=16, patch=4)
+    assert data.specs == (Grid(2, (16,), (4,)),)
+    assert data.task is not None
+    assert data.task.classes == ("sit", "walk")
+    assert data.train is not None
+    assert data.validation is not None
+    assert data.test is not None
+    parts = (data.train, data.validation, data.test)
+    groups = [set(part.group.tolist()) for part in parts if part.group is not None]
+    assert sum(len(group) for group in groups) == len(set.union(*groups)) == 8
+    # 40 readings give two windows of 16; people by 4 bouts by 2
+    assert sum(len(part) for part in parts) == 8 * 4 * 2
+    store = data.train.inputs[0]
+    assert isinstance(store, Windows)
+    for part in parts:
+        assert part.label is not None
+        for place, row in enumerate(part.rows):
+            lines = frame.iloc[store.starts[row] : store.starts[row] + 16]
+            assert set(lines["activity"]) == {data.task.classes[part.label[place]]}
+            assert lines["group"].nunique() == 1
+            (x,) = part.batch(np.array([place]))
+            np.testing.assert_array_equal(x[0].numpy(), lines[["x", "y"]].to_numpy(np.float32).T)
+    assert "256 of 1280 readings are in no window" in " ".join(data.notes)
+
+
+def test_own_recordings_without_a_label_only_pretrain(tmp_path: Path) -> None:
+    table().drop(columns="activity").to_parquet(tmp_path / "r.parquet")
+    data = own(tmp_path / "r.parquet", window=16)
+    assert (data.train, data.validation, data.test, data.task) == (None, None, None, None)
+    assert len(data.pretrain) == 8 * 10
+    assert data.pretrain.label is None
+
+
+def test_further_files_are_read_as_the_training_ones(tmp_path: Path) -> None:
+    frame = table()
+    frame.to_csv(tmp_path / "r.csv", index=False)
+    state = json.loads(json.dumps(own(tmp_path / "r.csv", window=16, stride=8, ignore="activity").state))
+    reordered = frame[["y", "x", "group", "time"]].iloc[:160]
+    (tmp_path / "new").mkdir()
+    for name in ("b", "a"):
+        reordered.to_csv(tmp_path / "new" / f"{name}.csv", index=False)
+    data, keys = own_rows(tmp_path / "new", state)
+    assert len(keys) == len(data.pretrain) == 2 * 19
+    assert keys[:2] == ["a.csv:2", "a.csv:10"]  # rows as an editor counts them, the header being the first
+    assert keys[19] == "b.csv:2"
+    (got,) = data.normalise(data.pretrain.batch(np.array([1])))
+    expected = (frame[["x", "y"]].iloc[8:24].to_numpy().T - np.array(state["mean"])[:, None]) / np.array(state["std"])[
+        :, None
+    ]
+    np.testing.assert_allclose(got[0].numpy(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_dates_serve_as_times(tmp_path: Path) -> None:
+    frame = table(people=2)
+    frame["time"] = [f"{date:%Y-%m-%dT%H:%M:%S.%f}" for date in pd.to_datetime(frame["time"], unit="s")]
+    frame.to_csv(tmp_path / "r.csv", index=False)
+    assert len(own(tmp_path / "r.csv", window=16, ignore=["activity"]).pretrain) == 2 * 10
+
+
+def test_a_leap_in_time_begins_another_recording(tmp_path: Path) -> None:
+    frame = table(people=1)
+    frame.loc[80:, "time"] += 60
+    frame.to_csv(tmp_path / "r.csv", index=False)
+    data = own(tmp_path / "r.csv", window=32, ignore="activity")
+    store = data.pretrain.inputs[0]
+    assert isinstance(store, Windows)
+    assert store.starts.tolist() == [0, 32, 80, 112]
+
+
+def broken(frame: pd.DataFrame, row: int, column: str, value: str | int | None) -> pd.DataFrame:
+    frame = frame.astype({column: object})
+    frame.loc[row, column] = value
+    return frame
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        ("x", "abc", "row 102: column 'x' holds 'abc'"),
+        ("x", "inf", "row 102: column 'x' holds 'inf', infinite"),
+        ("y", None, "row 102: column 'y' is empty"),
+        ("activity", None, "row 102: column 'activity' is empty"),
+        ("time", -1, "row 102: time goes from 9.9 to -1 within one group"),
+    ],
+)
+def test_a_bad_cell_is_reported_with_file_and_row(
+    tmp_path: Path, column: str, value: str | int | None, message: str
+) -> None:
+    path = tmp_path / "r.csv"
+    broken(table(), 100, column, value).to_csv(path, index=False)
+    with pytest.raises(UserError, match=message) as caught:
+        own(path, label="activity", window=16)
+    assert str(path) in str(caught.value)
+
+
+def test_a_ragged_row_is_reported_with_its_number(tmp_path: Path) -> None:
+    path = tmp_path / "r.csv"
+    table().to_csv(path, index=False)
+    lines = path.read_text().splitlines()
+    lines[50] += ",1"
+    path.write_text("\n".join(lines) + "\n")
+    with pytest.raises(UserError, match="row 51: 6 cells where the table has 5 columns"):
+        own(path, label="activity", window=16)
+
+
+def test_skipped_rows_are_listed_and_no_window_reaches_across(tmp_path: Path) -> None:
+    path = tmp_path / "r.csv"
+    broken(table(people=3), 30, "x", "abc").to_csv(path, index=False)
+    data = own(path, on_bad="skip", window=16, ignore="activity")
+    store = data.pretrain.inputs[0]
+    assert isinstance(store, Windows)
+    # reading 30 is gone: what was 31 is now 30, and a recording begins there
+    assert store.starts[:3].tolist() == [0, 30, 46]
+    assert any(note.startswith("1 rows were left out: r.csv: row 32: column 'x' holds 'abc'") for note in data.notes)
+
+
+def test_what_cannot_be_meant_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "r.csv"
+    table().to_csv(path, index=False)
+    with pytest.raises(UserError, match=r"no column 'activty' \(did you mean 'activity'\?\)"):
+        own(path, label="activty")
+    with pytest.raises(UserError, match="window 16, stride 16, patch 5"):
+        own(path, label="activity", window=16, patch=5)
+    with pytest.raises(UserError, match="longest stretch of one group and label has 40"):
+        own(path, label="activity", window=64)
+    with pytest.raises(UserError, match="column 'activity' holds 'sit', no number"):
+        own(path, window=16)
+    table().assign(activity="sit").to_csv(path, index=False)
+    with pytest.raises(UserError, match="every row holds 'sit'"):
+        own(path, label="activity", window=16)
+
+
+@pytest.mark.parametrize(("window", "patch"), [(128, 2), (320, 5), (64, 1), (100, 2), (7, 1), (131, 131)])
+def test_segments_are_at_most_64_a_window(tmp_path: Path, window: int, patch: int) -> None:
+    table(people=2, bout=80).to_csv(tmp_path / "r.csv", index=False)
+    assert own(tmp_path / "r.csv", window=window, stride=10, ignore="activity").specs == (Grid(2, (window,), (patch,)),)
