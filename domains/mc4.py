@@ -29,7 +29,9 @@ def load(folder: Path, protocol: str) -> Data:
         import datasets
 
         streams = [
-            datasets.load_dataset("json", data_files=[str(file) for file in shards], split="train", streaming=True)
+            datasets.load_dataset(
+                "json", data_files=[str(file) for file in shards], split="train", streaming=True
+            ).select_columns("text")
             for shards in files.values()
         ]
         return (page["text"] for page in datasets.interleave_datasets(streams))

@@ -7,7 +7,7 @@ import numpy as np
 from dabsmix.domain import Task
 from dabsmix.errors import UserError
 from dabsmix.modalities.spectrogram import Clips, family
-from dabsmix.modalities.text import read_lines
+from dabsmix.modalities.text_files import read_lines
 
 SPLIT = "iden_split.txt"
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from dabsmix.domain import Data, Domain
 from dabsmix.download import Download
 from dabsmix.errors import UserError
-from dabsmix.modalities.text import BERT, BERT_FILE, HUGGING_FACE, corpus, identity, read_lines, tokenizer
+from dabsmix.modalities.text import BERT, BERT_FILE, HUGGING_FACE, corpus, identity, tokenizer
+from dabsmix.modalities.text_files import read_lines
 
 GLUE = ("cola", "sst2", "mrpc", "qqp", "stsb", "mnli_matched", "mnli_mismatched", "qnli", "rte", "wnli")
 

@@ -41,11 +41,10 @@ __all__ = [
     "own_rows",
     "small",
     "sounds",
-    "stored",
 ]
 
 # Part of the cache key: raise it when the same clips would give other spectrograms.
-PREPARATION = 1
+PREPARATION = 2
 
 BATCH = 32
 """Clips that are transformed at once: bounds the memory."""
@@ -260,11 +259,7 @@ def _read(clips: Clips, form: Form, own_rate: bool, on_bad: Literal["error", "sk
 
 
 def sounds(folder: Path) -> list[str]:
-    """All sound files below a folder, relative, with "/", sorted; hidden ones are left out.
-
-    Raises:
-        UserError: there is no such folder.
-    """
+    """All sound files below a folder, as `walk` lists them."""
     return walk(folder, SUFFIXES)
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from dabsmix.domain import Data, Split, Task
 from dabsmix.download import Download
 from dabsmix.errors import UserError
+from dabsmix.modalities.text_files import OwnText, read_own
 from dabsmix.modalities.tokenizer import Sample, Tokenizer, tokenizer, train_tokenizer
 from dabsmix.prepare import allocate, fingerprint, prepared, progress
 from dabsmix.spec import Tokens
@@ -38,8 +39,8 @@ __all__ = [
     "corpus",
     "identity",
     "labelled",
-    "read_lines",
-    "read_tsv",
+    "own",
+    "own_rows",
     "tokenizer",
     "train_tokenizer",
 ]
@@ -70,54 +71,6 @@ BATCH = 4096
 PREPARATION = 1
 
 
-# --- reading
-
-
-def read_lines(file: Path) -> Iterator[tuple[int, str]]:
-    """Line numbers from 1 and the lines of a UTF-8 file, without byte order mark and line end.
-
-    Raises:
-        UserError: the file is missing, cannot be read, or a line of it is not UTF-8.
-    """
-    try:
-        # only "\\n" ends a line: upstream's files hold other characters that Python would split at
-        with file.open("rb") as stream:
-            for number, line in enumerate(stream, start=1):
-                try:
-                    yield number, line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
-                except UnicodeDecodeError as error:
-                    raise UserError(f"{file}:{number}: not UTF-8 ({error.reason}); convert the file") from error
-    except FileNotFoundError as error:
-        raise UserError(f"{file}: no such file; fetch the data set again or put the file there") from error
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read ({error.strerror})") from error
-
-
-def read_tsv(file: Path, columns: Sequence[str], header: Sequence[str] = ()) -> Iterator[tuple[int, list[str]]]:
-    """Line numbers and the wanted cells of a tab-separated file without quoting, as GLUE's are.
-
-    Args:
-        file: its first line names the columns unless ``header`` does.
-        columns: which cells, in which order.
-        header: the columns of a file that does not name them.
-
-    Raises:
-        UserError: the file lacks a column, a row has another number of cells, or see `read_lines`.
-    """
-    names = list(header)
-    for number, line in read_lines(file):
-        cells = [cell.strip() for cell in line.split("\t")]
-        if not names:
-            names = cells
-            missing = [column for column in columns if column not in names]
-            if missing:
-                raise UserError(f"{file}:{number}: no column {missing[0]!r} among {', '.join(names)}; is it this file?")
-            continue
-        if len(cells) != len(names):
-            raise UserError(f"{file}:{number}: {len(cells)} cells where the table has {len(names)}; mend the row")
-        yield number, [cells[names.index(column)] for column in columns]
-
-
 def identity(folder: Path, files: Iterable[Path], tokens: Tokenizer) -> str:
     """Fingerprint of texts and of the tokenizer that turns them into rows."""
     return hashlib.sha256(f"{fingerprint(folder, files)} {tokens.digest}".encode()).hexdigest()
@@ -146,8 +99,12 @@ def corpus(name: str, source: str, tokens: Tokenizer, read: Callable[[], Iterabl
     rows = _stored(prepared(name, _key(source, tokens, LENGTH), build), "rows")
     if not len(rows):
         raise UserError(f"{name}: not one text in its files; are they complete?")
+    return _unlabelled(rows, tokens, source, *notes)
+
+
+def _unlabelled(rows: NDArray[np.int32], tokens: Tokenizer, source: str, *notes: str) -> Data:
     return Data(
-        specs=(Tokens(LENGTH, tokens.vocab, tokens.pad),),
+        specs=(Tokens(rows.shape[1], tokens.vocab, tokens.pad),),
         pretrain=Split((rows,), np.arange(len(rows))),
         train=None,
         validation=None,
@@ -279,3 +236,96 @@ def _cut_note(rows: NDArray[np.int32], tokens: Tokenizer) -> str:
 def as_int64(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """``Data.normalise`` of text: ids are stored as int32 and read as int64."""
     return tuple(x.long() for x in inputs)
+
+
+# --- a user's own texts
+
+
+def own(
+    path: Path,
+    *,
+    label: str | None = None,
+    on_bad: Literal["error", "skip"] = "error",
+    column: str = "text",
+    tokenizer: str = "",
+    vocab_size: int = 8000,
+    length: int = LENGTH,
+    group: str | None = None,
+) -> Data:
+    """Texts, each a sample. With a label a fifth of them (or of the groups) are the test.
+
+    Args:
+        path: a folder of ``.txt`` files, one text each; one ``.txt`` file, a text a line; or a CSV, TSV or Parquet.
+        label: a table's column of classes; ``folder`` where each class has a folder of its own.
+        on_bad: ``skip`` leaves out texts that are empty or have no label, counts and lists them.
+        column: a table's column of texts.
+        tokenizer: name or file of one; where empty, one is trained on the texts that pretraining sees.
+        vocab_size: of the trained tokenizer, at most.
+        length: tokens a sample.
+        group: a table's column that tells which texts belong together (author, source, thread).
+
+    Raises:
+        UserError: an unknown column, a bad row, only one class, no text, or see `tokenizer` and `train_tokenizer`.
+    """
+    if length < 3:
+        raise UserError(f"length {length}: a sample needs room for a token between its two special ones")
+    rows, bad = read_own(path, column, label, group, on_bad)
+    train = np.arange(len(rows))
+    test = validation = train[:0]
+    code, groups, task = None, None, None
+    if label is not None:
+        classes = tuple(sorted({row.label for row in rows}))
+        if len(classes) < 2:
+            raise UserError(f"{path}: every text has the label {classes[0]!r}; a task needs two classes")
+        task = Task("classes", "accuracy", classes)
+        code = np.array([classes.index(row.label) for row in rows], np.int64)
+        groups = np.unique([row.group for row in rows], return_inverse=True)[1].astype(np.int64) if group else None
+        rest, test = carve(len(rows), label=code, group=groups, fraction=0.2)
+        kept, held = carve(len(rest), label=code[rest], group=None if groups is None else groups[rest])
+        train, validation = rest[kept], rest[held]
+    tokens = _own_tokenizer(tokenizer, (rows[row].text for row in train), vocab_size)
+    data = _own_data(path, rows, tokens, length)
+
+    def split(part: NDArray[np.int64]) -> Split | None:
+        return None if code is None else Split(data.pretrain.inputs, part, code, groups).take(part)
+
+    return replace(
+        data,
+        pretrain=split(train) or data.pretrain,
+        train=split(train),
+        validation=split(validation),
+        test=split(test),
+        task=task,
+        notes=(*data.notes, *([f"{len(bad)} texts were skipped: {'; '.join(bad)}."] if bad else [])),
+        state={"column": column, "length": length, "tokenizer": tokens.state()},
+    )
+
+
+def own_rows(path: Path, state: Mapping[str, Any]) -> tuple[Data, list[str]]:
+    """Further texts read with a training run's state, all as ``pretrain``; keys are file names or ``file:row``.
+
+    Raises:
+        UserError: as `own`.
+    """
+    rows, _ = read_own(path, state["column"], None, None, "error")
+    data = _own_data(path, rows, Tokenizer.from_state(state["tokenizer"]), state["length"])
+    return replace(data, state=state), [row.key for row in rows]
+
+
+def _own_tokenizer(name: str, texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    from dabsmix.config import data_root
+
+    return tokenizer(name, data_root(None)) if name else train_tokenizer(texts, vocab_size)
+
+
+def _own_data(path: Path, rows: list[OwnText], tokens: Tokenizer, length: int) -> Data:
+    texts = hashlib.sha256()
+    for row in rows:
+        texts.update(row.text.encode() + b"\0")
+    source = texts.hexdigest()
+
+    def build(folder: Path) -> None:
+        write_rows(folder / "rows.npy", tokens, length, len(rows), (row.text for row in rows), path.name)
+
+    stored = _stored(prepared("own_texts", _key(source, tokens, length), build), "rows")
+    return _unlabelled(stored, tokens, source)
