@@ -33,14 +33,14 @@ class OnlineProbe(nn.Module):
     def __init__(self, width: int, task: Task, protocol: str, target: tuple[float, float] = (0.0, 1.0)) -> None:
         super().__init__()
         self.task = task
-        self.before: nn.Module
+        self.norm: nn.Module
         self.optimizer: torch.optim.Optimizer
         self.head = nn.Linear(width, task.num_outputs)
         if protocol == "dabs":
-            self.before = nn.Dropout(0.2)
+            self.dropout, self.norm = 0.2, nn.Identity()
             self.optimizer = torch.optim.Adam(self.head.parameters(), lr=1e-4)
         else:
-            self.before = nn.BatchNorm1d(width, affine=False)
+            self.dropout, self.norm = 0.0, nn.BatchNorm1d(width, affine=False)
             self.optimizer = torch.optim.AdamW(self.head.parameters(), lr=1e-3)
         self.register_buffer("center", torch.tensor(target[0]))
         self.register_buffer("scale", torch.tensor(target[1]))
@@ -48,14 +48,19 @@ class OnlineProbe(nn.Module):
     center: Tensor
     scale: Tensor
 
-    def learn(self, features: Tensor, label: Tensor) -> Tensor:
+    def learn(self, features: Tensor, label: Tensor, seed: int) -> Tensor:
         """One update on this step's features ``(B, D)`` and labels, gathered from every process.
 
-        Every process makes the same update, so the head needs no wrapping. Returns the loss, detached.
+        Every process makes the same update, so the head needs no wrapping: dropout is drawn from ``seed``, which they
+        share, and not from torch's own generator, which they do not. Returns the loss, detached.
         """
         self.train()
-        features, label = gather(features.detach().float()), gather(label)
-        loss = self._loss(self.head(self.before(features)), label)
+        features, label = self.norm(gather(features.detach().float())), gather(label)
+        if self.dropout:
+            generator = torch.Generator(features.device).manual_seed(seed)
+            kept = torch.rand(features.shape, device=features.device, generator=generator) >= self.dropout
+            features = features * kept / (1 - self.dropout)
+        loss = self._loss(self.head(features), label)
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         self.optimizer.step()
@@ -72,7 +77,7 @@ class OnlineProbe(nn.Module):
     def score(self, features: Tensor, label: NDArray[Any]) -> float:
         """The task's metric on a whole split's features ``(n, D)``, computed once."""
         self.eval()
-        outputs = self.head(self.before(features.float()))
+        outputs = self.head(self.norm(features.float()))
         if self.task.kind == "regression":
             outputs = outputs[:, 0] * self.scale + self.center
         return metric(self.task.metric)(outputs.double().cpu().numpy(), label)

@@ -89,7 +89,7 @@ def pretrain(config: PretrainConfig, *, accelerator: Accelerator, say: Callable[
         say(note)
     say(f"run: {run.path}")
 
-    state = _Training(algorithm, OnlineProbe(encoder.width, data.task, config.protocol) if data.task else None)
+    state = _Training(algorithm, _make_probe(encoder, data, config.protocol))
     if algorithm.trains:
         _train(state, batches, data, config, recipe, accelerator, run)
 
@@ -105,7 +105,7 @@ def pretrain(config: PretrainConfig, *, accelerator: Accelerator, say: Callable[
             encoder_sha256=sha256(run.path / "encoder.safetensors"),
             metrics=metrics,
         )
-        if metrics.get("effective_rank", 1.0) < COLLAPSED_RANK * min(encoder.width, HEALTH_ROWS):
+        if algorithm.trains and metrics["effective_rank"] < COLLAPSED_RANK * min(encoder.width, HEALTH_ROWS):
             say(
                 f"warning: the features have collapsed (effective rank {metrics['effective_rank']:.1f} of "
                 f"{encoder.width}): do not expect them to beat a random encoder"
@@ -122,7 +122,7 @@ class _Training:
     probe: OnlineProbe | None
     step: int = 0
     seconds: float = 0.0
-    sums: dict[str, Tensor] = field(default_factory=dict)  # since the last logged line
+    sums: dict[str, Tensor] = field(default_factory=dict)  # since the last logged line, hence empty at a checkpoint
     counts: dict[str, int] = field(default_factory=dict)
 
     def add(self, name: str, value: Tensor) -> None:
@@ -187,17 +187,18 @@ def _train(
                 if clean is None and state.step % PROBE_EVERY == 0:
                     clean = _clean_features(encoder, data, raw.inputs, accelerator)
                 if clean is not None:
-                    state.add("online_loss", probe.learn(clean, raw.label))
+                    state.add("online_loss", probe.learn(clean, raw.label, draws))
 
             # Everything below is rare; nothing above waits for the device.
             last = state.step == recipe.steps
             evaluate = last or state.step % recipe.evaluate_every == 0
-            if last or evaluate or state.step % LOG_EVERY == 0:
+            save = state.step % recipe.checkpoint_every == 0 and not last
+            if last or evaluate or save or state.step % LOG_EVERY == 0:
                 line = _means(state, accelerator)
                 if not math.isfinite(line["loss"]):
                     raise UserError(
-                        f"the loss is {line['loss']} after step {state.step}: lower --lr (now {recipe.lr:g}), "
-                        f"or look at the data; {run.path} can be resumed from its last checkpoint"
+                        f"the loss is {line['loss']} after step {state.step} of {run.path}: "
+                        f"start again with a lower --lr (now {recipe.lr:g}), or look at the data"
                     )
                 if evaluate:
                     line |= _health(encoder, data, accelerator)
@@ -212,8 +213,7 @@ def _train(
                     times = {"examples_per_s": round(rate, 1), "seconds": round(state.seconds, 2)}
                     run.log({"step": state.step, **line, "lr": lr, **times})
             bar.advance()
-            if state.step % recipe.checkpoint_every == 0 and not last and accelerator.is_main_process:
-                state.seconds = time.perf_counter() - began
+            if save and accelerator.is_main_process:
                 run.save_checkpoint(state.step, _snapshot(state, optimizer))
     state.seconds = time.perf_counter() - began
 
@@ -268,6 +268,15 @@ def _health(encoder: Encoder, data: Data, accelerator: Accelerator) -> dict[str,
     return {"feature_std": feature_std(pooled.mean.numpy()), "effective_rank": rankme(pooled.mean.numpy())}
 
 
+def _make_probe(encoder: Encoder, data: Data, protocol: str) -> OnlineProbe | None:
+    """The online probe, where the examples that are trained on have a label each."""
+    label = data.pretrain.label
+    if data.task is None or data.task.kind == "tokens" or label is None:
+        return None
+    target = (float(label.mean()), float(label.std()) or 1.0) if data.task.kind == "regression" else (0.0, 1.0)
+    return OnlineProbe(encoder.width, data.task, protocol, target)
+
+
 def _online_score(probe: OnlineProbe, encoder: Encoder, data: Data, split: Split, accelerator: Accelerator) -> float:
     pooled = features(encoder, split, data.normalise, accelerator=accelerator, autocast=True)
     assert split.label is not None
@@ -282,8 +291,6 @@ def _snapshot(state: _Training, optimizer: Any) -> dict[str, Any]:
         "optimizer": optimizer.state_dict(),
         "probe": state.probe and state.probe.state_dict(),
         "probe_optimizer": state.probe and state.probe.optimizer.state_dict(),
-        "sums": state.sums,
-        "counts": state.counts,
     }
 
 
@@ -294,9 +301,6 @@ def _restore(state: _Training, optimizer: Any, checkpoint: dict[str, Any]) -> No
     if state.probe is not None:
         state.probe.load_state_dict(checkpoint["probe"])
         state.probe.optimizer.load_state_dict(checkpoint["probe_optimizer"])
-    device = next(state.algorithm.parameters()).device
-    state.sums = {name: value.to(device) for name, value in checkpoint["sums"].items()}
-    state.counts = checkpoint["counts"]
 
 
 def _open_run(config: PretrainConfig, data: Data, algorithm: Algorithm, accelerator: Accelerator) -> Run:
@@ -312,7 +316,10 @@ def _open_run(config: PretrainConfig, data: Data, algorithm: Algorithm, accelera
 def _find_or_create(config: PretrainConfig, data: Data, algorithm: Algorithm, accelerator: Accelerator) -> Run:
     key = config_hash(config)
     if config.resume:
-        same = lambda run: run.record.get("config_hash") == key  # noqa: E731 - two words, used twice
+
+        def same(run: Run) -> bool:
+            return bool(run.record.get("config_hash") == key)
+
         try:
             run = newest_run(config.out, lambda r: same(r) and not r.finished, "unfinished run of this configuration")
         except UserError:
