@@ -7,12 +7,15 @@ appears whole or not at all.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import subprocess
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,21 +96,28 @@ class Run:
 
     @classmethod
     def create(cls, out: Path, name: str, config: Mapping[str, Any], record: Mapping[str, Any]) -> Run:
-        """A new folder ``out/name``, or ``out/name-2``, ... where that is taken."""
-        number = 1
-        while True:
-            path = out / (name if number == 1 else f"{name}-{number}")
-            try:
-                path.mkdir(parents=True)
-                break
-            except FileExistsError:
-                if path.parent.exists() and not path.parent.is_dir():
-                    raise UserError(f"--out {out}: that is a file; name a folder") from None
-                number += 1
-            except OSError as error:
-                raise UserError(f"cannot make {path}: {error.strerror}; choose another --out") from error
-        write(path / "config.yaml", lambda p: p.write_text(yaml.safe_dump(dict(config), sort_keys=False), encoding="utf-8"))
-        write(path / "run.json", lambda p: p.write_text(json.dumps(dict(record, name=path.name), indent=1), encoding="utf-8"))
+        """A new folder ``out/name``, or ``out/name-2``, ... where that is taken.
+
+        Raises:
+            UserError: ``out`` is a file, or cannot be written.
+        """
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            for number in count(1):
+                path = out / (name if number == 1 else f"{name}-{number}")
+                with suppress(FileExistsError):  # another process may have made it a moment ago
+                    path.mkdir()
+                    break
+        except OSError as error:
+            raise UserError(f"cannot make a folder in {out}: {error.strerror}; choose another --out") from error
+        write(
+            path / "config.yaml",
+            lambda p: p.write_text(yaml.safe_dump(dict(config), sort_keys=False), encoding="utf-8"),
+        )
+        write(
+            path / "run.json",
+            lambda p: p.write_text(json.dumps(dict(record, name=path.name), indent=1), encoding="utf-8"),
+        )
         return cls(path)
 
     def update(self, **changes: Any) -> None:
@@ -145,21 +155,33 @@ class Run:
         """Write the state after ``step`` steps; the newest two are kept."""
         import torch
 
-        folder = self.path / "checkpoints"
-        write(folder / f"{step:09d}.pt", lambda p: torch.save(dict(state), p))
+        file = io.BytesIO()  # torch.save reports a full disk as a RuntimeError of its own
+        torch.save(dict(state), file)
+        write(self.path / "checkpoints" / f"{step:09d}.pt", lambda p: p.write_bytes(file.getbuffer()))
         for old in self._checkpoints()[:-KEPT_CHECKPOINTS]:
             old.unlink()
 
     def load_checkpoint(self) -> dict[str, Any] | None:
-        """The newest checkpoint, None where there is none yet. Only tensors and plain values are admitted."""
+        """The newest checkpoint, None where there is none yet. Only tensors and plain values are admitted.
+
+        Raises:
+            UserError: the file is damaged, or holds anything else.
+        """
+        import pickle
+
         import torch
 
         found = self._checkpoints()
-        return torch.load(found[-1], map_location="cpu", weights_only=True) if found else None
+        if not found:
+            return None
+        try:
+            state: dict[str, Any] = torch.load(found[-1], map_location="cpu", weights_only=True)
+        except (OSError, RuntimeError, pickle.UnpicklingError) as error:
+            raise UserError(f"{found[-1]} is damaged: delete it, to go on from the checkpoint before it") from error
+        return state
 
     def _checkpoints(self) -> list[Path]:
         return sorted((self.path / "checkpoints").glob("[0-9]*.pt"))
-
 
 
 def newest_run(out: Path, wanted: Callable[[Run], bool], description: str) -> Run:
@@ -171,7 +193,7 @@ def newest_run(out: Path, wanted: Callable[[Run], bool], description: str) -> Ru
     runs = [Run(path.parent) for path in out.glob("*/run.json")]
     found = sorted((run for run in runs if wanted(run)), key=lambda run: (run.record.get("created", ""), run.path.name))
     if not found:
-        raise UserError(f"no {description} under {out}: name one with --run, or start with `dabsmix pretrain`")
+        raise UserError(f"no {description} under {out}: name another --out, or start with `dabsmix pretrain`")
     return found[-1]
 
 
@@ -190,15 +212,17 @@ def _spec_from_json(value: Mapping[str, Any]) -> Spec:
 
 def save_encoder(path: Path, encoder: Encoder, name: str) -> None:
     """Weights as safetensors; the header carries the encoder's name, shape and specs."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     header = {
         "encoder": name,
-        "config": json.dumps(asdict(encoder.config)),
-        "specs": json.dumps([_spec_to_json(spec) for spec in encoder.specs]),
+        "config": asdict(encoder.config),
+        "specs": [_spec_to_json(spec) for spec in encoder.specs],
     }
     state = {key: value.detach().cpu().contiguous() for key, value in encoder.state_dict().items()}
-    write(path, lambda p: save_file(state, str(p), metadata=header))
+    # One entry only: safetensors orders several at random, and equal encoders are to be equal files.
+    content = save(state, metadata={"dabsmix": json.dumps(header)})
+    write(path, lambda p: p.write_bytes(content))
 
 
 def load_encoder(path: Path, specs: tuple[Spec, ...] | None = None) -> Encoder:
@@ -219,19 +243,22 @@ def load_encoder(path: Path, specs: tuple[Spec, ...] | None = None) -> Encoder:
 
     try:
         with safe_open(str(path), framework="pt") as file:
-            header = file.metadata() or {}
+            metadata = file.metadata() or {}
         state = load_file(str(path))
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot read {path}: {error}; pretrain again or name another run") from error
-    if not {"config", "specs"} <= header.keys():
-        raise UserError(f"{path} was not written by dabsmix: its header names no encoder")
-    own_specs = tuple(_spec_from_json(value) for value in json.loads(header["specs"]))
+    try:
+        header = json.loads(metadata["dabsmix"])
+        own_specs = tuple(_spec_from_json(value) for value in header["specs"])
+        config = EncoderConfig(**header["config"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} was not written by this version of dabsmix: its header names no encoder") from error
     if specs is not None and specs != own_specs:
         raise UserError(
             f"{path} was made for {describe(own_specs)}; these data are {describe(specs)}: "
             "transfer to a domain of the same input, or pretrain on this one"
         )
-    encoder = Encoder(own_specs, EncoderConfig(**json.loads(header["config"])))
+    encoder = Encoder(own_specs, config)
     expected = {key: value.shape for key, value in encoder.state_dict().items()}
     given = {key: value.shape for key, value in state.items()}
     if expected != given:
