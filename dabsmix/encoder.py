@@ -133,7 +133,8 @@ def pool(hidden: Tensor, mask: Tensor | None) -> Pooled:
     if mask is None:
         return Pooled(hidden.mean(dim=1), hidden[:, 0])
     weight = _with_cls(mask).to(hidden.dtype)
-    return Pooled(torch.einsum("bld,bl->bd", hidden, weight / weight.sum(dim=1, keepdim=True)), hidden[:, 0])
+    weight = weight / weight.sum(dim=1, keepdim=True)
+    return Pooled((hidden * weight[..., None]).sum(dim=1), hidden[:, 0])  # a product that autocast leaves alone
 
 
 def make_encoder(
