@@ -84,7 +84,7 @@ class TableEmbed(nn.Module):
         if x.shape[1:] != (self.spec.num_features,):
             raise ValueError(f"expected (B, {self.spec.num_features}) for {self.spec}, got {tuple(x.shape)}")
         empty = x.isnan()
-        x = x.nan_to_num(nan=0.0)
+        x = x.masked_fill(empty, 0.0)
         # autocast does not reach elementwise products, so the tokens keep the parameters' type
         tokens = self.missing.expand(*x.shape, -1)
         if self.weight is not None and self.bias is not None:
