@@ -23,17 +23,17 @@ def carve(
     ``label`` (one class per row) every class gives its share, at least one row where it has two or more.
 
     Raises:
-        UserError: there are fewer than two rows or groups to divide.
+        UserError: there are fewer than two groups, or one of the two parts would be empty.
     """
     rng = np.random.default_rng(seed)
-    wanted = fraction * n
+    wanted = max(1, round(fraction * n))
     chosen = np.zeros(n, dtype=bool)
     if group is not None:
         names, inverse, counts = np.unique(group, return_inverse=True, return_counts=True)
         if len(names) < 2:
             raise UserError(f"cannot carve a validation split by group from {len(names)} group: name another grouping")
         order = rng.permutation(len(names))
-        taken = order[: max(1, int(np.searchsorted(np.cumsum(counts[order]), wanted)))]
+        taken = order[: np.searchsorted(np.cumsum(counts[order]), wanted) + 1]
         chosen = np.isin(inverse, taken)
         if chosen.all():
             chosen = inverse == order[0]
@@ -43,7 +43,7 @@ def carve(
             share = max(round(fraction * len(places)), min(1, len(places) - 1))
             chosen[rng.permutation(places)[:share]] = True
     else:
-        if n < 2:
-            raise UserError(f"cannot carve a validation split from {n} row")
-        chosen[rng.permutation(n)[: max(1, round(wanted))]] = True
+        chosen[rng.permutation(n)[:wanted]] = True
+    if chosen.all() or not chosen.any():
+        raise UserError(f"cannot carve a validation split from {n} rows: training or validation would be empty")
     return np.flatnonzero(~chosen), np.flatnonzero(chosen)
