@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 from typing import NamedTuple
@@ -104,7 +104,6 @@ class Batches:
                 yield _map(raw, lambda t: t.to(device, non_blocking=True)) if pin else raw
 
 
-def _map(raw: Raw, change: object) -> Raw:
-    assert callable(change)
+def _map(raw: Raw, change: Callable[[Tensor], Tensor]) -> Raw:
     label = None if raw.label is None else change(raw.label)
     return Raw(tuple(change(x) for x in raw.inputs), label, change(raw.ids))
