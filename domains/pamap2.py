@@ -82,7 +82,8 @@ def _v1(ready: Path, source: str, notes: list[str]) -> Data:
         if len(part) == 0:
             raise UserError(f"PAMAP2: no bout of {name} is as long as a window (3.2 s); fetch {DOWNLOAD.file} again")
         if unseen := sorted(set(bouts[part.group, 1]) - set(bouts[train.group, 1])):
-            raise UserError(f"PAMAP2: {name} has {ACTIVITIES[unseen[0]]}, train has not; add subjects to train on")
+            notes.append(f"No train window has {' or '.join(ACTIVITIES[each] for each in unseen)}, {name} has.")
+    people = len(np.unique(bouts[test.group, 0]))
     if short := int((bouts[:, 3] - bouts[:, 2] < LENGTH).sum()):
         notes.append(f"{short} of {len(bouts)} bouts are shorter than a window (3.2 s) and are not used.")
     return Data(
@@ -94,7 +95,7 @@ def _v1(ready: Path, source: str, notes: list[str]) -> Data:
         task=Task("classes", "accuracy", tuple(ACTIVITIES.values())),
         fingerprint=source,
         normalise=Standardise(np.load(ready / "mean.npy"), np.load(ready / "std.npy")),
-        notes=("Intervals are over bouts of activity of two people.", *notes),
+        notes=(f"Intervals are over bouts of activity; people in the test: {people}.", *notes),
     )
 
 
@@ -166,8 +167,9 @@ def _build(into: Path, files: dict[int, Path]) -> None:
                 parts.append(readings[first:last].astype(np.float32))
                 bouts.append((subject, int(activity[first]), end, end + last - first))
                 end += last - first
-    if end == 0:
-        raise UserError(f"{', '.join(map(str, files.values()))}: no reading of the twelve activities; fetch them again")
+    if end < LENGTH:
+        names = ", ".join(path.name for path in files.values())
+        raise UserError(f"{names}: {end} readings of the twelve activities, a window has {LENGTH}; fetch them again")
     stored = allocate(into / "readings.npy", np.float32, (end, CHANNELS))
     np.concatenate(parts, out=stored)
     np.save(into / "bouts.npy", np.array(bouts, np.int64))

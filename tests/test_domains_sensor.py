@@ -1,6 +1,7 @@
 """UCI HAR on real windows where they are, PAMAP2 on generated files and on one authentic row."""
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,6 +25,15 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def generated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_pamap2(tmp_path_factory.mktemp("generated"), bout_seconds=3.6)
+
+
+def some(generated: Path, into: Path, *subjects: int) -> Path:
+    """A copy of some subjects' files."""
+    folder = into / "Protocol"
+    folder.mkdir()
+    for subject in subjects:
+        shutil.copy(generated / f"subject10{subject}.dat", folder)
+    return folder
 
 
 def real(*parts: str) -> Path:
@@ -122,8 +132,8 @@ def test_pamap2_windows_are_the_readings_of_one_bout(generated: Path) -> None:
     assert found == len(expected) == 14
 
 
-def test_pamap2_gaps_at_the_ends_of_a_recording_take_the_nearest_reading(tmp_path: Path) -> None:
-    folder = write_pamap2(tmp_path, subjects=(1, 2, 5), bout_seconds=3.4)
+def test_pamap2_gaps_at_the_ends_of_a_recording_take_the_nearest_reading(generated: Path, tmp_path: Path) -> None:
+    folder = some(generated, tmp_path, 1, 2, 5)
     for path in folder.iterdir():  # the recording begins within a bout, heart rate four readings later
         lines = path.read_text().splitlines()
         path.write_text("\n".join(lines[120:]) + "\n")
@@ -189,14 +199,14 @@ def test_pamap2_under_dabs_is_raw_without_ironing_and_tests_on_subject_5(generat
     assert (np.abs(counts - 10_000 / 11) < 5 * np.sqrt(10_000 / 11)).all()  # uniform over activities
 
 
-def test_pamap2_under_dabs_needs_two_training_subjects(tmp_path: Path) -> None:
-    folder = write_pamap2(tmp_path, subjects=(1, 5), bout_seconds=3.3)
+def test_pamap2_under_dabs_needs_two_training_subjects(generated: Path, tmp_path: Path) -> None:
+    folder = some(generated, tmp_path, 1, 5)
     with pytest.raises(UserError, match="1 training subjects and 11 activities to test on"):
         domain("pamap2").load(folder, "dabs")
 
 
-def test_pamap2_uses_the_subjects_that_are_there_and_says_so(tmp_path: Path) -> None:
-    folder = write_pamap2(tmp_path, subjects=(1, 2, 6), bout_seconds=3.3)
+def test_pamap2_uses_the_subjects_that_are_there_and_says_so(generated: Path, tmp_path: Path) -> None:
+    folder = some(generated, tmp_path, 1, 2, 6)
     data = domain("pamap2").load(folder, "v1")
     assert [len(part) for part in splits(data)] == [14, 14, 14]
     assert any("subject103.dat" in note and "subject105.dat" in note for note in data.notes)
@@ -211,10 +221,19 @@ def test_pamap2_uses_the_subjects_that_are_there_and_says_so(tmp_path: Path) -> 
         domain("pamap2").load(folder, "v1")
 
 
+def test_pamap2_says_which_activities_nobody_trains(generated: Path, tmp_path: Path) -> None:
+    folder = some(generated, tmp_path, 1, 2, 5)
+    path = folder / "subject102.dat"  # as upstream's subject 3, who did not run
+    path.write_text("".join(line for line in path.open() if line.split(" ", 2)[1] != "5"))
+    notes = domain("pamap2").load(folder, "v1").notes
+    assert "No train window has running, test has." in notes
+    assert "No train window has running, validation has." in notes
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda lines: [*lines[:-1], lines[-1][:50]], r"row 6420: 8 columns where 54 belong; the file is truncated"),
+        (lambda lines: [*lines[:-1], lines[-1][:50]], r"row 6840: 8 columns where 54 belong; the file is truncated"),
         (lambda lines: [*lines[:9], lines[9] + " 1", *lines[10:]], "row 10: 55 columns where 54 belong"),
         (lambda lines: [lines[0].replace("8.38 0 ", "8.38 99 "), *lines[1:]], "row 1: time 8.38, activity 99"),
         (lambda lines: [lines[0].replace("8.38 0 ", "8.38 NaN "), *lines[1:]], "row 1: time 8.38, activity nan"),
@@ -222,14 +241,22 @@ def test_pamap2_uses_the_subjects_that_are_there_and_says_so(tmp_path: Path) -> 
     ],
 )
 def test_pamap2_damaged_files_are_reported_with_file_and_row(
-    tmp_path: Path, change: Callable[[list[str]], list[str]], message: str
+    generated: Path, tmp_path: Path, change: Callable[[list[str]], list[str]], message: str
 ) -> None:
-    folder = write_pamap2(tmp_path, subjects=(1, 2, 5), bout_seconds=3.3)
+    folder = some(generated, tmp_path, 1, 2, 5)
     path = folder / "subject102.dat"
     path.write_text("\n".join(change(path.read_text().splitlines())) + "\n")
     with pytest.raises(UserError, match=message) as caught:
         domain("pamap2").load(folder, "v1")
     assert str(path) in str(caught.value)
+
+
+def test_pamap2_files_cut_to_less_than_a_window_are_one_line(generated: Path, tmp_path: Path) -> None:
+    folder = some(generated, tmp_path, 1, 2, 5)
+    for path in folder.iterdir():
+        path.write_text("\n".join(path.read_text().splitlines()[:200]) + "\n")
+    with pytest.raises(UserError, match="240 readings of the twelve activities, a window has 320"):
+        domain("pamap2").load(folder, "v1")
 
 
 # --- UCI HAR
