@@ -24,7 +24,7 @@ tbody { border-bottom: 1px solid var(--rule); }
 tbody th { font-weight: 600; }
 td.number, th.number { text-align: right; }
 .published td { white-space: normal; }
-td.wrap { white-space: normal; min-width: 12rem; }
+td.wrap { white-space: normal; min-width: 16rem; }
 tr.yardstick { color: var(--soft); background: var(--band); }
 tr.apart { color: var(--apart); font-style: italic; }
 tr.best td:first-of-type { color: var(--best); font-weight: 700; }

@@ -238,13 +238,14 @@ def _yardsticks(rows: list[Row]) -> list[Line]:
     """The yardsticks of a block, from the records of its rows; those that agree are one measurement."""
     found: dict[str, dict[float, dict[str, Any]]] = defaultdict(dict)
     for row in rows:
-        for name, results in _transfer(row).get("yardsticks", {}).items():
-            same = [r for r in results if (r["metric"], r["label_fraction"]) == (row.metric, row.label_fraction)]
-            for result in [r for r in same if name == "majority" or r["probe"] == row.probe][:1]:
-                found[name].setdefault(result["value"], result)
+        for kind, results in _transfer(row).get("yardsticks", {}).items():
+            result = _nearest(row, results)
+            if result is not None:
+                other = "" if result["probe"] in (row.probe, kind) else f" ({result['probe']})"
+                found[YARDSTICKS.get(kind, kind) + other].setdefault(result["value"], result)
     return [
         _measured(
-            YARDSTICKS.get(name, name),
+            name,
             "yardstick",
             [[float(result["value"])] for result in results.values()],
             [(result["low"], result["high"]) for result in results.values()],
@@ -252,6 +253,16 @@ def _yardsticks(rows: list[Row]) -> list[Line]:
         )
         for name, results in found.items()
     ]
+
+
+def _nearest(row: Row, results: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """A yardstick's result for a row: of the same probe where it was measured with that, else of another.
+
+    The share of the labels has to be the same, save for the majority class, which takes none.
+    """
+    same = [each for each in results if each["metric"] == row.metric]
+    same = [each for each in same if each["label_fraction"] == row.label_fraction or each["probe"] == "majority"]
+    return min(same, key=lambda r: (r["probe"] != row.probe, r["label_fraction"] != row.label_fraction), default=None)
 
 
 # --- differences

@@ -176,7 +176,7 @@ def test_yardsticks_stand_last_and_can_deny_the_star(tmp_path: Path) -> None:
     rows = [row(tmp_path, 0.81), row(tmp_path, 0.60, algorithm="none"), row(tmp_path, 0.70, algorithm="emix")]
     assert lines(rows)["dmix"].best
     others = [yardstick(0.3, label_fraction="0.1"), yardstick(0.2, probe="knn"), yardstick(0.1, metric="f1_macro")]
-    majority = [yardstick(0.1, probe="majority")]
+    majority = [yardstick(0.1, probe="majority", label_fraction="0.1")]  # takes no labels, so any share will do
     write_record(rows[0], yardsticks={"raw": [*others, yardstick(0.84)], "majority": majority})
     found = lines(rows)
     assert [(name, line.part, line.mean) for name, line in found.items()] == [
@@ -187,6 +187,16 @@ def test_yardsticks_stand_last_and_can_deny_the_star(tmp_path: Path) -> None:
         ("majority class", "yardstick", 0.1),
     ]
     assert not found["dmix"].best
+
+
+def test_a_yardstick_of_another_probe_says_so(tmp_path: Path) -> None:
+    rows = [row(tmp_path, 0.81, probe="ridge"), row(tmp_path, 0.6, probe="ridge", algorithm="none")]
+    write_record(rows[0], yardsticks={"raw": [yardstick(0.9), yardstick(0.7, label_fraction="0.1")], "majority": []})
+    assert [(name, line.mean) for name, line in lines(rows).items()] == [
+        ("dmix", 0.81),
+        ("raw input (linear)", 0.9),
+        ("none (random init)", 0.6),
+    ]
 
 
 def test_augmentations_and_labels_stand_apart(tmp_path: Path) -> None:
