@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import gzip
 import hashlib
@@ -118,13 +119,18 @@ def fetch(download: Download, root: Path, *, unpack: bool = True) -> Path:
         return path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_name(f".{path.name}.lock")):
-            if not path.exists() and not _finished(download, root):
-                _fetch(download, path)
-            elif path.exists() and not _record(path).exists():  # put there by hand
-                _check(download, path, path, "by hand")
-            if unpack and not _finished(download, root):
-                _unpack(path)
+        lock = path.with_name(f".{path.name}.lock")
+        with FileLock(lock):
+            try:
+                if not path.exists() and not _finished(download, root):
+                    _fetch(download, path)
+                elif path.exists() and not _record(path).exists():  # put there by hand
+                    _check(download, path, path, "by hand")
+                if unpack and not _finished(download, root):
+                    _unpack(path)
+            finally:
+                with contextlib.suppress(OSError):  # Windows keeps an open file
+                    lock.unlink()  # whoever waits for it finds the work done; nothing of ours stays in the data root
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(

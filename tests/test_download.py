@@ -82,8 +82,8 @@ def sha256(content: bytes) -> str:
 
 
 def left(root: Path) -> list[str]:
-    """What lies under the root, locks aside."""
-    return sorted(p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file() and p.suffix != ".lock")
+    """The files under the root."""
+    return sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
 
 
 def test_a_cut_connection_is_resumed_where_it_broke(server: Server, tmp_path: Path) -> None:
@@ -190,6 +190,7 @@ def test_no_server_says_what_from_where_and_where_to(tmp_path: Path, monkeypatch
     line = str(caught.value)
     assert url in line
     assert str(tmp_path / "deep" / "data.bin") in line
+    assert left(tmp_path) == []
     assert "\n" not in line
 
 
