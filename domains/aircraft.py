@@ -8,8 +8,9 @@ import numpy as np
 from dabsmix.domain import Task
 from dabsmix.download import Download
 from dabsmix.errors import UserError
+from dabsmix.modalities.files import codes, lines
 from dabsmix.modalities.image import Listing, family
-from dabsmix.modalities.image_read import codes, file_pixels, lines
+from dabsmix.modalities.image_read import file_pixels
 
 
 def _read(folder: Path, protocol: str) -> Listing:

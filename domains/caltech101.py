@@ -7,8 +7,9 @@ import numpy as np
 from dabsmix.domain import Task
 from dabsmix.download import Download
 from dabsmix.errors import UserError
+from dabsmix.modalities.files import codes, split_note, walk
 from dabsmix.modalities.image import Listing, family
-from dabsmix.modalities.image_read import codes, file_pixels, split_note, walk
+from dabsmix.modalities.image_read import IMAGE_SUFFIXES, file_pixels
 
 FOLDER = "101_ObjectCategories"
 BACKGROUND = "BACKGROUND_Google/"  # clutter, no class of the task
@@ -22,7 +23,7 @@ def _read(folder: Path, protocol: str) -> Listing:
     """
     if not (folder / FOLDER).is_dir():
         raise UserError(f"{folder / FOLDER}: no such folder; unpack {FOLDER}.tar.gz in {folder}")
-    files = [f"{FOLDER}/{file}" for file in walk(folder / FOLDER) if not file.startswith(BACKGROUND)]
+    files = [f"{FOLDER}/{file}" for file in walk(folder / FOLDER, IMAGE_SUFFIXES) if not file.startswith(BACKGROUND)]
     names = [file.split("/")[1] for file in files]
     label, rng = codes(names), np.random.default_rng(0)
     drawn = [rng.permutation(np.flatnonzero(label == value))[:TRAIN_PER_CLASS] for value in np.unique(label)]

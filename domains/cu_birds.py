@@ -7,8 +7,9 @@ import numpy as np
 from dabsmix.domain import Task
 from dabsmix.download import Download
 from dabsmix.errors import UserError
+from dabsmix.modalities.files import lines
 from dabsmix.modalities.image import Listing, family
-from dabsmix.modalities.image_read import file_pixels, lines
+from dabsmix.modalities.image_read import file_pixels
 
 TABLES = ("classes.txt", "images.txt", "image_class_labels.txt", "train_test_split.txt")
 

@@ -6,13 +6,14 @@ import numpy as np
 
 from dabsmix.domain import Task
 from dabsmix.download import Download
+from dabsmix.modalities.files import codes, lines, rows_named, walk
 from dabsmix.modalities.image import Listing, family
-from dabsmix.modalities.image_read import codes, file_pixels, lines, rows_named, walk
+from dabsmix.modalities.image_read import IMAGE_SUFFIXES, file_pixels
 
 
 def _read(folder: Path, protocol: str) -> Listing:
     """The first of upstream's ten partitions, as in DABS, which trains on train1 and val1 together."""
-    files = walk(folder / "images")
+    files = walk(folder / "images", IMAGE_SUFFIXES)
     rows = {file: row for row, file in enumerate(files)}
     classes = [file.split("/")[0] for file in files]
     lists = [folder / "labels" / f"{part}1.txt" for part in ("train", "val", "test")]

@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 from dabsmix.domain import Task
 from dabsmix.download import Download
 from dabsmix.errors import UserError
+from dabsmix.modalities.files import codes, lines, rows_named, split_note, walk
 from dabsmix.modalities.image import Listing, family
-from dabsmix.modalities.image_read import codes, file_pixels, lines, rows_named, split_note, walk
+from dabsmix.modalities.image_read import file_pixels
 
 BANDS = 13
 PARTS = ("train", "val", "test")

@@ -6,14 +6,15 @@ import numpy as np
 
 from dabsmix.domain import Task
 from dabsmix.errors import UserError
+from dabsmix.modalities.files import codes, walk
 from dabsmix.modalities.image import Listing, family
-from dabsmix.modalities.image_read import codes, file_pixels, walk
+from dabsmix.modalities.image_read import IMAGE_SUFFIXES, file_pixels
 
 
 def _read(folder: Path, protocol: str) -> Listing:
     """``train/WNID/*`` and ``validation/WNID/*`` (or ``val/``); the test labels are not public, so that is the test."""
     held = "validation" if (folder / "validation").is_dir() else "val"
-    parts = [[f"{part}/{file}" for file in walk(folder / part)] for part in ("train", held)]
+    parts = [[f"{part}/{file}" for file in walk(folder / part, IMAGE_SUFFIXES)] for part in ("train", held)]
     files = parts[0] + parts[1]
     names = [file.split("/")[1] for file in files]
     classes = tuple(sorted(set(names[: len(parts[0])])))

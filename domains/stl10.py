@@ -8,8 +8,9 @@ from numpy.typing import NDArray
 from dabsmix.domain import Task
 from dabsmix.download import Download
 from dabsmix.errors import UserError
+from dabsmix.modalities.files import lines
 from dabsmix.modalities.image import Listing, family
-from dabsmix.modalities.image_read import lines, resized
+from dabsmix.modalities.image_read import resized
 
 PARTS = ("train", "test", "unlabeled")
 BYTES = 3 * 96 * 96

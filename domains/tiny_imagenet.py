@@ -7,8 +7,9 @@ import numpy as np
 from dabsmix.domain import Task
 from dabsmix.download import Download
 from dabsmix.errors import UserError
+from dabsmix.modalities.files import lines, walk
 from dabsmix.modalities.image import Listing, family
-from dabsmix.modalities.image_read import file_pixels, lines, walk
+from dabsmix.modalities.image_read import IMAGE_SUFFIXES, file_pixels
 
 TABLES = ("wnids.txt", "val/val_annotations.txt")
 
@@ -17,7 +18,7 @@ def _read(folder: Path, protocol: str) -> Listing:
     """Upstream's test images have no labels, so its validation images are the test, as everywhere."""
     classes = tuple(sorted(lines(folder / TABLES[0])))
     number = {name: place for place, name in enumerate(classes)}
-    train = [f"train/{file}" for file in walk(folder / "train")]
+    train = [f"train/{file}" for file in walk(folder / "train", IMAGE_SUFFIXES)]
     held = sorted(line.split("\t")[:2] for line in lines(folder / TABLES[1]))
     files = train + [f"val/images/{file}" for file, _ in held]
     names = [file.split("/")[1] for file in train] + [name for _, name in held]

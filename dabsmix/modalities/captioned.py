@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from dabsmix.domain import Data, Domain, Rows, Split, Task
 from dabsmix.download import Download
 from dabsmix.errors import UserError
+from dabsmix.modalities.files import digest
 from dabsmix.modalities.image import Listing, load
-from dabsmix.modalities.image_read import digest, opened, resized
+from dabsmix.modalities.image_read import opened, resized
 from dabsmix.modalities.text import BERT, BERT_FILE, Sample, tokenizer, write_rows
 from dabsmix.prepare import fingerprint, prepared
 from dabsmix.spec import Tokens

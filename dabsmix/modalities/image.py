@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,8 +24,9 @@ from numpy.typing import NDArray
 from dabsmix.domain import Data, Domain, Split, Task
 from dabsmix.download import Download
 from dabsmix.errors import UserError
+from dabsmix.modalities.files import codes, digest, read_labels, walk
 from dabsmix.modalities.image_pixels import Pixels, moments
-from dabsmix.modalities.image_read import IMAGE_SUFFIXES, codes, digest, file_pixels, read_labels, walk
+from dabsmix.modalities.image_read import IMAGE_SUFFIXES, file_pixels
 from dabsmix.prepare import allocate, fingerprint, prepared, progress
 from dabsmix.spec import Grid
 from dabsmix.splits import carve
@@ -189,8 +191,9 @@ def check_splits(name: str, listing: Listing, *parts: NDArray[np.int64]) -> None
     for part, rows in zip(("train", "validation", "test"), parts, strict=True):
         if not len(rows):
             raise UserError(f"{name}: no image in the {part} split; is {listing.folder} complete?")
-    if len(np.intersect1d(parts[0], parts[2])) or len(np.intersect1d(parts[0], parts[1])):
-        raise UserError(f"{name}: train shares images with validation or test; mend the lists in {listing.folder}")
+    pairs = combinations(parts if parts[1] is not parts[2] else parts[:2], 2)  # under dabs validation is test
+    if any(len(np.intersect1d(one, other)) for one, other in pairs):
+        raise UserError(f"{name}: train, validation and test share images; mend the lists in {listing.folder}")
     if listing.task.kind != "classes":
         return
     if len(listing.task.classes) < 2:
@@ -342,7 +345,7 @@ def own_rows(path: Path, state: Mapping[str, Any]) -> tuple[Data, list[str]]:
 def _own_files(path: Path) -> tuple[Path, list[str]]:
     if path.is_file():
         return path.parent, [path.name]
-    files = walk(path)
+    files = walk(path, IMAGE_SUFFIXES)
     if not files:
         raise UserError(f"{path}: no image below it; files end in {', '.join(IMAGE_SUFFIXES)}")
     return path, files

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from dabsmix.domain import Data, Domain, Split, Task
 from dabsmix.download import Download
 from dabsmix.errors import UserError
-from dabsmix.modalities.image_read import codes, read_labels, walk
+from dabsmix.modalities.files import codes, read_labels, walk
 from dabsmix.modalities.sound import LARGE, SUFFIXES, Clip, Form, duration, log_mel, read_clip, small
 from dabsmix.prepare import allocate, fingerprint, prepared, progress
 from dabsmix.splits import carve

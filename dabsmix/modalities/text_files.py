@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from dabsmix.errors import UserError
-from dabsmix.modalities.image_read import walk
+from dabsmix.modalities.files import walk
 from dabsmix.modalities.tables import CSV, EMPTY, PARQUET
 
 __all__ = ["OwnText", "read_lines", "read_own", "read_tsv"]
