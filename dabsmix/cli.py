@@ -243,4 +243,6 @@ def _audit(config: AuditConfig) -> None:
 def _quickstart(config: QuickstartConfig) -> None:
     from dabsmix.quickstart import quickstart
 
-    quickstart(config)
+    board = quickstart(config, _say)
+    _leaderboard(LeaderboardConfig(csv=board))
+    print(f"runs: {board.parent.parent / 'runs'}\nleaderboard: {board} (the record behind each row: runs/ beside it)")

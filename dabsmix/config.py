@@ -273,6 +273,6 @@ class QuickstartConfig:
     """Pretrain none, emix and dmix on embedded digits, transfer each, show the leaderboard. No download."""
 
     out: Path = Path("quickstart")
-    """Folder for the runs and their leaderboard."""
+    """Folder for the runs and their leaderboard; numbered where it exists."""
     steps: int = 400
     """Pretraining steps of each algorithm."""
