@@ -203,7 +203,7 @@ def _leaderboard(config: LeaderboardConfig) -> None:
     if config.format == "table" and config.out is None:
         board_table.show(rows)
         return
-    text = board_table.render(rows, config.format)
+    text = board_table.render(rows, config.format, board_table.published(config.csv.parent / "published.csv"))
     if config.out is None:
         print(text)
     else:

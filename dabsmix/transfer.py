@@ -40,6 +40,7 @@ from dabsmix.yardsticks import raw_reader
 
 __all__ = ["score", "show", "transfer"]
 
+BY_CLASS = ("accuracy", "f1_macro", "f1_weighted", "matthews")  # metrics of the predicted class alone
 OWN_DATA_BATCH = 256  # the `dabs` protocol's batch on a user's own data, which have no source to state one
 
 
@@ -179,12 +180,12 @@ def score(chosen: Chosen, test: Features, task: Task) -> tuple[list[dict[str, An
                 "test_reads": 1,
             }
         )
-        # classes: the class alone, int16 where it fits; an AUROC needs the scores
+        # the class alone is enough for a metric that reads no more; others need every score
         whole = np.stack(scores)
-        small = (
-            whole.argmax(axis=-1).astype(np.int32) if task.kind == "classes" and "auroc" not in wanted.name else whole
+        by_class = task.kind == "classes" and wanted.name in BY_CLASS
+        predictions[f"{probe}@{share.replace('/', ' per ')}"] = (
+            whole.argmax(axis=-1).astype(np.int32) if by_class else whole
         )
-        predictions[f"{probe}@{share.replace('/', ' per ')}"] = small
     return results, predictions
 
 
