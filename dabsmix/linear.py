@@ -25,8 +25,9 @@ class LinearGrid:
     Attributes:
         poolings: which features to read; those that are there of ``mean`` and ``cls`` (``tokens`` and ``raw`` always).
         rates: learning rates.
-        decays: weight decays; decoupled for AdamW, added to the gradient for SGD, as in torch. Biases never decay.
-        optimizer: ``adamw`` with torch's default betas, or ``sgd`` with momentum 0.9.
+        decays: weight decays; outside the gradient for AdamW, in it for Adam and SGD, where a decay d means the penalty
+            ``d/2 |W|²`` on the mean loss (scikit-learn's ``C = 1/(d n)``). Biases never decay.
+        optimizer: ``adam`` or ``adamw`` with torch's default betas, or ``sgd`` with momentum 0.9.
         schedule: the rate's factor at a share of training between 0 and 1.
         batch_size: rows of a minibatch; the last, incomplete one of an epoch is left out.
         epochs: passes over the training part.
@@ -39,7 +40,7 @@ class LinearGrid:
     poolings: tuple[str, ...] = ("mean", "cls")
     rates: tuple[float, ...] = (1e-3,)
     decays: tuple[float, ...] = (0.0,)
-    optimizer: Literal["adamw", "sgd"] = "adamw"
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     schedule: Callable[[float], float] = field(default=lambda progress: 1.0)
     batch_size: int = 256
     epochs: int = 100
@@ -92,7 +93,10 @@ def fit_linear(
     draws = torch.Generator().manual_seed(seed)
     start = _start(like.shape[-1], 1 if one_logit else task.num_outputs, grid.start, draws).to(like)
     weight = start[None, :, None].repeat(len(names), 1, len(settings), 1)  # (V, D+1, H, C)
-    update = (_AdamW if grid.optimizer == "adamw" else _SGD)(weight, rate, decay)
+    if grid.optimizer == "sgd":
+        update: _SGD | _Adam = _SGD(weight, rate, decay)
+    else:
+        update = _Adam(weight, rate, decay, decoupled=grid.optimizer == "adamw")
 
     batch = min(grid.batch_size, len(train))
     per_epoch = len(train) // batch
@@ -157,21 +161,27 @@ def _residual(logits: Tensor, target: Tensor, kind: str) -> Tensor:
     return (logits.sigmoid() - target[:, None]) / (rows * outputs)
 
 
-class _AdamW:
-    """AdamW (Loshchilov and Hutter 2019) with torch's defaults, on weights ``(V, D+1, H, C)``, in place."""
+class _Adam:
+    """Adam with the decay in the gradient, or AdamW with it outside (Loshchilov and Hutter 2019); torch's defaults.
 
-    def __init__(self, weight: Tensor, rate: Tensor, decay: Tensor) -> None:
-        self.weight, self.rate, self.decay = weight, rate, decay
+    On weights ``(V, D+1, H, C)``, in place.
+    """
+
+    def __init__(self, weight: Tensor, rate: Tensor, decay: Tensor, *, decoupled: bool) -> None:
+        self.weight, self.rate, self.decay, self.decoupled = weight, rate, decay, decoupled
         self.first, self.second = torch.zeros_like(weight), torch.zeros_like(weight)
         self.step = 0
 
     def __call__(self, gradient: Tensor, factor: float) -> None:
         self.step += 1
         rate = self.rate * factor
+        if self.decoupled:
+            self.weight[:, :-1] *= 1 - rate * self.decay
+        else:
+            gradient[:, :-1] += self.decay * self.weight[:, :-1]
         self.first.lerp_(gradient, 1 - 0.9)
         self.second.mul_(0.999).addcmul_(gradient, gradient, value=1 - 0.999)
         spread = (self.second / (1 - 0.999**self.step)).sqrt_().add_(1e-8)
-        self.weight[:, :-1] *= 1 - rate * self.decay
         self.weight.sub_(rate / (1 - 0.9**self.step) * self.first / spread)
 
 

@@ -74,12 +74,12 @@ def v1() -> Protocol:
         note="",
         linear=LinearGrid(
             rates=(1e-4, 3e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1, 3e-1),
-            decays=(0.0, 0.1, 1.0),
+            decays=(1e-4, 1e-3, 1e-2),
             schedule=_cosine,
             steps=(500, 2000),
         ),
         neighbours=(5, 20, 200),
-        penalties=(1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0),
+        penalties=(10.0, 1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6),  # of equal ones the strongest is taken
         fractions=(0.01, 0.1, 1.0),
         draws=3,
     )
@@ -99,6 +99,7 @@ def dabs(batch_size: int) -> Protocol:
             poolings=("mean",),
             rates=(1e-4,),
             decays=(1e-4,),
+            optimizer="adamw",
             batch_size=batch_size,
             standardise=False,
             start="uniform",

@@ -196,7 +196,7 @@ class KnnHead:
         """
         k = min(self.neighbours, len(self.rows))
         widest = max(len(self.rows), k * self.target.shape[1])
-        chunks = torch.split(features.pooled[self.pooling], max(1, (1 << 24) // widest))
+        chunks = torch.split(features.pooled[self.pooling], max(1, KNN_CHUNK // widest))
         return torch.cat([self._share(chunk, k) for chunk in chunks]).cpu().numpy()
 
     def _share(self, queries: Tensor, k: int) -> Tensor:
@@ -212,6 +212,7 @@ class KnnHead:
 
 
 KNN_TEMPERATURE = 0.07  # Wu et al. 2018
+KNN_CHUNK = 1 << 24  # numbers held at once
 
 
 def fit_knn(train: Features, task: Task, neighbours: Sequence[int]) -> list[KnnHead]:
