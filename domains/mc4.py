@@ -6,6 +6,7 @@ in the folder, of which one each is fetched: a few hundred thousand pages; batch
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from dabsmix.domain import Data, Domain
 from dabsmix.download import Download
@@ -28,13 +29,13 @@ def load(folder: Path, protocol: str) -> Data:
     def pages() -> Iterator[str]:
         import datasets
 
-        streams = [
-            datasets.load_dataset(
-                "json", data_files=[str(file) for file in shards], split="train", streaming=True
-            ).select_columns("text")
-            for shards in files.values()
-        ]
-        return (page["text"] for page in datasets.interleave_datasets(streams))
+        def stream(shards: list[Path]) -> Any:
+            return datasets.load_dataset(
+                "json", data_files=[str(each) for each in shards], split="train", streaming=True
+            )
+
+        for turn in zip(*(stream(shards) for shards in files.values()), strict=False):
+            yield from (page["text"] for page in turn)
 
     every = [file for shards in files.values() for file in shards]
     return corpus("mc4", identity(folder, every, tokens), tokens, pages, "Each language gives as many pages.")

@@ -287,7 +287,7 @@ def own(
     data = _own_data(path, rows, tokens, length)
 
     def split(part: NDArray[np.int64]) -> Split | None:
-        return None if code is None else Split(data.pretrain.inputs, part, code, groups).take(part)
+        return None if code is None else replace(data.pretrain, label=code, group=groups).take(part)
 
     return replace(
         data,
