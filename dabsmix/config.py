@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from dabsmix.errors import UserError
+from dabsmix.plugins import algorithm_dabs, algorithm_flags
 
 __all__ = [
     "PRETRAIN_PROTOCOLS",
@@ -123,10 +124,10 @@ class Recipe:
 
 
 def resolve(config: PretrainConfig, domain_batch_size: int) -> tuple[PretrainConfig, Recipe]:
-    """The configuration with every open field filled in from the protocol and the domain, and its recipe.
+    """The configuration with every open field filled in from protocol, domain and algorithm, and its recipe.
 
     Raises:
-        UserError: a number is out of range.
+        UserError: a number is out of range, or the algorithm is unknown.
     """
     values = {"batch_size": domain_batch_size, **PRETRAIN_PROTOCOLS[config.protocol]}
     given = {f.name: getattr(config, f.name) for f in fields(Recipe)}
@@ -140,7 +141,10 @@ def resolve(config: PretrainConfig, domain_batch_size: int) -> tuple[PretrainCon
     if config.seed < 0:
         raise UserError(f"--seed {config.seed}: must be at least 0")
     recipe = Recipe(**values)
-    return replace(config, **asdict(recipe)), recipe
+    hyper = {flag.name: flag.default for flag in algorithm_flags(config.algo)}
+    if config.protocol == "dabs":
+        hyper |= algorithm_dabs(config.algo)
+    return replace(config, **asdict(recipe), hyper=hyper | dict(config.hyper)), recipe
 
 
 # Where a run is written and read from, and whether it was interrupted, do not change its numbers.
