@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from dabsmix.domain import Task
 from dabsmix.gather import gather
-from dabsmix.metrics import metric
+from dabsmix.metrics import Undefined, metric
 
 __all__ = ["OnlineProbe"]
 
@@ -75,9 +76,12 @@ class OnlineProbe(nn.Module):
 
     @torch.no_grad()
     def score(self, features: Tensor, label: NDArray[Any]) -> float:
-        """The task's metric on a whole split's features ``(n, D)``, computed once."""
+        """The task's metric on a whole split's features ``(n, D)``, computed once; NaN where it has no value there."""
         self.eval()
         outputs = self.head(self.norm(features.float()))
         if self.task.kind == "regression":
             outputs = outputs[:, 0] * self.scale + self.center
-        return metric(self.task.metric)(outputs.double().cpu().numpy(), label)
+        try:
+            return metric(self.task.metric)(outputs.double().cpu().numpy(), label)
+        except Undefined:  # no reason to end a training
+            return math.nan

@@ -176,7 +176,7 @@ class Run:
             return None
         try:
             state: dict[str, Any] = torch.load(found[-1], map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, pickle.UnpicklingError) as error:
+        except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
             raise UserError(f"{found[-1]} is damaged: delete it, to go on from the checkpoint before it") from error
         return state
 
