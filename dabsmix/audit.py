@@ -360,7 +360,6 @@ def _extremes(x: NDArray[Any]) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
 def _bad(spec: Spec, x: NDArray[Any]) -> dict[str, NDArray[np.bool_]]:
     """Rows ``(B,)`` with values that the spec does not allow, or with nothing in them, by what is wrong."""
     flat = x.reshape(len(x), -1)
-    none = np.zeros(len(x), dtype=np.bool_)
     match spec:
         case Grid():
             return {
@@ -379,5 +378,5 @@ def _bad(spec: Spec, x: NDArray[Any]) -> dict[str, NDArray[np.bool_]]:
         case Tokens():
             return {
                 "have an id outside the vocabulary": ((flat < 0) | (flat >= spec.vocab)).any(axis=1),
-                "hold nothing but padding": none if spec.pad is None else (flat == spec.pad).all(axis=1),
+                "hold nothing but padding": np.equal(flat, -1 if spec.pad is None else spec.pad).all(axis=1),
             }
