@@ -110,7 +110,7 @@ def test_no_split_depends_on_the_order_of_the_file_system(
     folder = SETS[name][0](tmp_path)
     first = domain(name).load(folder, "v1")
     walk = os.walk
-    monkeypatch.setattr(os, "walk", lambda top: [(root, names, files[::-1]) for root, names, files in walk(top)][::-1])
+    monkeypatch.setattr(os, "walk", lambda *a, **k: [(*each[:2], each[2][::-1]) for each in walk(*a, **k)][::-1])
     monkeypatch.setenv("DABSMIX_CACHE", str(tmp_path / "other"))
     second = domain(name).load(folder, "v1")
     assert first.fingerprint == second.fingerprint
@@ -187,6 +187,7 @@ def test_a_pickled_array_of_objects_is_refused(tmp_path: Path) -> None:
         ({"data": np.zeros((2, 3072), np.uint8), "fine_labels": [0]}, "3072 bytes"),
         ({"data": np.zeros((1, 3000), np.uint8), "fine_labels": [0]}, "3072 bytes"),
         ({"data": np.zeros((1, 3072), np.uint8), "labels": [0]}, "no 'fine_labels'"),
+        ({"data": np.zeros((1, 3072), np.uint8), "fine_labels": ["0"]}, "no 'fine_labels'"),
         ({"data": np.zeros((1, 3072), np.uint8), "fine_labels": [4]}, "labels 4 to 4 for 4 classes"),
         ({"data": np.zeros((1, 3072), np.uint8), "fine_labels": [-1]}, "labels -1 to -1 for 4 classes"),
     ],

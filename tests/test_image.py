@@ -206,10 +206,11 @@ def test_four_fifths_takes_each_class_apart() -> None:
 
 
 def test_walk_sorts_and_leaves_out_what_is_no_image(tmp_path: Path) -> None:
-    for name in ("b/2.JPG", "b/10.jpg", "a.png", "b/.hidden.png", "notes.txt", "b/Thumbs.db"):
+    for name in ("b/2.JPG", "b/10.jpg", "a.png", "b/.hidden.png", ".trash/c.png", "notes.txt", "b/Thumbs.db"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    assert walk(tmp_path, IMAGE_SUFFIXES) == ["a.png", "b/10.jpg", "b/2.JPG"]
+    (tmp_path / "c").symlink_to(tmp_path / "b")
+    assert walk(tmp_path, IMAGE_SUFFIXES) == ["a.png", "b/10.jpg", "b/2.JPG", "c/10.jpg", "c/2.JPG"]
 
 
 # --- augmentation

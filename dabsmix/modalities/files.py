@@ -17,17 +17,26 @@ __all__ = ["codes", "digest", "lines", "read_labels", "rows_named", "split_note"
 
 
 def walk(folder: Path, suffixes: tuple[str, ...]) -> list[str]:
-    """All files below a folder with one of these endings, relative, with "/", sorted; hidden ones are left out.
+    """All files below a folder with one of these endings, relative, with "/", sorted.
+
+    Links are followed; files and folders whose name begins with a dot are left out.
 
     Raises:
-        UserError: there is no such folder.
+        UserError: there is no such folder, or one below it cannot be read.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; the data set is not there or has another layout")
-    found = []
-    for root, _, files in os.walk(folder):
+
+    def refuse(error: OSError) -> None:
+        raise UserError(f"{error.filename}: cannot be read ({error.strerror}); mend its permissions") from error
+
+    found: list[str] = []
+    for root, _, files in os.walk(folder, onerror=refuse, followlinks=True):
         inside = Path(root).relative_to(folder)
-        found += [(inside / file).as_posix() for file in files if file.lower().endswith(suffixes) and file[0] != "."]
+        if not any(part.startswith(".") for part in inside.parts):
+            found += [
+                (inside / file).as_posix() for file in files if file.lower().endswith(suffixes) and file[0] != "."
+            ]
     return sorted(found)
 
 

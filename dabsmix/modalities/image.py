@@ -147,7 +147,7 @@ def load(
     if listing.tables:
         tables = fingerprint(listing.folder, (listing.folder / table for table in listing.tables))
         source = digest([source, tables])
-    train, validation, test = listing.train, listing.validation, listing.test
+    train, validation, test, notes = listing.train, listing.validation, listing.test, listing.notes
     if protocol == "dabs":
         validation = test
     elif validation is None:
@@ -157,6 +157,8 @@ def load(
             group=None if listing.group is None else listing.group[train],
         )
         train, validation = train[kept], train[held]
+        how = "by class" if listing.group is None else "in whole groups"
+        notes = (*notes, f"Validation is {len(held)} images of the training part, drawn {how}.")
     check_splits(name, listing, train, validation, test)
 
     def split(rows: NDArray[np.int64]) -> Split:
@@ -181,7 +183,7 @@ def load(
         fingerprint=source,
         normalise=pixels.normalise,
         augment=None if views == "none" else pixels.augment,
-        notes=listing.notes,
+        notes=notes,
         state={"size": side, "patch": patch, "mean": mean, "std": std},
     )
 
