@@ -8,6 +8,7 @@ import numpy as np
 
 from dabsmix.domain import Task
 from dabsmix.errors import UserError
+from dabsmix.modalities.files import codes
 from dabsmix.modalities.spectrogram import Clips, family
 
 CLASSES = {  # in DABS's order
@@ -55,7 +56,7 @@ def _read(target: str, folder: Path, protocol: str) -> Clips:
         test=np.flatnonzero(which == 2),
         label=np.array(label, np.int64),
         task=Task("classes", "accuracy", classes),
-        group=np.unique(speaker, return_inverse=True)[1].astype(np.int64),
+        group=codes(speaker),
         lists=tuple(f"data/{name}_data.csv" for name in PARTS),
     )
 

@@ -6,6 +6,7 @@ import numpy as np
 
 from dabsmix.domain import Task
 from dabsmix.errors import UserError
+from dabsmix.modalities.files import codes
 from dabsmix.modalities.spectrogram import Clips, family
 from dabsmix.modalities.text_files import read_lines
 
@@ -33,7 +34,7 @@ def _read(folder: Path, protocol: str) -> Clips:
         test=np.flatnonzero(parts == "3"),
         label=label.astype(np.int64),
         task=Task("classes", "accuracy", tuple(classes.tolist())),
-        group=np.unique(video, return_inverse=True)[1].astype(np.int64),
+        group=codes(video),
         lists=(SPLIT,),
     )
 

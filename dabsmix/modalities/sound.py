@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -164,16 +165,18 @@ def log_mel(waves: NDArray[np.float32], rate: int, form: Form, *, squared: bool 
 def _transform(rate: int, form: Form) -> Callable[[Tensor], Tensor]:
     from torchaudio.transforms import MelSpectrogram
 
-    mel = MelSpectrogram(
-        sample_rate=rate,
-        n_fft=form.fft,
-        hop_length=form.hop,
-        n_mels=form.mels,
-        power=2.0,
-        norm="slaney",
-        mel_scale="slaney",
-        pad_mode="reflect",
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of bands that hold no frequency: refused below
+        mel = MelSpectrogram(
+            sample_rate=rate,
+            n_fft=form.fft,
+            hop_length=form.hop,
+            n_mels=form.mels,
+            power=2.0,
+            norm="slaney",
+            mel_scale="slaney",
+            pad_mode="reflect",
+        )
     empty = int((mel.mel_scale.fb.sum(dim=0) == 0).sum())
     if empty:
         raise UserError(f"{empty} of {form.mels} mel bands hold no frequency at {rate} Hz; use fewer bands")

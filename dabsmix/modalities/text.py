@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from dabsmix.domain import Data, Split, Task
 from dabsmix.download import Download
 from dabsmix.errors import UserError
+from dabsmix.modalities.files import codes
 from dabsmix.modalities.text_files import OwnText, read_own
 from dabsmix.modalities.tokenizer import Sample, Tokenizer, tokenizer, train_tokenizer
 from dabsmix.prepare import allocate, fingerprint, prepared, progress
@@ -279,7 +280,7 @@ def own(
             raise UserError(f"{path}: every text has the label {classes[0]!r}; a task needs two classes")
         task = Task("classes", "accuracy", classes)
         code = np.array([classes.index(row.label) for row in rows], np.int64)
-        groups = np.unique([row.group for row in rows], return_inverse=True)[1].astype(np.int64) if group else None
+        groups = codes([row.group for row in rows]) if group else None
         rest, test = carve(len(rows), label=code, group=groups, fraction=0.2)
         kept, held = carve(len(rest), label=code[rest], group=None if groups is None else groups[rest])
         train, validation = rest[kept], rest[held]
