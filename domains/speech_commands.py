@@ -38,7 +38,10 @@ def _read(folder: Path, protocol: str) -> Clips:
 
 
 def _read_12(folder: Path, protocol: str) -> Clips:
-    """Ten commands, ``unknown`` for every other word, ``silence`` for seconds of the background noise recordings."""
+    """Ten commands, ``unknown`` for every other word, ``silence`` for seconds of the background noise recordings.
+
+    i-Mix (Lee et al. 2021) has the same classes; its silence is so many copies of a clip of zeros.
+    """
     words = _read(folder, protocol)
     assert words.task is not None and words.label is not None and words.group is not None  # noqa: PT018
     spoken = [word if word in COMMANDS else "unknown" for word in np.array(words.task.classes)[words.label]]
