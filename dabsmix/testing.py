@@ -1,0 +1,260 @@
+"""The contract of an algorithm and of a domain, for ours and for anybody's.
+
+``check_algorithm(MyAlgorithm)`` and ``check_domain(my_domain, folder)`` raise AssertionError with what is broken; they
+need no test framework, no network and no GPU, and take seconds.
+"""
+
+import copy
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dabsmix.algorithm import Algorithm
+from dabsmix.domain import Data, Domain, Split
+from dabsmix.encoder import Encoder, EncoderConfig
+from dabsmix.plugins import algorithm_flags
+from dabsmix.spec import Batch, Grid, Spec, Table, Tokens
+
+__all__ = ["SPECS", "check_algorithm", "check_domain", "random_batch", "random_inputs", "small_encoder"]
+
+SPECS: Mapping[str, tuple[Spec, ...]] = {
+    "sensor": (Grid(3, (12,), (2,)),),
+    "image": (Grid(3, (8, 8), (2, 2)),),
+    "volume": (Grid(1, (4, 4, 4), (2, 2, 2)),),
+    "table": (Table(6, (0, 4, 0, 0, 3, 0)),),
+    "text": (Tokens(10, 23, pad=0),),
+    "image+text": (Grid(1, (4, 4), (2, 2)), Tokens(6, 11, pad=0)),
+}
+"""One tuple of specs for each kind of data: what an algorithm has to work for."""
+
+
+def small_encoder(specs: tuple[Spec, ...], *, dropout: float = 0.1, attend_padding: bool = False) -> Encoder:
+    """An encoder of two blocks and width 32."""
+    config = EncoderConfig(32, 2, 2, 16, 64, dropout, position_std=0.1, attend_padding=attend_padding)
+    return Encoder(specs, config)
+
+
+def random_inputs(specs: tuple[Spec, ...], size: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+    """Normal values, uniform categories and ids; one cell in ten is empty; sequences of every length, padded."""
+
+    def one(spec: Spec) -> Tensor:
+        match spec:
+            case Grid():
+                return torch.randn(size, spec.channels, *spec.size, generator=generator)
+            case Table():
+                x = torch.randn(size, spec.num_features, generator=generator)
+                for column, cardinality in enumerate(spec.cardinalities):
+                    if cardinality:
+                        x[:, column] = torch.randint(cardinality, (size,), generator=generator).float()
+                return x.masked_fill(torch.rand(x.shape, generator=generator) < 0.1, torch.nan)
+            case Tokens():
+                ids = torch.randint(spec.vocab, (size, spec.length), generator=generator)
+                if spec.pad is None:
+                    return ids
+                ids[ids == spec.pad] = (spec.pad + 1) % spec.vocab
+                length = torch.randint(2, spec.length + 1, (size, 1), generator=generator)
+                return ids.masked_fill(torch.arange(spec.length) >= length, spec.pad)
+
+    return tuple(one(spec) for spec in specs)
+
+
+def random_batch(
+    specs: tuple[Spec, ...], size: int, *, num_views: int = 1, label: bool = False, seed: int = 0
+) -> Batch:
+    """A batch of random examples, of three classes where labels are asked for."""
+    generator = torch.Generator().manual_seed(seed)
+    views = tuple(random_inputs(specs, size, generator) for _ in range(num_views))
+    classes = torch.randint(3, (size,), generator=generator) if label else None
+    return Batch(views, classes, torch.arange(size), seed)
+
+
+def check_algorithm(cls: type[Algorithm], **hyper: object) -> None:
+    """Whether an algorithm keeps to what `Algorithm` states, for every kind of data.
+
+    Args:
+        cls: the class.
+        hyper: hyperparameters, where the defaults are too large for a test.
+
+    Raises:
+        AssertionError: it says what is broken and for which kind of data.
+        UserError: a keyword of the constructor cannot become a flag.
+    """
+    name = f"{cls.__module__}:{cls.__name__}"
+    flags = {flag.name for flag in algorithm_flags(name)}
+    unknown = set(cls.dabs) - flags
+    assert not unknown, f"{name}.dabs sets {sorted(unknown)}, which are no keywords of its constructor"
+    if not cls.trains:
+        return
+    for kind, specs in SPECS.items():
+        torch.manual_seed(0)
+        algorithm = cls(small_encoder(specs), **hyper)
+        size = max(8, cls.min_batch)
+        num_views = cls.num_views if algorithm.views == "augment" else 1
+        batch = random_batch(specs, size, num_views=num_views, label=cls.needs_labels)
+        for problem in _problems(algorithm, batch):
+            raise AssertionError(f"{name} on {kind}: {problem}")
+
+
+def _problems(algorithm: Algorithm, batch: Batch) -> Iterator[str]:
+    start = copy.deepcopy(algorithm)
+    algorithm.train()
+
+    value, metrics, features = _seeded(algorithm, batch)
+    if value.dim() or not value.isfinite():
+        yield f"the loss must be one finite number, got {value}"
+    for key, metric in metrics.items():
+        if metric.dim() or metric.requires_grad:
+            yield f"metric {key!r} must be a detached scalar"
+    width = algorithm.encoder.width
+    if features is not None and (features.requires_grad or features.shape != (len(batch.ids), width)):
+        yield f"features must be detached and ({len(batch.ids)}, {width}), got {tuple(features.shape)}"
+
+    value.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    for key, parameter in algorithm.named_parameters():
+        if parameter.requires_grad and parameter.grad is None:
+            yield f"no gradient reaches {key}: under DDP every trained parameter needs one in every step"
+        if parameter.grad is not None and not parameter.grad.isfinite().all():
+            yield f"the gradient of {key} is not finite"
+    if not any(p.grad is not None and p.grad.any() for p in algorithm.encoder.blocks.parameters()):
+        yield "no gradient reaches the encoder's blocks"
+
+    again = copy.deepcopy(start)
+    if not torch.equal(_seeded(again, batch)[0], value):
+        yield "the same weights, batch and seed give another loss: draw from batch.seed"
+
+    _step(algorithm)
+    other = copy.deepcopy(start)
+    other.load_state_dict(algorithm.state_dict())
+    for step in range(2):
+        later = batch._replace(seed=batch.seed + 1 + step)
+        if not torch.equal(_seeded(algorithm, later)[0], _seeded(other, later)[0]):
+            yield "state_dict does not hold all state: after loading it the next losses differ"
+
+    with torch.autocast("cpu", torch.bfloat16):
+        value = _seeded(algorithm, batch)[0]
+    algorithm.zero_grad()
+    value.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    if not value.isfinite() or any(p.grad is not None and not p.grad.isfinite().all() for p in algorithm.parameters()):
+        yield f"not finite under bfloat16 autocast: loss {value}"
+
+
+def _seeded(algorithm: Algorithm, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor], Tensor | None]:
+    torch.manual_seed(1)  # dropout
+    value, metrics, features = algorithm(batch)
+    return value, metrics, features
+
+
+def _step(algorithm: Algorithm) -> None:
+    with torch.no_grad():
+        for parameter in algorithm.parameters():
+            if parameter.grad is not None:
+                parameter.sub_(0.01 * parameter.grad)
+    algorithm.after_step(0.5)
+
+
+def check_domain(domain: Domain, folder: Path, *, protocol: str = "v1", sample: int = 16) -> Data:
+    """Whether a domain keeps to what `Domain` and `Data` state, on the raw files that are there.
+
+    Args:
+        domain: the card.
+        folder: where its raw files lie.
+        protocol: as for ``Domain.load``.
+        sample: examples of each split that are read.
+
+    Returns:
+        The data, for checks of one's own.
+
+    Raises:
+        AssertionError: it says what is broken.
+        UserError: the files are missing or damaged.
+    """
+    assert all((domain.name, domain.modality, domain.title, domain.licence)), f"{domain}: an empty field"
+    assert domain.batch_size > 1, f"{domain.name}: a batch of {domain.batch_size}"
+    data, again = domain.load(folder, protocol), domain.load(folder, protocol)
+    assert data.specs, f"{domain.name}: no input"
+    assert data.fingerprint == again.fingerprint, f"{domain.name}: two loads give two fingerprints"
+    labelled = {"train": data.train, "validation": data.validation, "test": data.test}
+    missing = [name for name, split in labelled.items() if split is None]
+    assert missing in ([], list(labelled)), f"{domain.name}: of the labelled splits only {missing} are missing"
+    assert (data.task is None) == bool(missing), f"{domain.name}: a task and labelled splits go together"
+
+    splits = {"pretrain": data.pretrain, **{name: split for name, split in labelled.items() if split is not None}}
+    repeated = {"pretrain": again.pretrain, "train": again.train, "validation": again.validation, "test": again.test}
+    for name, split in splits.items():
+        where = f"{domain.name}, {name}"
+        assert len(split), f"{where}: empty"
+        other = repeated[name]
+        assert other is not None, f"{where}: a second load has no such split"
+        assert np.array_equal(other.rows, split.rows), f"{where}: a second load gives other rows"
+        _check_examples(where, data, split, sample)
+        if name != "pretrain":
+            assert split.label is not None, f"{where}: no labels"
+            _check_labels(where, data, split.label)
+    for one, two in (("train", "test"), ("train", "validation"), ("validation", "test")):
+        if one in splits and two in splits:
+            _check_apart(f"{domain.name}: {one} and {two}", splits[one], splits[two])
+    if data.test is not None:
+        _check_apart(f"{domain.name}: pretrain and test", data.pretrain, data.test)
+    return data
+
+
+def _check_examples(where: str, data: Data, split: Split, sample: int) -> None:
+    index = np.unique(np.linspace(0, len(split) - 1, num=min(sample, len(split))).astype(np.int64))
+    inputs = data.normalise(split.batch(index))
+    assert len(inputs) == len(data.specs), f"{where}: {len(inputs)} inputs for {len(data.specs)} specs"
+    views = [inputs]
+    if data.augment is not None:
+        views.append(data.augment(inputs, torch.Generator().manual_seed(0)))
+    for spec, x in [(spec, x) for view in views for spec, x in zip(data.specs, view, strict=True)]:
+        match spec:
+            case Grid():
+                expected = (torch.float32, (len(index), spec.channels, *spec.size))
+                assert x.isfinite().all(), f"{where}: not finite"
+            case Table():
+                expected = (torch.float32, (len(index), spec.num_features))
+                assert not x.isinf().any(), f"{where}: infinite"
+                for column, cardinality in enumerate(spec.cardinalities):
+                    codes = x[:, column][~x[:, column].isnan()]
+                    fits = (codes == codes.long()) & (codes >= 0) & (codes < cardinality)
+                    assert not cardinality or fits.all(), f"{where}: column {column} has codes beyond {cardinality}"
+            case Tokens():
+                expected = (torch.int64, (len(index), spec.length))
+                assert x.min() >= 0, f"{where}: an id below 0"
+                assert x.max() < spec.vocab, f"{where}: id {x.max()} in a vocabulary of {spec.vocab}"
+        assert (x.dtype, tuple(x.shape)) == expected, f"{where}: {x.dtype} {tuple(x.shape)}, {spec} states {expected}"
+    again = data.normalise(split.batch(index))
+    same = all(torch.equal(a.nan_to_num(math.pi), b.nan_to_num(math.pi)) for a, b in zip(inputs, again, strict=True))
+    assert same, f"{where}: reading twice gives other examples"
+
+
+def _check_labels(where: str, data: Data, label: NDArray[np.generic]) -> None:
+    task = data.task
+    assert task is not None
+    numbers = np.asarray(label)
+    match task.kind:
+        case "classes" | "tokens":
+            low = 0 if task.kind == "classes" else -1
+            assert numbers.dtype == np.int64, f"{where}: labels are {numbers.dtype}, int64 is stated"
+            inside = (numbers >= low).all() and (numbers < len(task.classes)).all()
+            assert inside, f"{where}: a label beyond the {len(task.classes)} classes"
+        case "multilabel":
+            assert numbers.dtype == np.uint8, f"{where}: labels are {numbers.dtype}, uint8 is stated"
+            assert numbers.shape[1:] == (len(task.classes),), f"{where}: labels {numbers.shape}"
+            assert set(np.unique(numbers).tolist()) <= {0, 1}, f"{where}: labels other than 0 and 1"
+        case "regression":
+            assert numbers.dtype == np.float32, f"{where}: labels are {numbers.dtype}, float32 is stated"
+            assert np.isfinite(numbers).all(), f"{where}: a label that is not finite"
+
+
+def _check_apart(where: str, one: Split, two: Split) -> None:
+    if all(a is b for a, b in zip(one.inputs, two.inputs, strict=True)):
+        shared = np.intersect1d(one.rows, two.rows)
+        assert not len(shared), f"{where} share {len(shared)} rows, row {shared[0]} among them"
+    if one.group is not None and two.group is not None:
+        both = np.intersect1d(one.group, two.group)
+        assert not len(both), f"{where} share {len(both)} groups, group {both[0]} among them"

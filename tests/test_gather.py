@@ -1,0 +1,190 @@
+"""The number of processes changes nothing: loss, gradients, queues and statistics of 2 and 4 equal those of one."""
+
+import copy
+import os
+import socket
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from dabsmix.algorithm import Algorithm
+from dabsmix.gather import all_sum, gather, gather_with_grad, local, own_rows, rank, world_size
+from dabsmix.plugins import algorithm_class, algorithms
+from dabsmix.projection import GlobalBatchNorm
+from dabsmix.spec import Batch, Grid, Spec, Table, Tokens
+from dabsmix.testing import random_batch, small_encoder
+
+SIZE = 16  # the global batch
+STEPS = 2
+PADDED = (Grid(2, (8,), (2,)), Tokens(7, 11, pad=0))  # processes hold different numbers of real tokens
+TABLE = (Table(6, (0, 4, 0, 0, 3, 0)),)
+
+
+class Case(NamedTuple):
+    algorithm: str
+    hyper: Mapping[str, Any]
+    specs: tuple[Spec, ...] = PADDED
+
+
+def cases() -> list[Case]:
+    """Every algorithm with its defaults, and what reaches other processes in other ways."""
+    queue = {"moco": {"queue": 19}, "imix_moco": {"queue": 19}}  # no multiple of 16, and full after two steps
+    found = [Case(name, queue.get(name, {})) for name in algorithms() if algorithm_class(name).trains]
+    return [
+        *found,
+        Case("emix", {"label_weight": "batch-mean"}),
+        Case("dmix", {"detach_partner": False}),
+        Case("moco", {"queue": 10, "in_batch_negatives": True, "head_norm": "both"}),
+        Case("contpred", {"negatives": "batch", "score": "masked", "normalize": True}),
+        Case("contdmix", {"score": "masked", "normalize": True}),
+        Case("imix_npair", {"mixing": "patch", "views": "noise", "inputmix": 2}),
+        Case("imix_moco", {"mixing": "cutmix", "inputmix": 1, "queue": 19}),
+        Case("imix_byol", {"mixing": "patch", "views": "noise", "head_norm": "both"}),
+        Case("imix_simclr", {"mixing": "cutmix", "share": "example"}, TABLE),
+        Case("mae", {}, TABLE),
+    ]
+
+
+def test_one_process_is_the_whole_world() -> None:
+    x = torch.randn(4, 2, requires_grad=True)
+    assert (rank(), world_size()) == (0, 1)
+    assert gather_with_grad(x) is x
+    assert all_sum(x) is x
+    assert torch.equal(local(x), x)
+    assert not gather(x).requires_grad
+    assert own_rows(x).tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_batch_norm_on_one_process_is_torchs(training: bool) -> None:
+    torch.manual_seed(0)
+    ours, theirs = GlobalBatchNorm(5).double(), nn.BatchNorm1d(5).double()
+    for step in range(3):
+        a = (torch.randn(6, 5, dtype=torch.float64) * 3 + 1).requires_grad_()
+        b = a.detach().clone().requires_grad_()
+        ours.train(training or step < 2)
+        theirs.train(training or step < 2)
+        out, expected = ours(a), theirs(b)
+        torch.testing.assert_close(out, expected)
+        out.square().mul(torch.arange(5)).sum().backward()
+        expected.square().mul(torch.arange(5)).sum().backward()
+        torch.testing.assert_close(a.grad, b.grad)
+    torch.testing.assert_close(ours.running_mean, theirs.running_mean)
+    torch.testing.assert_close(ours.running_var, theirs.running_var)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 4])
+def test_processes_equal_one(processes: int) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    alone = [_run(case, _build(case), SIZE) for case in cases()]
+    mp.spawn(_worker, (processes, port, alone), nprocs=processes)  # type: ignore[attr-defined, no-untyped-call]  # torch
+
+
+# --- what each process does: an error here is raised again by spawn
+
+
+def _worker(process: int, processes: int, port: int, alone: list["Ran"]) -> None:
+    torch.set_num_threads(1)
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    dist.init_process_group("gloo", rank=process, world_size=processes)
+    try:
+        _check_functions()
+        problems = [
+            problem
+            for case, expected in zip(cases(), alone, strict=True)
+            for problem in _compare(case, _run(case, _build(case), SIZE // processes), expected)
+        ]
+        assert not problems, "\n".join(problems)
+    finally:
+        dist.destroy_process_group()
+
+
+def _check_functions() -> None:
+    n, size = 3 * world_size(), 3
+    everything = torch.arange(n * 2.0).view(n, 2)
+    mine = local(everything).clone().requires_grad_()
+    assert torch.equal(mine.detach(), everything[rank() * size : (rank() + 1) * size])
+    assert own_rows(mine).tolist() == list(range(rank() * size, (rank() + 1) * size))
+    assert torch.equal(gather(mine), everything)
+    assert torch.equal(gather(mine.detach() > 3), everything > 3)
+
+    weight = 1 + rank() + everything  # what each process does with all rows
+    (grad,) = torch.autograd.grad((gather_with_grad(mine) * weight).sum(), mine)
+    total = torch.stack([local(1 + r + everything) for r in range(world_size())]).sum(dim=0)
+    assert torch.equal(grad, total)
+
+    (grad,) = torch.autograd.grad((all_sum(mine) * (1 + rank())).sum(), mine)
+    assert torch.equal(grad, torch.full_like(mine, sum(range(1, 1 + world_size()))))
+
+
+class Ran(NamedTuple):
+    losses: list[float]
+    metrics: list[dict[str, float]]
+    gradient: dict[str, Tensor]
+    state: dict[str, Tensor]
+
+
+def _build(case: Case) -> Algorithm:
+    torch.manual_seed(0)
+    return algorithm_class(case.algorithm)(small_encoder(case.specs, dropout=0.0), **case.hyper)
+
+
+def _run(case: Case, algorithm: Algorithm, size: int) -> Ran:
+    """A few steps of plain gradient descent, in DDP where there are several processes."""
+    model: nn.Module = algorithm
+    if world_size() > 1:
+        model = DistributedDataParallel(algorithm, broadcast_buffers=False)
+    losses, metrics, gradient = [], [], {}
+    for step in range(STEPS):
+        whole = random_batch(case.specs, SIZE, label=algorithm.needs_labels, seed=step)
+        part = Batch(
+            tuple(tuple(local(x) for x in view) for view in whole.views),
+            None if whole.label is None else local(whole.label),
+            local(whole.ids),
+            whole.seed,
+        )
+        assert len(part.ids) == size
+        algorithm.zero_grad()
+        loss = model(part)
+        loss.value.backward()
+        if step == 0:
+            gradient = {k: p.grad.clone() for k, p in algorithm.named_parameters() if p.grad is not None}
+        with torch.no_grad():
+            for p in algorithm.parameters():
+                if p.grad is not None:
+                    p.sub_(0.1 * p.grad)
+        algorithm.after_step((step + 1) / STEPS)
+        losses.append(float(all_sum(loss.value.detach())) / world_size())
+        metrics.append({k: float(all_sum(v)) / world_size() for k, v in loss.metrics.items()})
+    return Ran(losses, metrics, gradient, copy.deepcopy(algorithm.state_dict()))
+
+
+def _compare(case: Case, ran: Ran, alone: Ran) -> list[str]:
+    problems = []
+    where = f"{case.algorithm} {dict(case.hyper)} on process {rank()} of {world_size()}"
+    if abs(ran.losses[0] - alone.losses[0]) > 1e-5 * abs(alone.losses[0]):
+        problems.append(f"{where}: loss {ran.losses[0]} for {alone.losses[0]}")
+    if max(abs(a - b) / abs(b) for a, b in zip(ran.losses, alone.losses, strict=True)) > 1e-4:
+        problems.append(f"{where}: losses {ran.losses} for {alone.losses}")
+    for key, value in alone.metrics[0].items():
+        if abs(ran.metrics[0][key] - value) > 1e-5 * max(1, abs(value)):
+            problems.append(f"{where}: {key} {ran.metrics[0][key]} for {value}")
+    scale = torch.stack([g.norm() for g in alone.gradient.values()]).norm()
+    error = torch.stack([(ran.gradient[k] - g).norm() for k, g in alone.gradient.items()]).norm() / scale
+    if not error < 1e-5:
+        problems.append(f"{where}: the gradients differ by {float(error):.1e} of their norm")
+    for key, state in ran.state.items():
+        if key.startswith("queue."):  # the same on every process to the bit, and that of one process to rounding
+            assert torch.equal(gather(state[None]), state.expand(world_size(), *state.shape)), f"{where}: {key}"
+            if not torch.allclose(state, alone.state[key], atol=1e-4):
+                problems.append(f"{where}: {key} differs")
+    return problems
