@@ -115,8 +115,8 @@ def _encode(
             with np.errstate(over="ignore"):
                 infinite = np.isinf(each.astype(np.float32))
             for place in np.flatnonzero(odd | infinite):
-                reason = "no number as the other cells are" if odd[place] else "infinite (beyond float32)"
-                wrong.setdefault(int(place), f"column {column.name!r} holds {text[int(place)].as_py()!r}, {reason}")
+                reason = "among numbers (a mark of empty cells? option `missing`)" if odd[place] else "beyond float32"
+                wrong.setdefault(int(place), f"column {column.name!r} holds {text[int(place)].as_py()!r} {reason}")
         else:
             each, count = _codes(text, column.categories)
             unknown += count
@@ -171,10 +171,11 @@ def scan(
         if not chosen and numbers[name] >= MOSTLY * count:
             columns[name] = Column(name)
             continue
+        different = min(len(texts[name]), MAX_CATEGORIES)
         if name not in many and len(texts[name]) > min(MAX_CATEGORIES, max(100, count // 2)):
             raise UserError(
-                f"{sources[0].path}: column {name!r} holds at least {min(len(texts[name]), MAX_CATEGORIES)} different texts in {count} "
-                "cells: too many for categories; leave it out (option `ignore`) or group its values"
+                f"{sources[0].path}: column {name!r} holds at least {different} different texts in {count} cells: too "
+                "many for categories; leave it out (option `ignore`) or group its values"
             )
         columns[name] = Column(name, tuple(sorted(texts[name])))
     return columns
