@@ -96,7 +96,7 @@ def test_scoring_changes_nothing() -> None:
     assert all(torch.equal(value, before[key]) for key, value in probe.state_dict().items())
 
 
-@pytest.mark.parametrize(("kind", "metric"), [("regression", "spearman"), ("multilabel", "macro_auroc")])
+@pytest.mark.parametrize(("kind", "metric"), [("regression", "spearman"), ("multilabel", "auroc_macro")])
 def test_other_tasks(kind: Literal["regression", "multilabel"], metric: str) -> None:
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)
@@ -113,7 +113,7 @@ def test_other_tasks(kind: Literal["regression", "multilabel"], metric: str) -> 
 
 
 def test_a_score_that_is_not_defined_is_nan() -> None:
-    probe = OnlineProbe(8, Task("multilabel", "macro_auroc", ("p",)), "v1")
+    probe = OnlineProbe(8, Task("multilabel", "auroc_macro", ("p",)), "v1")
     assert math.isnan(probe.score(torch.randn(5, 8), np.zeros((5, 1), dtype=np.uint8)))
 
 

@@ -1,0 +1,103 @@
+"""Configurations: what is left open is filled in from the protocol; equal requests share a hash."""
+
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dabsmix.config import PRETRAIN_PROTOCOLS, PretrainConfig, Recipe, as_plain, config_hash, data_root, resolve
+from dabsmix.errors import UserError
+
+CONFIG = PretrainConfig(domain="digits", algo="emix")
+
+
+@pytest.mark.parametrize("protocol", PRETRAIN_PROTOCOLS)
+def test_every_open_field_is_filled_in(protocol: Any) -> None:
+    config, recipe = resolve(replace(CONFIG, protocol=protocol), 37)
+    for field in fields(Recipe):
+        assert getattr(config, field.name) == getattr(recipe, field.name)
+        assert getattr(recipe, field.name) is not None
+    assert recipe.batch_size == 37
+    expected = PRETRAIN_PROTOCOLS[protocol]
+    assert {name: asdict(recipe)[name] for name in expected} == expected
+    assert (recipe.evaluate_every, recipe.checkpoint_every) == (10_000, 5_000)
+
+
+def test_what_is_given_stays() -> None:
+    given = dict(steps=7, batch_size=5, lr=0.5, weight_decay=0.0, schedule="constant", clip=0.0, columns="shared")
+    given |= dict(attend_padding=True, evaluate_every=3, checkpoint_every=2)
+    _, recipe = resolve(replace(CONFIG, **given), 37)  # type: ignore[arg-type]  # values of several types
+    assert asdict(recipe) == given
+
+
+def test_resolving_twice_changes_nothing() -> None:
+    once, _ = resolve(CONFIG, 64)
+    assert resolve(once, 999)[0] == once
+
+
+def test_hyperparameters_follow_algorithm_and_protocol() -> None:
+    v1, _ = resolve(CONFIG, 64)
+    dabs, _ = resolve(replace(CONFIG, protocol="dabs"), 64)
+    assert v1.hyper["label_weight"] == "example"
+    assert dabs.hyper["label_weight"] == "batch-mean"
+    explicit, _ = resolve(replace(CONFIG, protocol="dabs", hyper={"label_weight": "example", "alpha": 2.0}), 64)
+    assert (explicit.hyper["label_weight"], explicit.hyper["alpha"]) == ("example", 2.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("steps", 0),
+        ("batch_size", 0),
+        ("evaluate_every", 0),
+        ("checkpoint_every", -1),
+        ("lr", -1e-9),
+        ("lr", float("nan")),
+        ("weight_decay", -1.0),
+        ("clip", -0.1),
+        ("seed", -1),
+    ],
+)
+def test_numbers_out_of_range_are_refused(name: str, value: float) -> None:
+    with pytest.raises(UserError, match=f"--{name.replace('_', '-')} .*must be at least"):
+        resolve(replace(CONFIG, **{name: value}), 64)  # type: ignore[arg-type]  # values of several types
+
+
+def test_the_hash_tells_requests_apart_and_nothing_else() -> None:
+    base = config_hash(CONFIG)
+    for same in (
+        replace(CONFIG, out=Path("elsewhere")),
+        replace(CONFIG, data_root=Path("/data")),
+        replace(CONFIG, resume=True),
+        replace(CONFIG, checkpoint_every=3),
+    ):
+        assert config_hash(same) == base
+    others = [
+        replace(CONFIG, seed=1),
+        replace(CONFIG, algo="dmix"),
+        replace(CONFIG, lr=1e-3),
+        replace(CONFIG, precision="bf16"),
+        replace(CONFIG, hyper={"alpha": 2.0}),
+        replace(CONFIG, encoder="tiny"),
+    ]
+    assert len({base, *map(config_hash, others)}) == 1 + len(others)
+    assert len(base) == 12
+
+
+def test_plain_values_lack_nothing_but_resume() -> None:
+    plain = as_plain(replace(CONFIG, hyper={"alpha": 2.0}))
+    assert plain.keys() == {f.name for f in fields(PretrainConfig)} - {"hyper", "resume"} | {"alpha"}
+    assert all(value is None or isinstance(value, (str, int, float, bool)) for value in plain.values())
+
+
+def test_data_root_is_the_flag_then_the_variable_then_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("DABSMIX_DATA", "~/variable")
+    assert data_root(Path("~/flag")) == Path("/home/me/flag")
+    assert data_root(None) == Path("/home/me/variable")
+    monkeypatch.delenv("DABSMIX_DATA")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/cache")
+    assert data_root(None) == Path("/cache/dabsmix/data")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert data_root(None) == Path("/home/me/.cache/dabsmix/data")
