@@ -15,8 +15,11 @@ from dabsmix.plugins import domain, domains
 from dabsmix.spec import Grid
 from dabsmix.testing import check_domain
 
+# at 224 x 224 the smaller set again, but for the size: minutes in all
+LARGE = [pytest.param(name, marks=pytest.mark.slow if name.endswith("_224") else ()) for name in domains()]
 
-@pytest.mark.parametrize("name", list(domains()))
+
+@pytest.mark.parametrize("name", LARGE)
 def test_domain_keeps_the_contract(name: str) -> None:
     card = domain(name)
     folder = Path(os.environ.get("DABSMIX_DATA", "")) / card.folder
@@ -36,13 +39,15 @@ def test_what_a_domain_transfers_to_exists(name: str) -> None:
 # --- the contract can be broken
 
 
+VALUES = np.random.default_rng(0).normal(size=(30, 2, 8)).astype(np.float32)
+
+
 def sound(**changes: object) -> Data:
     """Generated data: 30 series in three parts of ten, from two subjects each."""
-    values = np.random.default_rng(0).normal(size=(30, 2, 8)).astype(np.float32)
 
     def part(start: int) -> Split:
         rows = np.arange(start, start + 10)
-        return Split((values,), rows, rows % 3, start + rows % 2)
+        return Split((VALUES,), rows, rows % 3, start + rows % 2)
 
     task = Task("classes", "accuracy", ("a", "b", "c"))
     data = Data((Grid(2, (8,), (2,)),), part(0), part(0), part(10), part(20), task, fingerprint="0")
@@ -58,7 +63,7 @@ def test_contract_passes_what_keeps_it() -> None:
 
 
 def split(name: str, **changes: object) -> dict[str, object]:
-    return {name: replace(getattr(sound(), name), **changes)}  # type: ignore[arg-type]  # by name
+    return {name: replace(getattr(sound(), name), **changes)}
 
 
 @pytest.mark.parametrize(
