@@ -1,0 +1,297 @@
+"""The command line: flag over file over protocol over default; a mistake is one line and exit status 2."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+import pytest
+import yaml
+
+from dabsmix.cli import main
+from dabsmix.config import PretrainConfig
+from dabsmix.run import Run
+
+SHORT = "--domain digits --encoder tiny --steps 3 --batch-size 8"
+
+
+def call(monkeypatch: pytest.MonkeyPatch, line: str, *words: object) -> int:
+    """Run a command in this process; its exit status."""
+    monkeypatch.setattr(sys, "argv", ["dabsmix", *line.split(), *map(str, words)])
+    try:
+        main()
+    except SystemExit as ended:
+        return int(ended.code or 0)
+    return 0
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """What a `pretrain` line asks for, without doing it."""
+    seen: list[PretrainConfig] = []
+
+    def note(config: PretrainConfig, **_: object) -> Run:
+        seen.append(config)
+        return Run.create(tmp_path / "asked", "run", {}, {})
+
+    monkeypatch.setattr("dabsmix.pretrain.pretrain", note)
+
+    def ask(line: str, *words: object) -> PretrainConfig:
+        assert call(monkeypatch, f"pretrain {line}", *words) == 0
+        return seen.pop()
+
+    return ask
+
+
+def config_file(folder: Path, **values: Any) -> Path:
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+# --- what is asked for
+
+
+def test_flags_reach_their_fields(asked: Any) -> None:
+    config = asked("--domain digits --algo emix --lr 1e-3 --attend-padding True --compile --out x --alpha 2")
+    assert config == PretrainConfig(
+        domain="digits",
+        algo="emix",
+        lr=1e-3,
+        attend_padding=True,
+        compile=True,
+        out=Path("x"),
+        hyper={"alpha": 2.0, "temperature": 0.2, "label_weight": "example"},
+    )
+
+
+def test_flag_over_file_over_protocol_over_default(asked: Any, tmp_path: Path) -> None:
+    def weight(line: str, **file: Any) -> Any:
+        words = ("--config", config_file(tmp_path, **file)) if file else ()
+        return asked(f"--domain digits --algo emix {line}", *words).hyper["label_weight"]
+
+    assert weight("") == "example"
+    assert weight("--protocol dabs") == "batch-mean"
+    assert weight("", protocol="dabs") == "batch-mean"
+    assert weight("--protocol v1", protocol="dabs") == "example"
+    assert weight("--protocol dabs", label_weight="example") == "example"
+    # a flag that equals the default is a flag all the same
+    assert weight("--protocol dabs --label-weight example") == "example"
+    assert weight("--label-weight example", label_weight="batch-mean", protocol="dabs") == "example"
+    assert weight("--label-weight batch-mean", label_weight="example") == "batch-mean"
+
+
+def test_a_file_may_hold_every_field(asked: Any, tmp_path: Path) -> None:
+    values: dict[str, Any] = dict(domain="digits", algo="dmix", steps=7, seed=3, compile=True, out="there", clip=None)
+    path = config_file(tmp_path, **values)
+    path.write_text(path.read_text() + "lr: 3e-4\n")  # which YAML 1.1 reads as a word
+    for words in (("--config", path), (f"--config={path}",)):
+        config = asked("--steps 9", *words)
+        assert (config.domain, config.algo, config.steps, config.seed) == ("digits", "dmix", 9, 3)
+        assert (config.lr, config.compile, config.out, config.clip) == (3e-4, True, Path("there"), None)
+    assert asked("--no-compile", "--config", path).compile is False
+    # the file names the algorithm, so its flags are there too
+    assert asked("--alpha 0.5", "--config", path).hyper["alpha"] == 0.5
+
+
+def test_the_algorithm_s_own_flags_and_no_other_s(asked: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "label_weight" not in asked("--domain digits --algo dmix").hyper
+    assert call(monkeypatch, "pretrain --domain digits --algo dmix --label-weight example") == 2
+
+
+# --- what is done
+
+
+def test_pretrain_prints_its_folder(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, f"pretrain {SHORT} --algo emix --out", tmp_path) == 0
+    out = capsys.readouterr().out
+    assert out == f"{tmp_path / 'digits-emix-s0'}\n"
+    assert Run(Path(out.strip())).finished
+
+
+def test_a_run_s_config_repeats_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    words = "--algo emix --protocol dabs --alpha 0.5 --seed 4"
+    assert call(monkeypatch, f"pretrain {SHORT} {words} --out", tmp_path / "a") == 0
+    (first,) = (Run(path) for path in (tmp_path / "a").iterdir())
+    assert call(monkeypatch, "pretrain --config", first.path / "config.yaml", "--out", tmp_path / "b") == 0
+    (second,) = (Run(path) for path in (tmp_path / "b").iterdir())
+    assert first.record["encoder_sha256"] == second.record["encoder_sha256"]
+    assert first.record["config_hash"] == second.record["config_hash"]
+    configs = [yaml.safe_load((run.path / "config.yaml").read_text()) for run in (first, second)]
+    assert configs[0] == configs[1] | {"out": configs[0]["out"]}
+    assert configs[0]["label_weight"] == "batch-mean"
+    assert configs[0]["schedule"] == "constant"
+
+
+def test_resuming_a_finished_run_says_so_and_one_that_is_not_there_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = f"pretrain {SHORT} --algo emix --out {tmp_path}"
+    assert call(monkeypatch, f"{line} --resume") == 2
+    assert "no run of this configuration to resume" in one_line(capsys)
+    assert call(monkeypatch, line) == 0
+    capsys.readouterr()
+    assert call(monkeypatch, f"{line} --resume") == 0
+    assert "is finished already" in one_line(capsys)
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_list(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(monkeypatch, "list --json") == 0
+    found = json.loads(capsys.readouterr().out)
+    names = {kind: [each["name"] for each in rows] for kind, rows in found.items()}
+    assert {"digits", "uci_har", "pamap2", "cifar10"} <= set(names["domains"])
+    assert {"none", "emix", "dmix"} <= set(names["algorithms"])
+    assert names["encoders"] == ["dabs", "tiny", "vit_small", "vit_base"]
+    (emix,) = (each for each in found["algorithms"] if each["name"] == "emix")
+    assert emix["flags"] == {"alpha": 1.0, "temperature": 0.2, "label_weight": "example"}
+    assert call(monkeypatch, "list encoders") == 0
+    assert [line.split("\t")[1] for line in capsys.readouterr().out.splitlines()] == names["encoders"]
+
+
+# --- what is refused
+
+
+def one_line(capsys: pytest.CaptureFixture[str]) -> str:
+    """Standard error, which is one line; nothing is on standard output but perhaps a folder's name."""
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1, captured.err
+    assert "Traceback" not in captured.err
+    return captured.err
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (f"pretrain {SHORT} --domain digitz", "unknown domain 'digitz' (did you mean 'digits'?)"),
+        (f"pretrain {SHORT} --algo emixx", "unknown algorithm 'emixx' (did you mean 'emix'?)"),
+        (f"pretrain {SHORT} --algo no_such_package.x:Y", "no module 'no_such_package.x'"),
+        (f"pretrain {SHORT} --encoder tinny", "unknown encoder 'tinny' (did you mean 'tiny'?)"),
+        (f"pretrain {SHORT} --batch-size 9999", "--batch-size 9999 is larger than the"),
+        (f"pretrain {SHORT} --batch-size 1", "at least 2"),
+        (f"pretrain {SHORT} --steps 0", "--steps 0: must be at least 1"),
+        (f"pretrain {SHORT} --lr nan", "--lr nan: must be at least 0"),
+        (f"pretrain {SHORT} --seed -1", "--seed -1: must be at least 0"),
+        (f"pretrain {SHORT} --temperature 0", "above 0"),
+        (f"pretrain {SHORT} --views augment --algo simclr", "digits has no augmentation of its own"),
+        ("pretrain", "either --domain NAME"),
+        ("pretrain --domain digits --data .", "either --domain NAME"),
+        ("pretrain --data .", "--modality"),
+        ("pretrain --data missing.csv --modality tabular", "--data missing.csv: no such file or folder"),
+        ("pretrain --config missing.yaml", "--config missing.yaml: "),
+        (f"pretrain {SHORT} --out file", "choose another --out"),
+        (f"pretrain {SHORT} --out /proc/dabsmix", "choose another --out"),
+        ("transfer --run missing", "missing is no run"),
+        ("transfer --out missing", "no finished run under missing"),
+        ("submit --by me --run missing", "missing"),
+        ("submit --by me --out missing", "no transferred run under missing"),
+        ("embed --run missing --input . --out x.parquet", "missing is no run"),
+    ],
+)
+def test_a_mistake_is_one_line(
+    line: str, words: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("")
+    assert call(monkeypatch, line) == 2
+    assert words in one_line(capsys)
+    assert [p.name for p in tmp_path.iterdir()] == ["file"], "something was written"
+
+
+@pytest.mark.parametrize("domain", ["uci_har", "pamap2"])
+def test_missing_data_say_which_where_from_and_where_to(
+    domain: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from dabsmix.plugins import domain as card
+
+    def offline(*_: object, **__: object) -> None:
+        raise URLError("no network in this test")
+
+    monkeypatch.setattr("urllib.request.urlopen", offline)
+    monkeypatch.setattr("dabsmix.download.PAUSE", 0)
+    assert call(monkeypatch, f"pretrain --domain {domain} --data-root {tmp_path} --out {tmp_path / 'runs'}") == 2
+    message = one_line(capsys)
+    assert str(tmp_path / card(domain).folder) in message
+    assert "https://" in message
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("stepps: 3", "unknown field 'stepps' (did you mean 'steps'?)"),
+        ("label_weight: example", "unknown field 'label_weight'"),  # dmix has no such hyperparameter
+        ("hyper: {alpha: 2}", "unknown field 'hyper'"),
+        ("- 1\n- 2", "expected lines `field: value`"),
+        ("a: [", "--config config.yaml: "),
+    ],
+)
+def test_a_mistake_in_the_file_names_the_file(
+    content: str, words: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("config.yaml").write_text(content)
+    assert call(monkeypatch, "pretrain --domain digits --algo dmix --config config.yaml") == 2
+    message = one_line(capsys)
+    assert words in message
+    assert "config.yaml" in message
+
+
+@pytest.mark.parametrize("content", ["steps: many", "protocol: v2", "lr: [1, 2]", "precision: 7", "schedule: true"])
+def test_a_value_of_another_type_is_refused(
+    content: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.yaml").write_text(content)
+    assert call(monkeypatch, "pretrain --domain digits --config", tmp_path / "config.yaml") == 2
+    captured = capsys.readouterr()
+    assert "Traceback" not in captured.err
+    assert f"--{content.partition(':')[0]}" in captured.err + captured.out
+
+
+def test_an_error_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("dabsmix.pretrain.pretrain", broken)
+    with pytest.raises(ZeroDivisionError):
+        call(monkeypatch, f"pretrain {SHORT}")
+
+
+def test_an_interrupt_tells_how_to_go_on(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dabsmix.pretrain.pretrain", interrupted)
+    assert call(monkeypatch, f"pretrain {SHORT}") == 130
+    assert "--resume" in one_line(capsys)
+
+
+# --- what is not imported
+
+HEAVY = "torch timm accelerate pandas sklearn scipy matplotlib torchaudio transformers datasets".split()  # noqa: SIM905 - read as one line
+
+
+@pytest.mark.parametrize(
+    "line", ["--help", "pretrain --help", "pretrain --algo emix --help", "list", "list --json", "leaderboard --help"]
+)
+def test_help_and_list_import_nothing_heavy(line: str) -> None:
+    code = (
+        "import sys; from dabsmix.cli import main\n"
+        "try: main()\n"
+        "except SystemExit as ended: assert not ended.code\n"
+        f"sys.exit(' '.join(name for name in {HEAVY} if name in sys.modules) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *line.split()], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+
+
+def test_help_states_the_algorithm_s_flags(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(monkeypatch, "pretrain --algo emix --help") == 0
+    text = capsys.readouterr().out
+    for word in ("--alpha", "--label-weight", "--steps", "--domain"):
+        assert word in text
