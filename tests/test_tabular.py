@@ -147,22 +147,17 @@ def test_category_that_training_rows_lack_is_missing_and_counted(tmp_path: Path)
 # --- kinds of columns
 
 
-def test_kinds() -> None:
-    assert_kinds = {
-        "a,b,c": (["1,x,1e3", "2.5,y,-.5", "+3,,inf"], [None, ("x", "y"), None]),
-        "d,e": (["1,1", "2,A", "3,B"], [None, ("1", "A", "B")]),
-        "empty,f": ([",0x1", ",2_0"], [None, ("0x1", "2_0")]),
-    }
-    for header, (lines, kinds) in assert_kinds.items():
-        found = scan([_source(header, lines)])
-        assert [found[name].categories for name in header.split(",")] == kinds
-
-
-def _source(header: str, lines: list[str]) -> Source:
-    import tempfile
-
-    folder = Path(tempfile.mkdtemp())
-    return Source(write(folder / "t.csv", [header, *lines]))
+@pytest.mark.parametrize(
+    ("lines", "kinds"),
+    [
+        (["a,b,c", "1,x,1e3", "2.5,y,-.5", "+3,,inf"], [None, ("x", "y"), None]),
+        (["a,b", "1,1", "2,A", "3,B"], [None, ("1", "A", "B")]),
+        (["empty,b", ",0x1", ",2_0"], [None, ("0x1", "2_0")]),
+    ],
+)
+def test_kinds(lines: list[str], kinds: list[tuple[str, ...] | None], tmp_path: Path) -> None:
+    found = scan([Source(write(tmp_path / "t.csv", lines))])
+    assert [found[name].categories for name in lines[0].split(",")] == kinds
 
 
 def test_numbers_that_are_codes_stay_numeric_unless_named(table: Path) -> None:
