@@ -28,6 +28,7 @@ from twins import (
 )
 
 from dabsmix.algorithm import Algorithm
+from dabsmix.encoder import Embedded
 from dabsmix.errors import UserError
 from dabsmix.plugins import algorithm_dabs
 from dabsmix.spec import Batch
@@ -78,6 +79,32 @@ def test_dmix(kind: str, alpha: float, temperature: float, detach: bool) -> None
     mixed, kept = patched(tokens, mask, order, weight, rng.random(tokens.shape[:2], dtype=np.float32))
     anchors, keys = projections(algorithm, algorithm.head, [mixed, list(tokens)], mask)
     assert_loss(algorithm, batch, npair_loss(anchors, keys, order, kept, temperature))
+
+
+@pytest.mark.parametrize(("name", "detach"), [("emix", True), ("dmix", True), ("dmix", False)])
+def test_gradient_stops_at_the_partner_where_it_should(name: str, detach: bool) -> None:
+    algorithm: Any = build(name, "sensor", **({"detach_partner": detach} if name == "dmix" else {}))
+    batch = batch_of("sensor")
+    tokens, _ = algorithm.encoder.embed(batch.views[0])
+    rng, order, weight = draw(batch.seed)
+    partner = tokens[order].detach() if detach else tokens[order]
+    kept = torch.tensor(weight, dtype=torch.float64)
+    if name == "emix":
+        mixed = kept[:, None, None] * tokens + (1 - kept[:, None, None]) * partner
+    else:
+        places = torch.from_numpy(rng.random(tokens.shape[:2], dtype=np.float32))
+        taken = places.argsort(dim=1).argsort(dim=1) < torch.round((1 - kept.float()) * 6)[:, None]
+        mixed = torch.where(taken[..., None], partner, tokens)
+        kept = 1 - taken.double().mean(dim=1)
+    anchors, keys = (
+        F.normalize(algorithm.head(algorithm.encoder.encode(Embedded(x, None)).mean(dim=1))) for x in (mixed, tokens)
+    )
+    logits = anchors @ keys.T / 0.2
+    own, other = (F.cross_entropy(logits, torch.tensor(at), reduction="none") for at in (list(range(B)), order))
+    weights = list(algorithm.encoder.embedders.parameters())
+    expected = torch.autograd.grad((kept * own + (1 - kept) * other).mean(), weights)
+    for mine, theirs in zip(torch.autograd.grad(algorithm(batch).value, weights), expected, strict=True):
+        torch.testing.assert_close(mine, theirs)
 
 
 @pytest.mark.parametrize("kind", KINDS)

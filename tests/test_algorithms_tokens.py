@@ -167,6 +167,43 @@ def test_contdmix(kind: str, score: str, normalize: bool, beta: float) -> None:
     assert_loss(algorithm, batch, dmix + beta * contpred)
 
 
+@pytest.mark.parametrize("name", ["contpred", "contdmix"])
+@pytest.mark.parametrize("detach", [True, False])
+def test_gradient_stops_at_the_targets_where_it_should(name: str, detach: bool) -> None:
+    """With every token masked the embedder is reached through the targets alone, or not at all.
+
+    In Contdmix it is reached through the clean keys too; without their part, as for an infinite temperature, by nothing
+    else.
+    """
+    hyper: dict[str, Any] = {} if name == "contpred" else {"temperature": 1e12}
+    algorithm = build(name, "sensor", rate=1.0, detach_targets=detach, **hyper)
+    algorithm(batch_of("sensor")).value.backward()
+    reached = max(float(p.grad.abs().max()) for p in algorithm.encoder.embedders.parameters() if p.grad is not None)
+    assert (reached < 1e-9) == detach
+
+
+@pytest.mark.parametrize("detach", [True, False])
+def test_contdmix_stops_at_the_partner_where_it_should(detach: bool) -> None:
+    """Example 1's tokens enter the loss of a batch of two as a partner and by ContPred's targets of its own."""
+    algorithm: Any = build("contdmix", "sensor", detach_partner=detach, temperature=1e12, score="all")
+    batch = batch_of("sensor")
+    seen: list[Tensor] = []
+    algorithm.encoder.embedders[0].register_forward_hook(lambda module, args, out: seen.append(out[0]))
+    loss = algorithm(batch).value
+    (grad,) = torch.autograd.grad(loss, seen[0])
+    rng, order, weight = draw(batch.seed)
+    places = rng.random((B, 6), dtype=np.float32)
+    lent = torch.zeros(B, 6, dtype=torch.bool)  # what an example gives away
+    _, kept = patched(seen[0].detach(), None, order, weight, places)
+    own = torch.ones(B, 6, dtype=torch.bool)
+    for i in range(B):
+        for p in sorted(range(6), key=lambda p: places[i, p])[: round((1 - kept[i]) * 6)]:
+            lent[order[i], p], own[i, p] = True, False
+    only_lent = lent & ~own  # its own sequence has another's token there
+    assert only_lent.any()
+    assert bool((grad[only_lent].abs() < 1e-9).all()) == detach
+
+
 @pytest.mark.parametrize("kind", ["sensor", "image", "table", "text", "image+text"])
 def test_mae(kind: str) -> None:
     algorithm: Any = build("mae", kind, rate=0.5)
