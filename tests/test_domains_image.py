@@ -1,7 +1,6 @@
 """Image data sets against upstream-format files: real ones where $DABSMIX_DATA has them, generated ones otherwise."""
 
 import os
-import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dabsmix.domain import Data, Split
-from dabsmix.domains.cifar10 import read_pickle
 from dabsmix.errors import UserError
 from dabsmix.plugins import domain
 from dabsmix.spec import Grid
@@ -117,93 +115,6 @@ def test_no_split_depends_on_the_order_of_the_file_system(
     for one, other in ((first.train, second.train), (first.validation, second.validation), (first.test, second.test)):
         assert np.array_equal(stored(one), stored(other))
         assert np.array_equal(labels(one), labels(other))
-
-
-# --- CIFAR
-
-
-def test_cifar10_equals_numpys_own_reading(tmp_path: Path) -> None:
-    folder = real("cifar-10-batches-py")
-    with (folder / "data_batch_2").open("rb") as file:
-        expected = pickle.load(file, encoding="bytes")
-    found = read_pickle(folder / "data_batch_2")
-    assert np.array_equal(found["data"], expected[b"data"])
-    assert found["labels"] == expected[b"labels"]
-    data = domain("cifar10").load(folder, "dabs")
-    assert sizes(data) == (5000, 5000, 1000, 1000)
-    assert np.array_equal(stored(data.train)[1000:2000], expected[b"data"].reshape(-1, 3, 32, 32))
-    assert labels(data.train)[1000:2000].tolist() == expected[b"labels"]
-    assert data.task is not None
-    assert data.task.classes[3] == "cat"
-
-
-def test_cifar10_keeps_a_tenth_of_each_class_for_validation() -> None:
-    data = domain("cifar10").load(real("cifar-10-batches-py"), "v1")
-    every = np.bincount(labels(data.train)) + np.bincount(labels(data.validation))
-    assert np.abs(np.bincount(labels(data.validation)) - every / 10).max() <= 0.5
-    assert data.train
-    assert data.validation
-    assert not set(data.train.rows.tolist()) & set(data.validation.rows.tolist())
-
-
-def test_the_generated_pickle_is_one_that_numpy_reads(tmp_path: Path) -> None:
-    folder = upstream.write_cifar100(tmp_path)
-    with (folder / "train").open("rb") as file:
-        entry = pickle.load(file, encoding="latin1")
-    assert entry["data"].shape == (20, 3072)
-    assert entry["fine_labels"][:6] == [0, 0, 0, 0, 0, 1]
-
-
-class Hostile:
-    """What a pickle may do when it is trusted."""
-
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (os.mkdir, (str(self.mark),))
-
-
-def test_a_hostile_pickle_does_not_run(tmp_path: Path) -> None:
-    folder, mark = upstream.write_cifar100(tmp_path), tmp_path / "ran"
-    (folder / "train").write_bytes(pickle.dumps({"data": Hostile(mark)}, protocol=2))
-    with pytest.raises(UserError, match=r"cifar-100-python/train: no pickle of CIFAR's .*mkdir"):
-        domain("cifar100").load(folder, "v1")
-    assert not mark.exists()
-
-
-def test_a_pickled_array_of_objects_is_refused(tmp_path: Path) -> None:
-    """numpy would take the bytes of such an array for pointers."""
-    folder = upstream.write_cifar100(tmp_path)
-    forged = (folder / "train").read_bytes().replace(b"T\x02\x00\x00\x00u1", b"T\x02\x00\x00\x00O8")
-    (folder / "train").write_bytes(forged)
-    with pytest.raises(UserError, match="only bytes are expected"):
-        domain("cifar100").load(folder, "v1")
-
-
-@pytest.mark.parametrize(
-    ("entry", "message"),
-    [
-        ({"data": np.zeros((2, 3072), np.uint8), "fine_labels": [0]}, "3072 bytes"),
-        ({"data": np.zeros((1, 3000), np.uint8), "fine_labels": [0]}, "3072 bytes"),
-        ({"data": np.zeros((1, 3072), np.uint8), "labels": [0]}, "no 'fine_labels'"),
-        ({"data": np.zeros((1, 3072), np.uint8), "fine_labels": ["0"]}, "no 'fine_labels'"),
-        ({"data": np.zeros((1, 3072), np.uint8), "fine_labels": [4]}, "labels 4 to 4 for 4 classes"),
-        ({"data": np.zeros((1, 3072), np.uint8), "fine_labels": [-1]}, "labels -1 to -1 for 4 classes"),
-    ],
-)
-def test_a_damaged_batch_is_named(entry: dict[str, Any], message: str, tmp_path: Path) -> None:
-    folder = upstream.write_cifar100(tmp_path)
-    (folder / "test").write_bytes(upstream.python2_pickle(entry))
-    with pytest.raises(UserError, match=rf"cifar-100-python/test.*{message}"):
-        domain("cifar100").load(folder, "v1")
-
-
-def test_a_cut_pickle_is_named(tmp_path: Path) -> None:
-    folder = upstream.write_cifar100(tmp_path)
-    (folder / "test").write_bytes((folder / "test").read_bytes()[:-100])
-    with pytest.raises(UserError, match="cifar-100-python/test: no pickle of CIFAR's"):
-        domain("cifar100").load(folder, "v1")
 
 
 # --- textures and traffic signs, real

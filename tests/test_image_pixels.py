@@ -1,0 +1,102 @@
+"""Images on their device: statistics, and augmented views against plain twins."""
+
+import numpy as np
+import pytest
+import torch
+
+from dabsmix.modalities import image_pixels
+from dabsmix.modalities.image_pixels import Pixels, augmented, moments
+
+
+def test_a_constant_channel_is_centred_and_stays_finite() -> None:
+    images = np.full((3, 2, 4, 4), 77)
+    images[:, 1] += np.arange(16).reshape(4, 4)
+    sums = np.stack([images.sum(axis=(2, 3)), (images**2).sum(axis=(2, 3))], axis=1)
+    mean, std = moments(sums, 16)
+    assert mean == pytest.approx((77, 77 + 7.5))
+    assert std == pytest.approx((1, np.arange(16).std()))
+
+
+def batch(count: int, side: int, channels: int = 3) -> torch.Tensor:
+    return torch.rand(count, channels, side, side, generator=torch.Generator().manual_seed(5))
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_a_small_image_is_shifted_by_whole_pixels(flip: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against every crop of the padded image, mirrored or not: each view is one of them, and not always the same."""
+    monkeypatch.setattr(image_pixels, "JITTER", 0.0)
+    images = batch(64, 16)
+    views = augmented(images, torch.Generator().manual_seed(0), flip=flip)
+    padded = torch.nn.functional.pad(images, (4, 4, 4, 4))
+    found = []
+    for image, view in zip(padded, views, strict=True):
+        crops = {
+            (top, left, mirrored): crop.flip(-1) if mirrored else crop
+            for top in range(9)
+            for left in range(9)
+            for mirrored in (False, True)
+            for crop in [image[:, top : top + 16, left : left + 16]]
+        }
+        found += [key for key, crop in crops.items() if torch.allclose(crop, view, atol=1e-4)]
+    assert len(found) == 64
+    assert len({key[:2] for key in found}) > 30
+    assert {key[2] for key in found} == ({False, True} if flip else {False})
+
+
+def test_colour_jitter_equals_a_plain_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image_pixels, "PADDING", 0)  # a shift by floor(U(0, 1)) = 0 pixels
+    images = batch(8, 16)
+    views = augmented(images, torch.Generator().manual_seed(3), flip=False)
+    draws = torch.Generator().manual_seed(3)
+    _, _, bright, contrast, saturation = (torch.rand(8, generator=draws) for _ in range(5))
+    for number in range(8):
+        image = (images[number] * (0.6 + 0.8 * bright[number])).clamp(0, 1)
+        image = (image.mean() + (image - image.mean()) * (0.6 + 0.8 * contrast[number])).clamp(0, 1)
+        grey = (image[0] + image[1] + image[2]) / 3
+        image = torch.stack([grey + (band - grey) * (0.6 + 0.8 * saturation[number]) for band in image]).clamp(0, 1)
+        torch.testing.assert_close(views[number], image, rtol=1e-4, atol=1e-4)
+
+
+def test_a_large_image_is_cropped_within_its_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of an image whose value is its column, a crop is a ramp; its slope and ends tell the crop's width and place."""
+    monkeypatch.setattr(image_pixels, "JITTER", 0.0)
+    ramp = (torch.arange(64) + 0.5) / 64
+    images = ramp.expand(200, 1, 64, 64)
+    row = augmented(images, torch.Generator().manual_seed(0), flip=False)[:, 0, 32]
+    inner = row[:, 10] - row[:, 5]
+    width = inner / 5 * 64
+    assert float(width.min()) > 0.2**0.5 * 0.75**0.5 * 0.99  # area at least 0.2, ratio at least 3:4
+    assert float(width.max()) <= 1.001
+    assert float(row.min()) >= 0.0
+    assert float(width.std()) > 0.1
+    constant = augmented(torch.full((20, 3, 64, 64), 0.5), torch.Generator().manual_seed(1), flip=True)
+    torch.testing.assert_close(constant[:, :, 4:-4, 4:-4], torch.full((20, 3, 56, 56), 0.5))
+
+
+def test_augmentation_follows_its_generator_and_keeps_the_scale() -> None:
+    pixels = Pixels((100.0, 120.0, 90.0), (50.0, 60.0, 70.0), 255, flip=True)
+    (images,) = pixels.normalise((torch.randint(0, 256, (16, 3, 32, 32), dtype=torch.uint8),))
+    text = torch.arange(16)
+    first, same = (pixels.augment((images, text), torch.Generator().manual_seed(4)) for _ in range(2))
+    other = pixels.augment((images, text), torch.Generator().manual_seed(5))
+    assert torch.equal(first[0], same[0])
+    assert not torch.allclose(first[0], other[0])
+    assert first[1] is text
+    low = -torch.tensor(pixels.mean) / torch.tensor(pixels.std)
+    high = (255 - torch.tensor(pixels.mean)) / torch.tensor(pixels.std)
+    assert (first[0].amin(dim=(0, 2, 3)) >= low - 1e-4).all()
+    assert (first[0].amax(dim=(0, 2, 3)) <= high + 1e-4).all()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16])
+def test_pixels_run_on_the_device(dtype: torch.dtype) -> None:
+    pixels = Pixels((100.0,) * 3, (50.0,) * 3, 255, flip=True)
+    stored_images = torch.arange(2 * 3 * 32 * 32).remainder(256).view(2, 3, 32, 32).to(dtype)
+    (here,) = pixels.normalise((stored_images,))
+    (there,) = pixels.normalise((stored_images.cuda(),))
+    torch.testing.assert_close(here, there.cpu())
+    (view,) = pixels.augment((there,), torch.Generator("cuda").manual_seed(0))
+    assert view.shape == here.shape
+    assert torch.isfinite(view).all()
