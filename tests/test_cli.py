@@ -215,7 +215,7 @@ def test_missing_data_say_which_where_from_and_where_to(
     monkeypatch.setattr("dabsmix.download.PAUSE", 0)
     assert call(monkeypatch, f"pretrain --domain {domain} --data-root {tmp_path} --out {tmp_path / 'runs'}") == 2
     message = one_line(capsys)
-    assert str(tmp_path / card(domain).folder) in message
+    assert str(tmp_path / card(domain).downloads[0].file) in message
     assert "https://" in message
     assert not (tmp_path / "runs").exists()
 
