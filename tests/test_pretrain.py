@@ -98,7 +98,7 @@ def test_none_is_written_at_step_0_and_is_where_the_others_begin(tmp_path: Path)
 def test_learning_lowers_the_loss_and_the_online_loss(tmp_path: Path) -> None:
     logged = go(tmp_path, steps=60, batch_size=32, lr=1e-3, evaluate_every=1000, checkpoint_every=1000).metrics()
     assert logged[-1]["loss"] < logged[0]["loss"] - 0.2
-    assert logged[-1]["online_loss"] < logged[0]["online_loss"] - 0.2
+    assert logged[-1]["online_loss"] < logged[0]["online_loss"] - 0.1
 
 
 @pytest.mark.usefixtures("classes")
