@@ -132,9 +132,8 @@ def position_costs_in_batch(
     logits = products(_scaled(predictions, normalize)[scored], candidates) / temperature
     cost = F.cross_entropy(logits, own, reduction="none")
     hit = logits.argmax(dim=1) == own
-    return cost.new_zeros(scored.shape).masked_scatter(scored, cost), torch.zeros_like(scored).masked_scatter(
-        scored, hit
-    )
+    nothing = cost.new_zeros(scored.shape)
+    return nothing.masked_scatter(scored, cost), torch.zeros_like(scored).masked_scatter(scored, hit)
 
 
 def _scaled(x: Tensor, normalize: bool) -> Tensor:
