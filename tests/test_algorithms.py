@@ -110,7 +110,7 @@ def test_loss_falls_on_a_fixed_batch_with_fixed_draws(name: str) -> None:
         value.backward()
         optimizer.step()
         algorithm.after_step(0.5)
-        losses.append(float(value))
+        losses.append(value.item())
     assert sum(losses[-5:]) < 0.98 * sum(losses[:5])
 
 
@@ -127,7 +127,7 @@ def test_shed_beats_the_entropy_of_its_class_prior_on_an_easy_set() -> None:
         optimizer.zero_grad()
         value.backward()
         optimizer.step()
-        losses.append(float(value))
+        losses.append(value.item())
     moved = math.ceil(0.15 * 16) / 16
     prior = -moved * math.log(moved) - (1 - moved) * math.log(1 - moved)
     assert sum(losses[-20:]) / 20 < 0.5 * prior
