@@ -1,0 +1,294 @@
+"""Compare algorithms on real data: every domain × algorithm × seed at equal steps, then a Markdown table.
+
+    python scripts/compare_algorithms.py --domains uci_har digits --steps 300 > table.md
+
+A finished cell (a run's folder under --out, scored) is not done again, an interrupted one goes on where it was; the
+same command with --table prints what is there so far. Cells are ordered so that what is finished first is useful
+already: all algorithms on one domain, then the next domain, then the next seed.
+
+An algorithm with other hyperparameters is a row of its own: ``contpred:score=masked,normalize=true``.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import tyro
+from numpy.typing import NDArray
+
+from dabsmix.config import PretrainConfig, TransferConfig, config_hash, resolve
+from dabsmix.errors import UserError
+from dabsmix.intervals import Comparison, compare
+from dabsmix.metrics import metric
+from dabsmix.own import load_domain
+from dabsmix.plugins import algorithm_flags, domain
+from dabsmix.pretrain import accelerate, pretrain
+from dabsmix.run import Run
+from dabsmix.transfer import transfer
+
+
+@dataclass(frozen=True)
+class Config:
+    """Pretrain and score every domain × algorithm × seed, resumably, and print the comparison as Markdown."""
+
+    domains: tuple[str, ...] = ("digits", "uci_har", "covtype", "fsdd")
+    """Data sets to pretrain on and to score on; tasks of classes, scored by accuracy."""
+    algos: tuple[str, ...] = (
+        *("none", "emix", "dmix", "shed", "contpred", "contdmix", "imix_npair", "imix_moco", "imix_byol"),
+    )
+    """Algorithms; ALGO:KEY=VALUE,KEY=VALUE for one with other hyperparameters."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds of pretraining."""
+    steps: int = 400
+    """Pretraining steps of every cell."""
+    batch_size: int = 64
+    """Examples a step."""
+    lr: float = 1e-3
+    """Learning rate of every algorithm."""
+    encoder: str = "tiny"
+    """Encoder of every cell."""
+    labels: tuple[str, str] = ("1", "5/class")
+    """All labels, and few: a share or K/class."""
+    data_root: Path | None = None
+    """Where raw data lie [$DABSMIX_DATA, else the user's cache folder]."""
+    out: Path = Path("runs/compare")
+    """Folder of the runs."""
+    table: bool = False
+    """Train nothing: only print the table of the cells that are finished."""
+
+
+def main() -> None:
+    config = tyro.cli(Config, description=__doc__)
+    try:
+        cells = plan(config)
+        failed = [] if config.table else train(cells, config)
+        scored = finished(cells, config)
+        print("\n".join(line for name in config.domains for line in block(name, scored, config)))
+    except UserError as error:
+        print(f"compare_algorithms: {error}", file=sys.stderr)
+        sys.exit(2)
+    if failed:
+        print("\n".join(["", *failed]), file=sys.stderr)
+        sys.exit(1)
+
+
+Place = tuple[str, str, int]  # of a cell: domain, row of the table, seed
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A finished cell: its run, and the record of its transfer."""
+
+    run: Run
+    record: Mapping[str, Any]
+
+
+def plan(config: Config) -> dict[Place, PretrainConfig]:
+    """What every cell asks for, in the order in which they are trained."""
+    return {
+        (name, row, seed): cell(name, row, seed, config)
+        for seed in config.seeds
+        for name in config.domains
+        for row in config.algos
+    }
+
+
+def cell(name: str, row: str, seed: int, config: Config) -> PretrainConfig:
+    """One cell; ``row`` is ALGO or ALGO:KEY=VALUE,..."""
+    algo, _, settings = row.rpartition(":") if "=" in row else (row, "", "")
+    asked = PretrainConfig(
+        domain=name,
+        algo=algo,
+        encoder=config.encoder,
+        steps=config.steps,
+        batch_size=config.batch_size,
+        lr=config.lr,
+        seed=seed,
+        evaluate_every=config.steps,
+        data_root=config.data_root,
+        out=config.out,
+        hyper=dict(setting(algo, text) for text in settings.split(",") if text),
+    )
+    return resolve(asked, config.batch_size)[0]
+
+
+def setting(algo: str, text: str) -> tuple[str, Any]:
+    """``alpha=2`` as a keyword of the algorithm and a value of its type."""
+    key, _, value = text.partition("=")
+    kinds = {flag.name: flag.type for flag in algorithm_flags(algo)}
+    if key not in kinds:
+        raise UserError(f"{algo}:{text}: no hyperparameter {key!r}; there are: {', '.join(kinds)}")
+    kind = kinds[key]
+    choices = {str(choice).lower(): choice for choice in (get_args(kind) or (True, False))}
+    if kind is bool or get_args(kind):
+        if value.lower() not in choices:
+            raise UserError(f"{algo}:{text}: must be one of {', '.join(choices)}")
+        return key, choices[value.lower()]
+    try:
+        return key, kind(value)
+    except ValueError as error:
+        raise UserError(f"{algo}:{text}: must be of type {kind.__name__}") from error
+
+
+def finished(cells: Mapping[Place, PretrainConfig], config: Config) -> dict[Place, Scored]:
+    """The cells that are pretrained and scored at all that is asked for."""
+    runs = begun(config.out)
+    found = {}
+    for place, asked in cells.items():
+        run = runs.get(config_hash(asked))
+        path = run.path / "transfer" / f"{asked.domain}.json" if run else None
+        if run and path and path.exists():
+            record = json.loads(path.read_text(encoding="utf-8"))
+            if set(config.labels) <= {result["label_fraction"] for result in record["results"]}:
+                found[place] = Scored(run, record)
+    return found
+
+
+def begun(out: Path) -> dict[str, Run]:
+    """Every run in a folder by the hash of its configuration, the newest where there are several."""
+    runs = sorted((Run(path.parent) for path in out.glob("*/run.json")), key=lambda run: run.record["created"])
+    return {run.record["config_hash"]: run for run in runs}
+
+
+def train(cells: Mapping[Place, PretrainConfig], config: Config) -> list[str]:
+    """Pretrain and score what is not there yet; a cell that fails is reported and does not end the others."""
+    done, resumable, failed = finished(cells, config), begun(config.out), []
+    for number, (place, asked) in enumerate(cells.items(), start=1):
+        if place in done:
+            continue
+        name, row, seed = place
+        began = time.perf_counter()
+        accelerator = accelerate()  # one for each cell, for it keeps what it has prepared
+        try:
+            run = pretrain(replace(asked, resume=config_hash(asked) in resumable), accelerator=accelerator)
+            wanted = TransferConfig(run=run.path, task=(name,), labels=config.labels, data_root=config.data_root)
+            (record,) = transfer(wanted, accelerator=accelerator)
+        except UserError as error:
+            failed.append(f"failed: {name} {row} seed {seed}: {error}")
+            print(failed[-1], file=sys.stderr)
+            continue
+        found = "  ".join(f"{100 * linear(record, share)['value']:.1f}" for share in config.labels)
+        seconds = time.perf_counter() - began
+        print(f"{number}/{len(cells)}  {name}  {row}  seed {seed}:  {found}  ({seconds:.0f} s)", file=sys.stderr)
+    return failed
+
+
+# --- the table
+
+
+def linear(record: Mapping[str, Any], share: str, of: str = "results") -> Mapping[str, Any]:
+    """The linear probe's result at a share of the labels; ``raw`` is the yardstick on the raw input."""
+    results = record["results"] if of == "results" else record["yardsticks"][of]
+    found: Mapping[str, Any] = next(r for r in results if (r["probe"], r["label_fraction"]) == ("linear", share))
+    return found
+
+
+def block(name: str, scored: Mapping[Place, Scored], config: Config) -> list[str]:
+    """Heading, provenance and table of one domain, as lines of Markdown."""
+    rows: dict[str, dict[int, Scored]] = {}
+    for (where, row, seed), each in scored.items():
+        if where == name:
+            rows.setdefault(row, {})[seed] = each
+    if not rows:
+        return [f"### {name}", "", "No cell is finished.", ""]
+    everything = [each for by_seed in rows.values() for each in by_seed.values()]
+    some = everything[0].record
+    if some["metric"] != "accuracy":
+        raise UserError(f"{name} is scored by {some['metric']}: this table is of accuracies")
+
+    def values(row: str, share: str) -> list[float]:
+        return [linear(each.record, share)["value"] for each in rows[row].values()]
+
+    full, few = config.labels
+    ranked = sorted(rows, key=lambda row: -np.mean(values(row, full)))
+    none, best = rows.get("none", {}), rows[ranked[0]]
+    lines = [
+        f"### {name}",
+        "",
+        provenance(name, [each.run for each in everything], config),
+        "",
+        f"| algorithm | seeds | all labels, n = {some['n']:,} | minus none | minus best | {few} labels | minus none |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in ranked:
+        own = rows[row]
+        columns = [
+            row,
+            str(len(own)),
+            spread(values(row, full)),
+            difference(own, none, full),
+            difference(own, best, full),
+            spread(values(row, few)),
+            difference(own, none, few),
+        ]
+        lines.append(f"| {' | '.join(columns)} |")
+    raw = [f"{100 * linear(some, share, 'raw')['value']:.1f}" for share in config.labels]
+    majority = f"{100 * some['yardsticks']['majority'][0]['value']:.1f}"
+    return [*lines, f"| *raw input* | | {raw[0]} | | | {raw[1]} | |", f"| *majority* | | {majority} | | | | |", ""]
+
+
+def difference(own: Mapping[int, Scored], other: Mapping[int, Scored], share: str) -> str:
+    """Own minus other in points with its 95 % interval over the seeds that both have; bold where it excludes 0."""
+    seeds = sorted(own.keys() & other.keys())
+    if own is other or not seeds:
+        return ""
+    found = comparison([own[seed] for seed in seeds], [other[seed] for seed in seeds], share)
+    text = f"{100 * found.difference:+.1f}"
+    if found.low is not None and found.high is not None:
+        text += f" [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
+    return f"**{text}**" if found.shown else text
+
+
+def comparison(own: Sequence[Scored], other: Sequence[Scored], share: str) -> Comparison:
+    """Paired bootstrap over test examples (or their groups) and seeds.
+
+    Draws of few labels stand one below the other, each test example being one unit with its copies, so that the
+    accuracy is the mean over draws and a draw is not taken for a seed.
+    """
+    first, second = ([predictions(each, share) for each in side] for side in (own, other))
+    _, label, group = first[0]
+    return compare(metric("accuracy"), [x for x, _, _ in first], [x for x, _, _ in second], label, group)
+
+
+def predictions(scored: Scored, share: str) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]:
+    """Of the linear probe on test: scores ``(draws · n, C)``, labels and groups ``(draws · n,)``."""
+    path = scored.run.path / "transfer" / f"{scored.record['task']}.predictions.npz"
+    with np.load(path, allow_pickle=False) as kept:
+        predicted = kept[f"linear@{share.replace('/', ' per ')}"]  # classes, (draws, n)
+        label = kept["label"]
+        group = kept["group"] if "group" in kept else np.arange(len(label))
+    scores = np.eye(len(scored.record["classes"]), dtype=np.float32)[predicted.ravel()]
+    return scores, np.tile(label, len(predicted)), np.tile(group, len(predicted))
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean ± standard deviation over seeds, in percent."""
+    text = f"{100 * np.mean(values):.1f}"
+    return f"{text} ± {100 * np.std(values, ddof=1):.1f}" if len(values) > 1 else text
+
+
+def provenance(name: str, runs: Sequence[Run], config: Config) -> str:
+    """What the numbers of a table were measured with."""
+
+    def each(field: str) -> str:
+        return ", ".join(sorted({str(run.record[field]) for run in runs}))
+
+    data = load_domain(name, "v1", config.data_root)
+    parts = {"pretrain": data.pretrain, "train": data.train, "validation": data.validation}
+    sizes = ", ".join(f"{len(split):,} {part}" for part, split in parts.items() if split is not None)
+    return (
+        f"{domain(name).title}; {domain(name).modality}. Examples: {sizes}. {config.steps} steps of "
+        f"{config.batch_size}, lr {config.lr:g}, encoder {config.encoder} ({each('parameters')} parameters). "
+        f"{each('device')}; torch {each('torch')}; commit {each('commit')}; data {each('data_fingerprint')}."
+    )
+
+
+if __name__ == "__main__":
+    main()
