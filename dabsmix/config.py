@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
+import yaml
 
 from dabsmix.errors import UserError
 from dabsmix.plugins import algorithm_dabs, algorithm_flags
@@ -33,6 +34,7 @@ __all__ = [
     "as_plain",
     "config_hash",
     "data_root",
+    "read_options",
     "resolve",
 ]
 
@@ -152,17 +154,43 @@ _NOT_IN_HASH = ("out", "data_root", "resume", "checkpoint_every")
 
 
 def config_hash(config: PretrainConfig) -> str:
-    """12 hex digits that two configurations share exactly if they ask for the same numbers."""
-    values = {k: v for k, v in as_plain(config).items() if k not in _NOT_IN_HASH}
+    """12 hex digits that two configurations share exactly if they ask for the same numbers.
+
+    Raises:
+        UserError: the file of options cannot be read.
+    """
+    values: dict[str, Any] = {k: v for k, v in as_plain(config).items() if k not in _NOT_IN_HASH}
+    values["options"] = read_options(config.options)
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def as_plain(config: PretrainConfig) -> dict[str, Any]:
-    """Plain YAML values, the algorithm's hyperparameters among the other fields, as ``--config`` reads them."""
+    """Plain YAML values, the algorithm's hyperparameters among the other fields, as ``--config`` reads them.
+
+    The paths of a user's own data are absolute, so that they are found from any folder.
+    """
     values = asdict(config)
     hyper = values.pop("hyper")
     values.pop("resume")
+    values |= {k: values[k].expanduser().absolute() for k in ("data", "options") if values[k] is not None}
     return {k: str(v) if isinstance(v, Path) else v for k, v in (values | hyper).items()}
+
+
+def read_options(path: Path | None) -> dict[str, Any]:
+    """What ``--options`` names, by option; nothing without it.
+
+    Raises:
+        UserError: the file is missing, or not YAML of lines ``name: value``.
+    """
+    if path is None:
+        return {}
+    try:
+        options = yaml.safe_load(path.expanduser().read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"--options {path}: {' '.join(str(error).split())}") from error
+    if not isinstance(options, dict):
+        raise UserError(f"--options {path}: expected lines `name: value`")
+    return options
 
 
 def data_root(given: Path | None) -> Path:
@@ -178,8 +206,8 @@ def data_root(given: Path | None) -> Path:
 class TransferConfig:
     """Score a frozen encoder on labelled data: probes chosen on validation, the test split read once."""
 
-    run: Path | None = None
-    """The run's folder; without it, the newest finished run under --out."""
+    run: tuple[Path, ...] = ()
+    """The folders of one run or several; without it, the newest finished run under --out."""
     task: tuple[str, ...] = ()
     """Domains to transfer to; without it, those that the pretraining domain names, else itself."""
     protocol: Literal["v1", "dabs", "imix"] | None = None

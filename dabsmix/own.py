@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import collections.abc
 import importlib
 import inspect
+import json
+import types
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
-import yaml
-
-from dabsmix.config import PretrainConfig, data_root
+from dabsmix.config import PretrainConfig, data_root, read_options
 from dabsmix.domain import Data
 from dabsmix.download import ensure
 from dabsmix.errors import UserError
+from dabsmix.modalities.files import digest
 from dabsmix.plugins import did_you_mean, domain
 
 __all__ = ["load_domain", "load_for", "source_name"]
 
 OWN_BATCH_SIZE = 256
+FLAGS = ("path", "label", "on_bad")
+"""What a reader takes from the command line; its other keywords are options."""
 
 
 def load_domain(name: str, protocol: str, root: Path | None) -> Data:
@@ -49,6 +56,9 @@ def source_name(config: PretrainConfig) -> str:
 def load_for(config: PretrainConfig) -> tuple[Data, int]:
     """The data that a configuration asks for, and the batch size that goes with them.
 
+    The fingerprint of a user's own data covers the label and the options too: with others, the same files are other
+    data.
+
     Raises:
         UserError: see `source_name`; unknown domain; missing or damaged files; an unknown option.
     """
@@ -56,28 +66,37 @@ def load_for(config: PretrainConfig) -> tuple[Data, int]:
     if config.domain is not None:
         return load_domain(config.domain, config.protocol, config.data_root), domain(config.domain).batch_size
     assert config.data is not None
-    if not config.data.exists():
+    path = config.data.expanduser()
+    if not path.exists():
         raise UserError(f"--data {config.data}: no such file or folder")
     own = importlib.import_module(f"dabsmix.modalities.{config.modality}").own
-    options = _read_options(config.options)
-    known = [name for name in inspect.signature(own).parameters if name not in ("path", "label", "on_bad")]
-    for name in options:
+    options = read_options(config.options)
+    _check_options(config, own, options)
+    data: Data = own(path, label=config.label, on_bad=config.on_bad, **options)
+    source = digest([data.fingerprint, json.dumps([config.label, options], sort_keys=True, default=str)])
+    return replace(data, fingerprint=source), min(OWN_BATCH_SIZE, len(data.pretrain))
+
+
+def _check_options(config: PretrainConfig, own: Callable[..., Data], options: Mapping[str, Any]) -> None:
+    kinds = get_type_hints(own)
+    known = {name: each.annotation for name, each in inspect.signature(own).parameters.items() if name not in FLAGS}
+    for name, value in options.items():
         if name not in known:
             raise UserError(
-                f"{config.options}: unknown option {name!r}{did_you_mean(name, known)}; "
+                f"{config.options}: unknown option {name!r}{did_you_mean(str(name), known)}; "
                 f"{config.modality} data take: {', '.join(known)}"
             )
-    data: Data = own(config.data, label=config.label, on_bad=config.on_bad, **options)
-    return data, min(OWN_BATCH_SIZE, len(data.pretrain))
+        if not _is_a(value, kinds[name]):
+            raise UserError(f"{config.options}: {name} is {value!r}, not {known[name]}; mend the line")
 
 
-def _read_options(path: Path | None) -> dict[str, Any]:
-    if path is None:
-        return {}
-    try:
-        options = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"--options {path}: {' '.join(str(error).split())}") from error
-    if not isinstance(options, dict):
-        raise UserError(f"--options {path}: expected lines `name: value`")
-    return options
+def _is_a(value: object, kind: Any) -> bool:
+    """Whether a YAML value has the type that a reader's signature states."""
+    match get_origin(kind):
+        case typing.Literal:
+            return value in get_args(kind)
+        case typing.Union | types.UnionType:
+            return any(_is_a(value, each) for each in get_args(kind))
+        case collections.abc.Sequence:
+            return isinstance(value, list) and all(isinstance(each, str) for each in value)
+    return type(value) in ((int, float) if kind is float else (kind,))

@@ -259,7 +259,11 @@ GOOD = "file,kind,place\n" + "".join(f"all/{n:02d}.png,{'ab'[n % 2]},p{n % 5}\n"
         (GOOD.replace("all/03.png,b", "all/03.png,"), {}, "row 5: kind is empty"),
         (GOOD.replace("all/03.png,b,p3", "all/03.png,b"), {}, "row 5: not 3 cells"),
         (GOOD.replace("all/03.png,b,p3", "all/03.png,b,p3,x"), {}, "row 5: not 3 cells"),
-        (GOOD.replace("all/03.png,b,p3\n", ""), {}, r"all/03\.png: no label; give it one in .*labels\.csv"),
+        (
+            GOOD.replace("all/03.png,b,p3\n", ""),
+            {},
+            r"all/03\.png: no label; put it into a class folder, or give it a row",
+        ),
         (GOOD.replace(",b,", ",a,"), {}, "needs two classes"),
         (GOOD.replace("kind", "sort", 1), {}, "no column 'kind' among file, sort, place"),
         (GOOD.replace("file", "path", 1), {}, "no column 'file'"),
@@ -267,7 +271,7 @@ GOOD = "file,kind,place\n" + "".join(f"all/{n:02d}.png,{'ab'[n % 2]},p{n % 5}\n"
         (GOOD, {"label": None}, "name its column of classes with --label"),
         (GOOD, {"size": 30}, "size 30 is no multiple of patch 4"),
         (GOOD, {"size": 0}, "size 0"),
-        (GOOD, {"labels": ""}, "images have no column 'kind'"),
+        (GOOD, {"labels": ""}, "files have no column 'kind'"),
         (GOOD, {"labels": "nowhere.csv"}, r"nowhere\.csv: cannot be read"),
         (GOOD.encode().replace(b"kind", b"k\xffnd", 1), {}, "cannot be read"),
     ],
@@ -307,7 +311,7 @@ def test_damaged_and_unlabelled_images_are_named_or_listed(tmp_path: Path) -> No
 
 def test_no_image_or_none_that_is_whole_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="no image below it"):
+    with pytest.raises(UserError, match="no file below it ends in"):
         own(tmp_path / "empty")
     (tmp_path / "empty/a.png").write_bytes(b"nothing")
     with pytest.raises(UserError, match="none of the 1 images can be used"):

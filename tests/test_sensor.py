@@ -1,6 +1,7 @@
 """Windows, gaps, statistics and text files of numbers; a user's own recordings. All data here are generated."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -272,7 +273,7 @@ def broken(frame: pd.DataFrame, row: int, column: str, value: str | int | None) 
     ("column", "value", "message"),
     [
         ("x", "abc", "row 102: column 'x' holds 'abc'"),
-        ("x", "inf", "row 102: column 'x' holds 'inf', infinite"),
+        ("x", "inf", "row 102: column 'x' holds 'inf' infinite"),
         ("y", None, "row 102: column 'y' is empty"),
         ("activity", None, "row 102: column 'activity' is empty"),
         ("time", -1, "row 102: time goes from 9.9 to -1 within one group"),
@@ -306,7 +307,9 @@ def test_skipped_rows_are_listed_and_no_window_reaches_across(tmp_path: Path) ->
     assert isinstance(store, Windows)
     # reading 30 is gone: what was 31 is now 30, and a recording begins there
     assert store.starts[:3].tolist() == [0, 30, 46]
-    assert any(note.startswith("1 rows were left out: r.csv: row 32: column 'x' holds 'abc'") for note in data.notes)
+    (note,) = (note for note in data.notes if "skipped" in note)
+    assert re.match(r"1 of \d+ rows were skipped: r.csv: row 32: column 'x' holds 'abc'", note)
+    assert data.state["skipped"] == [note.partition("skipped: ")[2][:-1]]
 
 
 def test_what_cannot_be_meant_is_refused(tmp_path: Path) -> None:

@@ -318,14 +318,14 @@ def test_damaged_own_sounds_are_named_or_counted(tmp_path: Path) -> None:
 
 def test_mistakes_are_told(tmp_path: Path) -> None:
     path = write_own(tmp_path / "sounds", 4)
-    with pytest.raises(UserError, match="sounds have no column 'kind': --label folder"):
+    with pytest.raises(UserError, match="files have no column 'kind': --label folder"):
         own(path, label="kind")
     with pytest.raises(UserError, match="name its column of classes with --label"):
         own(path, labels="labels.csv")
     with pytest.raises(UserError, match=r"mels 30, patch 8: .*a multiple of patch"):
         own(path, mels=30)
-    with pytest.raises(UserError, match="every sound has the label 'hum'"):
+    with pytest.raises(UserError, match="all sounds have the label 'hum'"):
         own(write_own(tmp_path / "one", 1), label="folder", rate=8000, mels=32)
     (tmp_path / "none").mkdir()
-    with pytest.raises(UserError, match="no sound file below it"):
+    with pytest.raises(UserError, match="no file below it ends in"):
         own(tmp_path / "none")

@@ -187,8 +187,8 @@ def test_what_counts_as_missing(tmp_path: Path) -> None:
 BAD = {
     "1,2": "2 cells where the table has 6 columns",
     "1,Bern,2,0,p1,a,7": "7 cells where the table has 6 columns",
-    "50,Bern,inf,0,p1,a": "column 'income' holds 'inf' beyond float32",
-    "50,Bern,1e39,0,p1,a": "column 'income' holds '1e39' beyond float32",
+    "50,Bern,inf,0,p1,a": "column 'income' holds 'inf' infinite as float32",
+    "50,Bern,1e39,0,p1,a": "column 'income' holds '1e39' infinite as float32",
     "fifty,Bern,1,0,p1,a": "column 'age' holds 'fifty' among numbers",
     "50,Bern,1,0,p1,": "column 'y' is empty",
     "50,Bern,1,0,,a": "column 'person' is empty",
@@ -206,7 +206,7 @@ def test_bad_row_is_refused_with_file_and_row_or_skipped_and_listed(line: str, t
     assert str(caught.value).startswith(f"{path}: row 101: {BAD[line]}")
     assert "\n" not in str(caught.value)
     data = own(path, label="y", group="person", on_bad="skip")
-    assert data.notes[-1].startswith(f"1 rows were left out: people.csv: row 101: {BAD[line]}")
+    assert data.notes[-1].startswith(f"1 of 301 rows were skipped: people.csv: row 101: {BAD[line]}")
     np.testing.assert_allclose(read(data, data.train), read(good, good.train))
 
 
@@ -220,8 +220,9 @@ def test_row_numbers_after_skipped_rows_are_those_of_the_file(tmp_path: Path) ->
 
 def test_many_skipped_rows_are_counted_and_the_first_listed(tmp_path: Path) -> None:
     data = own(write(tmp_path / "t.csv", [*generated(60), *["x"] * 50]), label="y", on_bad="skip")
-    assert data.notes[-1].startswith("50 rows were left out: t.csv: row 62:")
-    assert data.notes[-1].endswith("and 30 more.")
+    assert data.notes[-1].startswith("50 of 110 rows were skipped: t.csv: row 62:")
+    assert data.notes[-1].endswith("and 30 more, which run.json lists.")
+    assert len(data.state["skipped"]) == 50
 
 
 @pytest.mark.parametrize(

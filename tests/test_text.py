@@ -304,7 +304,7 @@ def test_bad_rows_are_named_or_counted(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"bad.csv:22: no text"):
         own(path, label="kind")
     data = own(path, label="kind", on_bad="skip")
-    assert "5 texts were skipped: bad.csv:22: no text; bad.csv:23: no kind; bad.csv:24: no kind" in data.notes[-1]
+    assert "5 of 26 texts were skipped: bad.csv:22: no text; bad.csv:23: no kind; bad.csv:24: no kind" in data.notes[-1]
     assert "bad.csv:25: 1 cells where the table has 2 columns; bad.csv:26: 3 cells" in data.notes[-1]
     assert sum(len(part) for part in (data.train, data.validation, data.test) if part) == 21
 

@@ -115,7 +115,9 @@ def _encode(
             with np.errstate(over="ignore"):
                 infinite = np.isinf(each.astype(np.float32))
             for place in np.flatnonzero(odd | infinite):
-                reason = "among numbers (a mark of empty cells? option `missing`)" if odd[place] else "beyond float32"
+                reason = (
+                    "among numbers (a mark of empty cells? option `missing`)" if odd[place] else "infinite as float32"
+                )
                 wrong.setdefault(int(place), f"column {column.name!r} holds {text[int(place)].as_py()!r} {reason}")
         else:
             each, count = _codes(text, column.categories)

@@ -1,4 +1,4 @@
-"""What every modality reads of a data set besides its content: folders, lists, a user's labels, sums of lists."""
+"""What every modality reads of a data set besides its content: folders, lists, sums of lists, a user's labels."""
 
 from __future__ import annotations
 
@@ -6,14 +6,35 @@ import csv
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dabsmix.domain import Task
 from dabsmix.errors import UserError
+from dabsmix.prepare import fingerprint
+from dabsmix.splits import carve
 
-__all__ = ["codes", "digest", "lines", "read_labels", "rows_named", "split_note", "walk"]
+__all__ = [
+    "OwnSplit",
+    "codes",
+    "digest",
+    "lines",
+    "own_files",
+    "own_labels",
+    "own_split",
+    "read_labels",
+    "rows_named",
+    "skipped_note",
+    "split_note",
+    "walk",
+]
+
+LISTED = 20
+"""Skipped examples that a note names one by one."""
 
 
 def walk(folder: Path, suffixes: tuple[str, ...]) -> list[str]:
@@ -77,6 +98,134 @@ def digest(lines: Sequence[str]) -> str:
 def split_note(test: Sequence[str]) -> str:
     """A note for a test part that upstream does not fix: the sum by which two readers can tell that theirs is one."""
     return f"The split is drawn here by seed over sorted names; sha256 of the {len(test)} test names: {digest(test)}."
+
+
+# --- a user's own folder of files, one example each
+
+
+def own_files(path: Path, suffixes: tuple[str, ...]) -> tuple[Path, list[str]]:
+    """The folder and the files in it, as `walk` lists them; of a single file its folder and its name.
+
+    Raises:
+        UserError: there is none.
+    """
+    if path.is_file():
+        return path.parent, [path.name]
+    files = walk(path, suffixes)
+    if not files:
+        raise UserError(f"{path}: no file below it ends in {', '.join(suffixes)}; is it the right folder?")
+    return path, files
+
+
+Named = Mapping[str, tuple[str, str]]
+"""Class and group of a file; the group is its own name where none is asked for."""
+
+
+def own_labels(
+    folder: Path, files: Sequence[str], label: str | None, labels: str, group: str | None
+) -> tuple[Named | None, str]:
+    """What a user's files are labelled with, and the fingerprint of the table that says so; None without a label.
+
+    Args:
+        folder: of the data.
+        files: below it.
+        label: ``folder`` where each class has a folder of its own; with `labels`, the column of the class.
+        labels: a CSV as `read_labels` reads it; its path counts from the folder of the data.
+        group: the column of `labels` that tells which files belong together.
+
+    Raises:
+        UserError: one of the three lacks another, or see `read_labels`.
+    """
+    if labels and label is None:
+        raise UserError(f"labels {labels}: name its column of classes with --label")
+    if not labels and (group or label not in (None, "folder")):
+        raise UserError(f"files have no column {group or label!r}: --label folder, or name a CSV in the option labels")
+    if label is None:
+        return None, ""
+    if not labels:
+        return {file: (file.split("/")[0], file) for file in files if "/" in file}, ""
+    table = folder / Path(labels).expanduser()
+    return read_labels(table, files, label, group), fingerprint(table.parent, [table])
+
+
+@dataclass(frozen=True)
+class OwnSplit:
+    """What becomes of a user's files; rows are their places in the list.
+
+    Attributes:
+        train, test: the rows; without labels all that can be used are train. Validation is carved later.
+        label: int64 ``(n,)``, -1 for rows that are not used; None without labels.
+        task: None without labels.
+        group: int64 ``(n,)``, or None.
+        notes: whose splits these are, and what was skipped.
+        skipped: what was wrong with each file that was.
+    """
+
+    train: NDArray[np.int64]
+    test: NDArray[np.int64]
+    label: NDArray[np.int64] | None
+    task: Task | None
+    group: NDArray[np.int64] | None
+    notes: tuple[str, ...]
+    skipped: tuple[str, ...]
+
+
+def own_split(
+    what: str,
+    folder: Path,
+    files: Sequence[str],
+    named: Named | None,
+    bad: Mapping[int, str],
+    *,
+    grouped: bool,
+    on_bad: Literal["error", "skip"],
+) -> OwnSplit:
+    """A fifth of the files of every class, or of the groups, for the test, the rest for training.
+
+    Args:
+        what: what they are, for messages: ``images``.
+        folder: of the data.
+        files: below it.
+        named: see `own_labels`.
+        bad: what is wrong with which row.
+        grouped: whether the groups are to be kept whole.
+        on_bad: ``skip`` leaves out the bad rows and those without a label, counts and lists them.
+
+    Raises:
+        UserError: a bad row, unless they are skipped; none that can be used; one class only.
+    """
+    bad = dict(bad)
+    for row, file in enumerate(files if named is not None else ()):
+        if file not in named:  # type: ignore[operator]  # there is nothing to loop over without it
+            bad.setdefault(row, f"{folder / file}: no label; put it into a class folder, or give it a row in labels")
+    if bad and on_bad == "error":
+        others = f" ({len(bad) - 1} more of {len(files)} {what} are bad)" if len(bad) > 1 else ""
+        raise UserError(f"{bad[min(bad)]}, or leave such files out with --on-bad skip{others}")
+    rows = np.array([row for row in range(len(files)) if row not in bad], dtype=np.int64)
+    if not len(rows):
+        raise UserError(f"none of the {len(files)} {what} can be used; the first: {bad[0]}")
+    skipped = tuple(bad[row] for row in sorted(bad))
+    if named is None:
+        return OwnSplit(rows, rows[:0], None, None, None, skipped_note(what, skipped, len(files)), skipped)
+    classes = tuple(sorted({named[files[row]][0] for row in rows}))
+    if len(classes) < 2:
+        raise UserError(f"{folder}: all {what} have the label {classes[0]!r}; a task needs two classes")
+    label, group = np.full(len(files), -1, dtype=np.int64), np.full(len(files), -1, dtype=np.int64)
+    label[rows] = [classes.index(named[files[row]][0]) for row in rows]
+    group[rows] = codes([named[files[row]][1] for row in rows])
+    rest, test = carve(len(rows), label=label[rows], group=group[rows] if grouped else None, fraction=0.2)
+    note = f"The splits are ours, of {'whole groups' if grouped else f'{what} of every class'}, seeded."
+    task = Task("classes", "accuracy", classes)
+    notes = (note, *skipped_note(what, skipped, len(files)))
+    return OwnSplit(rows[rest], rows[test], label, task, group if grouped else None, notes, skipped)
+
+
+def skipped_note(what: str, skipped: Sequence[str], total: int) -> tuple[str, ...]:
+    """For ``Data.notes``: how many were skipped, and the first of them; all of them are in ``Data.state``."""
+    if not skipped:
+        return ()
+    more = f"; and {len(skipped) - LISTED} more, which run.json lists" if len(skipped) > LISTED else ""
+    return (f"{len(skipped)} of {total} {what} were skipped: {'; '.join(skipped[:LISTED])}{more}.",)
 
 
 def read_labels(path: Path, files: Sequence[str], label: str, group: str | None) -> dict[str, tuple[str, str]]:

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from dabsmix.domain import Data, Domain, Split, Task
 from dabsmix.download import Download
 from dabsmix.errors import UserError
-from dabsmix.modalities.files import codes, digest, read_labels, walk
+from dabsmix.modalities.files import digest, own_files, own_labels, own_split
 from dabsmix.modalities.image_pixels import Pixels, moments
 from dabsmix.modalities.image_read import IMAGE_SUFFIXES, file_pixels
 from dabsmix.prepare import allocate, fingerprint, prepared, progress
@@ -284,53 +284,33 @@ def own(
         on_bad: ``skip`` leaves out images that are damaged or have no label, counts and lists them.
         size: side of the square that every image is resized to.
         patch: side of a patch.
-        labels: a CSV with a header: the column ``file`` (below the folder), the label's, the group's.
+        labels: a CSV with a header: the column ``file`` (below the folder), the label's, the group's; its own path
+            counts from the folder too.
         group: the column of `labels` that tells which images belong together (patient, place, day).
 
     Raises:
         UserError: no image, a damaged one, one without a label; a label without an image; only one class.
     """
-    if labels and label is None:
-        raise UserError(f"labels {labels}: name its column of classes with --label")
-    if not labels and (group or label not in (None, "folder")):
-        raise UserError(f"images have no column {group or label!r}: --label folder, or name a CSV in the option labels")
-    folder, files = _own_files(path)
+    folder, files = own_files(path, IMAGE_SUFFIXES)
+    named, table = own_labels(folder, files, label, labels, group)
     unlabelled = _own_listing(folder, files)
-    images, sums, bad, source = stored("own_images", unlabelled, _side(size, patch), on_bad)
-    if label is None:
-        rows = _usable(files, bad)
-        mean, std = moments(sums[rows], size * size)
-        state = {"size": size, "patch": patch, "mean": mean, "std": std}
-        return replace(_unsplit(images, rows, source, state), notes=_skipped(files, bad))
-    if labels:
-        source = digest([source, fingerprint(Path(labels).parent, [Path(labels)])])
-        named = read_labels(Path(labels), files, label, group)
-    else:
-        named = {file: (file.split("/")[0], file) for file in files if "/" in file}
-    for row, file in enumerate(files):
-        if file not in named:
-            bad.setdefault(row, f"{folder / file}: no label; give it one in {labels or 'the form of a class folder'}")
-    if bad and on_bad == "error":
-        raise UserError(bad[min(bad)])
-    rows = _usable(files, bad)
-    classes = tuple(sorted({named[files[row]][0] for row in rows}))
-    code, groups = np.full(len(files), -1, dtype=np.int64), np.full(len(files), -1, dtype=np.int64)
-    code[rows] = [classes.index(named[files[row]][0]) for row in rows]
-    groups[rows] = codes([named[files[row]][1] for row in rows])
-    rest, test = carve(len(rows), label=code[rows], group=groups[rows] if group else None, fraction=0.2)
+    images, sums, bad, source = stored("own_images", unlabelled, _side(size, patch), "skip")
+    own = own_split("images", folder, files, named, bad, grouped=group is not None, on_bad=on_bad)
+    if own.label is None or own.task is None:
+        mean, std = moments(sums[own.train], size * size)
+        state = {"size": size, "patch": patch, "mean": mean, "std": std, "skipped": own.skipped}
+        return replace(_unsplit(images, own.train, source, state), notes=own.notes)
     listing = replace(
         unlabelled,
-        label=code,
-        train=rows[rest],
-        test=rows[test],
-        task=Task("classes", "accuracy", classes),
-        group=groups if group else None,
-        notes=(
-            f"The splits are ours, of {'whole groups' if group else 'images of every class'}, seeded.",
-            *_skipped(files, bad),
-        ),
+        label=own.label,
+        train=own.train,
+        test=own.test,
+        task=own.task,
+        group=own.group,
+        notes=own.notes,
     )
-    return replace(load("own_images", listing, size, patch, "v1", "flip", on_bad), fingerprint=source)
+    data = load("own_images", listing, size, patch, "v1", "flip", "skip")
+    return replace(data, fingerprint=digest([source, table]), state={**data.state, "skipped": own.skipped})
 
 
 def own_rows(path: Path, state: Mapping[str, Any]) -> tuple[Data, list[str]]:
@@ -339,18 +319,9 @@ def own_rows(path: Path, state: Mapping[str, Any]) -> tuple[Data, list[str]]:
     Raises:
         UserError: there is no image, or one is damaged.
     """
-    folder, files = _own_files(path)
+    folder, files = own_files(path, IMAGE_SUFFIXES)
     images, _, _, source = stored("own_images", _own_listing(folder, files), state["size"])
     return _unsplit(images, np.arange(len(files)), source, state), files
-
-
-def _own_files(path: Path) -> tuple[Path, list[str]]:
-    if path.is_file():
-        return path.parent, [path.name]
-    files = walk(path, IMAGE_SUFFIXES)
-    if not files:
-        raise UserError(f"{path}: no image below it; files end in {', '.join(IMAGE_SUFFIXES)}")
-    return path, files
 
 
 def _side(size: int, patch: int) -> int:
@@ -363,19 +334,6 @@ def _own_listing(folder: Path, files: list[str]) -> Listing:
     nowhere = np.arange(0)
     label, task = np.full(len(files), -1, dtype=np.int64), Task("classes", "accuracy")
     return Listing(folder, files, len(files), file_pixels(folder, files), label, nowhere, nowhere, task)
-
-
-def _usable(files: list[str], bad: Mapping[int, str]) -> NDArray[np.int64]:
-    rows = np.array([row for row in range(len(files)) if row not in bad], dtype=np.int64)
-    if not len(rows):
-        raise UserError(f"none of the {len(files)} images can be used; the first: {bad[0]}")
-    return rows
-
-
-def _skipped(files: list[str], bad: Mapping[int, str]) -> tuple[str, ...]:
-    if not bad:
-        return ()
-    return (f"{len(bad)} of {len(files)} images were skipped: {'; '.join(bad[row] for row in sorted(bad))}.",)
 
 
 def _unsplit(images: NDArray[Any], rows: NDArray[np.int64], source: str, state: Mapping[str, Any]) -> Data:

@@ -115,7 +115,7 @@ def read(
             values.append((cells[:, : len(channels)].astype(np.float32), cells[:, len(channels) :]))
         skipped += [f"{source.path.name}: row {row}: {reason}" for row, reason in sorted(left_out)]
     if not sum(len(place) for place in places):
-        raise UserError(f"{sources[0].path}: no row that can be used; {len(skipped)} were left out")
+        raise UserError(f"{sources[0].path}: no row that can be used; {len(skipped)} were skipped")
     place, rest = np.concatenate(places), np.concatenate([extra for _, extra in values])
     label, classes = np.zeros(len(place), np.int64), tuple[str, ...]()
     if len(others) > 2:

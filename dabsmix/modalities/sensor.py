@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from dabsmix.domain import Data, Split, Task
 from dabsmix.errors import UserError
+from dabsmix.modalities.files import skipped_note
 from dabsmix.modalities.recordings import kept, read, stretches
 from dabsmix.modalities.tables import Source, column_names, table_files
 from dabsmix.plugins import did_you_mean
@@ -30,9 +31,6 @@ __all__ = ["Standardise", "Windows", "fill_gaps", "own", "own_rows", "read_numbe
 
 TOKENS = 64
 """About how many segments a user's window is cut into, unless told."""
-
-LISTED = 20
-"""Skipped rows that are named one by one."""
 
 
 class Windows:
@@ -239,7 +237,10 @@ def own(
         )
     windows, members = Windows(found.readings, starts, window), found.group[starts]
     train, validation, test = np.arange(len(starts)), None, None
-    notes = [*_unused_note(starts, window, len(found.row)), *_skipped_note(found.skipped)]
+    notes = [
+        *_unused_note(starts, window, len(found.row)),
+        *skipped_note("rows", found.skipped, len(found.row) + len(found.skipped)),
+    ]
     if label is not None:
         rest, test = carve(len(starts), group=members, fraction=0.2, seed=0)
         train, validation = (rest[part] for part in carve(len(rest), group=members[rest], seed=1))
@@ -271,6 +272,7 @@ def own(
             "patch": patch,
             "mean": standardise.mean.tolist(),
             "std": standardise.std.tolist(),
+            "skipped": list(found.skipped),
         },
     )
 
@@ -281,11 +283,6 @@ def _unused_note(starts: NDArray[np.int64], window: int, readings: int) -> list[
     np.add.at(used, starts + window, -1)
     unused = int((np.cumsum(used)[:-1] == 0).sum())
     return [f"{unused} of {readings} readings are in no window: their stretch is too short, or ends."] * (unused > 0)
-
-
-def _skipped_note(skipped: tuple[str, ...]) -> list[str]:
-    more = f"; and {len(skipped) - LISTED} more" if len(skipped) > LISTED else ""
-    return [f"{len(skipped)} rows were left out: {'; '.join(skipped[:LISTED])}{more}."] * (len(skipped) > 0)
 
 
 def own_rows(path: Path, state: Mapping[str, Any]) -> tuple[Data, list[str]]:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from dabsmix.domain import Data, Domain, Split, Task
 from dabsmix.download import Download
 from dabsmix.errors import UserError
-from dabsmix.modalities.files import codes, read_labels, walk
+from dabsmix.modalities.files import digest, own_files, own_labels, own_split, walk
 from dabsmix.modalities.sound import LARGE, SUFFIXES, Clip, Form, duration, log_mel, read_clip, small
 from dabsmix.prepare import allocate, fingerprint, prepared, progress
 from dabsmix.splits import carve
@@ -306,58 +306,24 @@ def own(
         seconds: of every file that are looked at, from its beginning.
         mels: mel bands, and as many frames.
         patch: side of a patch, in bands and frames.
-        labels: a CSV with a header: the column ``file`` (below the folder), the label's, the group's.
+        labels: a CSV with a header: the column ``file`` (below the folder), the label's, the group's; its own path
+            counts from the folder too.
         group: the column of `labels` that tells which files belong together (speaker, place, day).
 
     Raises:
         UserError: no sound, a damaged one, one without a label; a label without a sound; only one class.
     """
-    if labels and label is None:
-        raise UserError(f"labels {labels}: name its column of classes with --label")
-    if not labels and (group or label not in (None, "folder")):
-        raise UserError(f"sounds have no column {group or label!r}: --label folder, or name a CSV in the option labels")
     form = _own_form(rate, seconds, mels, patch)
     clips = _own_clips(path)
-    _, _, about = stored("own_sounds", clips, _fingerprint(clips), form, on_bad=on_bad)
-    bad = dict(about.bad)
-    if label is None:
-        clips = replace(clips, train=_usable(clips, bad), notes=_skipped(clips, bad))
-        return load("own_sounds", clips, form, "v1", on_bad=on_bad)
-    if labels:
-        named = read_labels(Path(labels), clips.files, label, group)
-    else:
-        named = {file: (file.split("/")[0], file) for file in clips.files if "/" in file}
-    for row, file in enumerate(clips.files):
-        if file not in named:
-            remedy = f"give it one in {labels or 'the form of a class folder'}"
-            bad.setdefault(row, f"{clips.folder / file}: no label; {remedy}")
-    if bad and on_bad == "error":
-        raise UserError(bad[min(bad)])
-    rows = _usable(clips, bad)
-    classes = tuple(sorted({named[clips.files[row]][0] for row in rows}))
-    if len(classes) < 2:
-        raise UserError(f"{path}: every sound has the label {classes[0]!r}; a task needs two classes")
-    code, groups = np.full(len(clips.files), -1, dtype=np.int64), np.full(len(clips.files), -1, dtype=np.int64)
-    code[rows] = [classes.index(named[clips.files[row]][0]) for row in rows]
-    groups[rows] = codes([named[clips.files[row]][1] for row in rows])
-    rest, test = carve(len(rows), label=code[rows], group=groups[rows] if group else None, fraction=0.2)
+    named, table = own_labels(clips.folder, clips.files, label, labels, group)
+    _, _, about = stored("own_sounds", clips, _fingerprint(clips), form, on_bad="skip")
+    own = own_split("sounds", clips.folder, clips.files, named, about.bad, grouped=group is not None, on_bad=on_bad)
     clips = replace(
-        clips,
-        label=code,
-        train=rows[rest],
-        test=rows[test],
-        task=Task("classes", "accuracy", classes),
-        group=groups if group else None,
-        notes=(
-            f"The splits are ours, of {'whole groups' if group else 'sounds of every class'}, seeded.",
-            *_skipped(clips, bad),
-        ),
+        clips, train=own.train, test=own.test, label=own.label, task=own.task, group=own.group, notes=own.notes
     )
-    data = load("own_sounds", clips, form, "v1", on_bad=on_bad)
-    if not labels:
-        return data
-    table = fingerprint(Path(labels).parent, [Path(labels)])
-    return replace(data, fingerprint=f"{data.fingerprint}+{table}")
+    data = load("own_sounds", clips, form, "v1", on_bad="skip")
+    source = digest([data.fingerprint, table])
+    return replace(data, fingerprint=source, state={**data.state, "skipped": own.skipped})
 
 
 def own_rows(path: Path, state: Mapping[str, Any]) -> tuple[Data, list[str]]:
@@ -379,20 +345,5 @@ def _own_form(rate: int, seconds: float, mels: int, patch: int) -> Form:
 
 
 def _own_clips(path: Path) -> Clips:
-    folder, files = (path.parent, [path.name]) if path.is_file() else (path, sounds(path))
-    if not files:
-        raise UserError(f"{path}: no sound file below it; files end in {', '.join(SUFFIXES)}")
+    folder, files = own_files(path, SUFFIXES)
     return Clips(folder, files, train=np.arange(len(files)), test=np.arange(0))
-
-
-def _usable(clips: Clips, bad: Mapping[int, str]) -> NDArray[np.int64]:
-    rows = np.array([row for row in range(len(clips.files)) if row not in bad], dtype=np.int64)
-    if not len(rows):
-        raise UserError(f"none of the {len(clips.files)} sounds can be used; the first: {bad[0]}")
-    return rows
-
-
-def _skipped(clips: Clips, bad: Mapping[int, str]) -> tuple[str, ...]:
-    if not bad:
-        return ()
-    return (f"{len(bad)} of {len(clips.files)} sounds were skipped: {'; '.join(bad[row] for row in sorted(bad))}.",)

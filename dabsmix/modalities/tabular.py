@@ -14,15 +14,13 @@ from numpy.typing import NDArray
 from dabsmix.domain import Data, Split, Task
 from dabsmix.errors import UserError
 from dabsmix.modalities.columns import Column, Fitted, Matrix, encoded, fit, refuse, scan, store
+from dabsmix.modalities.files import skipped_note
 from dabsmix.modalities.tables import Source, column_names, table_files
 from dabsmix.plugins import did_you_mean
 from dabsmix.prepare import fingerprint
 from dabsmix.splits import carve
 
 __all__ = ["numeric_table", "own", "own_rows", "supervised"]
-
-LISTED = 20
-"""Skipped rows that are named one by one."""
 
 MANY = 20
 """A label with more different numbers is taken for a quantity, unless they are 0, 1, 2, ... or 1, 2, 3, ..."""
@@ -154,7 +152,7 @@ def own(
         return tuple(found[name] for name in features), tuple(found[name] for name in others)
 
     matrix = store("own_tabular", key, sources, columns, on_bad=on_bad, missing=empty, filled=frozenset(others))
-    notes = _skipped_notes(matrix.skipped)
+    notes = skipped_note("rows", matrix.skipped, len(matrix.x) + len(matrix.skipped))
     members = None if group is None else matrix.extra[:, others.index(group)].astype(np.int64)
     everything = np.arange(len(matrix.x))
     if label is None:
@@ -170,7 +168,7 @@ def own(
             fingerprint=source,
             normalise=fitted.normalise(),
             notes=notes,
-            state=_state(fitted, others, left_out, empty),
+            state=_state(fitted, matrix, left_out, empty),
         )
     target, target_task, said = _target(matrix, label, task)
     classes = target.astype(np.int64) if target_task.kind == "classes" else None
@@ -202,7 +200,7 @@ def own(
             *notes,
         ),
         group=members,
-        state=_state(fitted, others, left_out, empty),
+        state=_state(fitted, matrix, left_out, empty),
     )
 
 
@@ -260,13 +258,6 @@ def _unseen_note(count: int) -> tuple[str, ...]:
     if not count:
         return ()
     return (f"{count} cells hold a category that no training row has; they are read as missing.",)
-
-
-def _skipped_notes(skipped: tuple[str, ...]) -> tuple[str, ...]:
-    if not skipped:
-        return ()
-    more = f"; and {len(skipped) - LISTED} more" if len(skipped) > LISTED else ""
-    return (f"{len(skipped)} rows were left out: {'; '.join(skipped[:LISTED])}{more}.",)
 
 
 def _listed(names: str | Sequence[str]) -> tuple[str, ...]:
@@ -331,14 +322,13 @@ def _class_notes(task: Task, parts: Mapping[str, NDArray[np.int64]], classes: ND
     return notes
 
 
-def _state(
-    fitted: Fitted, others: tuple[str, ...], ignored: tuple[str, ...], missing: tuple[str, ...]
-) -> dict[str, Any]:
+def _state(fitted: Fitted, matrix: Matrix, ignored: tuple[str, ...], missing: tuple[str, ...]) -> dict[str, Any]:
     return {
         "columns": [[column.name, column.categories and list(column.categories)] for column in fitted.columns],
         "mean": list(fitted.mean),
         "std": list(fitted.std),
-        "others": list(others),
+        "others": [column.name for column in matrix.others],
         "ignored": list(ignored),
         "missing": list(missing),
+        "skipped": list(matrix.skipped),
     }

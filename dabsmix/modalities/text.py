@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from dabsmix.domain import Data, Split, Task
 from dabsmix.download import Download
 from dabsmix.errors import UserError
-from dabsmix.modalities.files import codes
+from dabsmix.modalities.files import codes, skipped_note
 from dabsmix.modalities.text_files import OwnText, read_own
 from dabsmix.modalities.tokenizer import Sample, Tokenizer, tokenizer, train_tokenizer
 from dabsmix.prepare import allocate, fingerprint, prepared, progress
@@ -274,6 +274,7 @@ def own(
     train = np.arange(len(rows))
     test = validation = train[:0]
     code, groups, task = None, None, None
+    notes: tuple[str, ...] = ()
     if label is not None:
         classes = tuple(sorted({row.label for row in rows}))
         if len(classes) < 2:
@@ -284,6 +285,7 @@ def own(
         rest, test = carve(len(rows), label=code, group=groups, fraction=0.2)
         kept, held = carve(len(rest), label=code[rest], group=None if groups is None else groups[rest])
         train, validation = rest[kept], rest[held]
+        notes = (f"The splits are ours, of {'whole groups' if group else 'texts of every class'}, seeded.",)
     tokens = _own_tokenizer(tokenizer, (rows[row].text for row in train), vocab_size)
     data = _own_data(path, rows, tokens, length)
 
@@ -297,8 +299,8 @@ def own(
         validation=split(validation),
         test=split(test),
         task=task,
-        notes=(*data.notes, *([f"{len(bad)} texts were skipped: {'; '.join(bad)}."] if bad else [])),
-        state={"column": column, "length": length, "tokenizer": tokens.state()},
+        notes=(*notes, *data.notes, *skipped_note("texts", bad, len(rows) + len(bad))),
+        state={"column": column, "length": length, "tokenizer": tokens.state(), "skipped": bad},
     )
 
 
