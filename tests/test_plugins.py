@@ -12,8 +12,10 @@ import torch
 
 from dabsmix import plugins
 from dabsmix.algorithm import Algorithm, Loss
+from dabsmix.cli import main
 from dabsmix.encoder import Encoder
 from dabsmix.errors import UserError
+from dabsmix.run import Run, newest_run
 from dabsmix.spec import Batch
 from dabsmix.testing import check_algorithm
 
@@ -113,6 +115,28 @@ def test_algorithm_of_another_package_by_module_and_by_entry_point(
     assert "rotate" in plugins.algorithms()
     assert plugins.algorithm_class("rotate") is cls
     assert [flag.name for flag in plugins.algorithm_flags("rotate")] == ["weight", "mode", "flip"]
+
+
+@pytest.mark.slow
+def test_algorithm_of_another_package_trains_from_the_command_line(
+    package: Callable[[str, str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package("rotate", OURS)
+    install(tmp_path, "dabsmix.algorithms", "rotate", "theirs.rotate:Rotate")
+
+    def train(algo: str, *flags: str) -> Run:
+        line = f"dabsmix pretrain --domain digits --encoder tiny --steps 3 --batch-size 8 --algo {algo}"
+        out = tmp_path / "runs" / algo.replace(":", ".")
+        monkeypatch.setattr(sys, "argv", [*line.split(), *flags, "--out", str(out)])
+        main()
+        return newest_run(out, lambda run: run.finished, "finished run")
+
+    by_module = train("theirs.rotate:Rotate", "--weight", "0.5", "--mode", "b")
+    assert by_module.record["hyper"] == {"weight": 0.5, "mode": "b", "flip": True}
+    assert by_module.metrics()[-1]["grad_norm"] > 0
+    by_entry_point = train("rotate", "--weight", "0.5", "--mode", "b")
+    assert by_entry_point.record["encoder_sha256"] == by_module.record["encoder_sha256"]
+    assert train("none").record["encoder_sha256"] != by_module.record["encoder_sha256"]
 
 
 def test_one_name_for_two_algorithms_is_refused(package: Callable[[str, str], Path], tmp_path: Path) -> None:
