@@ -11,20 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from dabsmix.errors import UserError
+from dabsmix.metrics import METRICS
 
 __all__ = ["COLUMNS", "METRIC_RANGES", "PROTOCOLS", "Row", "lines", "parse", "problems", "read", "text", "typed"]
 
 PROTOCOLS = ("v1", "dabs", "imix", "finetune")
-METRIC_RANGES = {
-    "accuracy": (0.0, 1.0),
-    "auroc_macro": (0.0, 1.0),
-    "f1_macro": (0.0, 1.0),
-    "f1_weighted": (0.0, 1.0),
-    "matthews": (-1.0, 1.0),
-    "mse": (0.0, math.inf),
-    "pearson": (-1.0, 1.0),
-    "spearman": (-1.0, 1.0),
-}
+METRIC_RANGES = {name: metric.span for name, metric in METRICS.items()}
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,7 @@ def bootstrap(
     every run; then runs are. The interval is the expanded percentile interval: percentiles of the resampled score,
     moved outwards so that few units do not make it too short, and deviations between S runs are widened by
     ``sqrt(S/(S-1))`` for the same reason (Hesterberg 2015, on the bootstrap's narrowness in small samples). Resamples
-    on which the metric has no value are left out.
+    on which the metric has no value are left out. No end lies outside the values that the metric can have.
 
     Args:
         metric: what to compute.
@@ -92,7 +92,7 @@ def bootstrap(
     value = float(np.mean([metric(scores, label) for scores in runs]))
     units = _Units(len(label), group)
     statistics = [_on_resample(metric, scores, label, units) for scores in runs]
-    low, high = _interval(statistics, units, resamples, seed)
+    low, high = _interval(statistics, units, resamples, seed, metric.span)
     return Interval(value, low, high, len(label), units.number, len(runs))
 
 
@@ -129,7 +129,8 @@ def compare(
     statistics = [
         _difference(_on_resample(metric, a, label, units), _on_resample(metric, b, label, units)) for a, b in pairs
     ]
-    low, high = _interval(statistics, units, resamples, seed)
+    width = metric.span[1] - metric.span[0]
+    low, high = _interval(statistics, units, resamples, seed, (-width, width))
     shown = low is not None and high is not None and not low <= 0 <= high
     return Comparison(difference, low, high, len(label), units.number, len(pairs), shown)
 
@@ -188,9 +189,9 @@ def _difference(first: Statistic, second: Statistic) -> Statistic:
 
 
 def _interval(
-    statistics: Sequence[Statistic], units: _Units, resamples: int, seed: int
+    statistics: Sequence[Statistic], units: _Units, resamples: int, seed: int, span: tuple[float, float]
 ) -> tuple[float, float] | tuple[None, None]:
-    """Both ends of the expanded percentile interval of the statistics' mean over runs."""
+    """Both ends of the expanded percentile interval of the statistics' mean over runs, within the span."""
     from scipy.stats import norm, t
 
     if units.number < 2:
@@ -207,5 +208,5 @@ def _interval(
     if 2 * len(defined) < resamples:
         raise Undefined(f"the metric has no value on {resamples - len(defined)} of {resamples} resamples")
     tail = norm.cdf(math.sqrt(units.number / (units.number - 1)) * t.ppf((1 - LEVEL) / 2, units.number - 1))
-    low, high = np.quantile(defined, [tail, 1 - tail])
+    low, high = np.quantile(defined, [tail, 1 - tail]).clip(*span)
     return float(low), float(high)

@@ -12,6 +12,7 @@ tokens     float ``(n, L, C)`` logits                    int ``(n, L)``, -1 wher
 ========== ============================================= =======================================
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -42,6 +43,7 @@ class Metric:
         function: ``function(scores, label) -> float``, shapes as at the top of this file.
         kinds: the task kinds it is defined for.
         higher: whether more is better.
+        span: the least and the greatest value there is.
         chance: the value that a constant prediction gets whatever the labels; None where that depends on them
             (score the majority class then).
         parts: for a metric that is a ratio of sums over examples: the numerator and the denominator of each,
@@ -52,6 +54,7 @@ class Metric:
     function: Callable[[Scores, Label], float]
     kinds: tuple[str, ...]
     higher: bool = True
+    span: tuple[float, float] = (0.0, 1.0)
     chance: float | None = None
     parts: Callable[[Scores, Label], Parts] | None = None
 
@@ -183,10 +186,10 @@ _ALL = (
     Metric("auroc_macro", _auroc_macro, ("classes", "multilabel"), chance=0.5),
     Metric("f1_macro", _f1("macro"), ("classes", "multilabel", "tokens")),
     Metric("f1_weighted", _f1("weighted"), ("classes", "multilabel", "tokens")),
-    Metric("matthews", _matthews, ("classes", "tokens"), chance=0.0),
-    Metric("mse", _ratio(_mse_parts), ("regression",), higher=False, parts=_mse_parts),
-    Metric("pearson", _correlation(ranked=False), ("regression", "classes"), chance=0.0),
-    Metric("spearman", _correlation(ranked=True), ("regression", "classes"), chance=0.0),
+    Metric("matthews", _matthews, ("classes", "tokens"), span=(-1.0, 1.0), chance=0.0),
+    Metric("mse", _ratio(_mse_parts), ("regression",), higher=False, span=(0.0, math.inf), parts=_mse_parts),
+    Metric("pearson", _correlation(ranked=False), ("regression", "classes"), span=(-1.0, 1.0), chance=0.0),
+    Metric("spearman", _correlation(ranked=True), ("regression", "classes"), span=(-1.0, 1.0), chance=0.0),
 )
 METRICS = {m.name: m for m in _ALL}
 

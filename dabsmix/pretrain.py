@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
@@ -41,20 +42,34 @@ COLLAPSED_RANK = 0.02  # effective rank over the most there could be, below whic
 
 
 def accelerate(precision: str = "fp32") -> Accelerator:
-    """Devices and processes. Queues and momentum copies are state of each process: DDP must not broadcast them."""
+    """Devices and processes. Queues and momentum copies are state of each process: DDP must not broadcast them.
+
+    Raises:
+        UserError: this process computes in the other precision already; Accelerate knows one per process.
+    """
+    mixed = "bf16" if precision == "bf16" else "no"
+    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != mixed:
+        raise UserError(f"--precision {precision}: this process has used another one already; start a new process")
     return Accelerator(
-        mixed_precision="bf16" if precision == "bf16" else "no",
+        mixed_precision=mixed,
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
 
 
-def pretrain(config: PretrainConfig, *, accelerator: Accelerator, say: Callable[[str], None] = lambda _: None) -> Run:
+def pretrain(
+    config: PretrainConfig,
+    *,
+    accelerator: Accelerator,
+    say: Callable[[str], None] = lambda _: None,
+    observe: Callable[[int], None] = lambda _: None,
+) -> Run:
     """Train an encoder without labels and write its run.
 
     Args:
         config: what to do; open fields are filled in from the protocol and the domain.
         accelerator: where to do it.
         say: told what a user should know, in whole sentences, on the main process.
+        observe: called with the number of steps done, after each step.
 
     Raises:
         UserError: any mistake in the configuration or the data; a loss that is no longer finite.
@@ -91,7 +106,7 @@ def pretrain(config: PretrainConfig, *, accelerator: Accelerator, say: Callable[
 
     state = _Training(algorithm, _make_probe(encoder, data, config.protocol))
     if algorithm.trains:
-        _train(state, batches, data, config, recipe, accelerator, run)
+        _train(state, batches, data, config, recipe, accelerator, run, observe)
 
     # What came of it.
     metrics = run.metrics()[-1] if algorithm.trains and accelerator.is_main_process else {}
@@ -138,6 +153,7 @@ def _train(
     recipe: Recipe,
     accelerator: Accelerator,
     run: Run,
+    observe: Callable[[int], None],
 ) -> None:
     """The loop. Everything random in a step follows from (seed, step), so resuming needs no generator's state."""
     algorithm, probe, device = state.algorithm, state.probe, accelerator.device
@@ -213,6 +229,7 @@ def _train(
                     times = {"examples_per_s": round(rate, 1), "seconds": round(state.seconds, 2)}
                     run.log({"step": state.step, **line, "lr": lr, **times})
             bar.advance()
+            observe(state.step)
             if save and accelerator.is_main_process:
                 run.save_checkpoint(state.step, _snapshot(state, optimizer))
     state.seconds = time.perf_counter() - began

@@ -31,7 +31,8 @@ class Protocol:
         penalties: each penalty of ridge regression; empty for none.
         pinv: whether i-Mix's pseudo-inverse probe is fitted, for tasks of one class per example.
         fractions: shares of the labels to fit and choose with.
-        draws: how many subsets of a share below 1 are drawn.
+        draws: how many subsets of a share below 1 are drawn: this many of small shares, whose choice of setting and
+            score vary most; of larger ones as many as hold half of the labels together, but three.
         dropout: whether the training features are drawn anew each epoch with the encoder's dropout on.
     """
 
@@ -76,12 +77,12 @@ def v1() -> Protocol:
             rates=(1e-4, 3e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1, 3e-1),
             decays=(1e-4, 1e-3, 1e-2),
             schedule=_cosine,
-            steps=(500, 2000),
+            steps=(200, 2000),
         ),
         neighbours=(5, 20, 200),
         penalties=(10.0, 1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6),  # of equal ones the strongest is taken
         fractions=(0.01, 0.1, 1.0),
-        draws=3,
+        draws=20,
     )
 
 

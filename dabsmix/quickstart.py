@@ -32,7 +32,7 @@ def quickstart(config: QuickstartConfig, say: Callable[[str], None]) -> Path:
             domain="digits", algo=algo, encoder="tiny", steps=config.steps, lr=1e-3, out=folder / "runs"
         )
         run = pretrain(pretraining, accelerator=accelerator, say=say)
-        transfer(TransferConfig(run=run.path, labels=LABELS), accelerator=accelerator, say=say)
+        transfer(TransferConfig(run=(run.path,), labels=LABELS), accelerator=accelerator, say=say)
         submit(run.path, "quickstart", board)
     return board
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,78 +19,128 @@ from torch import Tensor
 
 import dabsmix
 from dabsmix.config import PretrainConfig, TransferConfig
-from dabsmix.domain import Data, Split, Task
+from dabsmix.domain import Data, Split
 from dabsmix.encoder import Encoder
 from dabsmix.errors import UserError
-from dabsmix.features import features
-from dabsmix.intervals import bootstrap
+from dabsmix.evaluate import choose, score, share
+from dabsmix.features import features, token_features
 from dabsmix.metrics import frechet_distance, metric
 from dabsmix.own import load_domain, load_for
 from dabsmix.plugins import domain
-from dabsmix.prepare import cache_folder
-from dabsmix.probe import Selected, few_labels, select
-from dabsmix.protocols import Protocol, fits, protocol
-from dabsmix.readout import Features, fit_constant
+from dabsmix.protocols import Protocol, protocol
+from dabsmix.readout import Features, scored
 from dabsmix.run import Run, load_encoder, newest_run, sha256, write
-from dabsmix.spec import describe
 from dabsmix.terminal import watched
-from dabsmix.yardsticks import raw_reader
+from dabsmix.yardsticks import yardsticks
 
-__all__ = ["score", "show", "transfer"]
+__all__ = ["show", "transfer"]
 
-BY_CLASS = ("accuracy", "f1_macro", "f1_weighted", "matthews")  # metrics of the predicted class alone
 OWN_DATA_BATCH = 256  # the `dabs` protocol's batch on a user's own data, which have no source to state one
 
 
 def transfer(
     config: TransferConfig, *, accelerator: Accelerator, say: Callable[[str], None] = lambda _: None
 ) -> list[dict[str, Any]]:
-    """Score a run's encoder on each task and write ``transfer/TASK.json`` with the predictions beside it.
+    """Score each run's encoder on each task and write ``transfer/TASK.json`` with the predictions beside it.
 
-    A task that is there already is not scored again.
+    What is there already is not scored again; further shares of the labels are added to it.
 
     Raises:
         UserError: no such run, an unfinished one, an encoder that does not fit the task's data, data without labels.
     """
-    run = Run(config.run) if config.run else newest_run(config.out, lambda run: run.finished, "finished run")
-    if not run.finished:
-        raise UserError(f"{run.path} is unfinished: go on with `dabsmix pretrain --resume`")
-    say(f"run: {run.path}")
-    name = config.protocol or run.record["protocol"]
-    return [_transfer_to(task, name, run, config, accelerator, say) for task in config.task or _own_tasks(run)]
+    runs = [Run(path) for path in config.run]
+    runs = runs or [newest_run(config.out, lambda run: run.finished, "finished run")]
+    for run in runs:
+        if not run.finished:
+            raise UserError(f"{run.path} is unfinished: go on with `dabsmix pretrain --resume`")
+    records = []
+    for run in runs:
+        say(f"run: {run.path}")
+        name = config.protocol or run.record["protocol"]
+        records += [_transfer_to(task, name, run, config, accelerator, say) for task in config.task or _own_tasks(run)]
+    return records
+
+
+class Scored(NamedTuple):
+    """What one look at the test split gave, and what it is held against."""
+
+    results: list[dict[str, Any]]
+    predictions: dict[str, NDArray[Any]]
+    train_value: float | None
+    frechet: float
 
 
 def _transfer_to(
     task: str, name: str, run: Run, config: TransferConfig, accelerator: Accelerator, say: Callable[[str], None]
 ) -> dict[str, Any]:
-    # What to score on.
+    # What to score on, and what is scored.
     data, batch_size = _load(task, name, run, config)
-    rules = protocol(name, batch_size)
-    labels = config.labels or tuple(f"{share:g}" for share in sorted(rules.fractions, reverse=True))
     if data.task is None or data.train is None or data.validation is None or data.test is None:
         raise UserError(f"{task} has no labels to transfer to: name another --task")
+    rules = protocol(name, batch_size)
+    encoder = _load_encoder(run, data).to(accelerator.device)
+    labels = config.labels or tuple(str(part) for part in sorted(rules.fractions, reverse=True))
+    labels = tuple(dict.fromkeys(_plain(label) for label in labels))
+    for label in labels:
+        share(label, data.task)  # a mistake is told before anything is computed
+
+    # What is there already.
     path = run.path / "transfer" / (f"{task}.json" if name == run.record["protocol"] else f"{task}-{name}.json")
-    before = _read(path)
-    if (
-        before
-        and before["data_fingerprint"] == data.fingerprint
-        and set(labels) <= {r["label_fraction"] for r in before["results"]}
-    ):
+    before = _read(path, data, run)
+    done = {each["label_fraction"]: None for each in before.get("results", ())}
+    wanted = tuple(label for label in labels if label not in done)
+    if not wanted:
         say(f"{path}: scored already")
         return before
 
-    # What is scored: features of the frozen encoder, once per split.
-    encoder = load_encoder(run.path / "encoder.safetensors", data.specs).to(accelerator.device)
+    found = _score_frozen(encoder, data, rules, wanted, task, run, accelerator)
+    results = [*before.get("results", ()), *found.results]
+    notes = [*data.notes, *([rules.note] if rules.note else [])]
+    record = {
+        "run": run.path.name,
+        "task": task,
+        "protocol": name,
+        "kind": data.task.kind,
+        "metric": data.task.metric,
+        **{key: results[0][key] for key in ("value", "low", "high", "n", "probe", "label_fraction", "selected")},
+        "test_reads": before.get("test_reads", 0) + 1,
+        "results": results,
+        "yardsticks": yardsticks(data, rules, (*done, *wanted), accelerator.device),
+        "train_value": before.get("train_value") if found.train_value is None else found.train_value,
+        "frechet_distance": found.frechet,
+        "classes": list(data.task.classes),
+        "data_fingerprint": data.fingerprint,
+        "encoder_sha256": run.record["encoder_sha256"],
+        "notes": notes,
+    }
+    if accelerator.is_main_process:
+        predictions = _predictions(path) | found.predictions if before else found.predictions
+        write(path.with_suffix(".predictions.npz"), lambda p: _save_arrays(p, predictions))
+        write(path, lambda p: p.write_text(json.dumps(record, indent=1), encoding="utf-8"))
+    accelerator.wait_for_everyone()
+    for note in notes:
+        say(note)
+    return record
+
+
+def _score_frozen(
+    encoder: Encoder,
+    data: Data,
+    rules: Protocol,
+    labels: tuple[str, ...],
+    task: str,
+    run: Run,
+    accelerator: Accelerator,
+) -> Scored:
+    """Features of the frozen encoder, once per split; every probe chosen, then scored."""
+    assert data.task
+    assert data.train
+    assert data.validation
+    assert data.test
 
     def encode(split: Split, part: str) -> Features:
-        return _features(
-            encoder,
-            split,
-            data,
-            accelerator,
-            title=f"{task}: features of {part}",
-            keep=run.path / "features" / f"{task}-{name}-{part}.safetensors",
-        )
+        title, keep = f"{task}: features of {part}", run.path / "features" / f"{task}-{rules.name}-{part}.safetensors"
+        return _kept_features(encoder, split, data, accelerator, run, title, keep)
 
     train, validation = encode(data.train, "train"), encode(data.validation, "validation")
 
@@ -103,90 +151,16 @@ def _transfer_to(
     # Read once.
     test = encode(data.test, "test")
     results, predictions = score(chosen, test, data.task)
-    again = before["test_reads"] if before and before["data_fingerprint"] == data.fingerprint else 0
-    full = next(
-        (selected[0].head for (probe, share), selected in chosen.items() if (probe, share) == ("linear", "1")), None
-    )
-    record = {
-        "task": task,
-        "protocol": name,
-        "kind": data.task.kind,
-        "metric": data.task.metric,
-        **{key: results[0][key] for key in ("value", "low", "high", "n", "probe", "label_fraction", "selected")},
-        "test_reads": again + 1,
-        "results": results,
-        "yardsticks": _yardsticks(data, rules, labels, accelerator.device),
-        "train_value": metric(data.task.metric)(full.predict(train), train.label) if full else None,
-        "frechet_distance": frechet_distance(train.pooled["mean"].cpu().numpy(), test.pooled["mean"].cpu().numpy()),
-        "classes": list(data.task.classes),
-        "data_fingerprint": data.fingerprint,
-        "encoder_sha256": run.record["encoder_sha256"],
-        "notes": [*data.notes, *([rules.note] if rules.note else [])],
-    }
-    if accelerator.is_main_process:
-        write(path.with_suffix(".predictions.npz"), lambda p: _save_arrays(p, predictions))
-        write(path, lambda p: p.write_text(json.dumps(record, indent=1), encoding="utf-8"))
-    accelerator.wait_for_everyone()
-    for note in record["notes"]:
-        say(note)
-    return record
-
-
-Chosen = Mapping[tuple[str, str], list[Selected]]  # by probe and share of the labels: one head per draw
-
-
-def choose(
-    train: Features,
-    validation: Features,
-    task: Task,
-    rules: Protocol,
-    labels: tuple[str, ...],
-    *,
-    redraw: Callable[[int], Features] | None = None,
-) -> Chosen:
-    """Every probe of a protocol at every share of the labels, fitted on train and chosen on validation."""
-    probes = fits(rules, task, redraw=redraw)
-    wanted = metric(task.metric)
-    chosen = {}
-    for share in labels:
-        draws = few_labels(train, validation, task, draws=rules.draws, **_share(share))
-        for probe, fit in probes.items():
-            chosen[probe, share] = select(fit, draws, wanted)
-    return chosen
-
-
-def score(chosen: Chosen, test: Features, task: Task) -> tuple[list[dict[str, Any]], dict[str, NDArray[Any]]]:
-    """One result per probe and share of the labels, with its interval, and every test example's prediction."""
-    wanted = metric(task.metric)
-    results, predictions = [], {"label": test.label}
+    predictions["label"] = test.label
     if test.group is not None:
         predictions["group"] = test.group
-    for (probe, share), selected in chosen.items():
-        scores = [each.head.predict(test) for each in selected]
-        interval = bootstrap(wanted, scores, test.label, test.group)
-        first = selected[0]
-        results.append(
-            {
-                "probe": probe,
-                "label_fraction": share,
-                "metric": wanted.name,
-                "value": interval.value,
-                "low": interval.low,
-                "high": interval.high,
-                "n": interval.n,
-                "units": interval.units,
-                "draws": len(selected),
-                "selected": {**first.setting, "validation": first.validation, "candidates": first.candidates},
-                "test_reads": 1,
-            }
-        )
-        # the class alone is enough for a metric that reads no more; others need every score
-        whole = np.stack(scores)
-        by_class = task.kind == "classes" and wanted.name in BY_CLASS
-        predictions[f"{probe}@{share.replace('/', ' per ')}"] = (
-            whole.argmax(axis=-1).astype(np.int32) if by_class else whole
-        )
-    return results, predictions
+    full = chosen.get(("linear", "1"))
+    return Scored(
+        results,
+        predictions,
+        metric(data.task.metric)(full[0].head.predict(train), train.label) if full else None,
+        frechet_distance(_rows(train), _rows(test)),
+    )
 
 
 def show(records: list[dict[str, Any]]) -> str:
@@ -195,11 +169,14 @@ def show(records: list[dict[str, Any]]) -> str:
     for record in records:
         rows = [("encoder", r) for r in record["results"]]
         rows += [(name, r) for name, found in record["yardsticks"].items() for r in found]
-        lines.append(f"{record['task']}  {record['metric']}  protocol {record['protocol']}  n {record['n']}")
+        lines.append(
+            f"{record['run']}  {record['task']}  {record['metric']}  protocol {record['protocol']}  n {record['n']}"
+        )
+        factor = 100 if metric(record["metric"]).span[1] == 1 else 1  # shares and correlations in per cent
         for name, r in rows:
-            interval = "" if r["low"] is None else f"  [{100 * r['low']:.1f}, {100 * r['high']:.1f}]"
+            interval = "" if r["low"] is None else f"  [{factor * r['low']:.1f}, {factor * r['high']:.1f}]"
             lines.append(
-                f"  {name:<8} {r['probe']:<8} labels {r['label_fraction']:<8} {100 * r['value']:6.2f}{interval}"
+                f"  {name:<10} {r['probe']:<8} labels {r['label_fraction']:<8} {factor * r['value']:6.2f}{interval}"
             )
     return "\n".join(lines)
 
@@ -223,37 +200,46 @@ def _load(task: str, name: str, run: Run, config: TransferConfig) -> tuple[Data,
     return load_domain(task, name, config.data_root), domain(task).batch_size
 
 
-def _share(text: str) -> dict[str, Any]:
-    """``0.1`` or ``5/class`` as arguments of `few_labels`."""
+def _load_encoder(run: Run, data: Data) -> Encoder:
+    path = run.path / "encoder.safetensors"
+    encoder = load_encoder(path, data.specs)
+    if sha256(path) != run.record["encoder_sha256"]:
+        raise UserError(f"{path} is not the encoder that this run ended with: put that one back, or pretrain again")
+    return encoder
+
+
+def _plain(label: str) -> str:
+    """One spelling for each share: ``1.0`` and ``1`` are one."""
     try:
-        if text.endswith("/class") and int(text.removesuffix("/class")) > 0:
-            return {"per_class": int(text.removesuffix("/class"))}
-        if 0 < float(text) <= 1:
-            return {"fraction": float(text)}
+        return f"{float(label):g}"
     except ValueError:
-        pass
-    raise UserError(f"--labels {text}: give a fraction above 0 and at most 1, or a number such as 5/class")
+        return label
 
 
-def _features(
-    encoder: Encoder, split: Split, data: Data, accelerator: Accelerator, *, title: str, keep: Path
+def _kept_features(
+    encoder: Encoder, split: Split, data: Data, accelerator: Accelerator, run: Run, title: str, keep: Path
 ) -> Features:
     """Features of a split, from the run's folder where this encoder has read these very data before."""
-    key = f"{sha256(keep.parent.parent / 'encoder.safetensors')} {data.fingerprint} {len(split)}"
-    pooled = _kept(keep, key)
-    if pooled is None:
-        watch = partial(watched, title)
-        pooled = features(encoder, split, data.normalise, accelerator=accelerator, watch=watch)._asdict()
+    key = f"{run.record['encoder_sha256']} {data.fingerprint} {len(split)} {dabsmix.__version__}"
+    found = _kept(keep, key)
+    if found is None:
+        found = _encode(encoder, split, data, accelerator, watch=partial(watched, title))
         if accelerator.is_main_process:
-            write(keep, lambda p: save_file({k: v.contiguous() for k, v in pooled.items()}, str(p), {"key": key}))
-    return _as_features(pooled, split, accelerator)
+            write(keep, lambda p: save_file({k: v.contiguous() for k, v in found.items()}, str(p), {"key": key}))
+    return _as_features(found, split, accelerator)
 
 
 def _with_dropout(encoder: Encoder, split: Split, data: Data, accelerator: Accelerator, epoch: int) -> Features:
     """Features of one epoch with the encoder's dropout on, as DABS's reference trains its heads."""
     torch.manual_seed(epoch)
-    pooled = features(encoder, split, data.normalise, accelerator=accelerator, dropout=True)
-    return _as_features(pooled._asdict(), split, accelerator)
+    return _as_features(_encode(encoder, split, data, accelerator, dropout=True), split, accelerator)
+
+
+def _encode(encoder: Encoder, split: Split, data: Data, accelerator: Accelerator, **how: Any) -> dict[str, Tensor]:
+    assert data.task
+    if data.task.kind == "tokens":
+        return {"tokens": token_features(encoder, split, data.normalise, accelerator=accelerator, **how)}
+    return features(encoder, split, data.normalise, accelerator=accelerator, **how)._asdict()
 
 
 def _kept(path: Path, key: str) -> dict[str, Tensor] | None:
@@ -265,42 +251,29 @@ def _kept(path: Path, key: str) -> dict[str, Tensor] | None:
     return load_file(str(path))
 
 
-def _as_features(pooled: Mapping[str, Tensor], split: Split, accelerator: Accelerator) -> Features:
+def _as_features(found: Mapping[str, Tensor], split: Split, accelerator: Accelerator) -> Features:
     assert split.label is not None
-    return Features({name: x.to(accelerator.device) for name, x in pooled.items()}, split.label, split.group)
+    return Features({name: x.to(accelerator.device) for name, x in found.items()}, split.label, split.group)
 
 
-def _yardsticks(data: Data, rules: Protocol, labels: tuple[str, ...], device: torch.device) -> dict[str, Any]:
-    """What needs no encoder: the same linear probe on the raw input, and the majority class. Kept between runs."""
-    assert data.task
-    assert data.train
-    assert data.validation
-    assert data.test
-    asked = json.dumps([data.fingerprint, str(rules), labels, dabsmix.__version__, describe(data.specs)])
-    path = cache_folder() / "yardsticks" / f"{hashlib.sha256(asked.encode()).hexdigest()[:32]}.json"
-    if path.exists():
-        return cast(dict[str, Any], json.loads(path.read_text(encoding="utf-8")))
-    batches = [np.arange(start, min(start + 1024, len(data.train))) for start in range(0, len(data.train), 1024)]
-    reader = raw_reader(data.specs, (data.normalise(data.train.batch(index)) for index in batches))
-
-    def read(split: Split) -> Features:
-        assert split.label is not None
-        parts = (np.arange(start, min(start + 1024, len(split))) for start in range(0, len(split), 1024))
-        raw = torch.cat([reader(data.normalise(split.batch(index))) for index in parts])
-        return Features({"raw": raw.to(device)}, split.label, split.group)
-
-    train, validation, test = read(data.train), read(data.validation), read(data.test)
-    plain = replace(rules, neighbours=(), penalties=(), pinv=False)
-    raw, _ = score(choose(train, validation, data.task, plain, labels), test, data.task)
-    constant = select(partial(fit_constant, task=data.task), [(train, validation)], metric(data.task.metric))
-    majority, _ = score({("majority", "1"): constant}, test, data.task)
-    found = {"raw": raw, "majority": majority}
-    write(path, lambda p: p.write_text(json.dumps(found), encoding="utf-8"))
-    return found
+def _rows(part: Features) -> NDArray[np.float32]:
+    """Mean features, or those of the scored tokens, ``(m, D)``."""
+    name = "tokens" if "tokens" in part.pooled else "mean"
+    return scored(part.pooled[name], part.label)[0].cpu().numpy()
 
 
-def _read(path: Path) -> dict[str, Any] | None:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+def _read(path: Path, data: Data, run: Run) -> dict[str, Any]:
+    """What this very encoder scored on these very data before; empty where it did not."""
+    if not path.exists():
+        return {}
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    same = (found["data_fingerprint"], found["encoder_sha256"]) == (data.fingerprint, run.record["encoder_sha256"])
+    return found if same else {}
+
+
+def _predictions(path: Path) -> dict[str, NDArray[Any]]:
+    with np.load(path.with_suffix(".predictions.npz"), allow_pickle=False) as arrays:
+        return dict(arrays)
 
 
 def _save_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:

@@ -1,11 +1,13 @@
 """Features of a split: the encoder in eval mode, every example once, whatever the batch."""
 
 import numpy as np
+import pytest
 import torch
 
 from dabsmix.domain import Split
 from dabsmix.encoder import make_encoder
-from dabsmix.features import features
+from dabsmix.errors import UserError
+from dabsmix.features import features, token_features
 from dabsmix.pretrain import accelerate
 from dabsmix.spec import Table
 
@@ -44,3 +46,22 @@ def test_the_watcher_sees_one_batch_at_a_time() -> None:
 
     features(encoder, split, lambda x: x, accelerator=accelerate(), batch_size=4, watch=watch)
     assert starts == [0, 4, 8]
+
+
+def test_token_features_are_those_of_one_pass() -> None:
+    torch.manual_seed(0)
+    encoder = make_encoder("tiny", (Table(3),))
+    store = np.random.default_rng(0).normal(size=(9, 3)).astype(np.float32)
+    split = Split((store,), np.arange(9)[::-1].copy())
+    found = token_features(encoder, split, lambda x: x, accelerator=accelerate(), batch_size=4)
+    with torch.no_grad():
+        expected = encoder.eval().encode(encoder.embed((torch.from_numpy(store[::-1].copy()),)))
+    assert found.shape == (9, 3, 64)
+    torch.testing.assert_close(found, expected[:, 1:])
+
+
+def test_a_process_has_one_precision() -> None:
+    accelerate()
+    accelerate()
+    with pytest.raises(UserError, match="--precision bf16: this process has used another one already"):
+        accelerate("bf16")

@@ -144,3 +144,14 @@ def test_a_mean_over_draws_is_the_value_of_their_interval() -> None:
     single = [bootstrap(metric("accuracy"), [s], label).value for s in (one, other)]
     assert both.value == pytest.approx(np.mean(single))
     assert both.runs == 2
+
+
+def test_no_end_lies_outside_the_metric_s_values() -> None:
+    label = np.ones(20, dtype=np.int64)
+    wrong = np.arange(20) < 8
+    worse = np.stack([wrong, ~wrong], axis=1).astype(float)
+    best = np.stack([np.zeros(20), np.ones(20)], axis=1)
+    low, high = ends(bootstrap(metric("accuracy"), [best, worse], label))  # the spread of two runs reaches beyond 1
+    assert 0 <= low < 0.8 < high == 1
+    unbounded = dataclasses.replace(metric("accuracy"), span=(-np.inf, np.inf))
+    assert ends(bootstrap(unbounded, [best, worse], label))[1] > 1

@@ -19,6 +19,7 @@ def test_v1_tries_enough() -> None:
     assert len(grid.decays) >= 2
     assert v1().neighbours == (5, 20, 200)
     assert v1().fractions == (0.01, 0.1, 1.0)
+    assert v1().draws >= 20
     assert grid.standardise
 
 
