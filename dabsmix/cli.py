@@ -28,6 +28,8 @@ from dabsmix.errors import UserError
 
 __all__ = ["main"]
 
+SEEDS = "Several seeds in place of --seed: one run each, one after the other; --resume goes on where they stopped."
+
 
 def main() -> None:
     """Entry point of ``dabsmix``: a user's mistake is one line on standard error and exit status 2."""
@@ -102,6 +104,7 @@ def _with_algorithm_flags(argv: list[str]) -> tuple[list[str], type[PretrainConf
         (flag.name, Annotated[flag.type, tyro.conf.arg(help=flag.help or None)], faults.get(flag.name, flag.default))
         for flag in hyper.values()
     ]
+    added.append(("seeds", Annotated[tuple[int, ...], tyro.conf.arg(help=SEEDS)], ()))
     made = make_dataclass(
         "Pretrain", added, bases=(PretrainConfig,), frozen=True, namespace={"__doc__": PretrainConfig.__doc__}
     )
@@ -165,9 +168,19 @@ def _pretrain(config: PretrainConfig) -> None:
     names = getattr(config, "__hyper__", ())
     plain = PretrainConfig(**{f.name: getattr(config, f.name) for f in fields(PretrainConfig)})
     plain = replace(plain, hyper={name: getattr(config, name) for name in names})
-    run = pretrain(plain, accelerator=accelerate(plain.precision), say=_say)
-    if os.environ.get("RANK", "0") == "0":
-        print(run.path)
+    seeds = getattr(config, "seeds", ()) or (plain.seed,)
+    if len(set(seeds)) < len(seeds):
+        raise UserError(f"--seeds {' '.join(map(str, seeds))}: each seed once")
+    accelerator = accelerate(plain.precision)
+    paths = []
+    for seed in seeds:
+        run = pretrain(replace(plain, seed=seed), accelerator=accelerator, say=_say, begin=len(seeds) > 1)
+        accelerator.free_memory()
+        paths.append(str(run.path))
+        if os.environ.get("RANK", "0") == "0":
+            print(run.path, flush=True)
+    if len(paths) > 1:
+        _say(f"score them together: dabsmix transfer --run {' '.join(paths)}")
 
 
 def _transfer(config: TransferConfig) -> None:

@@ -62,6 +62,7 @@ def pretrain(
     accelerator: Accelerator,
     say: Callable[[str], None] = lambda _: None,
     observe: Callable[[int], None] = lambda _: None,
+    begin: bool = False,
 ) -> Run:
     """Train an encoder without labels and write its run.
 
@@ -70,6 +71,8 @@ def pretrain(
         accelerator: where to do it.
         say: told what a user should know, in whole sentences, on the main process.
         observe: called with the number of steps done, after each step.
+        begin: with ``config.resume``, start a run where there is none to go on with, as the later ones of several
+            seeds may not have been.
 
     Raises:
         UserError: any mistake in the configuration or the data; a loss that is no longer finite.
@@ -96,7 +99,7 @@ def pretrain(
         raise UserError(f"--views augment: {source_name(config)} has no augmentation of its own")
 
     # Where it is written.
-    run = _open_run(config, data, algorithm, accelerator)
+    run = _open_run(config, data, algorithm, accelerator, begin)
     if run.finished:
         say(f"{run.path} is finished already: nothing to resume")
         return run
@@ -320,19 +323,22 @@ def _restore(state: _Training, optimizer: Any, checkpoint: dict[str, Any]) -> No
         state.probe.optimizer.load_state_dict(checkpoint["probe_optimizer"])
 
 
-def _open_run(config: PretrainConfig, data: Data, algorithm: Algorithm, accelerator: Accelerator) -> Run:
+def _open_run(config: PretrainConfig, data: Data, algorithm: Algorithm, accelerator: Accelerator, begin: bool) -> Run:
     """A new run's folder, or with --resume the one to go on with; made by the main process, known to all."""
     path = [""]
     if accelerator.is_main_process:
-        path = [str(_find_or_create(config, data, algorithm, accelerator).path)]
+        path = [str(_find_or_create(config, data, algorithm, accelerator, begin).path)]
     if accelerator.num_processes > 1:
         path = broadcast_object_list(path)
     return Run(Path(path[0]))
 
 
-def _find_or_create(config: PretrainConfig, data: Data, algorithm: Algorithm, accelerator: Accelerator) -> Run:
+def _find_or_create(
+    config: PretrainConfig, data: Data, algorithm: Algorithm, accelerator: Accelerator, begin: bool
+) -> Run:
     key = config_hash(config)
-    if config.resume:
+    begun = any(Run(path.parent).record.get("config_hash") == key for path in config.out.glob("*/run.json"))
+    if config.resume and (begun or not begin):
 
         def same(run: Run) -> bool:
             return bool(run.record.get("config_hash") == key)

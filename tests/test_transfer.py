@@ -406,3 +406,29 @@ def test_small_shares_are_drawn_often_and_large_ones_seldom() -> None:
     chosen = choose(parts[0], parts[1], task, rules, ("1", "0.5", "0.1", "0.01", "2/class", "50/class"))
     drawn = {label: len(each) for (probe, label), each in chosen.items() if probe == "ridge"}
     assert drawn == {"1": 1, "0.5": 3, "0.1": 5, "0.01": 20, "2/class": 20, "50/class": 3}
+
+
+# --- several seeds, from the command line
+
+
+def test_seeds_are_trained_one_by_one_resumed_and_scored_together(
+    tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def dabsmix(*words: object) -> list[str]:
+        monkeypatch.setattr(sys, "argv", ["dabsmix", *map(str, words)])
+        main()
+        return capsys.readouterr().out.splitlines()
+
+    words = ["pretrain", "--domain=digits", "--algo=emix", "--encoder=tiny", "--steps=2", "--batch-size=8"]
+    words += ["--out", str(tmp_path)]
+    first = dabsmix(*words, "--seeds", 3, 4)
+    assert first == [str(tmp_path / f"digits-emix-s{seed}") for seed in (3, 4)]
+    single = dabsmix(*words, "--seed", 4)
+    files = [Path(path) / "encoder.safetensors" for path in (first[1], *single)]
+    assert files[0].read_bytes() == files[1].read_bytes()  # a seed is the same run alone and among others
+    assert dabsmix(*words, "--resume", "--seeds", 3, 5) == [first[0], str(tmp_path / "digits-emix-s5")]
+    with pytest.raises(SystemExit):
+        dabsmix(*words, "--seeds", 3, 3)
+    assert "--seeds 3 3: each seed once" in capsys.readouterr().err
+    shown = dabsmix("transfer", "--run", *first, "--labels", "1", "--json")
+    assert [record["run"] for record in json.loads("\n".join(shown))] == ["digits-emix-s3", "digits-emix-s4"]
