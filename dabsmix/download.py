@@ -21,7 +21,7 @@ import zipfile
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import TYPE_CHECKING
 
 from dabsmix.errors import UserError
@@ -51,12 +51,14 @@ class Download:
         file: its name under the data root; an archive is unpacked beside itself.
         checksum: ``md5:...`` or ``sha256:...``, empty where no published one can be cited.
         cited: where the checksum is published (library, file, version); empty without a checksum.
+        nested: archives inside the archive that are unpacked where they lie, unless a mirror has their contents itself.
     """
 
     urls: tuple[str, ...]
     file: str
     checksum: str = ""
     cited: str = ""
+    nested: tuple[str, ...] = ()
 
     @property
     def is_archive(self) -> bool:
@@ -75,8 +77,10 @@ def ensure(domain: Domain, root: Path) -> Path:
     folder = root / domain.folder
     if not domain.folder:
         return root  # embedded
-    begun = [_part(root / each.file).exists() or _record(root / each.file).exists() for each in domain.downloads]
-    unfinished = any(begun) and not all(_finished(each, root) for each in domain.downloads)
+    # what lies elsewhere, a tokenizer, other domains fetch too: it says nothing of this one
+    own = [each for each in domain.downloads if each.is_archive or PurePath(each.file).is_relative_to(domain.folder)]
+    begun = any(_part(root / each.file).exists() or _record(root / each.file).exists() for each in own)
+    unfinished = begun and not all(_finished(each, root) for each in own)
     if (found := domain.present(root)) and not unfinished:
         return found
     if not domain.downloads:
@@ -127,7 +131,7 @@ def fetch(download: Download, root: Path, *, unpack: bool = True) -> Path:
                 elif path.exists() and not _record(path).exists():  # put there by hand
                     _check(download, path, path, "by hand")
                 if unpack and not _finished(download, root):
-                    _unpack(path)
+                    _unpack(path, download.nested)
             finally:
                 with contextlib.suppress(OSError):  # Windows keeps an open file
                     lock.unlink()  # whoever waits for it finds the work done; nothing of ours stays in the data root
@@ -343,19 +347,17 @@ def _digest(path: Path, kind: str) -> str:
 # --- unpacking
 
 
-def _unpack(archive: Path) -> None:
+def _unpack(archive: Path, nested: Sequence[str]) -> None:
     """Into a folder beside, then entry by entry into place."""
     into = archive.with_name(f".{archive.name}.unpacking")
     shutil.rmtree(into, ignore_errors=True)
     into.mkdir()
     try:
-        if zipfile.is_zipfile(archive):
-            _unzip(archive, into)
-        else:
-            with tarfile.open(archive) as tar:
-                for member in tar:
-                    _refuse_outside(archive, member.name)
-                    tar.extract(member, into, filter="data")
+        _extract(archive, into)
+        for inner in (into / name for name in nested):
+            if inner.exists():
+                _extract(inner, inner.parent)
+                inner.unlink()
         names = sorted(entry.name for entry in into.iterdir())
         for name in names:
             _move(into / name, archive.parent / name)
@@ -368,11 +370,18 @@ def _unpack(archive: Path) -> None:
         shutil.rmtree(into, ignore_errors=True)
 
 
-def _unzip(archive: Path, into: Path) -> None:
-    with zipfile.ZipFile(archive) as zipped:
-        for member in zipped.infolist():
-            _refuse_outside(archive, member.filename)
-            zipped.extract(member, into)
+def _extract(archive: Path, into: Path) -> None:
+    if zipfile.is_zipfile(archive):
+        with zipfile.ZipFile(archive) as zipped:
+            for info in zipped.infolist():
+                _refuse_outside(archive, info.filename)
+                if not info.filename.startswith("__MACOSX/"):  # what a Mac adds of its own
+                    zipped.extract(info, into)
+    else:
+        with tarfile.open(archive) as tar:
+            for member in tar:
+                _refuse_outside(archive, member.name)
+                tar.extract(member, into, filter="data")
 
 
 def _refuse_outside(archive: Path, member: str) -> None:

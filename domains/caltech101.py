@@ -48,12 +48,14 @@ DOMAINS = family(
     title="Caltech-101, 101 kinds of thing (Fei-Fei et al., 2004)",
     licence="CC BY 4.0",
     folder="caltech-101",
+    sizes="3,030 / 5,647",
     downloads=(
         Download(
             ("https://data.caltech.edu/records/mzrjq-6wc02/files/caltech-101.zip",),
             "caltech-101.zip",
             "md5:3138e1922a9193bfa496528edbbc45d0",
             "torchvision 0.27.1, datasets/caltech.py",
+            nested=(f"caltech-101/{FOLDER}.tar.gz",),
         ),
     ),
 )

@@ -184,8 +184,12 @@ def _build(into: Path, files: dict[int, Path]) -> None:
 SPEC = Grid(CHANNELS, (LENGTH,), (5,))
 
 DOWNLOAD = Download(
-    ("https://archive.ics.uci.edu/ml/machine-learning-databases/00231/PAMAP2_Dataset.zip",),
-    "PAMAP2_Dataset.zip",
+    (
+        "https://archive.ics.uci.edu/static/public/231/pamap2+physical+activity+monitoring.zip",
+        "https://archive.ics.uci.edu/ml/machine-learning-databases/00231/PAMAP2_Dataset.zip",
+    ),
+    "pamap2+physical+activity+monitoring.zip",
+    nested=("PAMAP2_Dataset.zip",),
 )
 
 DOMAINS = (

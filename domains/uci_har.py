@@ -107,8 +107,12 @@ def _last_block(bout: NDArray[np.int64], fraction: float) -> tuple[NDArray[np.in
 
 DOWNLOADS = (
     Download(
-        ("https://archive.ics.uci.edu/ml/machine-learning-databases/00240/UCI%20HAR%20Dataset.zip",),
-        "UCI HAR Dataset.zip",
+        (
+            "https://archive.ics.uci.edu/static/public/240/human+activity+recognition+using+smartphones.zip",
+            "https://archive.ics.uci.edu/ml/machine-learning-databases/00240/UCI%20HAR%20Dataset.zip",
+        ),
+        "human+activity+recognition+using+smartphones.zip",
+        nested=("UCI HAR Dataset.zip",),
     ),
 )
 
@@ -120,6 +124,7 @@ DOMAINS = (
         licence="CC BY 4.0",
         folder="UCI HAR Dataset",
         load=_load,
+        sizes="7,352 / 2,947",
         downloads=DOWNLOADS,
     ),
 )

@@ -226,6 +226,32 @@ def test_an_archive_is_unpacked_beside_itself(server: Server, tmp_path: Path, fi
     assert (tmp_path / "set/b/c.txt").read_text() == "xxx"
 
 
+def test_an_archive_within_an_archive_is_unpacked_where_it_lies(server: Server, tmp_path: Path) -> None:
+    inner = tarred(member("images/1.txt"))
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        archive.writestr("set/images.tar.gz", inner)
+        archive.writestr("set/notes.zip", zipped(**{"notes.txt": "xxx"}))
+    server.files["set.zip"] = out.getvalue()
+    # of the three named ones one is not there: another mirror has it
+    item = Download((server.url("set.zip"),), "set.zip", nested=("set/images.tar.gz", "set/notes.zip", "set/more.zip"))
+    fetch(item, tmp_path)
+    assert left(tmp_path / "set") == ["images/1.txt", "notes.txt"]
+    fetch(item, tmp_path)
+    assert len(server.requests) == 1
+
+
+def test_a_hostile_archive_within_an_archive_is_refused(server: Server, tmp_path: Path) -> None:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        archive.writestr("set/good.txt", "xxx")
+        archive.writestr("set/inner.zip", zipped(**{"../../../evil.txt": ""}))
+    server.files["set.zip"] = out.getvalue()
+    with pytest.raises(UserError, match="refused"):
+        fetch(Download((server.url("set.zip"),), "set.zip", nested=("set/inner.zip",)), tmp_path / "root")
+    assert left(tmp_path) == ["root/set.zip", "root/set.zip.sha256"]
+
+
 HOSTILE = {
     "zip_up.zip": zipped(**{"good.txt": "", "../evil.txt": ""}),
     "zip_absolute.zip": zipped(**{"/evil.txt": ""}),
@@ -290,6 +316,22 @@ def test_ensure_finishes_what_was_interrupted_between_two_archives(server: Serve
     assert (tmp_path / "toy").exists()
     ensure(card(server, "one.zip", "two.zip"), tmp_path)
     assert (tmp_path / "toy/2.txt").exists()
+
+
+def test_a_file_that_others_fetch_too_starts_no_download(server: Server, tmp_path: Path) -> None:
+    """The set was put there by hand, a tokenizer that it needs was fetched for another."""
+    server.files |= {"toy.zip": zipped(**{"toy/1.txt": ""}), "bert/vocab.txt": b"[PAD]"}
+    fetch(Download((server.url("bert/vocab.txt"),), "bert/vocab.txt"), tmp_path)
+    (tmp_path / "toy").mkdir()
+    ensure(card(server, "toy.zip", "bert/vocab.txt"), tmp_path)
+    assert [name for name, _ in server.requests] == ["bert/vocab.txt"]
+
+
+def test_ensure_finishes_what_was_interrupted_between_two_files(server: Server, tmp_path: Path) -> None:
+    server.files |= {"toy/train.mat": b"1", "toy/test.mat": b"2"}
+    fetch(Download((server.url("toy/train.mat"),), "toy/train.mat"), tmp_path)
+    ensure(card(server, "toy/train.mat", "toy/test.mat"), tmp_path)
+    assert (tmp_path / "toy/test.mat").read_bytes() == b"2"
 
 
 def test_ensure_says_what_is_missing_and_how_to_get_it(server: Server, tmp_path: Path) -> None:
