@@ -55,9 +55,8 @@ def walk(folder: Path, suffixes: tuple[str, ...]) -> list[str]:
     for root, _, files in os.walk(folder, onerror=refuse, followlinks=True):
         inside = Path(root).relative_to(folder)
         if not any(part.startswith(".") for part in inside.parts):
-            found += [
-                (inside / file).as_posix() for file in files if file.lower().endswith(suffixes) and file[0] != "."
-            ]
+            prefix = "".join(f"{part}/" for part in inside.parts)
+            found += [prefix + file for file in files if file.lower().endswith(suffixes) and file[0] != "."]
     return sorted(found)
 
 
