@@ -80,6 +80,7 @@ class TableEmbed(nn.Module):
 
         Raises:
             ValueError: the input has another shape than the spec.
+            IndexError: a code is no category of its column (on a GPU: a device-side assertion).
         """
         if x.shape[1:] != (self.spec.num_features,):
             raise ValueError(f"expected (B, {self.spec.num_features}) for {self.spec}, got {tuple(x.shape)}")
@@ -92,8 +93,9 @@ class TableEmbed(nn.Module):
             tokens = tokens.index_copy(1, self.numeric, numeric.to(tokens.dtype))
         if self.category is not None:
             codes = x[:, self.categorical].long()
-            codes = torch.minimum(codes.clamp_min(0), self.sizes - 1)  # the reader refuses codes out of range
-            tokens = tokens.index_copy(1, self.categorical, self.category(codes + self.offsets).to(tokens.dtype))
+            # no row has number -1: a code that is no category stops the run, and never reads another column's rows
+            rows = torch.where((codes >= 0) & (codes < self.sizes), codes + self.offsets, -1)
+            tokens = tokens.index_copy(1, self.categorical, self.category(rows).to(tokens.dtype))
         return torch.where(empty[..., None], self.missing, tokens), None
 
 

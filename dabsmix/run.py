@@ -50,11 +50,15 @@ def write(path: Path, save: Callable[[Path], object]) -> None:
         temporary.chmod(0o644)
         os.replace(temporary, path)
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise UserError(f"cannot write {path}: {reason}; free some space there or choose another folder") from error
+        raise _unwritable(path, error) from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def _unwritable(path: Path, error: OSError) -> UserError:
+    reason = error.strerror or str(error)
+    return UserError(f"cannot write {path}: {reason}; free some space there or choose another folder")
 
 
 def sha256(path: Path) -> str:
@@ -133,9 +137,17 @@ class Run:
     # metrics.jsonl: one object a line
 
     def log(self, line: Mapping[str, Any]) -> None:
-        """Append one line of metrics."""
-        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(dict(line)) + "\n")
+        """Append one line of metrics.
+
+        Raises:
+            UserError: the file cannot be written, or the disk is full.
+        """
+        path = self.path / "metrics.jsonl"
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(dict(line)) + "\n")
+        except OSError as error:
+            raise _unwritable(path, error) from error
 
     def metrics(self) -> list[dict[str, Any]]:
         """Every line of metrics."""

@@ -19,14 +19,16 @@ from dabsmix.testing import check_domain
 LARGE = [pytest.param(name, marks=pytest.mark.slow if name.endswith("_224") else ()) for name in domains()]
 
 
+@pytest.mark.parametrize("protocol", ["v1", "dabs"])
 @pytest.mark.parametrize("name", LARGE)
-def test_domain_keeps_the_contract(name: str) -> None:
+def test_domain_keeps_the_contract(name: str, protocol: str) -> None:
     card = domain(name)
-    folder = Path(os.environ.get("DABSMIX_DATA", "")) / card.folder
-    if card.folder and not ("DABSMIX_DATA" in os.environ and folder.exists()):
+    root = Path(os.environ.get("DABSMIX_DATA", "no such folder"))
+    folder = card.present(root) if card.folder else root
+    if folder is None:
         pytest.skip(f"{card.folder} is not under $DABSMIX_DATA")
     try:
-        check_domain(card, folder)
+        check_domain(card, folder, protocol=protocol)
     except UserError as error:
         pytest.skip(f"not all files are here: {error}")
 
@@ -85,6 +87,15 @@ def split(name: str, **changes: object) -> dict[str, object]:
 def test_contract_tells_what_breaks_it(changes: dict[str, object], message: str) -> None:
     with pytest.raises(AssertionError, match=message):
         check_domain(card(lambda: sound(**changes)), Path())
+
+
+def test_under_dabs_validation_may_be_test_and_groups_be_divided() -> None:
+    watched = sound(**split("validation", rows=np.arange(20, 30), group=np.arange(10) % 2))
+    check_domain(card(lambda: watched), Path(), protocol="dabs")
+    with pytest.raises(AssertionError, match="train and validation share 2 groups"):
+        check_domain(card(lambda: watched), Path())
+    with pytest.raises(AssertionError, match="train and test share 10 rows"):
+        check_domain(card(lambda: sound(**split("test", rows=np.arange(10)))), Path(), protocol="dabs")
 
 
 def test_contract_wants_the_same_rows_again() -> None:

@@ -32,6 +32,14 @@ def make_encoder(seed: int = 0) -> Encoder:
 # --- writing
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_full_disk_ends_the_log_in_one_line(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    (run.path / "metrics.jsonl").symlink_to("/dev/full")
+    with pytest.raises(UserError, match=r"cannot write .*metrics\.jsonl: No space left on device; free some space"):
+        run.log({"step": 1, "loss": 0.5})
+
+
 def test_a_failing_save_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     target = tmp_path / "deep" / "value.txt"
     write(target, lambda path: path.write_text("old"))
