@@ -4,26 +4,31 @@ from __future__ import annotations
 
 import ast
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dabsmix
 from dabsmix.plugins import algorithm_flags, algorithm_summary, algorithms, domains
+
+if TYPE_CHECKING:
+    from dabsmix.domain import Domain
 
 __all__ = ["catalogue", "show"]
 
 
 def catalogue(what: str, root: Path) -> dict[str, list[dict[str, Any]]]:
-    """Plain values, by kind. ``present`` says whether a domain's files are under the data root."""
+    """Plain values, by kind. ``files`` says that a domain's are here, under the data root, or how they are had."""
     found: dict[str, list[dict[str, Any]]] = {}
     if what in ("all", "domains"):
         found["domains"] = [
             {
                 "name": card.name,
                 "modality": card.modality,
-                "present": "embedded" if not card.folder else "yes" if card.present(root) else "no",
-                "obtained": "embedded" if not card.folder else "download" if card.downloads else "by hand",
+                "sizes": card.sizes,
+                "files": "here" if card.folder and card.present(root) else _obtained(card),
                 "licence": card.licence,
                 "title": card.title,
+                "present": not card.folder or card.present(root) is not None,
+                "obtained": _obtained(card),
                 "batch_size": card.batch_size,
                 "folder": card.folder,
                 "transfers": list(card.transfers),
@@ -45,6 +50,14 @@ def catalogue(what: str, root: Path) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
+def _obtained(card: Domain) -> str:
+    if not card.folder:
+        return "embedded"
+    if card.downloads:
+        return "download"
+    return "register" if card.manual.startswith("register") else "by hand"
+
+
 def _encoders() -> dict[str, str]:
     """Names and shapes of ``encoder.ENCODERS``, read from its source: importing it would load torch."""
     tree = ast.parse((Path(dabsmix.__file__).parent / "encoder.py").read_text(encoding="utf-8"))
@@ -59,8 +72,12 @@ def _encoders() -> dict[str, str]:
     raise AssertionError("encoder.py defines ENCODERS")
 
 
+HEADERS = {"sizes": "train / test"}
+WIDE = {"licence": 3, "title": 4, "summary": 1, "shape": 1}
+"""Columns that share what the others leave of the terminal's width."""
+
 SHOWN = {
-    "domains": ("name", "modality", "present", "obtained", "licence", "title"),
+    "domains": ("name", "modality", "sizes", "files", "licence", "title"),
     "algorithms": ("name", "summary"),
     "encoders": ("name", "shape"),
 }
@@ -77,9 +94,10 @@ def show(found: dict[str, list[dict[str, Any]]]) -> None:
             for row in rows:
                 print(kind[:-1], *(row[column] for column in SHOWN[kind]), sep="\t")
             continue
-        table = Table(title=kind, box=None, title_justify="left", header_style="bold")
+        table = Table(title=kind, box=None, expand=True, title_justify="left", header_style="bold")
         for column in SHOWN[kind]:
-            table.add_column(column, no_wrap=column == "name")
+            # a table of 120 columns; in a wider one nothing is cut
+            table.add_column(HEADERS.get(column, column), no_wrap=True, overflow="ellipsis", ratio=WIDE.get(column))
         for row in rows:
             table.add_row(*(str(row[column]) for column in SHOWN[kind]))
         console.print(table)

@@ -148,7 +148,10 @@ class Domain:
             returns the splits; ``protocol`` is ``v1`` or ``dabs``, or another of transfer's protocols, for which
             the data are v1's. Raises UserError for files that are missing or damaged.
         downloads: what to fetch when the folder is missing.
-        manual: how to obtain the files where they cannot be fetched (registration, licence); empty otherwise.
+        manual: how to obtain the files where they cannot be fetched; its first word is ``register`` where an account
+            or an agreement is needed; empty otherwise.
+        sizes: examples for training and for the test where the source states them: ``50,000 / 10,000``; else empty.
+            Under v1 validation is carved from the former, unless the source has one.
         batch_size: the global batch that the source trains with.
         transfers: names of the domains to transfer to; empty means itself.
         stand_ins: other folders that will do where `folder` is missing, such as a small part of the set.
@@ -162,6 +165,7 @@ class Domain:
     load: Callable[[Path, str], Data] = field(repr=False)
     downloads: tuple[Download, ...] = ()
     manual: str = ""
+    sizes: str = ""
     batch_size: int = 256
     transfers: tuple[str, ...] = ()
     stand_ins: tuple[str, ...] = ()

@@ -93,6 +93,7 @@ DOMAINS = (
         licence="CC BY 4.0",
         folder="adult",
         load=_load,
+        sizes="32,561 / 16,281",
         downloads=DOWNLOADS,
     ),
 )

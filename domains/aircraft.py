@@ -59,6 +59,7 @@ DOMAINS = family(
     title="FGVC-Aircraft, 100 variants (Maji et al., 2013)",
     licence="non-commercial research only",
     folder="fgvc-aircraft-2013b",
+    sizes="3,334 / 3,333",
     downloads=(
         Download(
             ("https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft/archives/fgvc-aircraft-2013b.tar.gz",),

@@ -40,6 +40,7 @@ DOMAINS = family(
     title="AudioMNIST, spoken digits (Becker et al., 2018)",
     licence="MIT",
     folder="AudioMNIST",
+    sizes="18,000 / 6,000",
     forms=(small(16_000), LARGE),
     dabs=(-90.293, 11.799),
     manual="git clone https://github.com/soerenab/AudioMNIST into the data root",

@@ -41,6 +41,7 @@ DOMAINS = (
         licence="CC BY 4.0",
         folder="",
         load=_load,
+        sizes="341 / 171",
         batch_size=64,
     ),
 )

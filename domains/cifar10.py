@@ -108,6 +108,7 @@ DOMAINS = family(
     title="CIFAR-10, ten kinds of thing (Krizhevsky, 2009)",
     licence="not stated",
     folder="cifar-10-batches-py",
+    sizes="50,000 / 10,000",
     downloads=(
         Download(
             ("https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",),

@@ -17,6 +17,7 @@ DOMAINS = family(
     title="CIFAR-100, a hundred kinds of thing (Krizhevsky, 2009)",
     licence="not stated",
     folder="cifar-100-python",
+    sizes="50,000 / 10,000",
     downloads=(
         Download(
             ("https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",),

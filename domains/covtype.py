@@ -105,6 +105,7 @@ DOMAINS = (
         licence="CC BY 4.0",
         folder="covtype",
         load=_load,
+        sizes="11,340 / 565,892",
         downloads=DOWNLOADS,
         batch_size=512,
     ),

@@ -52,6 +52,7 @@ DOMAINS = family(
     title="Caltech-UCSD Birds 200-2011 (Wah et al., 2011)",
     licence="non-commercial research and education only",
     folder="CUB_200_2011",
+    sizes="5,994 / 5,794",
     downloads=(
         Download(
             ("https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz",),

@@ -39,6 +39,7 @@ DOMAINS = (
         licence="CC BY 4.0",
         folder="",
         load=_load,
+        sizes="1,079 / 539",
         batch_size=128,
     ),
 )

@@ -38,6 +38,7 @@ DOMAINS = family(
     title="Describable Textures, 47 kinds (Cimpoi et al., 2014)",
     licence="for research purposes",
     folder="dtd",
+    sizes="1,880 / 1,880",
     downloads=(
         Download(
             ("https://www.robots.ox.ac.uk/~vgg/data/dtd/download/dtd-r1.0.1.tar.gz",),

@@ -125,7 +125,8 @@ DOMAINS = (
         licence="MIT",
         folder="EuroSAT_RGB",
         downloads=_downloads("EuroSAT_RGB"),
-        sizes=((64, 8), (224, 16)),
+        sizes="16,200 / 5,400",
+        sides=((64, 8), (224, 16)),
     ),
     *family(
         "eurosat_all",
@@ -134,7 +135,8 @@ DOMAINS = (
         licence="MIT",
         folder="EuroSAT_MS",
         downloads=_downloads("EuroSAT_MS"),
-        sizes=((64, 8),),
+        sizes="16,200 / 5,400",
+        sides=((64, 8),),
         views="none",
     ),
 )

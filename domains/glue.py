@@ -192,6 +192,12 @@ TITLES = {
     "wnli": "WNLI: does the sentence with the pronoun resolved follow?",
 }
 
+SIZES = {
+    **{"cola": "8,551 / 1,043", "sst2": "67,349 / 872", "mrpc": "3,668 / 408", "qqp": "363,846 / 40,430"},
+    **{"stsb": "5,749 / 1,500", "mnli_matched": "392,702 / 9,815", "mnli_mismatched": "392,702 / 9,832"},
+    **{"qnli": "104,743 / 5,463", "rte": "2,490 / 277", "wnli": "635 / 71"},
+}
+
 DOMAINS = tuple(
     Domain(
         name=name,
@@ -201,6 +207,7 @@ DOMAINS = tuple(
         folder=f"glue_data/{table.folder}",
         load=partial(load, name),
         downloads=_downloads(table.folder),
+        sizes=SIZES[name],
         batch_size=128,
     )
     for name, table in TABLES.items()

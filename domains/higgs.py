@@ -103,10 +103,11 @@ DOMAINS = tuple(
         folder="higgs",
         load=partial(_load, name),
         downloads=DOWNLOADS,
+        sizes=sizes,
         transfers=transfers,
     )
-    for name, title, transfers in (
-        ("higgs", "HIGGS, signal or background (Baldi et al. 2014; UCI)", ("higgs_transfer",)),
-        ("higgs_transfer", "HIGGS, the last tenth of its rows (as DABS divides it)", ()),
+    for name, title, sizes, transfers in (
+        ("higgs", "HIGGS, signal or background (Baldi et al. 2014; UCI)", "10,500,000 / 500,000", ("higgs_transfer",)),
+        ("higgs_transfer", "HIGGS, the last tenth of its rows (as DABS divides it)", "600,000 / 500,000", ()),
     )
 )

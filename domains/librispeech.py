@@ -30,7 +30,9 @@ def _utterances(folder: Path, part: str) -> tuple[list[str], list[str]]:
     return [f"{part}/{file}" for file in files], [match[1] for match in matches if match]
 
 
-def _read(folder: Path, protocol: str) -> Clips:
+def _read(part: Path, protocol: str) -> Clips:
+    """All training parts that lie beside this one."""
+    folder = part.parent
     present = [part for part in TRAIN if (folder / part).is_dir()]
     absent = [part for part in TRAIN if part not in present]
     if not present:
@@ -45,9 +47,10 @@ def _read(folder: Path, protocol: str) -> Clips:
     )
 
 
-def _read_transfer(folder: Path, protocol: str) -> Clips:
+def _read_transfer(part: Path, protocol: str) -> Clips:
     """Four fifths of every speaker's utterances are for training: DABS's draw, from numpy's old generator."""
-    files, names = _utterances(folder, "dev-clean")
+    folder = part.parent
+    files, names = _utterances(folder, part.name)
     speaker = np.array([int(name) for name in names], np.int64)
     classes, label = np.unique(speaker, return_inverse=True)
     draw = np.random.RandomState(42)
@@ -91,9 +94,12 @@ DOMAINS = (
         _read,
         title="LibriSpeech, 960 hours of read books (Panayotov et al., 2015)",
         licence="CC BY 4.0",
-        folder="LibriSpeech",
+        # each part is there or not by itself, and one will do
+        folder=f"LibriSpeech/{TRAIN[0]}",
+        stand_ins=tuple(f"LibriSpeech/{part}" for part in TRAIN[1:]),
         dabs=(-22.924, 12.587),
         downloads=tuple(_download(part) for part in TRAIN),
+        sizes="281,241 / -",
         transfers=TRANSFERS,
     ),
     *family(
@@ -101,7 +107,7 @@ DOMAINS = (
         _read_transfer,
         title="LibriSpeech dev-clean, which of 40 speakers (Panayotov et al., 2015)",
         licence="CC BY 4.0",
-        folder="LibriSpeech",
+        folder="LibriSpeech/dev-clean",
         dabs=(-22.924, 12.587),
         downloads=(_download("dev-clean"),),
     ),

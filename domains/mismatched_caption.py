@@ -63,6 +63,7 @@ DOMAINS = family(
     _read,
     title="Does the caption belong to the picture? MS COCO 2017 (DABS)",
     folder=FOLDER,
+    sizes="118,287 / 5,000",
     stand_ins=STAND_INS,
     downloads=DOWNLOADS,
 )

@@ -119,6 +119,7 @@ DOMAINS = family(
     _read,
     title="MS COCO 2017, photographs with a caption (Lin et al., 2014)",
     folder=FOLDER,
+    sizes="118,287 / 5,000",
     stand_ins=STAND_INS,
     downloads=DOWNLOADS,
     transfers=("mismatched_caption", "vqa"),

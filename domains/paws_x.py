@@ -72,6 +72,7 @@ DOMAINS = tuple(
             ),
             XLM_ROBERTA_FILE,
         ),
+        sizes="49,401 / 2,000",
         batch_size=128,
     )
     for language, name in LANGUAGES.items()

@@ -122,6 +122,7 @@ DOMAINS = (
         folder="speech_commands_v0.01",
         forms=(small(16_000), LARGE),
         downloads=FIRST,
+        sizes="51,094 / 6,835",
     ),
     *family(
         "speech_commands_v2",
@@ -132,6 +133,7 @@ DOMAINS = (
         forms=(small(16_000), LARGE),
         dabs=(-46.847, 19.151),
         downloads=SECOND,
+        sizes="84,843 / 11,005",
     ),
     *family(
         "speech_commands_12",

@@ -71,6 +71,7 @@ DOMAINS = family(
     title="STL-10, ten kinds of thing and 100,000 unlabelled images (Coates et al., 2011)",
     licence="not stated",
     folder="stl10_binary",
+    sizes="5,000 / 8,000",
     downloads=(
         Download(
             ("http://ai.stanford.edu/~acoates/stl10/stl10_binary.tar.gz",),

@@ -55,6 +55,7 @@ DOMAINS = family(
     title="Street View House Numbers, cropped digits (Netzer et al., 2011)",
     licence="non-commercial use only",
     folder="svhn",
+    sizes="73,257 / 26,032",
     views="crop",
     downloads=(
         Download((f"{SOURCE}/{FILES[0]}",), f"svhn/{FILES[0]}", "md5:e26dedcc434d2e4c54c9b2d4a06d8373", CITED),

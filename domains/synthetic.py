@@ -121,6 +121,7 @@ DOMAINS = tuple(
         licence="MIT",
         folder="",
         load=partial(_load, seed, draw),
+        sizes=f"{TRAIN:,} / {TEST:,}",
         batch_size=128,
     )
     for seed, (modality, what, draw) in enumerate(

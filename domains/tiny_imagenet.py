@@ -44,6 +44,7 @@ DOMAINS = family(
     title="Tiny ImageNet, 200 kinds of thing (Stanford CS231n, 2015)",
     licence="not stated",
     folder="tiny-imagenet-200",
+    sizes="100,000 / 10,000",
     downloads=(
         Download(
             ("http://cs231n.stanford.edu/tiny-imagenet-200.zip",),

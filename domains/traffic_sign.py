@@ -79,6 +79,7 @@ DOMAINS = family(
     title="GTSRB, 43 German traffic signs (Stallkamp et al., 2011)",
     licence="not stated",
     folder="GTSRB",
+    sizes="39,209 / 12,630",
     views="crop",
     downloads=(
         Download((f"{ARCHIVE}/GTSRB_Final_Training_Images.zip",), "GTSRB_Final_Training_Images.zip"),

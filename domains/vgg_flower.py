@@ -51,6 +51,7 @@ DOMAINS = family(
     title="Oxford 102 Flowers (Nilsback & Zisserman, 2008)",
     licence="not stated",
     folder="flowers-102",
+    sizes="1,020 / 6,149",
     downloads=(
         Download(
             (f"{SOURCE}/102flowers.tgz",), "flowers-102/102flowers.tgz", "md5:52808999861908f626f3c1f4e79d11fa", CITED

@@ -85,6 +85,7 @@ DOMAINS = family(
     _read,
     title="Is this the answer? VQA v1 on MS COCO 2014 (Antol et al., 2015; DABS)",
     folder=FOLDER,
+    sizes="248,349 / 121,512",
     downloads=(
         _zip("http://images.cocodataset.org/zips/train2014.zip"),
         _zip("http://images.cocodataset.org/zips/val2014.zip"),

@@ -84,6 +84,7 @@ def family(
     *,
     title: str,
     folder: str,
+    sizes: str,
     stand_ins: tuple[str, ...] = (),
     downloads: tuple[Download, ...],
     transfers: tuple[str, ...] = (),
@@ -99,6 +100,7 @@ def family(
             stand_ins=stand_ins,
             load=partial(_load, name, read, side, patch),
             downloads=(*downloads, BERT_FILE),
+            sizes=sizes,
             batch_size=64,
             transfers=tuple(target + suffix for target in transfers),
         )
@@ -125,7 +127,7 @@ def _load(name: str, read: Callable[[Path, str], Examples], side: int, patch: in
         task=Task("multilabel", "auroc_macro"),
     )
     pictures = load("coco", listing, side, patch, protocol, "crop")
-    tables = fingerprint(folder, [folder / table for table in examples.tables])
+    tables = fingerprint(folder, examples.tables)
 
     def build(into: Path) -> None:
         write_rows(into / "tokens.npy", tokens, LENGTH, len(examples.texts), examples.texts, name)
@@ -183,5 +185,5 @@ def extracted(name: str, folder: Path, tables: Sequence[str], extract: Callable[
             raise UserError(f"{folder}: {' or '.join(tables)} lacks {error}; fetch it again") from error
         (into / "kept.json").write_text(json.dumps(kept), encoding="utf-8")
 
-    ready = prepared(f"{name}_tables", f"{fingerprint(folder, paths)} {PREPARATION}", build)
+    ready = prepared(f"{name}_tables", f"{fingerprint(folder, tables)} {PREPARATION}", build)
     return json.loads((ready / "kept.json").read_text(encoding="utf-8"))

@@ -87,11 +87,12 @@ def family(
     folder: str,
     downloads: tuple[Download, ...] = (),
     manual: str = "",
-    sizes: tuple[tuple[int, int], ...] = ((32, 4), (224, 16)),
+    sizes: str = "",
+    sides: tuple[tuple[int, int], ...] = ((32, 4), (224, 16)),
     transfers: tuple[str, ...] = (),
     views: Literal["flip", "crop", "none"] = "flip",
 ) -> tuple[Domain, ...]:
-    """The domains of one data set: the first of ``sizes`` (side, patch) under its own name, others as ``name_side``.
+    """The domains of one data set: the first of ``sides`` (side, patch) under its own name, others as ``name_side``.
 
     ``read(folder, protocol)`` lists the images. ``transfers`` are names of the small size. ``views`` says what
     augmentation may do: crop, jitter colours and mirror; the same without mirroring (digits, road signs); nothing.
@@ -106,10 +107,11 @@ def family(
             load=partial(_load, name, read, side, patch, views),
             downloads=downloads,
             manual=manual,
+            sizes=sizes,
             batch_size=256 if side < 224 else 64,
             transfers=tuple(target + suffix for target in transfers),
         )
-        for suffix, (side, patch) in (("" if size is sizes[0] else f"_{size[0]}", size) for size in sizes)
+        for suffix, (side, patch) in (("" if each is sides[0] else f"_{each[0]}", each) for each in sides)
     )
 
 
@@ -145,7 +147,7 @@ def load(
     """
     images, sums, _, source = stored(name, listing, side, on_bad)
     if listing.tables:
-        tables = fingerprint(listing.folder, (listing.folder / table for table in listing.tables))
+        tables = fingerprint(listing.folder, listing.tables)
         source = digest([source, tables])
     train, validation, test, notes = listing.train, listing.validation, listing.test, listing.notes
     if protocol == "dabs":
@@ -236,7 +238,7 @@ def stored(
         np.save(folder / "sums.npy", sums)
         (folder / "bad.json").write_text(json.dumps(bad), encoding="utf-8")
 
-    source = fingerprint(listing.folder, (listing.folder / file for file in listing.files))
+    source = fingerprint(listing.folder, listing.files)
     # rows are numbered by the order of the list, of which the fingerprint knows nothing
     folder = prepared(name, f"{source} {digest(listing.files)} {side} {on_bad} {PREPARATION}", build)
     bad = json.loads((folder / "bad.json").read_text(encoding="utf-8"))

@@ -90,10 +90,12 @@ def family(
     title: str,
     licence: str,
     folder: str,
+    stand_ins: tuple[str, ...] = (),
     forms: tuple[Form, ...] = (LARGE,),
     dabs: tuple[float, float] | None = None,
     downloads: tuple[Download, ...] = (),
     manual: str = "",
+    sizes: str = "",
     transfers: tuple[str, ...] = (),
 ) -> tuple[Domain, ...]:
     """The domains of one data set: the first form under its own name, another as ``name_bands``.
@@ -107,9 +109,11 @@ def family(
             title=f"{title}, {form.mels}x{form.frames} in patches of {form.patch}",
             licence=licence,
             folder=folder,
+            stand_ins=stand_ins,
             load=partial(_load, name, read, form, dabs),
             downloads=downloads,
             manual=manual,
+            sizes=sizes,
             batch_size=64 if form is LARGE else 256,
             transfers=transfers,
         )
@@ -176,7 +180,7 @@ def load(
 
 
 def _fingerprint(clips: Clips) -> str:
-    return fingerprint(clips.folder, (clips.folder / file for file in {*clips.files, *clips.lists}))
+    return fingerprint(clips.folder, [*clips.files, *clips.lists])
 
 
 def _check(name: str, clips: Clips, task: Task, *labels: NDArray[np.int64]) -> None:

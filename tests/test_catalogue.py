@@ -1,0 +1,57 @@
+"""What `dabsmix list` says of a domain, and how it looks on a terminal of 120 columns."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import rich.console
+
+from dabsmix.catalogue import catalogue, show
+from dabsmix.plugins import domains
+
+
+def entries(root: Path) -> dict[str, dict[str, Any]]:
+    return {entry["name"]: entry for entry in catalogue("domains", root)["domains"]}
+
+
+def test_what_is_here_and_how_the_rest_is_had(tmp_path: Path) -> None:
+    (tmp_path / "cifar-10-batches-py").mkdir()
+    (tmp_path / "coco-mini").mkdir()
+    (tmp_path / "imagenet").mkdir()
+    found = entries(tmp_path)
+    assert found.keys() == domains().keys()
+    assert {name: found[name]["files"] for name in ("cifar10", "mscoco", "imagenet")} == {
+        **{"cifar10": "here", "mscoco": "here", "imagenet": "here"}
+    }
+    assert {name: found[name]["files"] for name in ("cifar100", "chexpert", "fsdd", "digits")} == {
+        **{"cifar100": "download", "chexpert": "register", "fsdd": "by hand", "digits": "embedded"}
+    }
+    assert (found["imagenet"]["present"], found["imagenet"]["obtained"]) == (True, "register")
+    assert (found["digits"]["present"], found["cifar100"]["present"]) == (True, False)
+    assert found["cifar10"]["sizes"] == "50,000 / 10,000"
+
+
+@pytest.mark.parametrize("name", ["digits", "breast_cancer", "synthetic_text"])
+def test_sizes_are_those_of_the_splits(name: str) -> None:
+    data = domains()[name].load(Path(), "v1")
+    assert data.train is not None
+    assert data.test is not None
+    assert entries(Path())[name]["sizes"] == f"{len(data.train):,} / {len(data.test):,}"
+
+
+def test_a_domain_is_a_line_of_120_columns(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    class Terminal(rich.console.Console):
+        def __init__(self) -> None:
+            super().__init__(width=120, force_terminal=True, color_system=None)
+
+    monkeypatch.setattr(rich.console, "Console", Terminal)
+    found = catalogue("domains", Path("no such folder"))
+    show(found)
+    _, header, *lines = capsys.readouterr().out.splitlines()
+    assert header.split() == ["name", "modality", "train", "/", "test", "files", "licence", "title"]
+    assert len(lines) == len(found["domains"])
+    for entry, line in zip(found["domains"], lines, strict=True):
+        assert len(line) <= 120
+        shown = line.split()
+        assert shown[:2] == [entry["name"], entry["modality"]]
+        assert all(word in line for word in (entry["sizes"], entry["files"]))  # nothing of these is cut
