@@ -210,10 +210,13 @@ class TransferConfig:
     """The folders of one run or several; without it, the newest finished run under --out."""
     task: tuple[str, ...] = ()
     """Domains to transfer to; without it, those that the pretraining domain names, else itself."""
-    protocol: Literal["v1", "dabs", "imix"] | None = None
-    """How features are scored; without it, as in pretraining. Scores of two protocols are never ranked together."""
+    protocol: Literal["v1", "dabs", "imix", "finetune"] | None = None
+    """How features are scored, or the whole network trained (finetune); without it, as in pretraining. Scores of two
+    protocols are never ranked together."""
     labels: tuple[str, ...] | None = None
     """Shares of the labels to score with: a fraction, or 'K/class' [v1: 1 0.1 0.01; others: 1]."""
+    supervised: bool = False
+    """Also train the same encoder on all labels from random weights, a yardstick kept per data set and encoder."""
     data_root: Path | None = None
     """Where raw data lie [$DABSMIX_DATA, else the user's cache folder]."""
     out: Path = Path("runs")

@@ -10,16 +10,19 @@ The last line is the one time that test is read.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dabsmix.domain import Task
+from dabsmix.domain import Split, Task
 from dabsmix.metrics import Metric, Undefined
 from dabsmix.protocols import Fit
 from dabsmix.readout import Features, Head, Setting
 
 __all__ = ["Selected", "few_labels", "label_subsets", "select"]
+
+Part = TypeVar("Part", Features, Split)
 
 
 @dataclass(frozen=True)
@@ -85,22 +88,22 @@ def _score(head: Head, validation: Features, metric: Metric) -> float:
 
 
 def few_labels(
-    train: Features,
-    validation: Features,
+    train: Part,
+    validation: Part,
     task: Task,
     *,
     fraction: float = 1.0,
     per_class: int | None = None,
     draws: int = 3,
     seed: int = 0,
-) -> list[tuple[Features, Features]]:
+) -> list[tuple[Part, Part]]:
     """Training and validation parts with a share of their labels, or some of each class.
 
     Validation shrinks at the same rate as train: whoever has 1 % of the labels to train with has 1 % to choose with,
     and a score chosen with all of them would be no few-label score.
 
     Args:
-        train, validation: with all their labels.
+        train, validation: features or examples, with all their labels.
         task: whose labels they are.
         fraction: the share; 1 gives one pair, the whole.
         per_class: this many of each class in train instead of a share; validation is then taken in proportion.
@@ -109,6 +112,8 @@ def few_labels(
     """
     if per_class is None and fraction == 1:
         return [(train, validation)]
+    assert train.label is not None
+    assert validation.label is not None
     parts = label_subsets(train.label, task, fraction=fraction, per_class=per_class, draws=draws, seed=seed)
     rate = len(parts[0]) / len(train)
     # another seed, so that draws of two parts of equal length are not the same places

@@ -1,4 +1,7 @@
-"""Transfer, top to bottom: a frozen encoder, features once, probes chosen on validation, the test split read once."""
+"""Transfer, top to bottom: a frozen encoder, features once, probes chosen on validation, the test split read once.
+
+Under the ``finetune`` protocol the encoder is trained instead.
+"""
 
 from __future__ import annotations
 
@@ -24,10 +27,11 @@ from dabsmix.encoder import Encoder
 from dabsmix.errors import UserError
 from dabsmix.evaluate import choose, score, share
 from dabsmix.features import features, token_features
+from dabsmix.finetune import FINETUNE, finetune, supervised
 from dabsmix.metrics import frechet_distance, metric
 from dabsmix.own import load_domain, load_for
 from dabsmix.plugins import domain
-from dabsmix.protocols import Protocol, protocol
+from dabsmix.protocols import Protocol, protocol, v1
 from dabsmix.readout import Features, scored
 from dabsmix.run import Run, load_encoder, newest_run, sha256, write
 from dabsmix.terminal import watched
@@ -67,7 +71,7 @@ class Scored(NamedTuple):
     results: list[dict[str, Any]]
     predictions: dict[str, NDArray[Any]]
     train_value: float | None
-    frechet: float
+    frechet: float | None
 
 
 def _transfer_to(
@@ -77,9 +81,10 @@ def _transfer_to(
     data, batch_size = _load(task, name, run, config)
     if data.task is None or data.train is None or data.validation is None or data.test is None:
         raise UserError(f"{task} has no labels to transfer to: name another --task")
-    rules = protocol(name, batch_size)
-    encoder = _load_encoder(run, data).to(accelerator.device)
-    labels = config.labels or tuple(str(part) for part in sorted(rules.fractions, reverse=True))
+    rules = v1() if name == "finetune" else protocol(name, batch_size)  # when finetuning, of the yardsticks alone
+    encoder = _load_encoder(run, data)
+    fractions = (1.0,) if name == "finetune" else rules.fractions
+    labels = config.labels or tuple(str(part) for part in sorted(fractions, reverse=True))
     labels = tuple(dict.fromkeys(_plain(label) for label in labels))
     for label in labels:
         share(label, data.task)  # a mistake is told before anything is computed
@@ -89,11 +94,22 @@ def _transfer_to(
     before = _read(path, data, run)
     done = {each["label_fraction"]: None for each in before.get("results", ())}
     wanted = tuple(label for label in labels if label not in done)
+    beside = dict(before.get("yardsticks", {}))
+    if config.supervised and "supervised" not in beside:
+        beside["supervised"] = supervised(encoder, data, accelerator=accelerator, watch=watched)
     if not wanted:
-        say(f"{path}: scored already")
-        return before
+        record = before | {"yardsticks": beside}
+        if record == before:
+            say(f"{path}: scored already")
+        else:
+            _write(path, record, {}, accelerator)
+        return record
+    beside |= yardsticks(data, rules, (*done, *wanted), accelerator.device)
 
-    found = _score_frozen(encoder, data, rules, wanted, task, run, accelerator)
+    if name == "finetune":
+        found = _score_finetuned(encoder, data, wanted, accelerator)
+    else:
+        found = _score_frozen(encoder, data, rules, wanted, task, run, accelerator)
     results = [*before.get("results", ()), *found.results]
     notes = [*data.notes, *([rules.note] if rules.note else [])]
     record = {
@@ -105,7 +121,7 @@ def _transfer_to(
         **{key: results[0][key] for key in ("value", "low", "high", "n", "probe", "label_fraction", "selected")},
         "test_reads": before.get("test_reads", 0) + 1,
         "results": results,
-        "yardsticks": yardsticks(data, rules, (*done, *wanted), accelerator.device),
+        "yardsticks": beside,
         "train_value": before.get("train_value") if found.train_value is None else found.train_value,
         "frechet_distance": found.frechet,
         "classes": list(data.task.classes),
@@ -113,11 +129,7 @@ def _transfer_to(
         "encoder_sha256": run.record["encoder_sha256"],
         "notes": notes,
     }
-    if accelerator.is_main_process:
-        predictions = _predictions(path) | found.predictions if before else found.predictions
-        write(path.with_suffix(".predictions.npz"), lambda p: _save_arrays(p, predictions))
-        write(path, lambda p: p.write_text(json.dumps(record, indent=1), encoding="utf-8"))
-    accelerator.wait_for_everyone()
+    _write(path, record, (_predictions(path) if before else {}) | found.predictions, accelerator)
     for note in notes:
         say(note)
     return record
@@ -137,6 +149,7 @@ def _score_frozen(
     assert data.train
     assert data.validation
     assert data.test
+    encoder.to(accelerator.device)
 
     def encode(split: Split, part: str) -> Features:
         title, keep = f"{task}: features of {part}", run.path / "features" / f"{task}-{rules.name}-{part}.safetensors"
@@ -151,16 +164,37 @@ def _score_frozen(
     # Read once.
     test = encode(data.test, "test")
     results, predictions = score(chosen, test, data.task)
-    predictions["label"] = test.label
-    if test.group is not None:
-        predictions["group"] = test.group
     full = chosen.get(("linear", "1"))
     return Scored(
         results,
-        predictions,
+        predictions | _truth(data.test),
         metric(data.task.metric)(full[0].head.predict(train), train.label) if full else None,
         frechet_distance(_rows(train), _rows(test)),
     )
+
+
+def _score_finetuned(encoder: Encoder, data: Data, labels: tuple[str, ...], accelerator: Accelerator) -> Scored:
+    """The whole network trained, the rate chosen on validation; no features to compare."""
+    assert data.test
+    found = finetune(encoder, data, labels, FINETUNE, accelerator=accelerator, watch=watched)
+    return Scored(found.results, found.predictions | _truth(data.test), found.train_value, None)
+
+
+def _write(
+    path: Path, record: Mapping[str, Any], predictions: Mapping[str, NDArray[Any]], accelerator: Accelerator
+) -> None:
+    """The predictions, if there are new ones, and then the record."""
+    if accelerator.is_main_process:
+        if predictions:
+            write(path.with_suffix(".predictions.npz"), lambda p: _save_arrays(p, predictions))
+        write(path, lambda p: p.write_text(json.dumps(record, indent=1), encoding="utf-8"))
+    accelerator.wait_for_everyone()
+
+
+def _truth(test: Split) -> dict[str, NDArray[Any]]:
+    """What predictions are compared with."""
+    assert test.label is not None
+    return {"label": test.label} if test.group is None else {"label": test.label, "group": test.group}
 
 
 def show(records: list[dict[str, Any]]) -> str:
