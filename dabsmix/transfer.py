@@ -230,6 +230,8 @@ def _load(task: str, name: str, run: Run, config: TransferConfig) -> tuple[Data,
         paths = {k: Path(v) for k, v in values.items() if k in ("data", "options") and v is not None}
         wanted = ("data", "options", "modality", "label", "on_bad")
         data, _ = load_for(PretrainConfig(**({k: values[k] for k in wanted} | paths)))
+        if data.fingerprint != run.record["data_fingerprint"]:
+            raise UserError(f"{values['data']} or its options have changed since {run.path} was made: pretrain again")
         return data, OWN_DATA_BATCH
     return load_domain(task, name, config.data_root), domain(task).batch_size
 

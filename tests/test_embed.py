@@ -100,6 +100,13 @@ def test_infinity_in_a_table_stays_visible() -> None:
     assert tokens[0, 1].isfinite().all()
 
 
+@pytest.mark.parametrize("code", [-1.0, 2.0, 4.0, 1e6])
+def test_a_code_that_is_no_category_of_its_column_reads_nothing(code: float) -> None:
+    """The columns' categories lie in one table: 2 would be the first of the next column."""
+    with pytest.raises(IndexError):
+        TableEmbed(Table(2, (2, 3)), 4, "own")(torch.tensor([[code, 0.0]]))
+
+
 def test_tokens_are_looked_up_and_padding_is_marked() -> None:
     x = torch.tensor([[3, 1, 0, 0], [0, 2, 2, 4]])
     embed = TokenEmbed(Tokens(4, 5, pad=0), 6)

@@ -339,3 +339,6 @@ def test_a_run_is_known_by_what_its_options_say(made: Made, dabsmix: Call, tmp_p
     other = dabsmix("pretrain", *data)[1].strip()
     fingerprints = {Run(Path(each)).record["data_fingerprint"] for each in (first, other)}
     assert len(fingerprints) == 2
+    words(made, label=True, window=32)
+    status, _, err = dabsmix("transfer", "--run", other)
+    assert (status, "walk.csv or its options have changed since" in err) == (2, True)

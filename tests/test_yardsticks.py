@@ -78,6 +78,10 @@ def test_raw_input_and_majority_class_and_a_second_look(monkeypatch: pytest.Monk
     assert [each["value"] for each in found["majority"]] == [(label[150:] == 1).mean()]
     monkeypatch.setattr(yardsticks, "choose", lambda *_: pytest.fail("computed again"))
     assert yardsticks.yardsticks(data, v1_like(rules), ("1", "0.5"), torch.device("cpu")) == found
+    assert data.test is not None
+    divided = replace(data, test=data.test.take(np.arange(50)))  # other rows of the same files
+    with pytest.raises(pytest.fail.Exception, match="computed again"):
+        yardsticks.yardsticks(divided, rules, ("1", "0.5"), torch.device("cpu"))
 
 
 def v1_like(rules: Protocol) -> Protocol:
