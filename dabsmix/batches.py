@@ -61,15 +61,15 @@ class Batches:
             raise UserError(f"--batch-size {batch_size} does not divide by {world_size} processes: give a multiple")
         self.split = split
         self.batch_size = batch_size
+        self.seed = seed
         self.steps_per_epoch = len(split) // batch_size
         share = batch_size // world_size
         self._mine = slice(rank * share, (rank + 1) * share)
-        self._seed = seed
         # the last epoch's permutation is asked for once a step
         self._permutation = lru_cache(maxsize=2)(self._draw_permutation)
 
     def _draw_permutation(self, epoch: int) -> NDArray[np.int64]:
-        return np.random.default_rng(step_seed(self._seed, epoch, "epoch")).permutation(len(self.split))
+        return np.random.default_rng(step_seed(self.seed, epoch, "epoch")).permutation(len(self.split))
 
     def index(self, step: int) -> NDArray[np.int64]:
         """Places in the split of the step's global batch, int64 ``(batch_size,)``."""

@@ -96,6 +96,9 @@ class PretrainConfig:
     """Arithmetic of the encoder; weights and losses are fp32 either way."""
     compile: bool = False
     """torch.compile the transformer's blocks."""
+    online: str | None = None
+    """Another labelled data set of the same input for the online probe: every tenth step it learns on a batch of that
+    set, by an encoder pass of its own [the labels of what is pretrained on, where there are any]."""
     evaluate_every: int | None = None
     """Steps between two scores of the online probe on the validation split [a tenth of the steps]."""
     checkpoint_every: int | None = None

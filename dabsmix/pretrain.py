@@ -20,22 +20,21 @@ import dabsmix
 from dabsmix.algorithm import Algorithm, Loss, check_fit
 from dabsmix.batches import Batches, step_seed
 from dabsmix.config import PretrainConfig, Recipe, as_plain, config_hash, resolve
-from dabsmix.domain import Data, Split
+from dabsmix.domain import Data
 from dabsmix.encoder import Encoder, make_encoder
 from dabsmix.errors import UserError
 from dabsmix.features import features
 from dabsmix.metrics import feature_std, rankme
-from dabsmix.online import OnlineProbe
-from dabsmix.own import load_for, source_name
+from dabsmix.online import Online, watch_online
+from dabsmix.own import load_domain, load_for, source_name
 from dabsmix.plugins import algorithm_class
 from dabsmix.run import Run, commit, newest_run, save_encoder, sha256
-from dabsmix.spec import Batch
+from dabsmix.spec import Batch, describe
 from dabsmix.terminal import Bar, device_name
 
 __all__ = ["accelerate", "learning_rate", "pretrain"]
 
 LOG_EVERY = 20  # steps; each logged value is the mean over them
-PROBE_EVERY = 10  # steps between clean passes for the online probe, where the loss has no clean features itself
 WARMUP = 0.05  # of all steps
 HEALTH_ROWS = 512  # examples whose features are watched for collapse
 COLLAPSED_RANK = 0.02  # effective rank over the most there could be, below which features count as collapsed
@@ -88,6 +87,8 @@ def pretrain(
         world_size=accelerator.num_processes,
     )
 
+    other = None if config.online is None else _online_data(config, data)
+
     # What learns.
     torch.manual_seed(step_seed(config.seed, 0, "weights"))
     encoder = make_encoder(config.encoder, data.specs, attend_padding=recipe.attend_padding, columns=recipe.columns)
@@ -107,14 +108,15 @@ def pretrain(
         say(note)
     say(f"run: {run.path}")
 
-    state = _Training(algorithm, _make_probe(encoder, data, config.protocol))
+    online = watch_online(encoder, data, other, config.protocol, batches, accelerator)
+    state = _Training(algorithm, online)
     if algorithm.trains:
         _train(state, batches, data, config, recipe, accelerator, run, observe)
 
     # What came of it.
     metrics = run.metrics()[-1] if algorithm.trains and accelerator.is_main_process else {}
-    if state.probe is not None and algorithm.trains and data.test is not None:
-        metrics["online_test"] = _online_score(state.probe, encoder, data, data.test, accelerator)
+    if online is not None and algorithm.trains and online.data.test is not None:
+        metrics["online_test"] = online.score(encoder, online.data.test, accelerator)
     if accelerator.is_main_process:
         save_encoder(run.path / "encoder.safetensors", encoder, config.encoder)
         run.update(
@@ -137,7 +139,7 @@ class _Training:
     """What changes while training: all of it is in a checkpoint."""
 
     algorithm: Algorithm
-    probe: OnlineProbe | None
+    online: Online | None
     step: int = 0
     seconds: float = 0.0
     sums: dict[str, Tensor] = field(default_factory=dict)  # since the last logged line, hence empty at a checkpoint
@@ -159,7 +161,7 @@ def _train(
     observe: Callable[[int], None],
 ) -> None:
     """The loop. Everything random in a step follows from (seed, step), so resuming needs no generator's state."""
-    algorithm, probe, device = state.algorithm, state.probe, accelerator.device
+    algorithm, online, device = state.algorithm, state.online, accelerator.device
     encoder = algorithm.encoder
     if config.compile:
         for block in encoder.blocks:
@@ -167,8 +169,8 @@ def _train(
     parameters = [p for p in algorithm.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)
     model, optimizer = accelerator.prepare(algorithm, optimizer)
-    if probe is not None:
-        probe.to(device)
+    if online is not None:
+        online.probe.to(device)
 
     checkpoint = run.load_checkpoint()
     if checkpoint is not None:
@@ -201,12 +203,10 @@ def _train(
             state.add("loss", loss.value.detach())
             for name, value in loss.metrics.items():
                 state.add(name, value)
-            if probe is not None and raw.label is not None:
-                clean = loss.features
-                if clean is None and state.step % PROBE_EVERY == 0:
-                    clean = _clean_features(encoder, data, raw.inputs, accelerator)
-                if clean is not None:
-                    state.add("online_loss", probe.learn(clean, raw.label, draws))
+            if online is not None:
+                learnt = online.learn(encoder, state.step, loss.features, raw, draws, accelerator)
+                if learnt is not None:
+                    state.add("online_loss", learnt)
 
             # Everything below is rare; nothing above waits for the device.
             last = state.step == recipe.steps
@@ -221,8 +221,8 @@ def _train(
                     )
                 if evaluate:
                     line |= _health(encoder, data, accelerator)
-                    if probe is not None and data.validation is not None:
-                        line["online_validation"] = _online_score(probe, encoder, data, data.validation, accelerator)
+                    if online is not None and online.data.validation is not None:
+                        line["online_validation"] = online.score(encoder, online.data.validation, accelerator)
                 now = time.perf_counter()
                 rate = (state.step - logged_step) * batches.batch_size / (now - logged_at)
                 logged_at, logged_step = now, state.step
@@ -272,15 +272,6 @@ def _means(state: _Training, accelerator: Accelerator) -> dict[str, float]:
     return dict(zip(names, values, strict=True))
 
 
-@torch.no_grad()
-def _clean_features(encoder: Encoder, data: Data, stored: tuple[Tensor, ...], accelerator: Accelerator) -> Tensor:
-    encoder.eval()
-    with accelerator.autocast():
-        mean: Tensor = encoder(data.normalise(stored)).mean
-    encoder.train()
-    return mean
-
-
 def _health(encoder: Encoder, data: Data, accelerator: Accelerator) -> dict[str, float]:
     """Standard deviation and effective rank of the features of one fixed set of examples: collapse shows here."""
     spread = torch.linspace(0, len(data.pretrain) - 1, min(HEALTH_ROWS, len(data.pretrain))).long().numpy()
@@ -288,19 +279,18 @@ def _health(encoder: Encoder, data: Data, accelerator: Accelerator) -> dict[str,
     return {"feature_std": feature_std(pooled.mean.numpy()), "effective_rank": rankme(pooled.mean.numpy())}
 
 
-def _make_probe(encoder: Encoder, data: Data, protocol: str) -> OnlineProbe | None:
-    """The online probe, where the examples that are trained on have a label each."""
-    label = data.pretrain.label
-    if data.task is None or data.task.kind == "tokens" or label is None:
-        return None
-    target = (float(label.mean()), float(label.std()) or 1.0) if data.task.kind == "regression" else (0.0, 1.0)
-    return OnlineProbe(encoder.width, data.task, protocol, target)
-
-
-def _online_score(probe: OnlineProbe, encoder: Encoder, data: Data, split: Split, accelerator: Accelerator) -> float:
-    pooled = features(encoder, split, data.normalise, accelerator=accelerator, autocast=True)
-    assert split.label is not None
-    return probe.score(pooled.mean.to(accelerator.device), split.label)
+def _online_data(config: PretrainConfig, data: Data) -> Data:
+    """Another labelled data set, for the online probe alone."""
+    assert config.online is not None
+    other = load_domain(config.online, config.protocol, config.data_root)
+    if other.specs != data.specs:
+        raise UserError(
+            f"--online {config.online} is {describe(other.specs)}, and the encoder reads {describe(data.specs)}: "
+            "name a data set of the same input"
+        )
+    if other.task is None or other.train is None:
+        raise UserError(f"--online {config.online} has no labels: name another data set")
+    return other
 
 
 def _snapshot(state: _Training, optimizer: Any) -> dict[str, Any]:
@@ -309,8 +299,8 @@ def _snapshot(state: _Training, optimizer: Any) -> dict[str, Any]:
         "seconds": state.seconds,
         "algorithm": state.algorithm.state_dict(),
         "optimizer": optimizer.state_dict(),
-        "probe": state.probe and state.probe.state_dict(),
-        "probe_optimizer": state.probe and state.probe.optimizer.state_dict(),
+        "probe": state.online and state.online.probe.state_dict(),
+        "probe_optimizer": state.online and state.online.probe.optimizer.state_dict(),
     }
 
 
@@ -318,9 +308,9 @@ def _restore(state: _Training, optimizer: Any, checkpoint: dict[str, Any]) -> No
     state.step, state.seconds = checkpoint["step"], checkpoint["seconds"]
     state.algorithm.load_state_dict(checkpoint["algorithm"])
     optimizer.load_state_dict(checkpoint["optimizer"])
-    if state.probe is not None:
-        state.probe.load_state_dict(checkpoint["probe"])
-        state.probe.optimizer.load_state_dict(checkpoint["probe_optimizer"])
+    if state.online is not None:
+        state.online.probe.load_state_dict(checkpoint["probe"])
+        state.online.probe.optimizer.load_state_dict(checkpoint["probe_optimizer"])
 
 
 def _open_run(config: PretrainConfig, data: Data, algorithm: Algorithm, accelerator: Accelerator, begin: bool) -> Run:
@@ -362,6 +352,7 @@ def _find_or_create(
         "encoder": config.encoder,
         "parameters": sum(p.numel() for p in encoder.parameters()),
         "protocol": config.protocol,
+        "online": config.online,
         "seed": config.seed,
         "steps": config.steps if algorithm.trains else 0,
         "batch_size": config.batch_size,

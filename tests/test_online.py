@@ -1,6 +1,7 @@
 """The online probe: learns beside the encoder, never into it, and scores a whole split."""
 
 import math
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -110,6 +111,21 @@ def test_other_tasks(kind: Literal["regression", "multilabel"], metric: str) -> 
     losses = [probe.learn(features, label, seed=step).item() for step in range(1500)]
     assert losses[-1] < 0.6 * losses[0]
     assert probe.score(features, label.numpy()) > 0.9
+
+
+def test_tokens_without_a_label_are_left_out() -> None:
+    task = Task("tokens", "accuracy", ("a", "b"))
+    features = torch.randn(6, 5, 8, generator=torch.Generator().manual_seed(0))
+    label = torch.randint(-1, 2, (6, 5), generator=torch.Generator().manual_seed(1))
+    kept = features[label >= 0], label[label >= 0]
+    states = []
+    for x, y, kind in ((features, label, task), (*kept, replace(task, kind="classes"))):
+        torch.manual_seed(0)
+        probe = OnlineProbe(8, kind, "v1")
+        probe.learn(x, y, seed=0)
+        states.append((probe.head.weight.detach().clone(), probe.score(x, y.numpy())))
+    assert torch.equal(states[0][0], states[1][0])
+    assert states[0][1] == states[1][1]
 
 
 def test_a_score_that_is_not_defined_is_nan() -> None:

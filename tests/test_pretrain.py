@@ -251,11 +251,43 @@ def test_labels_for_the_probe_alone_do_not_score_pretraining(tmp_path: Path, mon
     assert not any(name.startswith("online") for line in go(tmp_path, steps=10).metrics() for name in line)
 
 
-def test_a_class_for_each_token_is_no_matter_of_the_online_probe(
+def test_a_class_for_each_token_is_scored_by_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = np.random.default_rng(0).normal(size=(64, 4)).astype(np.float32)
+    label = np.where(np.abs(store) < 0.2, -1, store > 0).astype(np.int64)
+    with_data(monkeypatch, tabular(label, Task("tokens", "accuracy", ("a", "b"))))
+    run = go(tmp_path, steps=400, lr=1e-4, evaluate_every=400, checkpoint_every=400)
+    assert run.record["metrics"]["online_test"] > 0.8
+
+
+def test_the_online_probe_learns_on_another_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_data(monkeypatch, tabular())
+    store = np.random.default_rng(1).normal(size=(48, 4)).astype(np.float32)
+    split = Split((store,), np.arange(48), (store[:, 0] > 0).astype(np.int64))
+    task = Task("classes", "accuracy", ("a", "b"))
+    other = Data((Table(4),), replace(split, label=None), split, split, split, task, "1" * 64)
+    monkeypatch.setattr("dabsmix.pretrain.load_domain", lambda name, protocol, root: other)
+    run = go(tmp_path, online="other", steps=300, lr=1e-4, evaluate_every=300, checkpoint_every=300)
+    assert run.record["online"] == "other"
+    assert run.record["metrics"]["online_test"] > 0.7
+    logged = [line["step"] for line in run.metrics() if "online_loss" in line]
+    assert logged == list(range(20, 301, 20))
+    plain = go(tmp_path, steps=300, lr=1e-4, evaluate_every=300, checkpoint_every=300)
+    assert weights(run) == weights(plain)  # it watches, and changes nothing
+
+    interrupt(tmp_path / "cut", monkeypatch, after=17, online="other")
+    assert lines(go(tmp_path / "cut", online="other", resume=True)) == lines(go(tmp_path / "whole", online="other"))
+
+
+def test_another_data_set_for_the_probe_has_the_same_input_and_labels(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with_data(monkeypatch, tabular(np.zeros((64, 4), dtype=np.int64), Task("tokens", "accuracy", ("a", "b"))))
-    assert not any(name.startswith("online") for line in go(tmp_path, steps=10).metrics() for name in line)
+    with pytest.raises(UserError, match=r"--online breast_cancer is Table.* and the encoder reads Grid"):
+        go(tmp_path, online="breast_cancer")
+    with_data(monkeypatch, tabular())
+    monkeypatch.setattr("dabsmix.pretrain.load_domain", lambda name, protocol, root: tabular())
+    with pytest.raises(UserError, match="--online other has no labels"):
+        go(tmp_path, online="other")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_regression_is_standardised_for_the_online_probe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

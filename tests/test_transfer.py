@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from dabsmix import transfer as module
+from dabsmix.board import submit, validate
 from dabsmix.cli import main
 from dabsmix.config import PretrainConfig, TransferConfig
 from dabsmix.domain import Data, Domain, Split, Task
@@ -234,6 +235,53 @@ def test_permuted_labels_give_chance(name: str) -> None:
 
     assert value(permuted=True) < 0.06  # 4.6 standard deviations
     assert value(permuted=False) > 0.4
+
+
+Kind = Literal["regression", "multilabel", "tokens"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "metric", "least"),
+    [
+        ("regression", "pearson", 0.8),
+        ("regression", "mse", None),
+        ("multilabel", "auroc_macro", 0.9),
+        ("multilabel", "f1_macro", 0.8),
+        ("tokens", "accuracy", 0.8),
+        ("tokens", "matthews", 0.6),
+    ],
+)
+def test_every_kind_of_task(
+    kind: Kind, metric: str, least: float | None, tmp_path: Path, quick: None, install: Callable[[Data], None]
+) -> None:
+    x = np.random.default_rng(0).normal(size=(361, 6)).astype(np.float32)
+    label: NDArray[Any]
+    match kind:
+        case "regression":
+            label = (50 + 3 * x[:, 0] - 2 * x[:, 1]).astype(np.float32)
+        case "multilabel":
+            label = (x[:, :2] > 0).astype(np.uint8)
+        case _:
+            label = np.where(np.abs(x) < 0.2, -1, x > 0).astype(np.int64)
+    group = np.arange(361) // 3
+    train, validation, test = (Split((x,), r, label[r], group[r]) for r in np.split(np.arange(361), [200, 260]))
+    task = Task(kind, metric, () if kind == "regression" else ("p", "q"))
+    install(Data((Table(6),), train, train, validation, test, task, "2" * 64))
+    run = pretrained(tmp_path, domain="small", batch_size=8)
+    record = go(run, labels=("1", "0.5"))
+    probes = {"linear", "ridge"} | ({"knn"} if kind != "tokens" else set())
+    assert {each["probe"] for each in record["results"]} == probes
+    assert len(record["results"]) == 2 * len(probes)
+    assert all(each["low"] <= each["value"] <= each["high"] for each in record["results"])
+    assert {each["units"] for each in record["results"]} == {len(np.unique(group[260:]))}
+    values = {each["probe"]: each["value"] for each in record["results"] if each["label_fraction"] == "1"}
+    if least is None:
+        assert values["ridge"] < record["yardsticks"]["majority"][0]["value"] / 2
+    else:
+        assert values["ridge"] > least
+    board = tmp_path / "board" / "results.csv"
+    submit(run.path, "somebody", board)
+    assert validate(board) == []  # the kept predictions give the values again
 
 
 # --- what features are, whatever the machine
