@@ -110,24 +110,41 @@ def _ratio(parts: Callable[[Scores, Label], Parts]) -> Callable[[Scores, Label],
     return function
 
 
-def _matthews(scores: Scores, label: Label) -> float:
-    from sklearn.metrics import matthews_corrcoef
+# F1 and Matthews are written out, from counts: a bootstrap computes them a thousand times.
 
+
+def _confusion(scores: Scores, label: Label) -> NDArray[np.float64]:
+    """How many examples (or tokens) of each class were taken for each, ``(C, C)``, true classes first."""
     predicted, true = _classes(scores, label)
-    return float(matthews_corrcoef(true, predicted))
+    width = max(scores.shape[-1], int(true.max(initial=0)) + 1)
+    pairs = np.bincount(true * width + predicted, minlength=width * width)
+    return pairs.reshape(width, width).astype(np.float64)
+
+
+def _matthews(scores: Scores, label: Label) -> float:
+    """The correlation of predicted and true classes (Gorodkin 2004), 0 where either is constant."""
+    counts = _confusion(scores, label)
+    n, true, predicted = counts.sum(), counts.sum(axis=1), counts.sum(axis=0)
+    spread = (n**2 - true @ true) * (n**2 - predicted @ predicted)
+    return float((np.trace(counts) * n - true @ predicted) / np.sqrt(spread)) if spread > 0 else 0.0
 
 
 def _f1(average: str) -> Callable[[Scores, Label], float]:
     def function(scores: Scores, label: Label) -> float:
-        from sklearn.metrics import f1_score
-
         if scores.shape == label.shape:  # multi-label: a logit above 0 says yes
-            predicted, true = (scores > 0).astype(np.int64), label
+            yes = scores > 0
+            hits, predicted, true = (x.sum(axis=0).astype(float) for x in (yes & (label > 0), yes, label > 0))
         else:
-            predicted, true = _classes(scores, label)
-        # scikit-learn's mean runs over the classes that occur in the labels or in the predictions; one that is
-        # never predicted, or predicted and never true, counts as 0.
-        return float(f1_score(true, predicted, average=average, zero_division=0))
+            counts = _confusion(scores, label)
+            hits, predicted, true = np.diag(counts), counts.sum(axis=0), counts.sum(axis=1)
+            # As in scikit-learn, the mean runs over the classes that occur in the labels or in the predictions; one
+            # that is never predicted, or predicted and never true, counts as 0.
+            occurs = predicted + true > 0
+            hits, predicted, true = hits[occurs], predicted[occurs], true[occurs]
+        each = 2 * hits / (predicted + true).clip(1)
+        if average == "macro":
+            return float(each.mean())
+        return float(each @ true / true.sum()) if true.sum() else 0.0
 
     return function
 

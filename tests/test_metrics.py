@@ -148,3 +148,18 @@ def test_effective_rank_and_spread_of_known_features() -> None:
     assert feature_std(np.outer(np.arange(1.0, 9), np.ones(6))) == pytest.approx(0, abs=1e-9)
     sphere = np.random.default_rng(7).normal(size=(4000, 64))
     assert feature_std(sphere) == pytest.approx(64**-0.5, rel=0.02)
+
+
+def test_f1_and_matthews_equal_scikit_learn_s_on_small_and_odd_sets() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        classes, n = rng.integers(2, 6), rng.integers(1, 12)
+        label, scores = rng.integers(0, classes, n), rng.normal(size=(n, classes))
+        many = rng.integers(0, 2, (n, classes))
+        predicted = scores.argmax(axis=1)
+        assert metric("matthews")(scores, label) == pytest.approx(matthews_corrcoef(label, predicted))
+        for average in ("macro", "weighted"):
+            f1 = metric(f"f1_{average}")
+            expected = f1_score(label, predicted, average=average, zero_division=0)
+            assert f1(scores, label) == pytest.approx(expected)
+            assert f1(scores, many) == pytest.approx(f1_score(many, scores > 0, average=average, zero_division=0))
