@@ -78,7 +78,8 @@ def read_batches(folder: Path, train: list[str], test: list[str], labels: str, m
         found = batch.get(labels)
         if not isinstance(found, list) or not all(isinstance(label, int) for label in found):
             raise UserError(f"{folder / file}: no {labels!r}, or not all of them numbers; fetch the archive again")
-        if "data" not in batch or batch["data"].shape != (len(found), 3072):
+        data = batch.get("data")
+        if not isinstance(data, np.ndarray) or data.shape != (len(found), 3072):
             raise UserError(f"{folder / file}: not 3072 bytes for each of {len(found)} labels; fetch the archive again")
         if found and not 0 <= min(found) <= max(found) < len(classes):
             raise UserError(f"{folder / file}: labels {min(found)} to {max(found)} for {len(classes)} classes")

@@ -174,7 +174,7 @@ def load(
         task=clips.task,
         fingerprint=key,
         normalise=standardise,
-        notes=(*clips.notes, about.cut_note(len(clips.files), form)),
+        notes=(*clips.notes, about.cut_note(len(clips.files), form, as_dabs=as_dabs)),
         state={"form": asdict(form), "mean": standardise.mean, "std": standardise.std},
     )
 
@@ -202,10 +202,11 @@ class About(NamedTuple):
     cut: int
     bad: dict[int, str]
 
-    def cut_note(self, n: int, form: Form) -> str:
-        """A sentence for ``Data.notes``."""
+    def cut_note(self, n: int, form: Form, *, as_dabs: bool) -> str:
+        """For ``Data.notes``."""
         seconds = form.samples / form.rate
-        return f"{self.cut} of {n} clips are longer than the window of {seconds:.2f} s and lose the rest."
+        also = " DABS trains on their last part as often." if as_dabs and self.cut else ""
+        return f"{self.cut} of {n} clips are longer than the window of {seconds:.2f} s and lose the rest.{also}"
 
 
 def stored(
