@@ -150,6 +150,7 @@ def test_effective_rank_and_spread_of_known_features() -> None:
     assert feature_std(sphere) == pytest.approx(64**-0.5, rel=0.02)
 
 
+@pytest.mark.filterwarnings("ignore:A single label was found")
 def test_f1_and_matthews_equal_scikit_learn_s_on_small_and_odd_sets() -> None:
     rng = np.random.default_rng(0)
     for _ in range(200):

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from dabsmix import transfer as module
 from dabsmix.board import submit, validate
 from dabsmix.cli import main
-from dabsmix.config import PretrainConfig, TransferConfig
+from dabsmix.config import PretrainConfig, TransferConfig, data_root
 from dabsmix.domain import Data, Domain, Split, Task
 from dabsmix.encoder import make_encoder
 from dabsmix.errors import UserError
@@ -282,6 +282,31 @@ def test_every_kind_of_task(
     board = tmp_path / "board" / "results.csv"
     submit(run.path, "somebody", board)
     assert validate(board) == []  # the kept predictions give the values again
+
+
+# --- from one data set to another of the same modality, on real files
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("source", "task"), [("cifar10", "traffic_sign"), ("wikitext2_valid", "rte"), ("fsdd", "speech_commands")]
+)
+def test_pretrained_on_one_set_and_transferred_to_another(source: str, task: str, tmp_path: Path, quick: None) -> None:
+    if not os.environ.get("DABSMIX_DATA"):
+        pytest.skip("real data: set DABSMIX_DATA to their folder")
+    for name in (source, task):
+        card = named(name)
+        if card.present(data_root(None)) is None:
+            pytest.skip(f"no {card.folder} under $DABSMIX_DATA")
+    run = pretrained(tmp_path, domain=source, algo="emix", steps=3, batch_size=8)
+    record = go(run, task=(task,), labels=("1",))
+    assert (record["run"], record["task"]) == (f"{source}-emix-s0", task)
+    assert record["data_fingerprint"] != run.record["data_fingerprint"]
+    assert record["n"] > 50
+    chance = record["yardsticks"]["majority"][0]
+    assert record["metric"] == chance["metric"]
+    if task != "rte":  # which no small encoder tells from chance
+        assert max(each["value"] for each in record["results"]) > chance["value"] + 0.05
 
 
 # --- what features are, whatever the machine

@@ -1,0 +1,141 @@
+"""Wall time of protocol v1 with its whole grid against re-encoding the data in every epoch for one learning rate.
+
+    python scripts/bench_transfer.py --domain cifar10            # the dabs encoder
+    python scripts/bench_transfer.py --encoder tiny --examples 500
+
+Both sides get the same examples, the same encoder and the same device, in turn in one process. v1: features of train,
+validation and test once, then every probe at every share of the labels, chosen on validation, scored on test with
+intervals. The other way: one head, AdamW at one rate, batches of 256, each batch encoded anew in every epoch, without
+gradient through the encoder and without a look at validation or test; some epochs are timed and 100 are extrapolated.
+Printed are medians over repeats.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from statistics import median
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import dabsmix
+from dabsmix.domain import Data, Split
+from dabsmix.encoder import Encoder, make_encoder
+from dabsmix.evaluate import choose, score
+from dabsmix.features import features
+from dabsmix.own import load_domain
+from dabsmix.pretrain import accelerate
+from dabsmix.protocols import v1
+from dabsmix.readout import Features
+from dabsmix.run import commit
+from dabsmix.terminal import device_name
+
+EPOCHS = 100
+LABELS = ("1", "0.1", "0.01")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--domain", default="synthetic_image", help="default: %(default)s, which needs no files")
+    parser.add_argument("--encoder", default="dabs")
+    parser.add_argument("--examples", type=int, help="of train, validation and test together; default: all there are")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=1, help="epochs to time in each repeat of the other way")
+    options = parser.parse_args()
+
+    accelerator = accelerate()
+    device = accelerator.device
+    data = load_domain(options.domain, "v1", None)
+    assert data.task
+    parts = first_rows(data, options.examples)
+    torch.manual_seed(0)
+    encoder = make_encoder(options.encoder, data.specs).to(device).eval()
+
+    def encode(split: Split) -> Features:
+        assert split.label is not None
+        pooled = features(encoder, split, data.normalise, accelerator=accelerator)._asdict()
+        return Features({name: x.to(device) for name, x in pooled.items()}, split.label, split.group)
+
+    encode(parts[0].take(np.arange(256)))  # what a device does only once
+    passes, probes, others = [], [], []
+    for _ in range(options.repeats):
+        began = timed(device)
+        train, validation, test = (encode(split) for split in parts)
+        passes.append(began())
+        began = timed(device)
+        results, _ = score(choose(train, validation, data.task, v1(), LABELS), test, data.task)
+        probes.append(began())
+        began = timed(device)
+        for _ in range(options.epochs):
+            epoch(encoder, parts[0], data, device)
+        others.append(began() / options.epochs)
+
+    total = [a + b for a, b in zip(passes, probes, strict=True)]
+    sizes = " + ".join(str(len(split)) for split in parts)
+    head = "1 linear head"
+    grid = v1().linear
+    heads = f"{len(grid.rates) * len(grid.decays) * len(grid.poolings)} linear heads, knn, ridge; labels {LABELS}"
+    print(f"{options.domain}: {sizes} examples (train, validation, test); encoder {options.encoder}")
+    print(f"{'encoder pass over all examples':<44}{median(passes):10.2f} s")
+    print(f"{'v1: every probe on these features':<44}{median(probes):10.2f} s   {heads}")
+    print(f"{'v1 in all':<44}{median(total):10.2f} s   = {median(total) / median(passes):.2f} encoder passes")
+    print(f"{'re-encoding: one epoch of train':<44}{median(others):10.2f} s   {head}")
+    print(f"{f're-encoding: {EPOCHS} epochs (extrapolated)':<44}{EPOCHS * median(others):10.2f} s")
+    print(f"v1 takes {EPOCHS * median(others) / median(total):.1f} times less; medians of {options.repeats} repeats")
+    print(f"linear probe with all labels: {100 * results[0]['value']:.1f} % (random weights)")
+    print(
+        f"{device_name(device)}; torch {torch.__version__}, {torch.get_num_threads()} threads; "
+        f"dabsmix {dabsmix.__version__}, commit {commit()}"
+    )
+
+
+def first_rows(data: Data, examples: int | None) -> tuple[Split, Split, Split]:
+    """The beginnings of train, validation and test, in the proportion that the data set has them."""
+    assert data.train
+    assert data.validation
+    assert data.test
+    splits = data.train, data.validation, data.test
+    whole = sum(len(split) for split in splits)
+    examples = examples or whole
+    if examples > whole:
+        raise SystemExit(f"--examples {examples}: there are {whole}")
+    train, validation, test = (split.take(np.arange(len(split) * examples // whole)) for split in splits)
+    return train, validation, test
+
+
+def timed(device: torch.device) -> Callable[[], float]:
+    """Starts a clock that waits for the device at both ends; call it to read it."""
+
+    def now() -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter()
+
+    began = now()
+    return lambda: now() - began
+
+
+def epoch(encoder: Encoder, train: Split, data: Data, device: torch.device) -> None:
+    """One epoch of a linear head, every batch encoded anew."""
+    assert data.task
+    assert train.label is not None
+    head = nn.Linear(encoder.width, data.task.num_outputs, device=device)
+    optimizer = torch.optim.AdamW(head.parameters(), lr=1e-3)
+    label = torch.from_numpy(train.label).to(device)
+    order = np.random.default_rng(0).permutation(len(train))
+    for start in range(0, len(order), 256):
+        index = order[start : start + 256]
+        with torch.no_grad():
+            pooled = encoder(data.normalise(tuple(x.to(device) for x in train.batch(index)))).mean
+        loss = F.cross_entropy(head(pooled), label[torch.from_numpy(index).to(device)])
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        optimizer.step()
+
+
+if __name__ == "__main__":
+    main()
