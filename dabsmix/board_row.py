@@ -125,11 +125,13 @@ def lines(csv_path: Path) -> list[tuple[int, list[str]]]:
     if tuple(header) != COLUMNS:
         missing = [name for name in COLUMNS if name not in header]
         unknown = [name for name in header if name not in COLUMNS]
-        faults = [f"no column {', '.join(missing)}"] * bool(missing) + [
+        faults = [f"no column {', '.join(missing[:5])}{', ...' * (len(missing) > 5)}"] * bool(missing) + [
             f"unknown column {', '.join(map(repr, unknown))}"
         ] * bool(unknown)
         order = "a column twice or columns in another order"
-        raise UserError(f"{csv_path}:1: broken header: {'; '.join(faults) or order}; it must read {','.join(COLUMNS)}")
+        raise UserError(
+            f"{csv_path}:1: broken header: {'; '.join(faults) or order}; a row is one that `dabsmix submit` wrote"
+        )
     try:
         return [(reader.line_num, cells) for cells in reader]
     except csv.Error as error:

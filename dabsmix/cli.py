@@ -24,7 +24,7 @@ from dabsmix.config import (
     TransferConfig,
     data_root,
 )
-from dabsmix.errors import UserError
+from dabsmix.errors import UserError, did_you_mean
 
 __all__ = ["main"]
 
@@ -80,7 +80,7 @@ def _with_algorithm_flags(argv: list[str]) -> tuple[list[str], type[PretrainConf
     The values of ``--config`` come first among the arguments, so that they are read, checked and overridden as flags
     are: of a flag that is given twice the last one counts.
     """
-    from dabsmix.plugins import algorithm_dabs, algorithm_flags, did_you_mean
+    from dabsmix.plugins import algorithm_dabs, algorithm_flags
 
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name in ("--config", "--algo", "--protocol"):

@@ -8,8 +8,7 @@ from timm.models.vision_transformer import Attention, Block
 from torch import Tensor, nn
 
 from dabsmix.embed import Columns, make_embed
-from dabsmix.errors import UserError
-from dabsmix.plugins import did_you_mean
+from dabsmix.errors import UserError, did_you_mean
 from dabsmix.spec import Spec, describe
 
 __all__ = ["ENCODERS", "Embedded", "Encoder", "EncoderConfig", "Pooled", "make_encoder", "pool"]

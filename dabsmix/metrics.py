@@ -20,8 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dabsmix.errors import UserError
-from dabsmix.plugins import did_you_mean
+from dabsmix.errors import UserError, did_you_mean
 
 __all__ = ["METRICS", "Metric", "Undefined", "auroc_per_class", "feature_std", "frechet_distance", "metric", "rankme"]
 

@@ -16,9 +16,9 @@ from typing import Any, get_args, get_origin, get_type_hints
 from dabsmix.config import PretrainConfig, data_root, read_options
 from dabsmix.domain import Data
 from dabsmix.download import ensure
-from dabsmix.errors import UserError
+from dabsmix.errors import UserError, did_you_mean
 from dabsmix.modalities.files import digest
-from dabsmix.plugins import did_you_mean, domain
+from dabsmix.plugins import domain
 
 __all__ = ["load_domain", "load_for", "source_name"]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import difflib
 import importlib
 import importlib.util
 import pkgutil
@@ -12,11 +11,11 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import dabsmix.algorithms
 import dabsmix.domains
-from dabsmix.errors import UserError
+from dabsmix.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
     from dabsmix.algorithm import Algorithm
@@ -29,16 +28,9 @@ __all__ = [
     "algorithm_flags",
     "algorithm_summary",
     "algorithms",
-    "did_you_mean",
     "domain",
     "domains",
 ]
-
-
-def did_you_mean(name: str, names: Iterable[str]) -> str:
-    """A parenthesis with the nearest known name, or nothing."""
-    close = difflib.get_close_matches(name, list(names), n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def _stems(package: Any) -> list[str]:
@@ -225,9 +217,15 @@ def domain(name: str) -> Domain:
     Raises:
         UserError: there is none.
     """
+    if name in _stems(dabsmix.domains):  # the usual case: no other file need be imported
+        for each in importlib.import_module(f"dabsmix.domains.{name}").DOMAINS:
+            if each.name == name:
+                return cast("Domain", each)
     known = domains()
     if name not in known:
-        raise UserError(f"unknown domain {name!r}{did_you_mean(name, known)}; there are: {', '.join(known)}")
+        raise UserError(
+            f"unknown domain {name!r}{did_you_mean(name, known)}; `dabsmix list domains` shows all {len(known)}"
+        )
     return known[name]
 
 

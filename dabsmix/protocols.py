@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from functools import partial
 
 from dabsmix.domain import Task
-from dabsmix.errors import UserError
+from dabsmix.errors import UserError, did_you_mean
 from dabsmix.linear import LinearGrid, fit_linear
-from dabsmix.plugins import did_you_mean
 from dabsmix.readout import Features, Head, fit_knn, fit_pinv, fit_ridge
 
 __all__ = ["PROTOCOLS", "Fit", "Protocol", "dabs", "fits", "imix", "protocol", "v1"]

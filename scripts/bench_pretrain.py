@@ -46,8 +46,8 @@ def main() -> None:
         subprocess.run([sys.executable, __file__, *sys.argv[1:], "--one", *cell], check=True)
     import torch
 
-    from dabsmix.pretrain import device_name
     from dabsmix.run import commit
+    from dabsmix.terminal import device_name
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     print(f"{device_name(device)}; torch {torch.__version__}, {torch.get_num_threads()} threads; commit {commit()}")

@@ -12,10 +12,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from dabsmix.errors import UserError
+from dabsmix.errors import UserError, did_you_mean
 from dabsmix.modalities.columns import Column, encoded, refuse, scan
 from dabsmix.modalities.tables import Source, blocks, column_names
-from dabsmix.plugins import did_you_mean
 from dabsmix.prepare import prepared
 
 __all__ = ["Recordings", "kept", "read", "stretches"]

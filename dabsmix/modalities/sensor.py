@@ -13,11 +13,10 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from dabsmix.domain import Data, Split, Task
-from dabsmix.errors import UserError
+from dabsmix.errors import UserError, did_you_mean
 from dabsmix.modalities.files import skipped_note
 from dabsmix.modalities.recordings import kept, read, stretches
 from dabsmix.modalities.tables import Source, column_names, table_files
-from dabsmix.plugins import did_you_mean
 from dabsmix.prepare import fingerprint
 from dabsmix.spec import Grid
 from dabsmix.splits import carve

@@ -12,11 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dabsmix.domain import Data, Split, Task
-from dabsmix.errors import UserError
+from dabsmix.errors import UserError, did_you_mean
 from dabsmix.modalities.columns import Column, Fitted, Matrix, encoded, fit, refuse, scan, store
 from dabsmix.modalities.files import skipped_note
 from dabsmix.modalities.tables import Source, column_names, table_files
-from dabsmix.plugins import did_you_mean
 from dabsmix.prepare import fingerprint
 from dabsmix.splits import carve
 
