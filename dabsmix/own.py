@@ -50,7 +50,8 @@ def source_name(config: PretrainConfig) -> str:
     assert config.data is not None
     if config.modality is None:
         raise UserError("--data also needs --modality image, spectrogram, sensor, tabular or text")
-    return config.data.resolve().stem
+    path = config.data.expanduser().resolve()
+    return path.name if path.is_dir() else path.stem.removesuffix(".csv")  # of .csv.gz
 
 
 def load_for(config: PretrainConfig) -> tuple[Data, int]:

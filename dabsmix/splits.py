@@ -31,7 +31,9 @@ def carve(
     if group is not None:
         names, inverse, counts = np.unique(group, return_inverse=True, return_counts=True)
         if len(names) < 2:
-            raise UserError(f"cannot carve a validation split by group from {len(names)} group: name another grouping")
+            raise UserError(
+                f"cannot carve a part to validate or test on from {len(names)} group: name another grouping"
+            )
         order = rng.permutation(len(names))
         taken = order[: np.searchsorted(np.cumsum(counts[order]), wanted) + 1]
         chosen = np.isin(inverse, taken)
@@ -45,5 +47,8 @@ def carve(
     else:
         chosen[rng.permutation(n)[:wanted]] = True
     if chosen.all() or not chosen.any():
-        raise UserError(f"cannot carve a validation split from {n} rows: training or validation would be empty")
+        of_what = "rows" if label is None else f"rows in {len(np.unique(label))} classes"
+        raise UserError(
+            f"cannot carve a part to validate or test on from {n} {of_what}: one would be empty; every class needs two rows"
+        )
     return np.flatnonzero(~chosen), np.flatnonzero(chosen)
