@@ -48,7 +48,5 @@ def carve(
         chosen[rng.permutation(n)[:wanted]] = True
     if chosen.all() or not chosen.any():
         of_what = "rows" if label is None else f"rows in {len(np.unique(label))} classes"
-        raise UserError(
-            f"cannot carve a part to validate or test on from {n} {of_what}: one would be empty; every class needs two rows"
-        )
+        raise UserError(f"cannot carve a part to validate or test on from {n} {of_what}: each class needs two rows")
     return np.flatnonzero(~chosen), np.flatnonzero(chosen)
