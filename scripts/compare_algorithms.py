@@ -212,9 +212,9 @@ def block(name: str, scored: Mapping[Place, Scored], config: Config) -> list[str
     lines = [
         f"### {name}",
         "",
-        provenance(name, [each.run for each in everything], config),
+        provenance(name, everything, config),
         "",
-        f"| algorithm | seeds | all labels, n = {some['n']:,} | minus none | minus best | {few} labels | minus none |",
+        f"| algorithm | seeds | all labels | minus none | minus best | {few} labels | minus none |",
         "|---|---|---|---|---|---|---|",
     ]
     for row in ranked:
@@ -274,18 +274,21 @@ def spread(values: Sequence[float]) -> str:
     return f"{text} ± {100 * np.std(values, ddof=1):.1f}" if len(values) > 1 else text
 
 
-def provenance(name: str, runs: Sequence[Run], config: Config) -> str:
+def provenance(name: str, cells: Sequence[Scored], config: Config) -> str:
     """What the numbers of a table were measured with."""
 
     def each(field: str) -> str:
-        return ", ".join(sorted({str(run.record[field]) for run in runs}))
+        return ", ".join(sorted({str(cell.run.record[field]) for cell in cells}))
 
     data = load_domain(name, "v1", config.data_root)
     parts = {"pretrain": data.pretrain, "train": data.train, "validation": data.validation}
     sizes = ", ".join(f"{len(split):,} {part}" for part, split in parts.items() if split is not None)
+    result = linear(cells[0].record, config.labels[0])
+    groups = f" in {result['units']} groups" if result["units"] != result["n"] else ""
     return (
-        f"{domain(name).title}; {domain(name).modality}. Examples: {sizes}. {config.steps} steps of "
-        f"{config.batch_size}, lr {config.lr:g}, encoder {config.encoder} ({each('parameters')} parameters). "
+        f"{domain(name).title}; {domain(name).modality}. Examples: {sizes}, {result['n']:,} test{groups}. "
+        f"{config.steps} steps of {config.batch_size}, lr {config.lr:g}, encoder {config.encoder} "
+        f"({each('parameters')} parameters). "
         f"{each('device')}; torch {each('torch')}; commit {each('commit')}; data {each('data_fingerprint')}."
     )
 
