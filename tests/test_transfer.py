@@ -1,51 +1,33 @@
 """Transfer: chosen on validation, test read once, the same on every machine; a mistake is one line."""
 
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
+from transferring import QUICK, go, installed, pretrained, small
 
 from dabsmix import transfer as module
-from dabsmix.board import submit, validate
 from dabsmix.cli import main
-from dabsmix.config import PretrainConfig, TransferConfig, data_root
-from dabsmix.domain import Data, Domain, Split, Task
+from dabsmix.config import TransferConfig
+from dabsmix.domain import Data, Split
 from dabsmix.encoder import make_encoder
 from dabsmix.errors import UserError
-from dabsmix.evaluate import choose, score, share
+from dabsmix.evaluate import choose
 from dabsmix.features import features
-from dabsmix.linear import LinearGrid
 from dabsmix.metrics import metric
 from dabsmix.plugins import domain as named
-from dabsmix.pretrain import accelerate, pretrain
-from dabsmix.protocols import Protocol, protocol, v1
+from dabsmix.pretrain import accelerate
 from dabsmix.readout import Features
-from dabsmix.run import Run, load_encoder, save_encoder, sha256
-from dabsmix.spec import Table
+from dabsmix.run import load_encoder, save_encoder, sha256
 
-QUICK = Protocol("v1", "", LinearGrid(rates=(1e-2, 1e-1), epochs=5), neighbours=(5,), penalties=(0.1,), draws=2)
 OF_RESULT = {"probe", "label_fraction", "metric", "value", "low", "high", "n", "draws", "selected", "test_reads"}
 OF_RECORD = {"task", "protocol", "metric", "value", "low", "high", "n", "probe", "selected", "test_reads", "results"}
-
-
-def pretrained(out: Path, **changes: Any) -> Run:
-    config = PretrainConfig(domain="digits", algo="none", encoder="tiny", out=out)
-    return pretrain(replace(config, **changes), accelerator=accelerate())
-
-
-def go(run: Run, **changes: Any) -> dict[str, Any]:
-    said: list[str] = []
-    (record,) = module.transfer(TransferConfig(run=(run.path,), **changes), accelerator=accelerate(), say=said.append)
-    return record | {"said": said}
 
 
 @pytest.fixture
@@ -54,32 +36,10 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "protocol", lambda name, batch_size: replace(QUICK, name=name))
 
 
-def clusters(n: int, seed: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Two classes that a linear probe tells apart."""
-    rng = np.random.default_rng(seed)
-    label = rng.integers(2, size=n)
-    return (rng.normal(size=(n, 6)) + 2 * label[:, None]).astype(np.float32), label
-
-
-def small(labels: Callable[[NDArray[np.int64]], NDArray[Any]] = lambda y: y, task: Task | None = None) -> Data:
-    """A table of 6 columns: 200 examples to train on, 60 to choose on, 101 to score on."""
-    x, y = clusters(361, 0)
-    rows = np.split(np.arange(361), [200, 260])
-    train, validation, test = (Split((x,), r, labels(y)[r]) for r in rows)
-    task = task or Task("classes", "accuracy", ("a", "b"))
-    return Data((Table(6),), train, train, validation, test, task, "0" * 64)
-
-
 @pytest.fixture
 def install(monkeypatch: pytest.MonkeyPatch) -> Callable[[Data], None]:
     """Makes some data a domain named ``small``."""
-
-    def put(data: Data) -> None:
-        card = Domain("small", "tabular", "generated", "MIT", "", lambda folder, protocol: data, batch_size=64)
-        monkeypatch.setattr("dabsmix.own.domain", lambda name: card if name == "small" else named(name))
-        monkeypatch.setattr("dabsmix.transfer.domain", lambda name: card if name == "small" else named(name))
-
-    return put
+    return lambda data: installed(data, monkeypatch)
 
 
 # --- what a transfer writes
@@ -188,213 +148,6 @@ def test_several_runs(tmp_path: Path, quick: None) -> None:
     assert f"{100 * records[1]['value']:6.2f}" in shown
 
 
-# --- protocols
-
-
-def test_dabs_draws_its_training_features_anew_each_epoch(
-    tmp_path: Path, install: Callable[[Data], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    install(small())
-    run = pretrained(tmp_path, domain="small", batch_size=8)
-    seen: list[tuple[bool, float]] = []
-
-    def spy(encoder: Any, split: Split, *words: Any, dropout: bool = False, **how: Any) -> Any:
-        found = features(encoder, split, *words, dropout=dropout, **how)
-        seen.append((dropout, found.mean.sum().item()))
-        return found
-
-    monkeypatch.setattr(module, "features", spy)
-    record = go(run, protocol="dabs")
-    drawn = [total for dropout, total in seen if dropout]
-    assert len(set(drawn)) == len(drawn) == 100
-    assert len(seen) == 103
-    assert [(each["probe"], each["label_fraction"]) for each in record["results"]] == [("linear", "1")]
-    assert any("watches during training" in note for note in record["notes"])
-    assert any("watches during training" in text for text in record["said"])
-    assert (run.path / "transfer" / "small-dabs.json").exists()
-    with pytest.raises(UserError, match="with all labels alone"):
-        go(run, protocol="dabs", labels=("0.1",))
-
-
-@pytest.mark.parametrize("name", ["v1", "dabs", "imix"])
-def test_permuted_labels_give_chance(name: str) -> None:
-    task = Task("classes", "accuracy", ("a", "b"))
-    rules = protocol(name, 64)
-
-    def value(permuted: bool) -> float:
-        parts = []
-        for n, seed in ((3000, 1), (100, 2), (1500, 3)):
-            x, label = clusters(n, seed)
-            label = np.random.default_rng(seed).permutation(label) if permuted else label
-            pooled = torch.from_numpy(3 * (x - 1))
-            parts.append(Features({"mean": pooled, "cls": pooled}, label))
-        train, validation, test = parts
-        redraw = (lambda epoch: train) if rules.dropout else None
-        results, _ = score(choose(train, validation, task, rules, ("1",), redraw=redraw), test, task)
-        return max(abs(float(each["value"]) - 0.5) for each in results)
-
-    assert value(permuted=True) < 0.06  # 4.6 standard deviations
-    assert value(permuted=False) > 0.4
-
-
-Kind = Literal["regression", "multilabel", "tokens"]
-
-
-@pytest.mark.parametrize(
-    ("kind", "metric", "least"),
-    [
-        ("regression", "pearson", 0.8),
-        ("regression", "mse", None),
-        ("multilabel", "auroc_macro", 0.9),
-        ("multilabel", "f1_macro", 0.8),
-        ("tokens", "accuracy", 0.8),
-        ("tokens", "matthews", 0.6),
-    ],
-)
-def test_every_kind_of_task(
-    kind: Kind, metric: str, least: float | None, tmp_path: Path, quick: None, install: Callable[[Data], None]
-) -> None:
-    x = np.random.default_rng(0).normal(size=(361, 6)).astype(np.float32)
-    label: NDArray[Any]
-    match kind:
-        case "regression":
-            label = (50 + 3 * x[:, 0] - 2 * x[:, 1]).astype(np.float32)
-        case "multilabel":
-            label = (x[:, :2] > 0).astype(np.uint8)
-        case _:
-            label = np.where(np.abs(x) < 0.2, -1, x > 0).astype(np.int64)
-    group = np.arange(361) // 3
-    train, validation, test = (Split((x,), r, label[r], group[r]) for r in np.split(np.arange(361), [200, 260]))
-    task = Task(kind, metric, () if kind == "regression" else ("p", "q"))
-    install(Data((Table(6),), train, train, validation, test, task, "2" * 64))
-    run = pretrained(tmp_path, domain="small", batch_size=8)
-    record = go(run, labels=("1", "0.5"))
-    probes = {"linear", "ridge"} | ({"knn"} if kind != "tokens" else set())
-    assert {each["probe"] for each in record["results"]} == probes
-    assert len(record["results"]) == 2 * len(probes)
-    assert all(each["low"] <= each["value"] <= each["high"] for each in record["results"])
-    assert {each["units"] for each in record["results"]} == {len(np.unique(group[260:]))}
-    values = {each["probe"]: each["value"] for each in record["results"] if each["label_fraction"] == "1"}
-    if least is None:
-        assert values["ridge"] < record["yardsticks"]["majority"][0]["value"] / 2
-    else:
-        assert values["ridge"] > least
-    board = tmp_path / "board" / "results.csv"
-    submit(run.path, "somebody", board)
-    assert validate(board) == []  # the kept predictions give the values again
-
-
-# --- from one data set to another of the same modality, on real files
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("source", "task"), [("cifar10", "traffic_sign"), ("wikitext2_valid", "rte"), ("fsdd", "speech_commands")]
-)
-def test_pretrained_on_one_set_and_transferred_to_another(source: str, task: str, tmp_path: Path, quick: None) -> None:
-    if not os.environ.get("DABSMIX_DATA"):
-        pytest.skip("real data: set DABSMIX_DATA to their folder")
-    for name in (source, task):
-        card = named(name)
-        if card.present(data_root(None)) is None:
-            pytest.skip(f"no {card.folder} under $DABSMIX_DATA")
-    run = pretrained(tmp_path, domain=source, algo="emix", steps=3, batch_size=8)
-    record = go(run, task=(task,), labels=("1",))
-    assert (record["run"], record["task"]) == (f"{source}-emix-s0", task)
-    assert record["data_fingerprint"] != run.record["data_fingerprint"]
-    assert record["n"] > 50
-    assert record["yardsticks"].keys() == {"raw", "majority"}
-    if task == "traffic_sign":  # of the others, a small encoder tells nothing on so few rows
-        chance = 1 / len(record["classes"])
-        deviation = (chance * (1 - chance) / record["n"]) ** 0.5
-        assert max(each["value"] for each in record["results"]) > chance + 3 * deviation
-
-
-# --- what features are, whatever the machine
-
-
-def test_features_are_kept_for_the_same_encoder_and_data_alone(
-    tmp_path: Path, quick: None, install: Callable[[Data], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    install(small())
-    run = pretrained(tmp_path, domain="small", batch_size=8)
-    go(run, labels=("1",))
-    passes: list[int] = []
-
-    def spy(*words: Any, **how: Any) -> Any:
-        passes.append(1)
-        return features(*words, **how)
-
-    monkeypatch.setattr(module, "features", spy)
-    go(run, labels=("0.5",))
-    assert passes == []
-    install(replace(small(), fingerprint="1" * 64))
-    go(run, labels=("1",))
-    assert len(passes) == 3
-
-
-def test_scores_do_not_depend_on_the_batch_size(
-    tmp_path: Path, install: Callable[[Data], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    install(small())
-    run = pretrained(tmp_path, domain="small", batch_size=8)
-    values = []
-    for batch_size in (7, 256):
-        monkeypatch.setattr(module, "features", lambda *w, size=batch_size, **how: features(*w, **how, batch_size=size))
-        for kept in run.path.glob("features/*"):
-            kept.unlink()
-        for kept in run.path.glob("transfer/*"):
-            kept.unlink()
-        values.append([each["value"] for each in go(run, labels=("1",))["results"]])
-    assert values[0] == pytest.approx(values[1], abs=0.011)  # a test example at a boundary may go either way
-
-
-SCRIPT = """
-import sys
-import numpy as np, torch
-from dabsmix.domain import Split
-from dabsmix.encoder import make_encoder
-from dabsmix.features import features, token_features
-from dabsmix.pretrain import accelerate
-from dabsmix.spec import Table
-
-torch.manual_seed(0)
-encoder = make_encoder("tiny", (Table(3),))
-store = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)
-accelerator = accelerate()
-found = {}
-for n in (1, 2, 37):  # fewer rows than processes, too
-    split = Split((store,), np.arange(n))
-    how = dict(accelerator=accelerator, batch_size=5)
-    pooled = features(encoder, split, lambda x: x, **how)
-    found |= {f"mean{n}": pooled.mean, f"cls{n}": pooled.cls}
-    found[f"tokens{n}"] = token_features(encoder, split, lambda x: x, **how)
-np.savez(f"{sys.argv[1]}-{accelerator.process_index}.npz", **{k: v.numpy() for k, v in found.items()})
-accelerator.end_training()
-"""
-
-
-@pytest.mark.slow
-def test_features_do_not_depend_on_the_number_of_processes(tmp_path: Path) -> None:
-    script = tmp_path / "script.py"
-    script.write_text(SCRIPT)
-    found = []
-    for processes in (1, 2, 3):
-        launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-        words = [sys.executable, *launch, str(script), str(tmp_path / f"of{processes}")]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        done = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=300)
-        assert done.returncode == 0, done.stderr
-        for rank in range(processes):
-            with np.load(tmp_path / f"of{processes}-{rank}.npz") as arrays:
-                found.append(dict(arrays))
-    assert found[0]["mean37"].shape == (37, 64)
-    assert found[0]["tokens37"].shape == (37, 3, 64)
-    for other in found[1:]:
-        for name, values in found[0].items():
-            np.testing.assert_allclose(other[name], values, atol=1e-5, err_msg=name)
-
-
 # --- refused
 
 
@@ -464,22 +217,6 @@ def test_without_labels_there_is_nothing_to_transfer_to(tmp_path: Path, install:
     run = pretrained(tmp_path, domain="small", batch_size=8)
     with pytest.raises(UserError, match="small has no labels to transfer to"):
         go(run)
-
-
-def test_labels_per_class_need_classes() -> None:
-    assert share("5/class", Task("classes", "accuracy", ("a", "b"))) == {"per_class": 5}
-    assert share("0.25", Task("regression", "mse")) == {"fraction": 0.25}
-    with pytest.raises(UserError, match="kind regression has no labels per class"):
-        share("5/class", Task("regression", "mse"))
-
-
-def test_small_shares_are_drawn_often_and_large_ones_seldom() -> None:
-    task = Task("classes", "accuracy", ("a", "b"))
-    parts = [Features({"mean": torch.from_numpy(x)}, y) for x, y in (clusters(400, 0), clusters(200, 1))]
-    rules = replace(QUICK, draws=v1().draws)
-    chosen = choose(parts[0], parts[1], task, rules, ("1", "0.5", "0.1", "0.01", "2/class", "50/class"))
-    drawn = {label: len(each) for (probe, label), each in chosen.items() if probe == "ridge"}
-    assert drawn == {"1": 1, "0.5": 3, "0.1": 5, "0.01": 20, "2/class": 20, "50/class": 3}
 
 
 # --- several seeds, from the command line

@@ -1,0 +1,56 @@
+"""What the tests of transfer share: short probes, small generated data, a run to score."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from dabsmix import transfer
+from dabsmix.config import PretrainConfig, TransferConfig
+from dabsmix.domain import Data, Domain, Split, Task
+from dabsmix.linear import LinearGrid
+from dabsmix.plugins import domain as named
+from dabsmix.pretrain import accelerate, pretrain
+from dabsmix.protocols import Protocol
+from dabsmix.run import Run
+from dabsmix.spec import Table
+
+QUICK = Protocol("v1", "", LinearGrid(rates=(1e-2, 1e-1), epochs=5), neighbours=(5,), penalties=(0.1,), draws=2)
+
+
+def pretrained(out: Path, **changes: Any) -> Run:
+    config = PretrainConfig(domain="digits", algo="none", encoder="tiny", out=out)
+    return pretrain(replace(config, **changes), accelerator=accelerate())
+
+
+def go(run: Run, **changes: Any) -> dict[str, Any]:
+    said: list[str] = []
+    (record,) = transfer.transfer(TransferConfig(run=(run.path,), **changes), accelerator=accelerate(), say=said.append)
+    return record | {"said": said}
+
+
+def clusters(n: int, seed: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Two classes that a linear probe tells apart."""
+    rng = np.random.default_rng(seed)
+    label = rng.integers(2, size=n)
+    return (rng.normal(size=(n, 6)) + 2 * label[:, None]).astype(np.float32), label
+
+
+def small(labels: Callable[[NDArray[np.int64]], NDArray[Any]] = lambda y: y, task: Task | None = None) -> Data:
+    """A table of 6 columns: 200 examples to train on, 60 to choose on, 101 to score on."""
+    x, y = clusters(361, 0)
+    rows = np.split(np.arange(361), [200, 260])
+    train, validation, test = (Split((x,), r, labels(y)[r]) for r in rows)
+    task = task or Task("classes", "accuracy", ("a", "b"))
+    return Data((Table(6),), train, train, validation, test, task, "0" * 64)
+
+
+def installed(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes some data a domain named ``small``."""
+    card = Domain("small", "tabular", "generated", "MIT", "", lambda folder, protocol: data, batch_size=64)
+    monkeypatch.setattr("dabsmix.own.domain", lambda name: card if name == "small" else named(name))
+    monkeypatch.setattr("dabsmix.transfer.domain", lambda name: card if name == "small" else named(name))
