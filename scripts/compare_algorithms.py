@@ -168,7 +168,7 @@ def train(cells: Mapping[Place, PretrainConfig], config: Config) -> list[str]:
         accelerator = accelerate()  # one for each cell, for it keeps what it has prepared
         try:
             run = pretrain(replace(asked, resume=config_hash(asked) in resumable), accelerator=accelerator)
-            wanted = TransferConfig(run=run.path, task=(name,), labels=config.labels, data_root=config.data_root)
+            wanted = TransferConfig(run=(run.path,), task=(name,), labels=config.labels, data_root=config.data_root)
             (record,) = transfer(wanted, accelerator=accelerator)
         except UserError as error:
             failed.append(f"failed: {name} {row} seed {seed}: {error}")
