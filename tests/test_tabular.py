@@ -336,7 +336,7 @@ def test_without_a_label_every_row_is_pretrained_on(table: Path) -> None:
 
 
 def test_too_few_rows(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="would be empty"):
+    with pytest.raises(UserError, match="2 rows in 2 classes: each class needs two"):
         own(write(tmp_path / "t.csv", ["x,y", "1,a", "2,b"]), label="y")
 
 

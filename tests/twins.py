@@ -101,7 +101,7 @@ def projections(algorithm: Algorithm, head: Any, batches: list[list[Tensor]], ma
 
 
 def assert_loss(algorithm: Algorithm, batch: Batch, expected: float) -> None:
-    assert float(algorithm(batch).value) == pytest.approx(expected, rel=1e-6)
+    assert float(algorithm(batch).value.detach()) == pytest.approx(expected, rel=1e-6)
 
 
 def npair_loss(anchors: Tensor, keys: Tensor, order: list[int], weight: list[float], temperature: float) -> float:
