@@ -18,6 +18,7 @@ from torch import Tensor
 
 import dabsmix
 from dabsmix.algorithm import Algorithm, Loss, check_fit
+from dabsmix.allocator import keep_freed_memory
 from dabsmix.batches import Batches, step_seed
 from dabsmix.config import PretrainConfig, Recipe, as_plain, config_hash, resolve
 from dabsmix.domain import Data
@@ -49,10 +50,13 @@ def accelerate(precision: str = "fp32") -> Accelerator:
     mixed = "bf16" if precision == "bf16" else "no"
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != mixed:
         raise UserError(f"--precision {precision}: this process has used another one already; start a new process")
-    return Accelerator(
+    accelerator = Accelerator(
         mixed_precision=mixed,
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
+    return accelerator
 
 
 def pretrain(
