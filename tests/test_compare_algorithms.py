@@ -59,7 +59,7 @@ def test_difference_is_the_mean_over_seeds_and_draws(script: ModuleType, tmp_pat
         run = Run.create(tmp_path, name, {}, {})
         (run.path / "transfer").mkdir()
         predicted = np.where(wrong, (label + 1) % 3, label)
-        np.savez(run.path / "transfer" / "t.predictions.npz", **{"label": label, "linear@5 per class": predicted})
+        np.savez(run.path / "transfer" / "t.predictions.npz", **{"label": label, "linear@5 per class": predicted})  # type: ignore[arg-type]  # its stub takes any keyword for a flag
         return script.Scored(run, {"task": "t", "classes": ["a", "b", "c"]}), float(1 - wrong.mean())
 
     (one, one_mean), (two, two_mean) = scored("one", 0.9), scored("two", 0.8)
