@@ -114,7 +114,9 @@ class Data:
         task: None where the set has no labels.
         normalise: stored inputs to what the specs state, a whole batch at a time and on whatever device it lies
             (uint8 to float, standardising). Deterministic.
-        augment: the domain's own augmentation of normalised inputs on their device, or None.
+        augment: the domain's own augmentation of this process's normalised inputs on their device, or None. The
+            generator is in the same state on every process: what is drawn for each example is drawn for the global
+            batch and cut by rank (`dabsmix.gather.local`).
         fingerprint: hex digest of the files that were read.
         notes: what a reader of a score has to know, in whole sentences.
         state: for a user's own data, all that further files need to be read alike (options, statistics, category and

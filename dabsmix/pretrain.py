@@ -190,7 +190,7 @@ def _train(
         for raw in batches.iterate(state.step, recipe.steps, device):
             torch.manual_seed(step_seed(config.seed, state.step, "dropout", accelerator.process_index))
             draws = step_seed(config.seed, state.step, "draws")
-            views = make_views(data, raw.inputs, algorithm, draws + accelerator.process_index)
+            views = make_views(data, raw.inputs, algorithm, draws)
             lr = learning_rate(state.step, recipe.steps, recipe.lr, recipe.schedule)
             for group in optimizer.param_groups:
                 group["lr"] = lr
@@ -245,7 +245,10 @@ def _train(
 def make_views(
     data: Data, stored: tuple[Tensor, ...], algorithm: Algorithm, seed: int
 ) -> tuple[tuple[Tensor, ...], ...]:
-    """The views of a batch: the normalised inputs themselves, or the domain's augmentation once for each view."""
+    """The views of a batch: the normalised inputs themselves, or the domain's augmentation once for each view.
+
+    ``seed`` is the same on every process.
+    """
     inputs = data.normalise(stored)
     if algorithm.views != "augment" or data.augment is None:
         return (inputs,)

@@ -28,7 +28,7 @@ DEFAULT_BATCH = {"tiny": 128, "dabs": 16}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--domain", default="synthetic_image", help="32x32 images, 64 tokens (default: %(default)s)")
+    parser.add_argument("--domain", default="synthetic_image", help="default: %(default)s, 16 tokens")
     parser.add_argument("--encoders", nargs="+", default=["tiny", "dabs"])
     parser.add_argument("--algos", nargs="+", default=["emix", "dmix"])
     parser.add_argument("--precisions", nargs="+", default=["fp32", "bf16"])

@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dabsmix.algorithm import Algorithm
 from dabsmix.gather import all_sum, gather, gather_with_grad, local, own_rows, rank, world_size
+from dabsmix.modalities.image_pixels import augmented
 from dabsmix.plugins import algorithm_class, algorithms
 from dabsmix.projection import GlobalBatchNorm
 from dabsmix.spec import Batch, Grid, Spec, Table, Tokens
@@ -95,9 +96,11 @@ def test_processes_equal_one(processes: int) -> None:
 def _worker(process: int, processes: int, port: int, alone: list["Ran"]) -> None:
     torch.set_num_threads(1)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    views = _augmented()  # of the whole batch, this process being alone as yet
     dist.init_process_group("gloo", rank=process, world_size=processes)
     try:
         _check_functions()
+        torch.testing.assert_close(gather(_augmented()), views)
         problems = [
             problem
             for case, expected in zip(cases(), alone, strict=True)
@@ -124,6 +127,11 @@ def _check_functions() -> None:
 
     (grad,) = torch.autograd.grad((all_sum(mine) * (1 + rank())).sum(), mine)
     assert torch.equal(grad, torch.full_like(mine, sum(range(1, 1 + world_size()))))
+
+
+def _augmented() -> Tensor:
+    images = torch.rand(SIZE, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    return augmented(local(images), torch.Generator().manual_seed(2), flip=True)
 
 
 class Ran(NamedTuple):

@@ -69,15 +69,19 @@ def augmented(images: Tensor, generator: torch.Generator, *, flip: bool) -> Tens
 
     Below 64 pixels a side the crop is a shift by whole pixels with black beyond the edge; from 64 on it is a random
     resized crop. Then a mirror image half the time (if ``flip``), brightness, contrast, and saturation where there are
-    three channels. ``generator`` lives on the device of the images.
+    three channels. ``generator`` lives on the device of the images and is in the same state on every process: draws
+    are made for the images of all processes and cut by rank.
     """
     import torch
     from torch.nn.functional import affine_grid, grid_sample
 
+    from dabsmix.gather import local, world_size
+
     B, C, side, _ = images.shape
 
     def uniform(low: float, high: float) -> Tensor:
-        return low + (high - low) * torch.rand(B, generator=generator, device=images.device)
+        everywhere = torch.rand(B * world_size(), generator=generator, device=images.device)
+        return low + (high - low) * local(everywhere)
 
     # theta maps places of the view to places of the image, both on [-1, 1]: x' = width * x + left
     theta = images.new_zeros(B, 2, 3)
