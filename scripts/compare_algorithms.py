@@ -64,6 +64,8 @@ class Config:
     """Folder of the runs."""
     table: bool = False
     """Train nothing: only print the table of the cells that are finished."""
+    plot: Path | None = None
+    """Also draw the differences from the baseline: a PNG, an SVG or a PDF. Needs matplotlib."""
 
 
 def main() -> None:
@@ -73,6 +75,8 @@ def main() -> None:
         failed = [] if config.table else train(cells, config)
         scored = finished(cells, config)
         print("\n".join(line for name in config.domains for line in block(name, scored, config)))
+        if config.plot:
+            draw(scored, config, config.plot)
     except UserError as error:
         print(f"compare_algorithms: {error}", file=sys.stderr)
         sys.exit(2)
@@ -194,10 +198,7 @@ def linear(record: Mapping[str, Any], share: str, of: str = "results") -> Mappin
 
 def block(name: str, scored: Mapping[Place, Scored], config: Config) -> list[str]:
     """Heading, provenance and table of one domain, as lines of Markdown."""
-    rows: dict[str, dict[int, Scored]] = {}
-    for (where, row, seed), each in scored.items():
-        if where == name:
-            rows.setdefault(row, {})[seed] = each
+    rows = by_row(name, scored)
     if not rows:
         return [f"### {name}", "", "No cell is finished.", ""]
     everything = [each for by_seed in rows.values() for each in by_seed.values()]
@@ -235,6 +236,15 @@ def block(name: str, scored: Mapping[Place, Scored], config: Config) -> list[str
     raw = [f"{100 * linear(some, share, 'raw')['value']:.1f}" for share in config.labels]
     majority = f"{100 * some['yardsticks']['majority'][0]['value']:.1f}"
     return [*lines, f"| *raw input* | | {raw[0]} | | | {raw[1]} | |", f"| *majority* | | {majority} | | | | |", ""]
+
+
+def by_row(name: str, scored: Mapping[Place, Scored]) -> dict[str, dict[int, Scored]]:
+    """The finished cells of one domain: row of the table, then seed."""
+    rows: dict[str, dict[int, Scored]] = {}
+    for (where, row, seed), each in scored.items():
+        if where == name:
+            rows.setdefault(row, {})[seed] = each
+    return rows
 
 
 def difference(own: Mapping[int, Scored], other: Mapping[int, Scored], share: str) -> str:
@@ -294,6 +304,56 @@ def provenance(name: str, cells: Sequence[Scored], config: Config) -> str:
         f"({each('parameters')} parameters). "
         f"{each('device')}; torch {each('torch')}; commit {each('commit')}; data {each('data_fingerprint')}."
     )
+
+
+# --- the picture
+
+
+def draw(scored: Mapping[Place, Scored], config: Config, path: Path) -> None:
+    """Every row minus the baseline, in points with its 95 % interval: a panel for each domain, all labels and few."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise UserError("--plot needs matplotlib: pip install matplotlib") from error
+    names = [name for name in config.domains if config.baseline in by_row(name, scored)]
+    rows = [row for row in config.algos if row != config.baseline]
+    if not names:
+        raise UserError(f"--plot: no domain has a finished cell of the baseline {config.baseline}")
+    figure = Figure(figsize=(2.2 + 2.3 * len(names), 1.1 + 0.42 * len(rows)), layout="constrained")
+    panels = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
+    for name, panel in zip(names, panels, strict=True):
+        cells = by_row(name, scored)
+        panel.axvline(0, color="0.6", linewidth=0.8, zorder=0)
+        for share, colour, shift in zip(config.labels, ("tab:blue", "tab:orange"), (-0.13, 0.13), strict=True):
+            for place, row in enumerate(rows):
+                seeds = sorted(cells.get(row, {}).keys() & cells[config.baseline].keys())
+                if not seeds:
+                    continue
+                found = comparison(
+                    [cells[row][seed] for seed in seeds], [cells[config.baseline][seed] for seed in seeds], share
+                )
+                if found.low is not None and found.high is not None:
+                    panel.plot([100 * found.low, 100 * found.high], [place + shift] * 2, color=colour, linewidth=1.4)
+                # filled where the interval excludes 0
+                panel.plot(
+                    [100 * found.difference],
+                    [place + shift],
+                    "o",
+                    color=colour,
+                    markersize=5,
+                    markerfacecolor=colour if found.shown else "white",
+                )
+        panel.set_title(name, fontsize=10)
+        panel.set_xlabel(f"points above {config.baseline}", fontsize=8)
+        panel.tick_params(labelsize=8)
+        panel.grid(axis="x", color="0.92")
+        panel.set_axisbelow(True)
+    panels[0].set_yticks(range(len(rows)), rows, fontsize=9)
+    panels[0].invert_yaxis()
+    for share, colour in zip(config.labels, ("tab:blue", "tab:orange"), strict=True):
+        panels[0].plot([], [], "o-", color=colour, label="all labels" if share == "1" else f"{share} labels")
+    figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
+    figure.savefig(path, dpi=150)
 
 
 if __name__ == "__main__":

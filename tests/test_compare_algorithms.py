@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from dabsmix.errors import UserError
 from dabsmix.run import Run
@@ -69,14 +70,22 @@ def test_difference_is_the_mean_over_seeds_and_draws(script: ModuleType, tmp_pat
     assert (found.seeds, found.units) == (2, 40)
 
 
+def test_picture_without_the_baseline_is_refused(script: ModuleType, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no domain has a finished cell of the baseline none"):
+        script.draw({}, script.Config(), tmp_path / "a.png")
+
+
 @pytest.mark.slow
 def test_matrix_is_trained_once_and_shown(
     script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     line = "x --domains digits --algos none emix:alpha=2 --seeds 0 --steps 2 --batch-size 8 --labels 1 1/class --out"
-    monkeypatch.setattr(sys, "argv", [*line.split(), str(tmp_path)])
+    picture = tmp_path / "picture.png"
+    monkeypatch.setattr(sys, "argv", [*line.split(), str(tmp_path), "--plot", str(picture)])
     script.main()
     table = capsys.readouterr().out
+    with Image.open(picture) as drawn:
+        assert len({pixel for _, pixel in drawn.convert("RGB").getcolors(1 << 20) or []}) > 3
     rows = [
         row for row in table.splitlines() if row.startswith(("| none | 1 |", "| emix:alpha=2 | 1 |", "| *raw input*"))
     ]
