@@ -104,21 +104,25 @@ def draw_block(
 ) -> Tensor:
     """CutMix's places, bool ``(B, L)``: in each input a block of area 1 - λ around a uniform centre.
 
-    A rectangle on a grid of two axes, a segment of a sequence or of a table's columns; clipped at the border. Its sides
-    are rounded to whole tokens. With ``one_block`` the centre is drawn once for the batch, as λ then is.
+    A rectangle on a grid of two axes, a segment of a sequence or of a table's columns; clipped at the border. Sides are
+    cut to whole tokens, so that an example keeps λ of itself at least. In a padded sequence the segment lies among the
+    example's own real tokens. With ``one_block`` the centre is drawn once for the batch, as λ then is.
     """
     size, device = embedded.tokens.shape[0], embedded.tokens.device
     n = size * world_size()
-    blocks = []
-    for spec in specs:
+    real, blocks = real_tokens(embedded), []
+    for spec, own in zip(specs, torch.split(real, [spec.num_tokens for spec in specs], dim=1), strict=True):
         shape = spec.shape if isinstance(spec, Grid) else (spec.num_tokens,)
         inside = torch.ones(size, 1, dtype=torch.bool, device=device)
-        for length in shape:
-            drawn = np.broadcast_to(rng.integers(length, size=1 if one_block else n), n).copy()
-            centre = local(torch.from_numpy(drawn).to(device))
-            side = torch.round(length * (1 - weight) ** (1 / len(shape))).long()
+        for axis in shape:
+            if len(shape) == 1:
+                place, length = own.cumsum(dim=1) - 1, own.sum(dim=1)
+            else:  # a grid of several axes has no padding
+                place, length = torch.arange(axis, device=device)[None], torch.full((size,), axis, device=device)
+            drawn = np.broadcast_to(rng.random(1 if one_block else n, dtype=np.float32), n).copy()
+            centre = (local(torch.from_numpy(drawn)).to(device) * length).long()
+            side = (length * (1 - weight) ** (1 / len(shape)) + 1e-4).long()  # 1e-4: 0.25 ** 0.5 may be 0.49999997
             start = centre - side // 2
-            place = torch.arange(length, device=device)
             along = (place >= start[:, None]) & (place < (start + side)[:, None])
             inside = (inside[:, :, None] & along[:, None, :]).flatten(1)  # row-major, as patches are
         blocks.append(inside)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -38,7 +38,10 @@ __all__ = ["accelerate", "learning_rate", "pretrain"]
 LOG_EVERY = 20  # steps; each logged value is the mean over them
 WARMUP = 0.05  # of all steps
 HEALTH_ROWS = 512  # examples whose features are watched for collapse
-COLLAPSED_RANK = 0.02  # effective rank over the most there could be, below which features count as collapsed
+# Features count as collapsed below either of these, as shares of what features that fill the sphere have. The rank
+# alone does not tell: a constant with a little noise has nearly 2. Nor does the spread, where most directions are dead.
+COLLAPSED_RANK = 0.02  # effective rank
+COLLAPSED_SPREAD = 0.05  # standard deviation
 
 
 def accelerate(precision: str = "fp32") -> Accelerator:
@@ -129,10 +132,11 @@ def pretrain(
             encoder_sha256=sha256(run.path / "encoder.safetensors"),
             metrics=metrics,
         )
-        if algorithm.trains and metrics["effective_rank"] < COLLAPSED_RANK * min(encoder.width, HEALTH_ROWS):
+        if algorithm.trains and _collapsed(metrics, encoder.width):
             say(
-                f"warning: the features have collapsed (effective rank {metrics['effective_rank']:.1f} of "
-                f"{encoder.width}): do not expect them to beat a random encoder"
+                f"warning: the features have collapsed (standard deviation {metrics['feature_std']:.4f} of "
+                f"{encoder.width**-0.5:.4f}, effective rank {metrics['effective_rank']:.1f} of {encoder.width}): "
+                "do not expect them to beat a random encoder"
             )
     accelerator.wait_for_everyone()
     return Run(run.path)
@@ -284,6 +288,11 @@ def _health(encoder: Encoder, data: Data, accelerator: Accelerator) -> dict[str,
     spread = torch.linspace(0, len(data.pretrain) - 1, min(HEALTH_ROWS, len(data.pretrain))).long().numpy()
     pooled = features(encoder, data.pretrain.take(spread), data.normalise, accelerator=accelerator, autocast=True)
     return {"feature_std": feature_std(pooled.mean.numpy()), "effective_rank": rankme(pooled.mean.numpy())}
+
+
+def _collapsed(health: Mapping[str, float], width: int) -> bool:
+    narrow = health["feature_std"] < COLLAPSED_SPREAD * width**-0.5
+    return narrow or health["effective_rank"] < COLLAPSED_RANK * min(width, HEALTH_ROWS)
 
 
 def _online_data(config: PretrainConfig, data: Data) -> Data:

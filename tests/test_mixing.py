@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -11,9 +12,9 @@ from torch import Tensor
 from dabsmix.contrast import mixed_cross_entropy
 from dabsmix.encoder import Embedded
 from dabsmix.errors import UserError
-from dabsmix.masking import choose, corrupted, draw_order, mean_over
+from dabsmix.masking import choose, corrupted, draw_order, mean_over, real_tokens
 from dabsmix.mixing import Mixed, cutmix, draw_block, draw_pairs, mix, mixup, patch_mix
-from dabsmix.spec import Grid, Table, Tokens
+from dabsmix.spec import Grid, Spec, Table, Tokens
 from dabsmix.testing import SPECS, random_batch, small_encoder
 from dabsmix.views import NOISE, View, draw_inputmix, two_views
 
@@ -100,9 +101,15 @@ def test_cutmix_replaces_the_block_and_weighs_what_is_left(padded: bool) -> None
     [(Grid(1, (6, 10), (1, 1)),), (Grid(1, (7,), (1,)),), (Grid(1, (4, 5, 6), (1, 1, 1)),), (Table(5), Tokens(7, 3))],
 )
 @pytest.mark.parametrize("one_block", [False, True])
-def test_cutmix_block_is_a_clipped_box_of_the_area(specs: tuple[Grid | Table | Tokens, ...], one_block: bool) -> None:
+@pytest.mark.parametrize("padded", [False, True])
+def test_cutmix_block_is_a_clipped_box_of_the_area(
+    specs: tuple[Grid | Table | Tokens, ...], one_block: bool, padded: bool
+) -> None:
     num = sum(spec.num_tokens for spec in specs)
-    embedded = Embedded(torch.zeros(B, num, D), None)
+    mask = torch.ones(B, num, dtype=torch.bool)
+    if padded and isinstance(specs[-1], Tokens):
+        mask[:, -7:] = torch.arange(7) < torch.arange(B)[:, None].clamp(1, 7)
+    embedded = Embedded(torch.zeros(B, num, D), mask if padded else None)
     weight = torch.full((B,), 0.6) if one_block else random_weight(3).float()
     block = draw_block(np.random.default_rng(4), specs, embedded, weight, one_block=one_block)
 
@@ -110,16 +117,30 @@ def test_cutmix_block_is_a_clipped_box_of_the_area(specs: tuple[Grid | Table | T
     start = 0
     for spec in specs:
         shape = spec.shape if isinstance(spec, Grid) else (spec.num_tokens,)
-        centres = [np.broadcast_to(rng.integers(n, size=1 if one_block else B), B) for n in shape]
+        draws = [np.broadcast_to(rng.random(1 if one_block else B, dtype=np.float32), B) for _ in shape]
         for i in range(B):
-            sides = [round(n * (1 - float(weight[i])) ** (1 / len(shape))) for n in shape]
-            for p, place in enumerate(itertools.product(*(range(n) for n in shape))):
+            own = int(mask[i, start : start + spec.num_tokens].sum())
+            lengths = (own,) if len(shape) == 1 else shape
+            sides = [int(n * (1 - float(weight[i])) ** (1 / len(shape)) + 1e-4) for n in lengths]  # 5 * 0.4 is 2
+            centres = [int(u[i] * n) for u, n in zip(draws, lengths, strict=True)]
+            for p, place in enumerate(itertools.product(*(range(n) for n in lengths))):
                 inside = all(
-                    c[i] - side // 2 <= at < c[i] - side // 2 + side
+                    c - side // 2 <= at < c - side // 2 + side
                     for c, side, at in zip(centres, sides, place, strict=True)
                 )
                 assert bool(block[i, start + p]) == inside
         start += spec.num_tokens
+
+
+@pytest.mark.parametrize("mixing", ["patch", "cutmix"])
+@pytest.mark.parametrize("spec", [Tokens(64, 30, pad=0), Grid(1, (4, 4), (1, 1)), Table(7)])
+def test_an_example_keeps_at_least_half_of_itself(mixing: Literal["patch", "cutmix"], spec: Spec) -> None:
+    encoder, batch = small_encoder((spec,)), random_batch((spec,), 64)
+    view = View(encoder, batch.views[0], encoder.embed(batch.views[0]))
+    length = real_tokens(view.own).sum(dim=1)
+    kept = torch.stack([mix(view, np.random.default_rng(s), mixing, 1.0, "example")[0].weight for s in range(20)])
+    assert (kept * length >= length / 2 - 0.5).all()  # to within rounding
+    assert (kept < 1).float().mean() > 0.3  # and it is mixed
 
 
 @pytest.mark.parametrize("num", [1, 2])

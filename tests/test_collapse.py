@@ -1,0 +1,45 @@
+"""A run whose features collapse says so; one whose features do not is silent."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dabsmix.config import PretrainConfig
+from dabsmix.domain import Data, Split
+from dabsmix.metrics import feature_std, rankme
+from dabsmix.pretrain import accelerate, pretrain
+from dabsmix.spec import Table
+
+# targets that follow at once and no batch norm: BYOL predicts a constant
+COLLAPSING = {"momentum": 0.0, "head_norm": "none", "predictor_norm": "none"}
+
+
+@pytest.mark.parametrize(("algo", "hyper", "warned"), [("byol", COLLAPSING, True), ("dmix", {}, False)])
+def test_features_that_collapse_are_reported(
+    algo: str, hyper: dict[str, Any], warned: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = np.random.default_rng(0).normal(size=(64, 4)).astype(np.float32)
+    data = Data((Table(4),), Split((store,), np.arange(64)), None, None, None, None, "0" * 64)
+    monkeypatch.setattr("dabsmix.pretrain.load_for", lambda config: (data, 32))
+    said: list[str] = []
+    config = PretrainConfig(
+        domain="digits", algo=algo, encoder="tiny", hyper=hyper, steps=60, lr=3e-3, batch_size=32, out=tmp_path
+    )
+    run = pretrain(config, accelerator=accelerate(), say=said.append)
+    assert any("the features have collapsed (standard deviation 0.00" in text for text in said) == warned
+    assert (run.record["metrics"]["feature_std"] < 0.05 / 8) == warned  # of width 64
+
+
+def test_measures_of_collapse() -> None:
+    rng = np.random.default_rng(0)
+    ball, direction = rng.normal(size=(512, 64)), rng.normal(size=64)
+    assert feature_std(ball) == pytest.approx(1 / 8, rel=0.02)
+    assert rankme(ball) > 50
+    constant = direction + 0.01 * ball
+    assert feature_std(constant) < 0.002
+    assert rankme(constant) == pytest.approx(1.8, abs=0.3)  # which no threshold near 1 would find
+    plane = ball[:, :1] * direction + ball[:, 1:2] * rng.normal(size=64)
+    assert feature_std(plane) > 0.1
+    assert rankme(plane) < 2.1
