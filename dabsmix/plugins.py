@@ -5,7 +5,10 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.util
+import inspect
+import os
 import pkgutil
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
@@ -71,12 +74,19 @@ def _module_and_class(name: str) -> tuple[str, str | None]:
 
 def _source(name: str) -> tuple[ast.Module, str, str | None]:
     module, cls = _module_and_class(name)
+    if module == "__main__":
+        raise UserError(f"{name}: flags are read from a file, so an algorithm needs one of its own, as my_file:{cls}")
+    if ":" in name and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # a file in the folder where one works; a console script does not look there
     try:
         found = importlib.util.find_spec(module)
     except ModuleNotFoundError:
         found = None
     if found is None or found.origin is None:
-        raise UserError(f"--algo {name}: no module {module!r} to import; is its package installed here?")
+        raise UserError(
+            f"--algo {name}: no module {module!r} in this folder or among the installed packages; "
+            f"start where {module.partition('.')[0]} lies, or install its package"
+        )
     return ast.parse(Path(found.origin).read_text(encoding="utf-8")), found.origin, cls
 
 
@@ -93,7 +103,7 @@ def algorithm_class(name: str) -> type[Algorithm]:
     """The class behind a name; imports torch.
 
     Raises:
-        UserError: no such algorithm, or what is there is none.
+        UserError: no such algorithm, what is there is none, or it has hyperparameters that its file does not state.
     """
     from dabsmix.algorithm import Algorithm
 
@@ -102,6 +112,13 @@ def algorithm_class(name: str) -> type[Algorithm]:
     cls = getattr(importlib.import_module(module), node.name)
     if not (isinstance(cls, type) and issubclass(cls, Algorithm)):
         raise UserError(f"{path}: {node.name} is no subclass of dabsmix.algorithm.Algorithm")
+    keywords = {key for key, p in inspect.signature(cls).parameters.items() if p.kind is p.KEYWORD_ONLY}
+    unread = keywords - {flag.name for flag in algorithm_flags(name)}
+    if unread or dict(cls.dabs) != algorithm_dabs(name):
+        what = f"the constructor's keywords {', '.join(sorted(unread))}" if unread else "the class attribute dabs"
+        raise UserError(
+            f"{path}: {node.name} inherits or computes {what}: flags are read from the class, repeat it there"
+        )
     return cls
 
 
@@ -152,11 +169,17 @@ def algorithm_dabs(name: str) -> dict[str, Any]:
     """What ``--protocol dabs`` sets for an algorithm: its class attribute ``dabs``, read without importing torch."""
     node, path, _ = _class_node(name)
     for statement in node.body:
-        if isinstance(statement, ast.AnnAssign) and ast.unparse(statement.target) == "dabs" and statement.value:
-            try:
-                return dict(ast.literal_eval(statement.value))
-            except ValueError as error:
-                raise UserError(f"{path}: {node.name}.dabs must be a literal dict") from error
+        match statement:
+            case ast.AnnAssign(target=ast.Name("dabs"), value=ast.expr() as value):
+                pass
+            case ast.Assign(targets=[ast.Name("dabs")], value=value):
+                pass
+            case _:
+                continue
+        try:
+            return dict(ast.literal_eval(value))
+        except ValueError as error:
+            raise UserError(f"{path}: {node.name}.dabs must be a literal dict") from error
     return {}
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from dabsmix.algorithm import Algorithm
 from dabsmix.domain import Data, Domain, Split
 from dabsmix.encoder import Encoder, EncoderConfig
-from dabsmix.plugins import algorithm_flags
+from dabsmix.plugins import algorithm_class, algorithm_flags
 from dabsmix.spec import Batch, Grid, Spec, Table, Tokens
 
 __all__ = ["SPECS", "check_algorithm", "check_domain", "random_batch", "random_inputs", "small_encoder"]
@@ -82,11 +82,11 @@ def check_algorithm(cls: type[Algorithm], **hyper: object) -> None:
 
     Raises:
         AssertionError: it says what is broken and for which kind of data.
-        UserError: a keyword of the constructor cannot become a flag.
+        UserError: a keyword of the constructor cannot become a flag, or is not stated in the class itself.
     """
     name = f"{cls.__module__}:{cls.__name__}"
-    flags = {flag.name for flag in algorithm_flags(name)}
-    unknown = set(cls.dabs) - flags
+    algorithm_class(name)  # what its file says is what it is
+    unknown = set(cls.dabs) - {flag.name for flag in algorithm_flags(name)}
     assert not unknown, f"{name}.dabs sets {sorted(unknown)}, which are no keywords of its constructor"
     if not cls.trains:
         return

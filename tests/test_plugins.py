@@ -150,7 +150,7 @@ def test_one_name_for_two_algorithms_is_refused(package: Callable[[str, str], Pa
     ("name", "message"),
     [
         ("dmxi", "unknown algorithm 'dmxi' .did you mean 'dmix'.*contdmix"),
-        ("nowhere.at_all:Foo", "no module 'nowhere.at_all' to import"),
+        ("nowhere.at_all:Foo", "no module 'nowhere.at_all' in this folder"),
         ("theirs.rotate:Spin", "no class 'Spin'"),
         ("theirs.other:Other", "Other is no subclass"),
     ],
@@ -178,6 +178,40 @@ def test_a_keyword_that_can_be_no_flag_is_refused(
     package("odd", f"class Odd:\n    def __init__(self, encoder, *, {keyword}):\n        pass\n")
     with pytest.raises(UserError, match=message):
         plugins.algorithm_flags("theirs.odd:Odd")
+
+
+def test_what_the_class_itself_does_not_state_is_refused(package: Callable[[str, str], Path]) -> None:
+    package("rotate", OURS)
+    heads = "from typing import ClassVar\nfrom theirs.rotate import Rotate\n\n"
+    package("spin", heads + "class Spin(Rotate):\n    pass\n")
+    with pytest.raises(UserError, match=r"Spin inherits or computes the constructor's keywords flip, mode, weight"):
+        plugins.algorithm_class("theirs.spin:Spin")
+    repeated = "    def __init__(self, encoder, *, weight: float = 3.0):\n        super().__init__(encoder)\n"
+    package("turn", heads + "class Turn(Rotate):\n" + repeated)
+    with pytest.raises(UserError, match=r"Turn inherits or computes the class attribute dabs"):
+        plugins.algorithm_class("theirs.turn:Turn")
+    package("roll", heads + "class Roll(Rotate):\n    dabs = {'weight': 4.0}\n" + repeated)  # not annotated
+    assert plugins.algorithm_class("theirs.roll:Roll").dabs == {"weight": 4.0}
+    assert plugins.algorithm_dabs("theirs.roll:Roll") == {"weight": 4.0}
+    check_algorithm(plugins.algorithm_class("theirs.roll:Roll"))
+
+
+def test_a_file_in_the_working_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_rotation.py").write_text(OURS)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p])
+    monkeypatch.chdir(elsewhere)
+    with pytest.raises(UserError, match="start where own_rotation lies"):
+        plugins.algorithm_flags("own_rotation:Rotate")
+    monkeypatch.chdir(tmp_path)
+    importlib.invalidate_caches()
+    assert len(plugins.algorithm_flags("own_rotation:Rotate")) == 3
+
+
+def test_a_class_of_a_script_is_refused() -> None:
+    with pytest.raises(UserError, match="needs one of its own, as my_file:Rotate"):
+        plugins.algorithm_flags("__main__:Rotate")
 
 
 # --- domains
