@@ -19,7 +19,7 @@ from dabsmix.algorithm import Algorithm, Loss, check_positive, check_share
 from dabsmix.contrast import unit
 from dabsmix.encoder import Encoder
 from dabsmix.gather import gather
-from dabsmix.mixing import mix
+from dabsmix.mixing import check_mixing, mix
 from dabsmix.momentum import follow, momentum_copy
 from dabsmix.projection import PROJECTION, mean_features, mlp_head
 from dabsmix.spec import Batch
@@ -61,6 +61,7 @@ class IMixBYOL(Algorithm):
     ) -> None:
         super().__init__(encoder)
         check_positive(alpha=alpha)
+        check_mixing(mixing, encoder.num_tokens)
         check_share(momentum=momentum)
         self.mixing = mixing
         self.alpha = alpha

@@ -21,7 +21,7 @@ from dabsmix.algorithm import Algorithm, Loss, check_positive, check_share
 from dabsmix.contrast import mixed_cross_entropy, products, unit
 from dabsmix.encoder import Encoder
 from dabsmix.gather import gather, own_rows
-from dabsmix.mixing import mix
+from dabsmix.mixing import check_mixing, mix
 from dabsmix.momentum import Queue, follow, momentum_copy
 from dabsmix.projection import PROJECTION, mean_features, mlp_head
 from dabsmix.spec import Batch
@@ -64,6 +64,7 @@ class IMixMoCo(Algorithm):
     ) -> None:
         super().__init__(encoder)
         check_positive(alpha=alpha, temperature=temperature, queue=queue)
+        check_mixing(mixing, encoder.num_tokens)
         check_share(momentum=momentum)
         self.mixing = mixing
         self.alpha = alpha

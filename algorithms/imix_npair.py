@@ -16,7 +16,7 @@ from dabsmix.algorithm import Algorithm, Loss, check_positive
 from dabsmix.contrast import mixed_cross_entropy, similarities
 from dabsmix.encoder import Encoder
 from dabsmix.gather import own_rows
-from dabsmix.mixing import mix
+from dabsmix.mixing import check_mixing, mix
 from dabsmix.projection import mean_features, mlp_head
 from dabsmix.spec import Batch
 from dabsmix.views import two_views
@@ -54,6 +54,7 @@ class IMixNPair(Algorithm):
     ) -> None:
         super().__init__(encoder)
         check_positive(alpha=alpha, temperature=temperature)
+        check_mixing(mixing, encoder.num_tokens)
         self.mixing = mixing
         self.alpha = alpha
         self.share = share

@@ -20,7 +20,7 @@ from dabsmix.algorithm import Algorithm, Loss, check_positive
 from dabsmix.contrast import class_of, same_class, two_view_similarities
 from dabsmix.encoder import Encoder
 from dabsmix.gather import gather, own_rows
-from dabsmix.mixing import mix
+from dabsmix.mixing import check_mixing, mix
 from dabsmix.projection import mean_features, mlp_head
 from dabsmix.spec import Batch
 from dabsmix.views import two_views
@@ -59,6 +59,7 @@ class IMixSupCon(Algorithm):
     ) -> None:
         super().__init__(encoder)
         check_positive(alpha=alpha, temperature=temperature)
+        check_mixing(mixing, encoder.num_tokens)
         self.mixing = mixing
         self.alpha = alpha
         self.share = share

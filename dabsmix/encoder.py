@@ -1,6 +1,7 @@
 """The shared ViT: any tuple of input specs in, a sequence of features out. Blocks are timm's, attention is fused."""
 
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -157,12 +158,6 @@ def _block(config: EncoderConfig) -> Block:
     def norm(dim: int, **kwargs: object) -> nn.LayerNorm:
         return nn.LayerNorm(dim, eps=config.eps)
 
-    class Heads(Attention):  # type: ignore[misc]  # timm is untyped
-        """timm's attention with heads of ``head_dim`` wherever the width alone would give others."""
-
-        def __init__(self, dim: int, *args: object, **kwargs: object) -> None:
-            super().__init__(dim, *args, **{**kwargs, "attn_head_dim": config.head_dim})
-
     return Block(
         config.width,
         config.heads,
@@ -170,5 +165,16 @@ def _block(config: EncoderConfig) -> Block:
         qkv_bias=config.qkv_bias,
         proj_drop=config.dropout,
         norm_layer=norm,
-        attn_layer=Heads,
+        attn_layer=_attention(config.head_dim),
     )
+
+
+@cache  # one class for all blocks: torch.compile compiles anew for every class that it meets, and soon no more
+def _attention(head_dim: int) -> type[Attention]:
+    class Heads(Attention):  # type: ignore[misc]  # timm is untyped
+        """timm's attention with heads of ``head_dim`` wherever the width alone would give others."""
+
+        def __init__(self, dim: int, *args: object, **kwargs: object) -> None:
+            super().__init__(dim, *args, **{**kwargs, "attn_head_dim": head_dim})
+
+    return Heads

@@ -20,10 +20,36 @@ from dabsmix.masking import choose, draw_order, real_tokens
 from dabsmix.spec import Grid, Spec
 from dabsmix.views import View
 
-__all__ = ["Mixed", "Mixing", "Pairs", "Share", "cutmix", "draw_block", "draw_pairs", "mix", "mixup", "patch_mix"]
+__all__ = [
+    "Mixed",
+    "Mixing",
+    "Pairs",
+    "Share",
+    "check_mixing",
+    "cutmix",
+    "draw_block",
+    "draw_pairs",
+    "mix",
+    "mixup",
+    "patch_mix",
+]
 
 Mixing = Literal["mixup", "patch", "cutmix"]
 Share = Literal["operator", "example", "batch"]
+
+
+def check_mixing(mixing: Mixing, num_tokens: int) -> None:
+    """Refuse an operator that would leave every example as it is.
+
+    Raises:
+        UserError: tokens are to be exchanged, and there are too few to keep half of them.
+    """
+    least = {"mixup": 1, "patch": 2, "cutmix": 3}[mixing]
+    if num_tokens < least:
+        raise UserError(
+            f"--mixing {mixing} needs at least {least} tokens per example, got {num_tokens}: "
+            "an example keeps half of its own tokens or more; use --mixing mixup"
+        )
 
 
 class Mixed(NamedTuple):

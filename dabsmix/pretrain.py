@@ -38,10 +38,11 @@ __all__ = ["accelerate", "learning_rate", "pretrain"]
 LOG_EVERY = 20  # steps; each logged value is the mean over them
 WARMUP = 0.05  # of all steps
 HEALTH_ROWS = 512  # examples whose features are watched for collapse
-# Features count as collapsed below either of these, as shares of what features that fill the sphere have. The rank
-# alone does not tell: a constant with a little noise has nearly 2. Nor does the spread, where most directions are dead.
-COLLAPSED_RANK = 0.02  # effective rank
-COLLAPSED_SPREAD = 0.05  # standard deviation
+# Features have collapsed where either measure is below this share of what features that fill the sphere have, and well
+# below what it was at the start: positions drawn from N(0, 1) keep even random features in a narrow cone. The rank is
+# not enough, for a constant with a little noise has nearly 2; nor is the spread, where most directions are dead.
+COLLAPSED = {"feature_std": 0.05, "effective_rank": 0.02}
+COLLAPSED_SINCE_START = 0.75
 
 
 def accelerate(precision: str = "fp32") -> Accelerator:
@@ -117,6 +118,7 @@ def pretrain(
 
     online = watch_online(encoder, data, other, config.protocol, batches, accelerator)
     state = _Training(algorithm, online)
+    start = _health(encoder.to(accelerator.device), data, accelerator) if algorithm.trains else {}
     if algorithm.trains:
         _train(state, batches, data, config, recipe, accelerator, run, observe)
 
@@ -132,10 +134,11 @@ def pretrain(
             encoder_sha256=sha256(run.path / "encoder.safetensors"),
             metrics=metrics,
         )
-        if algorithm.trains and _collapsed(metrics, encoder.width):
+        if algorithm.trains and _collapsed(metrics, start, encoder.width):
             say(
-                f"warning: the features have collapsed (standard deviation {metrics['feature_std']:.4f} of "
-                f"{encoder.width**-0.5:.4f}, effective rank {metrics['effective_rank']:.1f} of {encoder.width}): "
+                "warning: the features have collapsed "
+                f"(standard deviation {metrics['feature_std']:.2g}, at the start {start['feature_std']:.2g}; "
+                f"effective rank {metrics['effective_rank']:.1f}, at the start {start['effective_rank']:.1f}): "
                 "do not expect them to beat a random encoder"
             )
     accelerator.wait_for_everyone()
@@ -172,8 +175,10 @@ def _train(
     algorithm, online, device = state.algorithm, state.online, accelerator.device
     encoder = algorithm.encoder
     if config.compile:
-        for block in encoder.blocks:
-            block.compile()
+        for part in algorithm.modules():
+            if isinstance(part, Encoder):  # momentum copies too
+                for block in part.blocks:
+                    block.compile()
     parameters = [p for p in algorithm.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)
     model, optimizer = accelerator.prepare(algorithm, optimizer)
@@ -290,9 +295,11 @@ def _health(encoder: Encoder, data: Data, accelerator: Accelerator) -> dict[str,
     return {"feature_std": feature_std(pooled.mean.numpy()), "effective_rank": rankme(pooled.mean.numpy())}
 
 
-def _collapsed(health: Mapping[str, float], width: int) -> bool:
-    narrow = health["feature_std"] < COLLAPSED_SPREAD * width**-0.5
-    return narrow or health["effective_rank"] < COLLAPSED_RANK * min(width, HEALTH_ROWS)
+def _collapsed(now: Mapping[str, float], start: Mapping[str, float], width: int) -> bool:
+    full = {"feature_std": width**-0.5, "effective_rank": min(width, HEALTH_ROWS)}
+    return any(
+        now[name] < min(share * full[name], COLLAPSED_SINCE_START * start[name]) for name, share in COLLAPSED.items()
+    )
 
 
 def _online_data(config: PretrainConfig, data: Data) -> Data:

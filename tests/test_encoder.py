@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
 
 from dabsmix.encoder import ENCODERS, Embedded, Encoder, EncoderConfig, make_encoder, pool
 from dabsmix.errors import UserError
@@ -201,3 +202,13 @@ def test_equal_seeds_give_equal_weights() -> None:
 def test_unknown_encoder_names_the_nearest() -> None:
     with pytest.raises(UserError, match="did you mean 'tiny'"):
         make_encoder("tinny", (Table(3),))
+
+
+def test_blocks_compile_as_one() -> None:
+    """A graph for each block would be more than torch.compile keeps, and the deeper blocks would run uncompiled."""
+    counter = CompileCounter()
+    encoder = make_encoder("tiny", (Table(4),))
+    for block in encoder.blocks:
+        block.compile(backend=counter)
+    encoder((torch.randn(3, 4),))
+    assert counter.frame_count == 1

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -14,6 +14,7 @@ from dabsmix.encoder import Embedded
 from dabsmix.errors import UserError
 from dabsmix.masking import choose, corrupted, draw_order, mean_over, real_tokens
 from dabsmix.mixing import Mixed, cutmix, draw_block, draw_pairs, mix, mixup, patch_mix
+from dabsmix.plugins import algorithm_class
 from dabsmix.spec import Grid, Spec, Table, Tokens
 from dabsmix.testing import SPECS, random_batch, small_encoder
 from dabsmix.views import NOISE, View, draw_inputmix, two_views
@@ -168,6 +169,16 @@ def test_inputmix_adds_auxiliaries_in_every_row_of_the_view(num: int) -> None:
 
 
 # --- what must hold
+
+
+@pytest.mark.parametrize("name", ["imix_npair", "imix_simclr", "imix_supcon", "imix_moco", "imix_byol"])
+@pytest.mark.parametrize(("mixing", "least"), [("patch", 2), ("cutmix", 3)])
+def test_tokens_too_few_to_exchange_are_refused(name: str, mixing: str, least: int) -> None:
+    build: Any = algorithm_class(name)
+    build(small_encoder((Table(least),)), mixing=mixing)
+    message = f"--mixing {mixing} needs at least {least} tokens per example, got {least - 1}"
+    with pytest.raises(UserError, match=message):
+        build(small_encoder((Table(least - 1),)), mixing=mixing)
 
 
 def test_weight_one_returns_the_tokens_bit_for_bit() -> None:
