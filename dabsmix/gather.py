@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["all_sum", "gather", "gather_with_grad", "local", "own_rows", "rank", "world_size"]
+__all__ = ["all_sum", "gather", "gather_with_grad", "local", "own_rows", "rank", "to_device", "world_size"]
 
 
 def rank() -> int:
@@ -27,6 +28,15 @@ def world_size() -> int:
 def local(rows: Tensor) -> Tensor:
     """This process's rows of a tensor over the global batch, ``(n, ...)`` to ``(n / processes, ...)``."""
     return rows.chunk(world_size())[rank()]
+
+
+def to_device(drawn: NDArray[Any], device: torch.device) -> Tensor:
+    """Draws made on the CPU, on the device, without waiting for the work that is queued there.
+
+    A plain copy from memory that is not pinned waits for all of it.
+    """
+    rows = torch.from_numpy(drawn)
+    return rows.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else rows.to(device)
 
 
 def own_rows(examples: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dabsmix.encoder import Embedded
-from dabsmix.gather import all_sum, local, world_size
+from dabsmix.gather import all_sum, local, to_device, world_size
 
 __all__ = ["choose", "corrupted", "draw_order", "mean_over", "real_tokens"]
 
@@ -26,7 +26,7 @@ def draw_order(rng: np.random.Generator, embedded: Embedded) -> Tensor:
     """Uniform draws ``(B, L)`` that put each example's tokens in a random order: this process's of the global batch."""
     size, length = embedded.tokens.shape[:2]
     order = rng.random((size * world_size(), length), dtype=np.float32)
-    return local(torch.from_numpy(order)).to(embedded.tokens.device)
+    return local(to_device(order, embedded.tokens.device))
 
 
 def choose(order: Tensor, count: Tensor, allowed: Tensor) -> Tensor:
@@ -46,7 +46,7 @@ def corrupted(real: Tensor, rate: float, *, least: int = 1) -> Tensor:
     # by table, in float64 and for whole numbers: the same on every device
     numbers = range(real.shape[1] + 1)
     table = [min(n, max(least, math.ceil(rate * n))) if n >= least else 0 for n in numbers]
-    return torch.tensor(table, device=real.device)[real.sum(dim=1)]
+    return to_device(np.array(table), real.device)[real.sum(dim=1)]
 
 
 def mean_over(values: Tensor, where: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dabsmix.encoder import Embedded
 from dabsmix.errors import UserError
-from dabsmix.gather import local, world_size
+from dabsmix.gather import local, to_device, world_size
 from dabsmix.masking import choose, draw_order, real_tokens
 from dabsmix.spec import Grid, Spec
 from dabsmix.views import View
@@ -80,8 +80,8 @@ def draw_pairs(rng: np.random.Generator, embedded: Embedded, alpha: float, *, on
     order = rng.permutation(n)
     weight = np.broadcast_to(rng.beta(alpha, alpha, size=1 if one_weight else n), n)
     weight = np.maximum(weight, 1 - weight)  # the principal example keeps at least half, as in i-Mix and DABS
-    weights = torch.from_numpy(weight.astype(np.float32)).to(device)
-    return Pairs(local(torch.from_numpy(order).to(device)), local(weights), weights.mean())
+    weights = to_device(weight.astype(np.float32), device)
+    return Pairs(local(to_device(order, device)), local(weights), weights.mean())
 
 
 def mixup(own: Embedded, partner: Embedded, weight: Tensor) -> Mixed:
@@ -146,7 +146,7 @@ def draw_block(
             else:  # a grid of several axes has no padding
                 place, length = torch.arange(axis, device=device)[None], torch.full((size,), axis, device=device)
             drawn = np.broadcast_to(rng.random(1 if one_block else n, dtype=np.float32), n).copy()
-            centre = (local(torch.from_numpy(drawn)).to(device) * length).long()
+            centre = (local(to_device(drawn, device)) * length).long()
             side = (length * (1 - weight) ** (1 / len(shape)) + 1e-4).long()  # 1e-4: 0.25 ** 0.5 may be 0.49999997
             start = centre - side // 2
             along = (place >= start[:, None]) & (place < (start + side)[:, None])

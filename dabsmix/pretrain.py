@@ -221,7 +221,8 @@ def _train(
                 if learnt is not None:
                     state.add("online_loss", learnt)
 
-            # Everything below is rare; nothing above waits for the device.
+            # Everything below is rare. Nothing above waits for the device, but for losses over a choice of tokens
+            # whose number the device has to tell: MAE's words, ContPred's negatives from the batch.
             last = state.step == recipe.steps
             evaluate = last or state.step % recipe.evaluate_every == 0
             save = state.step % recipe.checkpoint_every == 0 and not last

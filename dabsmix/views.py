@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dabsmix.encoder import Embedded, Encoder
 from dabsmix.errors import UserError
-from dabsmix.gather import gather, own_rows, world_size
+from dabsmix.gather import gather, own_rows, to_device, world_size
 from dabsmix.masking import real_tokens
 
 __all__ = ["NOISE", "InputMix", "View", "Views", "draw_inputmix", "rows_of", "two_views"]
@@ -65,7 +65,7 @@ def draw_inputmix(rng: np.random.Generator, n: int, num: int, device: torch.devi
         weights = rng.dirichlet(np.ones(1 + num), size=n) / 2
         weights[:, 0] += 0.5
     rows = np.stack([rng.permutation(n) for _ in range(num)], axis=1)
-    return InputMix(torch.from_numpy(rows).to(device), torch.from_numpy(weights.astype(np.float32)).to(device))
+    return InputMix(to_device(rows, device), to_device(weights.astype(np.float32), device))
 
 
 @dataclass(frozen=True)
@@ -155,6 +155,6 @@ def _draw_view(
 ) -> View:
     size, length = embedded.tokens.shape[:2]
     n, device = size * world_size(), embedded.tokens.device
-    zeroed = torch.from_numpy(rng.random((n, length)) < NOISE).to(device) if kind == "noise" else None
+    zeroed = to_device(rng.random((n, length)) < NOISE, device) if kind == "noise" else None
     inputmix = draw_inputmix(rng, n, num_inputmix, device) if num_inputmix else None
     return View(encoder, inputs, embedded, kind == "identical" and inputmix is None, zeroed, inputmix)
