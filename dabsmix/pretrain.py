@@ -102,8 +102,8 @@ def pretrain(
     encoder = make_encoder(config.encoder, data.specs, attend_padding=recipe.attend_padding, columns=recipe.columns)
     algorithm = algorithm_class(config.algo)(encoder, **config.hyper)
     check_fit(algorithm, recipe.batch_size, encoder.num_tokens)
-    if algorithm.needs_labels and data.pretrain.label is None:
-        raise UserError(f"--algo {config.algo} learns from labels, and {source_name(config)} has none")
+    if algorithm.needs_labels and (data.pretrain.label is None or data.task is None or data.task.kind != "classes"):
+        raise UserError(f"--algo {config.algo} learns from one class per example, and {source_name(config)} has none")
     if algorithm.views == "augment" and data.augment is None:
         raise UserError(f"--views augment: {source_name(config)} has no augmentation of its own")
 

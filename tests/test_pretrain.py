@@ -306,9 +306,10 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(
         go(tmp_path, encoder="tinny")
     with pytest.raises(UserError, match="must be above 0"):
         go(tmp_path, hyper={"temperature": 0.0})
-    with_data(monkeypatch, tabular())
-    if "supcon" in algorithms():
-        with pytest.raises(UserError, match="learns from labels"):
+    numbers = np.arange(64, dtype=np.float32)
+    for data in (tabular(), tabular(numbers, Task("regression", "mse", ()))):
+        with_data(monkeypatch, data)
+        with pytest.raises(UserError, match="learns from one class per example"):
             go(tmp_path, algo="supcon")
     assert list(tmp_path.iterdir()) == []
 
