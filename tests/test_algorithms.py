@@ -143,6 +143,42 @@ def test_identical_views_differ_by_dropout_alone() -> None:
         assert torch.allclose(one, two) == same
 
 
+@pytest.mark.parametrize("name", ["moco", "imix_moco", "byol", "imix_byol"])
+def test_dropout_is_on_in_the_key_pass(name: str) -> None:
+    """Two passes over the same batch give other keys; without dropout the same."""
+    for dropout, same in ((0.1, False), (0.0, True)):
+        algorithm: Any = build(name, "sensor", dropout=dropout)
+        seen: list[Tensor] = []
+        algorithm.key_head.register_forward_pre_hook(lambda module, args, seen=seen: seen.append(args[0]))
+        for _ in range(2):
+            algorithm(batch_of("sensor"))
+        one, two = seen
+        assert torch.allclose(one, two) == same
+
+
+# --- what the probe reads
+
+CLEAN = ["emix", "dmix", "contdmix", "npair", "simclr", "supcon", "imix_npair", "imix_simclr", "imix_supcon"]
+
+
+@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("kind", ["sensor", "image+text"])
+def test_the_probe_reads_the_clean_pass_or_nothing(name: str, kind: str) -> None:
+    algorithm, batch = build(name, kind), batch_of(kind, label=algorithm_class(name).needs_labels)
+    features = algorithm(batch).features
+    assert (features is not None) == (name in CLEAN)
+    if features is not None:
+        torch.testing.assert_close(features, algorithm.encoder(batch.views[0]).mean.detach())
+
+
+@pytest.mark.parametrize("name", [name for name in TRAINED if algorithm_class(name).num_views == 2])
+@pytest.mark.parametrize("hyper", [{"views": "noise"}, {"views": "augment"}, {"inputmix": 1}, {"inputmix": 2}])
+def test_the_probe_reads_no_altered_view(name: str, hyper: dict[str, Any]) -> None:
+    algorithm = build(name, "sensor", **hyper)
+    batch = batch_of("sensor", label=algorithm.needs_labels, num_views=2)
+    assert algorithm(batch).features is None
+
+
 # --- refusals
 
 

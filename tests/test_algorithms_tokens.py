@@ -90,6 +90,27 @@ def contpred_loss(
     return sum(costs) / len(costs)
 
 
+def contpred_accuracy(
+    predictions: list[Tensor],
+    targets: list[Tensor],
+    masked: list[list[int]],
+    candidates: list[list[tuple[int, int]]],
+    *,
+    normalize: bool,
+) -> float:
+    """Over masked places alone, since to find an unmasked token is nearly to copy it."""
+    hits = []
+    for i in range(B):
+        for p in masked[i]:
+            own = predictions[i][p]
+            scores = {
+                (j, q): cosine(own, targets[j][q]) if normalize else float(own @ targets[j][q])
+                for j, q in candidates[i]
+            }
+            hits.append(max(scores, key=lambda place: scores[place]) == (i, p))
+    return sum(hits) / len(hits)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("score", ["all", "masked"])
 @pytest.mark.parametrize("normalize", [True, False])
@@ -111,6 +132,9 @@ def test_contpred(kind: str, score: str, normalize: bool, direction: str) -> Non
         predictions, list(tokens), scored, real, temperature=0.07, normalize=normalize, reverse=direction == "target"
     )
     assert_loss(algorithm, batch, expected)
+    within = [[(i, q) for q in real[i]] for i in range(B)]
+    hits = contpred_accuracy(predictions, list(tokens), chosen, within, normalize=normalize)
+    assert float(algorithm(batch).metrics["accuracy"]) == pytest.approx(hits)
 
     if direction == "prediction":  # the same candidates for all: the scored tokens of the batch
         algorithm.negatives = "batch"
@@ -119,6 +143,8 @@ def test_contpred(kind: str, score: str, normalize: bool, direction: str) -> Non
         one = list(range(len(flat)))
         joint = contpred_loss(every[0] * B, every[1] * B, [one] * B, [one] * B, temperature=0.07, normalize=normalize)
         assert_loss(algorithm, batch, joint)
+        hits = contpred_accuracy(predictions, list(tokens), chosen, [flat] * B, normalize=normalize)
+        assert float(algorithm(batch).metrics["accuracy"]) == pytest.approx(hits)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -165,17 +191,27 @@ def test_contdmix(kind: str, score: str, normalize: bool, beta: float) -> None:
     scored = real if score == "all" else chosen
     contpred = contpred_loss(predictions, mixed, scored, real, temperature=0.07, normalize=normalize)
     assert_loss(algorithm, batch, dmix + beta * contpred)
+    within = [[(i, q) for q in real[i]] for i in range(B)]
+    hits = contpred_accuracy(predictions, mixed, chosen, within, normalize=normalize)
+    assert float(algorithm(batch).metrics["accuracy_contpred"]) == pytest.approx(hits)
 
 
-@pytest.mark.parametrize("name", ["contpred", "contdmix"])
+TARGETS: list[tuple[str, dict[str, Any]]] = [
+    ("contpred", {}),
+    ("contpred", {"negatives": "batch"}),
+    ("contpred", {"negatives": "batch", "score": "masked", "normalize": True}),
+    ("contdmix", {"temperature": 1e12}),
+]
+
+
+@pytest.mark.parametrize(("name", "hyper"), TARGETS)
 @pytest.mark.parametrize("detach", [True, False])
-def test_gradient_stops_at_the_targets_where_it_should(name: str, detach: bool) -> None:
+def test_gradient_stops_at_the_targets_where_it_should(name: str, hyper: dict[str, Any], detach: bool) -> None:
     """With every token masked the embedder is reached through the targets alone, or not at all.
 
     In Contdmix it is reached through the clean keys too; without their part, as for an infinite temperature, by nothing
     else.
     """
-    hyper: dict[str, Any] = {} if name == "contpred" else {"temperature": 1e12}
     algorithm = build(name, "sensor", rate=1.0, detach_targets=detach, **hyper)
     algorithm(batch_of("sensor")).value.backward()
     reached = max(float(p.grad.abs().max()) for p in algorithm.encoder.embedders.parameters() if p.grad is not None)
