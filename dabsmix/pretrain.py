@@ -136,10 +136,10 @@ def pretrain(
         )
         if algorithm.trains and _collapsed(metrics, start, encoder.width):
             say(
-                "warning: the features have collapsed "
+                "warning: the features vary little, or in few directions "
                 f"(standard deviation {metrics['feature_std']:.2g}, at the start {start['feature_std']:.2g}; "
                 f"effective rank {metrics['effective_rank']:.1f}, at the start {start['effective_rank']:.1f}): "
-                "do not expect them to beat a random encoder"
+                "they may have collapsed, so compare them with --algo none"
             )
     accelerator.wait_for_everyone()
     return Run(run.path)
