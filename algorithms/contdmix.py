@@ -5,10 +5,12 @@ weights λ' (see dmix), ceil(rate · N) are set to zero before positions are add
 two losses:
 
     L_dmix     = mean_i λ'_i CE(L_i, i) + (1-λ'_i) CE(L_i, r(i)),    L_ij = cos(z(H_i), z(encode(T)_j)) / τ
-    L_contpred = mean over scored p of CE(S_p, p),                   S_pq = <W H_p, M_q> / τ'
+    L_contpred = mean over scored p of CE(S_p, p),                   S_pq = cos(W H_p, M_q) / τ'
     loss       = L_dmix + β L_contpred
 
-The target of a position is the token that M had there before masking, whichever example it came from.
+The target of a position is the token that M had there before masking, whichever example it came from. S are cosines,
+unlike ContPred's products: the loss of these starts ten times higher, and beside it a clipped gradient holds next to
+nothing of d-mix (docs/comparison.md).
 """
 
 from typing import ClassVar, Literal
@@ -42,7 +44,7 @@ class ContDMix(Algorithm):
         rate: share of an example's tokens that are masked
         contpred_temperature: divides ContPred's products
         score: positions whose predictions count
-        normalize: cosines instead of products in ContPred
+        normalize: cosines in ContPred's part; without it products, as ContPred alone has
         detach_targets: stop the gradient at the tokens that are predicted
     """
 
@@ -60,7 +62,7 @@ class ContDMix(Algorithm):
         rate: float = 0.15,
         contpred_temperature: float = 0.07,
         score: Literal["all", "masked"] = "all",
-        normalize: bool = False,
+        normalize: bool = True,
         detach_targets: bool = False,
     ) -> None:
         super().__init__(encoder)

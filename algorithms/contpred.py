@@ -3,12 +3,13 @@
 Of the N real tokens T of each example ceil(rate · N) are set to zero, before positions are added; a linear predictor on
 the encoder's output, CLS aside, says for every position which token of the example was there:
 
-    L_pq = <W h_p, T_q> / τ              cosine instead of the product with normalize
+    L_pq = <W h_p, sg T_q> / τ           cosine instead of the product with normalize
     loss = mean over scored p of CE(L_p, p)
 
 DABS's code takes the softmax over p for each q instead, the reverse of what it documents: ``direction="target"``. It
 scores every position (predicting an unmasked token is nearly a copy), does not normalise, and lets gradient into the
-targets T. The accuracy that is logged is always that of masked positions, over targets.
+targets T. The first two are the defaults here too; the stop-gradient sg is ours, by measurement (docs/comparison.md).
+The accuracy that is logged is always that of masked positions, over targets.
 """
 
 from collections.abc import Mapping
@@ -60,7 +61,7 @@ class ContPred(Algorithm):
         temperature: float = 0.07,
         score: Literal["all", "masked"] = "all",
         normalize: bool = False,
-        detach_targets: bool = False,
+        detach_targets: bool = True,
         negatives: Literal["sequence", "batch"] = "sequence",
         direction: Literal["prediction", "target"] = "prediction",
     ) -> None:

@@ -22,7 +22,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "temperature": 0.07,
         "score": "all",
         "normalize": False,
-        "detach_targets": False,
+        "detach_targets": True,  # by measurement; gradient flows in DABS
         "negatives": "sequence",
         "direction": "prediction",
     },
@@ -37,7 +37,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "rate": 0.15,
         "contpred_temperature": 0.07,
         "score": "all",
-        "normalize": False,
+        "normalize": True,  # by measurement
         "detach_targets": False,
     },
     # i-Mix and its baselines
