@@ -44,7 +44,7 @@ def check_mixing(mixing: Mixing, num_tokens: int) -> None:
     Raises:
         UserError: tokens are to be exchanged, and there are too few to keep half of them.
     """
-    least = {"mixup": 1, "patch": 2, "cutmix": 3}[mixing]
+    least = {"patch": 2, "cutmix": 3}.get(mixing, 1)
     if num_tokens < least:
         raise UserError(
             f"--mixing {mixing} needs at least {least} tokens per example, got {num_tokens}: "
