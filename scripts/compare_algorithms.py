@@ -209,6 +209,9 @@ def block(name: str, scored: Mapping[Place, Scored], config: Config) -> list[str
     def values(row: str, share: str) -> list[float]:
         return [linear(each.record, share)["value"] for each in rows[row].values()]
 
+    def chosen(row: str, share: str) -> list[float]:
+        return [linear(each.record, share)["selected"]["validation"] for each in rows[row].values()]
+
     full, few = config.labels
     ranked = sorted(rows, key=lambda row: -np.mean(values(row, full)))
     baseline, best = rows.get(config.baseline, {}), rows[ranked[0]]
@@ -218,8 +221,9 @@ def block(name: str, scored: Mapping[Place, Scored], config: Config) -> list[str
         "",
         provenance(name, everything, config),
         "",
-        f"| algorithm | seeds | all labels | {against} | minus best | {few} labels | {against} |",
-        "|---|---|---|---|---|---|---|",
+        f"| algorithm | seeds | all labels | {against} | minus best | {few} labels | {against} | "
+        f"validation, all | {few} |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in ranked:
         own = rows[row]
@@ -231,11 +235,18 @@ def block(name: str, scored: Mapping[Place, Scored], config: Config) -> list[str
             difference(own, best, full),
             spread(values(row, few)),
             difference(own, baseline, few),
+            spread(chosen(row, full)),  # what a choice between rows may go by
+            spread(chosen(row, few)),
         ]
         lines.append(f"| {' | '.join(columns)} |")
     raw = [f"{100 * linear(some, share, 'raw')['value']:.1f}" for share in config.labels]
     majority = f"{100 * some['yardsticks']['majority'][0]['value']:.1f}"
-    return [*lines, f"| *raw input* | | {raw[0]} | | | {raw[1]} | |", f"| *majority* | | {majority} | | | | |", ""]
+    return [
+        *lines,
+        f"| *raw input* | | {raw[0]} | | | {raw[1]} | | | |",
+        f"| *majority* | | {majority} | | | | | | |",
+        "",
+    ]
 
 
 def by_row(name: str, scored: Mapping[Place, Scored]) -> dict[str, dict[int, Scored]]:

@@ -1,6 +1,7 @@
 """The comparison of algorithms: its rows, its differences, and that nothing is done twice."""
 
 import importlib.util
+import json
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -75,6 +76,19 @@ def test_picture_without_the_baseline_is_refused(script: ModuleType, tmp_path: P
         script.draw({}, script.Config(), tmp_path / "a.png")
 
 
+def cells_of(rows: list[str], name: str) -> list[str]:
+    (row,) = (row for row in rows if row.startswith(f"| {name} |"))
+    return row.split("|")
+
+
+def test_picture_without_matplotlib_says_what_to_install(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(UserError, match="pip install matplotlib"):
+        script.draw({}, script.Config(), tmp_path / "a.png")
+
+
 @pytest.mark.slow
 def test_matrix_is_trained_once_and_shown(
     script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -90,6 +104,9 @@ def test_matrix_is_trained_once_and_shown(
         row for row in table.splitlines() if row.startswith(("| none | 1 |", "| emix:alpha=2 | 1 |", "| *raw input*"))
     ]
     assert len(rows) == 3
+    (record,) = (json.loads(path.read_text()) for path in tmp_path.glob("digits-none-s0/transfer/digits.json"))
+    validation = [r["selected"]["validation"] for r in record["results"] if r["probe"] == "linear"]
+    assert [cell.strip() for cell in cells_of(rows, "none")[-3:-1]] == [f"{100 * value:.1f}" for value in validation]
     assert "1,079 pretrain" in table
 
     def again(*_: object, **__: object) -> None:
