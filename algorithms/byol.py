@@ -12,13 +12,13 @@ from typing import ClassVar, Literal
 import numpy as np
 import torch
 
-from dabsmix.algorithm import Algorithm, Loss, check_share
-from dabsmix.contrast import unit
-from dabsmix.encoder import Encoder
-from dabsmix.momentum import follow, momentum_copy
-from dabsmix.projection import PROJECTION, mean_features, mlp_head
+from dabsmix.model.encoder import Encoder, mean_features
+from dabsmix.pretext.algorithm import Algorithm, Loss, check_share
+from dabsmix.pretext.contrast import unit
+from dabsmix.pretext.heads import PROJECTION, mlp_head
+from dabsmix.pretext.momentum import follow, momentum_copy
+from dabsmix.pretext.views import two_views
 from dabsmix.spec import Batch
-from dabsmix.views import two_views
 
 __all__ = ["BYOL"]
 

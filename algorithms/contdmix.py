@@ -18,16 +18,16 @@ from typing import ClassVar, Literal
 import numpy as np
 from torch import nn
 
-from dabsmix.algorithm import Algorithm, Loss, check_positive, check_share
-from dabsmix.contrast import mixed_cross_entropy, position_costs, similarities
-from dabsmix.encoder import Embedded, Encoder
+from dabsmix.distributed import own_rows
 from dabsmix.errors import UserError
-from dabsmix.gather import own_rows
-from dabsmix.masking import choose, corrupted, draw_order, mean_over, real_tokens
-from dabsmix.mixing import draw_pairs, patch_mix
-from dabsmix.projection import concatenate, dabs_head
+from dabsmix.model.encoder import Embedded, Encoder, concatenate
+from dabsmix.pretext.algorithm import Algorithm, Loss, check_positive, check_share
+from dabsmix.pretext.contrast import mixed_cross_entropy, position_costs, similarities
+from dabsmix.pretext.heads import dabs_head
+from dabsmix.pretext.masking import choose, corrupted, draw_order, mean_over, real_tokens
+from dabsmix.pretext.mixing import draw_pairs, patch_mix
+from dabsmix.pretext.views import View
 from dabsmix.spec import Batch
-from dabsmix.views import View
 
 __all__ = ["ContDMix"]
 

@@ -18,11 +18,11 @@ from typing import ClassVar, Literal
 import numpy as np
 from torch import nn
 
-from dabsmix.algorithm import Algorithm, Loss, check_positive, check_share
-from dabsmix.contrast import position_costs, position_costs_in_batch
-from dabsmix.encoder import Embedded, Encoder
 from dabsmix.errors import UserError
-from dabsmix.masking import choose, corrupted, draw_order, mean_over, real_tokens
+from dabsmix.model.encoder import Embedded, Encoder
+from dabsmix.pretext.algorithm import Algorithm, Loss, check_positive, check_share
+from dabsmix.pretext.contrast import position_costs, position_costs_in_batch
+from dabsmix.pretext.masking import choose, corrupted, draw_order, mean_over, real_tokens
 from dabsmix.spec import Batch
 
 __all__ = ["ContPred"]

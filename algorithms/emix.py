@@ -15,14 +15,14 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from dabsmix.algorithm import Algorithm, Loss, check_positive
-from dabsmix.contrast import mixed_cross_entropy, similarities
-from dabsmix.encoder import Embedded, Encoder
-from dabsmix.gather import own_rows
-from dabsmix.mixing import draw_pairs, mixup
-from dabsmix.projection import dabs_head, mean_features
+from dabsmix.distributed import own_rows
+from dabsmix.model.encoder import Embedded, Encoder, mean_features
+from dabsmix.pretext.algorithm import Algorithm, Loss, check_positive
+from dabsmix.pretext.contrast import mixed_cross_entropy, similarities
+from dabsmix.pretext.heads import dabs_head
+from dabsmix.pretext.mixing import draw_pairs, mixup
+from dabsmix.pretext.views import View
 from dabsmix.spec import Batch
-from dabsmix.views import View
 
 __all__ = ["EMix"]
 

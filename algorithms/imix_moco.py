@@ -17,15 +17,15 @@ from typing import ClassVar, Literal
 import numpy as np
 import torch
 
-from dabsmix.algorithm import Algorithm, Loss, check_positive, check_share
-from dabsmix.contrast import mixed_cross_entropy, products, unit
-from dabsmix.encoder import Encoder
-from dabsmix.gather import gather, own_rows
-from dabsmix.mixing import check_mixing, mix
-from dabsmix.momentum import Queue, follow, momentum_copy
-from dabsmix.projection import PROJECTION, mean_features, mlp_head
+from dabsmix.distributed import gather, own_rows
+from dabsmix.model.encoder import Encoder, mean_features
+from dabsmix.pretext.algorithm import Algorithm, Loss, check_positive, check_share
+from dabsmix.pretext.contrast import mixed_cross_entropy, products, unit
+from dabsmix.pretext.heads import PROJECTION, mlp_head
+from dabsmix.pretext.mixing import check_mixing, mix
+from dabsmix.pretext.momentum import Queue, follow, momentum_copy
+from dabsmix.pretext.views import two_views
 from dabsmix.spec import Batch
-from dabsmix.views import two_views
 
 __all__ = ["IMixMoCo"]
 

@@ -12,14 +12,14 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from dabsmix.algorithm import Algorithm, Loss, check_positive
-from dabsmix.contrast import mixed_cross_entropy, similarities
-from dabsmix.encoder import Encoder
-from dabsmix.gather import own_rows
-from dabsmix.mixing import check_mixing, mix
-from dabsmix.projection import mean_features, mlp_head
+from dabsmix.distributed import own_rows
+from dabsmix.model.encoder import Encoder, mean_features
+from dabsmix.pretext.algorithm import Algorithm, Loss, check_positive
+from dabsmix.pretext.contrast import mixed_cross_entropy, similarities
+from dabsmix.pretext.heads import mlp_head
+from dabsmix.pretext.mixing import check_mixing, mix
+from dabsmix.pretext.views import two_views
 from dabsmix.spec import Batch
-from dabsmix.views import two_views
 
 __all__ = ["IMixNPair"]
 

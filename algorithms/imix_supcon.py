@@ -16,14 +16,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from dabsmix.algorithm import Algorithm, Loss, check_positive
-from dabsmix.contrast import class_of, same_class, two_view_similarities
-from dabsmix.encoder import Encoder
-from dabsmix.gather import gather, own_rows
-from dabsmix.mixing import check_mixing, mix
-from dabsmix.projection import mean_features, mlp_head
+from dabsmix.distributed import gather, own_rows
+from dabsmix.model.encoder import Encoder, mean_features
+from dabsmix.pretext.algorithm import Algorithm, Loss, check_positive
+from dabsmix.pretext.contrast import class_of, same_class, two_view_similarities
+from dabsmix.pretext.heads import mlp_head
+from dabsmix.pretext.mixing import check_mixing, mix
+from dabsmix.pretext.views import two_views
 from dabsmix.spec import Batch
-from dabsmix.views import two_views
 
 __all__ = ["IMixSupCon"]
 

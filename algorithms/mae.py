@@ -19,10 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dabsmix.algorithm import Algorithm, Loss, check_positive, check_share
-from dabsmix.embed import GridEmbed, TableEmbed, TokenEmbed
-from dabsmix.encoder import Embedded, Encoder
-from dabsmix.masking import choose, corrupted, draw_order, mean_over, real_tokens
+from dabsmix.model.embedders import GridEmbed, TableEmbed, TokenEmbed
+from dabsmix.model.encoder import Embedded, Encoder
+from dabsmix.pretext.algorithm import Algorithm, Loss, check_positive, check_share
+from dabsmix.pretext.masking import choose, corrupted, draw_order, mean_over, real_tokens
 from dabsmix.spec import Batch, Grid, Spec, Table
 
 __all__ = ["MAE"]

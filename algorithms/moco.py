@@ -16,14 +16,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from dabsmix.algorithm import Algorithm, Loss, check_positive, check_share
-from dabsmix.contrast import products, unit
-from dabsmix.encoder import Encoder
-from dabsmix.gather import gather, own_rows
-from dabsmix.momentum import Queue, follow, momentum_copy
-from dabsmix.projection import PROJECTION, mean_features, mlp_head
+from dabsmix.distributed import gather, own_rows
+from dabsmix.model.encoder import Encoder, mean_features
+from dabsmix.pretext.algorithm import Algorithm, Loss, check_positive, check_share
+from dabsmix.pretext.contrast import products, unit
+from dabsmix.pretext.heads import PROJECTION, mlp_head
+from dabsmix.pretext.momentum import Queue, follow, momentum_copy
+from dabsmix.pretext.views import two_views
 from dabsmix.spec import Batch
-from dabsmix.views import two_views
 
 __all__ = ["MoCo"]
 

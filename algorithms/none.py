@@ -2,7 +2,7 @@
 
 from typing import ClassVar
 
-from dabsmix.algorithm import Algorithm
+from dabsmix.pretext.algorithm import Algorithm
 
 __all__ = ["NONE"]
 

@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dabsmix.algorithm import Algorithm, Loss, check_positive, check_share
-from dabsmix.encoder import Embedded, Encoder
-from dabsmix.masking import corrupted, draw_order, mean_over, real_tokens
+from dabsmix.model.encoder import Embedded, Encoder
+from dabsmix.pretext.algorithm import Algorithm, Loss, check_positive, check_share
+from dabsmix.pretext.masking import corrupted, draw_order, mean_over, real_tokens
 from dabsmix.spec import Batch
 
 __all__ = ["ShED", "shuffle"]

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dabsmix
-from dabsmix.plugins import algorithm_flags, algorithm_summary, algorithms, domains
+from dabsmix.registry import algorithm_flags, algorithm_summary, algorithms, domains
 
 if TYPE_CHECKING:
-    from dabsmix.domain import Domain
+    from dabsmix.data.domain import Domain
 
 __all__ = ["catalogue", "show"]
 
@@ -60,7 +60,7 @@ def _obtained(card: Domain) -> str:
 
 def _encoders() -> dict[str, str]:
     """Names and shapes of ``encoder.ENCODERS``, read from its source: importing it would load torch."""
-    tree = ast.parse((Path(dabsmix.__file__).parent / "encoder.py").read_text(encoding="utf-8"))
+    tree = ast.parse((Path(dabsmix.__file__).parent / "model" / "encoder.py").read_text(encoding="utf-8"))
     for node in tree.body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "ENCODERS":
             assert isinstance(node.value, ast.Dict)

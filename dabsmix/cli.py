@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import fields, make_dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -22,9 +22,12 @@ from dabsmix.config import (
     QuickstartConfig,
     SubmitConfig,
     TransferConfig,
-    data_root,
 )
 from dabsmix.errors import UserError, did_you_mean
+from dabsmix.files import data_root
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 __all__ = ["main"]
 
@@ -80,7 +83,7 @@ def _with_algorithm_flags(argv: list[str]) -> tuple[list[str], type[PretrainConf
     The values of ``--config`` come first among the arguments, so that they are read, checked and overridden as flags
     are: of a flag that is given twice the last one counts.
     """
-    from dabsmix.plugins import algorithm_dabs, algorithm_flags
+    from dabsmix.registry import algorithm_dabs, algorithm_flags
 
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name in ("--config", "--algo", "--protocol"):
@@ -160,10 +163,19 @@ def _say(text: str) -> None:
         print(text, file=sys.stderr)
 
 
+def _accelerate(precision: str = "fp32") -> Accelerator:
+    from dabsmix.training import accelerate
+
+    accelerator = accelerate(precision)
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
+    return accelerator
+
+
 def _pretrain(config: PretrainConfig) -> None:
     from dataclasses import replace
 
-    from dabsmix.pretrain import accelerate, pretrain
+    from dabsmix.verbs.pretrain import pretrain
 
     names = getattr(config, "__hyper__", ())
     plain = PretrainConfig(**{f.name: getattr(config, f.name) for f in fields(PretrainConfig)})
@@ -171,7 +183,7 @@ def _pretrain(config: PretrainConfig) -> None:
     seeds = getattr(config, "seeds", ()) or (plain.seed,)
     if len(set(seeds)) < len(seeds):
         raise UserError(f"--seeds {' '.join(map(str, seeds))}: each seed once")
-    accelerator = accelerate(plain.precision)
+    accelerator = _accelerate(plain.precision)
     paths = []
     for seed in seeds:
         run = pretrain(replace(plain, seed=seed), accelerator=accelerator, say=_say, begin=len(seeds) > 1)
@@ -184,16 +196,15 @@ def _pretrain(config: PretrainConfig) -> None:
 
 
 def _transfer(config: TransferConfig) -> None:
-    from dabsmix.pretrain import accelerate
-    from dabsmix.transfer import show, transfer
+    from dabsmix.verbs.transfer import show, transfer
 
-    results = transfer(config, accelerator=accelerate(), say=_say)
+    results = transfer(config, accelerator=_accelerate(), say=_say)
     if os.environ.get("RANK", "0") == "0":
         print(json.dumps(results, indent=1) if config.json else show(results))
 
 
 def _submit(config: SubmitConfig) -> None:
-    from dabsmix.board import submit
+    from dabsmix.board.submit import submit
     from dabsmix.run import newest_run
 
     run = config.run or newest_run(config.out, lambda r: any(r.path.glob("transfer/*.json")), "transferred run").path
@@ -202,7 +213,8 @@ def _submit(config: SubmitConfig) -> None:
 
 
 def _leaderboard(config: LeaderboardConfig) -> None:
-    from dabsmix import board, board_table
+    from dabsmix.board import submit as board
+    from dabsmix.board import table as board_table
 
     if config.action == "validate":
         problems = board.validate(config.csv)
@@ -220,7 +232,7 @@ def _leaderboard(config: LeaderboardConfig) -> None:
     if config.out is None:
         print(text)
     else:
-        from dabsmix.run import write
+        from dabsmix.files import write
 
         write(config.out, lambda path: path.write_text(text, encoding="utf-8"))
         print(config.out)
@@ -237,14 +249,14 @@ def _list(config: ListConfig) -> None:
 
 
 def _embed(config: EmbedConfig) -> None:
-    from dabsmix.embedding import embed
+    from dabsmix.verbs.embed import embed
 
-    print(embed(config))
+    print(embed(config, accelerator=_accelerate()))
 
 
 def _audit(config: AuditConfig) -> None:
-    from dabsmix.audit import audit, render
-    from dabsmix.own import load_for
+    from dabsmix.data.audit import audit, render
+    from dabsmix.source import load_for
 
     data, _ = load_for(
         PretrainConfig(**{f.name: getattr(config, f.name) for f in fields(AuditConfig) if f.name != "json"})
@@ -254,8 +266,33 @@ def _audit(config: AuditConfig) -> None:
 
 
 def _quickstart(config: QuickstartConfig) -> None:
-    from dabsmix.quickstart import quickstart
+    from dabsmix.verbs.quickstart import quickstart
 
-    board = quickstart(config, _say)
+    board = quickstart(config, accelerator=_accelerate(), say=_say)
     _leaderboard(LeaderboardConfig(csv=board))
     print(f"runs: {board.parent.parent / 'runs'}\nleaderboard: {board} (the record behind each row: runs/ beside it)")
+
+
+# --- the C library's allocator: a setting of the whole process, so the program makes it and no library call does
+
+# malloc.h of glibc
+M_TRIM_THRESHOLD = -1
+M_MMAP_MAX = -4
+
+
+def keep_freed_memory() -> None:
+    """Let freed tensors' memory be used again by the next ones.
+
+    By default glibc gives every large block back to the kernel when it is freed, and each tensor of the next step takes
+    fresh pages, one fault for every 4 KiB. A training step allocates and frees the same sizes again and again: kept in
+    the process, they cost nothing. What the process holds is then its peak. Nothing happens off Linux or on another
+    C library.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    import ctypes
+
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -18,7 +17,7 @@ import tyro
 import yaml
 
 from dabsmix.errors import UserError
-from dabsmix.plugins import algorithm_dabs, algorithm_flags
+from dabsmix.registry import algorithm_dabs, algorithm_flags
 
 __all__ = [
     "PRETRAIN_PROTOCOLS",
@@ -33,7 +32,6 @@ __all__ = [
     "TransferConfig",
     "as_plain",
     "config_hash",
-    "data_root",
     "read_options",
     "resolve",
 ]
@@ -194,15 +192,6 @@ def read_options(path: Path | None) -> dict[str, Any]:
     if not isinstance(options, dict):
         raise UserError(f"--options {path}: expected lines `name: value`")
     return options
-
-
-def data_root(given: Path | None) -> Path:
-    """``--data-root``, else ``$DABSMIX_DATA``, else a folder of the user's cache."""
-    if given is not None:
-        return given.expanduser()
-    if os.environ.get("DABSMIX_DATA"):
-        return Path(os.environ["DABSMIX_DATA"]).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "dabsmix" / "data"
 
 
 @dataclass(frozen=True)

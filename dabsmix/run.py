@@ -6,15 +6,13 @@ appears whole or not at all.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import os
+import platform
 import subprocess
-import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,49 +20,14 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from dabsmix.errors import UserError
-from dabsmix.spec import Grid, Spec, Table, Tokens, describe
+from dabsmix.files import unwritable, write
 
 if TYPE_CHECKING:
-    from dabsmix.encoder import Encoder
+    import torch
 
-__all__ = ["Run", "commit", "load_encoder", "newest_run", "save_encoder", "sha256", "write"]
+__all__ = ["Run", "commit", "device_name", "newest_run"]
 
 KEPT_CHECKPOINTS = 2
-
-
-def write(path: Path, save: Callable[[Path], object]) -> None:
-    """Have ``save`` write a temporary sibling, then put it in place of ``path`` in one step.
-
-    Raises:
-        UserError: the folder cannot be written, or the disk is full; nothing is left behind.
-    """
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        os.close(handle)
-        temporary = Path(name)
-        save(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise _unwritable(path, error) from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-
-
-def _unwritable(path: Path, error: OSError) -> UserError:
-    reason = error.strerror or str(error)
-    return UserError(f"cannot write {path}: {reason}; free some space there or choose another folder")
-
-
-def sha256(path: Path) -> str:
-    """Hex digest of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def commit() -> str:
@@ -147,7 +110,7 @@ class Run:
             with path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(dict(line)) + "\n")
         except OSError as error:
-            raise _unwritable(path, error) from error
+            raise unwritable(path, error) from error
 
     def metrics(self) -> list[dict[str, Any]]:
         """Every line of metrics."""
@@ -212,71 +175,16 @@ def newest_run(out: Path, wanted: Callable[[Run], bool], description: str) -> Ru
 # --- the encoder's file: weights, and in its header all that is needed to build the module again
 
 
-def _spec_to_json(spec: Spec) -> dict[str, Any]:
-    return {"kind": type(spec).__name__, **asdict(spec)}
+def device_name(device: torch.device) -> str:
+    """The hardware that numbers were measured on."""
+    if device.type == "cuda":
+        import torch
 
-
-def _spec_from_json(value: Mapping[str, Any]) -> Spec:
-    kinds: dict[str, Callable[..., Spec]] = {"Grid": Grid, "Table": Table, "Tokens": Tokens}
-    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items() if k != "kind"}
-    return kinds[value["kind"]](**fields)
-
-
-def save_encoder(path: Path, encoder: Encoder, name: str) -> None:
-    """Weights as safetensors; the header carries the encoder's name, shape and specs."""
-    from safetensors.torch import save
-
-    header = {
-        "encoder": name,
-        "config": asdict(encoder.config),
-        "specs": [_spec_to_json(spec) for spec in encoder.specs],
-    }
-    state = {key: value.detach().cpu().contiguous() for key, value in encoder.state_dict().items()}
-    # One entry only: safetensors orders several at random, and equal encoders are to be equal files.
-    content = save(state, metadata={"dabsmix": json.dumps(header)})
-    write(path, lambda p: p.write_bytes(content))
-
-
-def load_encoder(path: Path, specs: tuple[Spec, ...] | None = None) -> Encoder:
-    """The encoder of a file, in eval mode.
-
-    Args:
-        path: an ``encoder.safetensors``.
-        specs: the inputs that it must take; None for whatever it was made for.
-
-    Raises:
-        UserError: the file is missing, damaged or not ours, its weights do not fit the encoder that it names (the
-            keys are listed), or it was made for other inputs.
-    """
-    from safetensors import SafetensorError, safe_open
-    from safetensors.torch import load_file
-
-    from dabsmix.encoder import Encoder, EncoderConfig
-
+        return torch.cuda.get_device_name(device)
+    model = platform.processor() or platform.machine()
     try:
-        with safe_open(str(path), framework="pt") as file:
-            metadata = file.metadata() or {}
-        state = load_file(str(path))
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot read {path}: {error}; pretrain again or name another run") from error
-    try:
-        header = json.loads(metadata["dabsmix"])
-        own_specs = tuple(_spec_from_json(value) for value in header["specs"])
-        config = EncoderConfig(**header["config"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} was not written by this version of dabsmix: its header names no encoder") from error
-    if specs is not None and specs != own_specs:
-        raise UserError(
-            f"{path} was made for {describe(own_specs)}; these data are {describe(specs)}: "
-            "transfer to a domain of the same input, or pretrain on this one"
-        )
-    encoder = Encoder(own_specs, config)
-    expected = {key: value.shape for key, value in encoder.state_dict().items()}
-    given = {key: value.shape for key, value in state.items()}
-    if expected != given:
-        missing = sorted(expected.keys() - given.keys())
-        extra = sorted(given.keys() - expected.keys())
-        other = sorted(key for key in expected.keys() & given.keys() if expected[key] != given[key])
-        raise UserError(f"{path} does not fit: missing {missing}, unexpected {extra}, other shape {other}")
-    encoder.load_state_dict(state, strict=True)
-    return encoder.eval()
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            model = next((line.partition(":")[2].strip() for line in file if line.startswith("model name")), model)
+    except OSError:
+        pass  # not Linux
+    return f"{model}, {os.cpu_count()} cores"

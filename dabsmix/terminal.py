@@ -1,20 +1,18 @@
-"""What a person sees while something runs: a progress bar on a terminal, nothing elsewhere; and the machine's name."""
+"""What a person sees while something runs: a progress bar on a terminal, nothing elsewhere."""
 
 from __future__ import annotations
 
-import os
-import platform
+import sys
 from collections.abc import Iterable, Iterator
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-if TYPE_CHECKING:
-    import torch
+__all__ = ["Bar", "progress", "watched"]
 
-__all__ = ["Bar", "device_name", "watched"]
+T = TypeVar("T")
 
 
 class Bar:
@@ -60,16 +58,11 @@ def watched(title: str, items: Iterable[int]) -> Iterator[int]:
             bar.advance()
 
 
-def device_name(device: torch.device) -> str:
-    """The hardware that numbers were measured on."""
-    if device.type == "cuda":
-        import torch
+def progress(items: Iterable[T], text: str, total: int | None = None) -> Iterable[T]:
+    """The items, with a progress bar on standard error where that is a terminal."""
+    if not sys.stderr.isatty():
+        return items
+    from rich.console import Console
+    from rich.progress import track
 
-        return torch.cuda.get_device_name(device)
-    model = platform.processor() or platform.machine()
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            model = next((line.partition(":")[2].strip() for line in file if line.startswith("model name")), model)
-    except OSError:
-        pass  # not Linux
-    return f"{model}, {os.cpu_count()} cores"
+    return track(items, text, total=total, console=Console(stderr=True), transient=True)

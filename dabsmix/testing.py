@@ -14,10 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dabsmix.algorithm import Algorithm
-from dabsmix.domain import Data, Domain, Split
-from dabsmix.encoder import Encoder, EncoderConfig
-from dabsmix.plugins import algorithm_class, algorithm_flags
+from dabsmix.data.domain import Data, Domain, Split
+from dabsmix.model.encoder import Encoder, EncoderConfig
+from dabsmix.pretext.algorithm import Algorithm
+from dabsmix.registry import algorithm_class, algorithm_flags
 from dabsmix.spec import Batch, Grid, Spec, Table, Tokens
 
 __all__ = ["SPECS", "check_algorithm", "check_domain", "random_batch", "random_inputs", "small_encoder"]

@@ -4,14 +4,14 @@ from pathlib import Path
 
 import numpy as np
 
-from dabsmix.domain import Data, Domain, Task
-from dabsmix.download import Download
+from dabsmix.data.cache import fingerprint
+from dabsmix.data.domain import Data, Domain, Task
+from dabsmix.data.download import Download
+from dabsmix.data.splits import carve
 from dabsmix.errors import UserError
 from dabsmix.modalities.columns import Column, fit, scan, store
 from dabsmix.modalities.tables import Source
 from dabsmix.modalities.tabular import supervised
-from dabsmix.prepare import fingerprint
-from dabsmix.splits import carve
 
 CLASSES = ("<=50K", ">50K")
 FEATURES = (

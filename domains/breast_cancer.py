@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from dabsmix.domain import Data, Domain, Split, Task
+from dabsmix.data.domain import Data, Domain, Split, Task
+from dabsmix.data.splits import carve
 from dabsmix.modalities.sensor import Standardise
 from dabsmix.spec import Table
-from dabsmix.splits import carve
 
 
 def _load(folder: Path, protocol: str) -> Data:

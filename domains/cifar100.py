@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from dabsmix.data.download import Download
 from dabsmix.domains.cifar10 import read_batches
-from dabsmix.download import Download
 from dabsmix.modalities.image import Listing, family
 
 

@@ -5,14 +5,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dabsmix.domain import Data, Domain, Task
-from dabsmix.download import Download
+from dabsmix.data.cache import fingerprint
+from dabsmix.data.domain import Data, Domain, Task
+from dabsmix.data.download import Download
+from dabsmix.data.splits import carve
 from dabsmix.errors import UserError
 from dabsmix.modalities.columns import fit
 from dabsmix.modalities.tables import Source
 from dabsmix.modalities.tabular import numeric_table, supervised
-from dabsmix.prepare import fingerprint
-from dabsmix.splits import carve
 
 CLASSES = ("spruce/fir", "lodgepole pine", "ponderosa pine", "cottonwood/willow", "aspen", "Douglas fir", "krummholz")
 MEASURED = (

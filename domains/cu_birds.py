@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dabsmix.domain import Task
-from dabsmix.download import Download
+from dabsmix.data.domain import Task
+from dabsmix.data.download import Download
 from dabsmix.errors import UserError
 from dabsmix.modalities.files import lines
 from dabsmix.modalities.image import Listing, family

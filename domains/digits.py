@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from dabsmix.domain import Data, Domain, Split, Task
+from dabsmix.data.domain import Data, Domain, Split, Task
+from dabsmix.data.splits import carve
 from dabsmix.spec import Grid
-from dabsmix.splits import carve
 
 
 def _load(folder: Path, protocol: str) -> Data:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dabsmix.domain import Task
-from dabsmix.download import Download
+from dabsmix.data.domain import Task
+from dabsmix.data.download import Download
 from dabsmix.modalities.files import codes, lines, rows_named, walk
 from dabsmix.modalities.image import Listing, family
 from dabsmix.modalities.image_read import IMAGE_SUFFIXES, file_pixels

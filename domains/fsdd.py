@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dabsmix.domain import Task
+from dabsmix.data.domain import Task
 from dabsmix.errors import UserError
 from dabsmix.modalities.spectrogram import LARGE, Clips, family, small, sounds
 

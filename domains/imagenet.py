@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dabsmix.domain import Task
+from dabsmix.data.domain import Task
 from dabsmix.errors import UserError
 from dabsmix.modalities.files import codes, walk
 from dabsmix.modalities.image import Listing, family

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dabsmix.domain import Data, Domain
-from dabsmix.download import Download
+from dabsmix.data.domain import Data, Domain
+from dabsmix.data.download import Download
 from dabsmix.errors import UserError
 from dabsmix.modalities.text import XLM_ROBERTA, XLM_ROBERTA_FILE, corpus, identity, tokenizer
 

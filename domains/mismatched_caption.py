@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dabsmix.domain import Task
+from dabsmix.data.domain import Task
+from dabsmix.data.splits import carve
 from dabsmix.domains.mscoco import DOWNLOADS, FOLDER, STAND_INS, captioned, folder_note
 from dabsmix.errors import UserError
 from dabsmix.modalities.captioned import Examples, family
-from dabsmix.splits import carve
 
 
 def _read(folder: Path, protocol: str) -> Examples:

@@ -10,13 +10,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dabsmix.domain import Data, Domain, Split, Task
-from dabsmix.download import Download
+from dabsmix.data.cache import allocate, fingerprint, prepared
+from dabsmix.data.domain import Data, Domain, Split, Task
+from dabsmix.data.download import Download
+from dabsmix.data.splits import carve
 from dabsmix.errors import UserError
 from dabsmix.modalities.sensor import Standardise, Windows, fill_gaps, read_numbers, runs, window_starts
-from dabsmix.prepare import allocate, fingerprint, prepared, progress
 from dabsmix.spec import Grid
-from dabsmix.splits import carve
+from dabsmix.terminal import progress
 
 ACTIVITIES = {
     1: "lying",

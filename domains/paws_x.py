@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dabsmix.domain import Data, Domain, Task
-from dabsmix.download import Download
+from dabsmix.data.domain import Data, Domain, Task
+from dabsmix.data.download import Download
 from dabsmix.errors import UserError
 from dabsmix.modalities.text import (
     HUGGING_FACE,

@@ -11,8 +11,8 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from numpy.typing import NDArray
 
-from dabsmix.domain import Task
-from dabsmix.download import Download
+from dabsmix.data.domain import Task
+from dabsmix.data.download import Download
 from dabsmix.errors import UserError
 from dabsmix.modalities.spectrogram import LARGE, Clips, duration, family, small, sounds
 

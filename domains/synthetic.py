@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dabsmix.domain import Data, Domain, Split, Task
+from dabsmix.data.domain import Data, Domain, Split, Task
 from dabsmix.spec import Grid, Spec, Table, Tokens
 
 TRAIN, VALIDATION, TEST = 3000, 500, 1000

@@ -5,13 +5,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dabsmix.domain import Data, Domain, Split, Task
-from dabsmix.download import Download
+from dabsmix.data.cache import allocate, fingerprint, prepared
+from dabsmix.data.domain import Data, Domain, Split, Task
+from dabsmix.data.download import Download
+from dabsmix.data.splits import carve
 from dabsmix.errors import UserError
 from dabsmix.modalities.sensor import Standardise, read_numbers, runs
-from dabsmix.prepare import allocate, fingerprint, prepared
 from dabsmix.spec import Grid
-from dabsmix.splits import carve
 
 CHANNELS = tuple(f"{signal}_{axis}" for signal in ("body_acc", "body_gyro", "total_acc") for axis in "xyz")
 CLASSES = ("walking", "walking upstairs", "walking downstairs", "sitting", "standing", "laying")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dabsmix.domain import Task
+from dabsmix.data.domain import Task
 from dabsmix.errors import UserError
 from dabsmix.modalities.files import codes
 from dabsmix.modalities.spectrogram import Clips, family

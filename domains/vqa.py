@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from dabsmix.domain import Task
-from dabsmix.download import Download
+from dabsmix.data.domain import Task
+from dabsmix.data.download import Download
+from dabsmix.data.splits import carve
 from dabsmix.modalities.captioned import Examples, extracted, family
-from dabsmix.splits import carve
 
 FOLDER = "coco-vqa"
 PARTS = ("train2014", "val2014")

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from dabsmix.domain import Data, Domain
-from dabsmix.download import Download
+from dabsmix.data.domain import Data, Domain
+from dabsmix.data.download import Download
 from dabsmix.errors import UserError
 from dabsmix.modalities.text import BERT, BERT_FILE, HUGGING_FACE, corpus, identity, tokenizer
 from dabsmix.modalities.text_files import read_lines

@@ -25,15 +25,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from dabsmix.batches import Batches
-from dabsmix.config import data_root
-from dabsmix.domain import Data
-from dabsmix.encoder import make_encoder
+from dabsmix.data.batches import Batches
+from dabsmix.data.domain import Data
+from dabsmix.files import data_root
 from dabsmix.modalities import image
-from dabsmix.plugins import algorithm_class, domain
-from dabsmix.run import commit
+from dabsmix.model.encoder import make_encoder
+from dabsmix.registry import algorithm_class, domain
+from dabsmix.run import commit, device_name
 from dabsmix.spec import Batch
-from dabsmix.terminal import device_name
 
 # Of each modality the first that is here.
 CHOICES = (

@@ -46,8 +46,7 @@ def main() -> None:
         subprocess.run([sys.executable, __file__, *sys.argv[1:], "--one", *cell], check=True)
     import torch
 
-    from dabsmix.run import commit
-    from dabsmix.terminal import device_name
+    from dabsmix.run import commit, device_name
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     print(f"{device_name(device)}; torch {torch.__version__}, {torch.get_num_threads()} threads; commit {commit()}")
@@ -56,13 +55,14 @@ def main() -> None:
 def measure(options: argparse.Namespace, encoder: str, algo: str, precision: str) -> None:
     import torch
 
-    from dabsmix.batches import Batches
     from dabsmix.config import PretrainConfig
-    from dabsmix.encoder import make_encoder
-    from dabsmix.own import load_domain
-    from dabsmix.plugins import algorithm_class
-    from dabsmix.pretrain import accelerate, pretrain
+    from dabsmix.data.batches import Batches
+    from dabsmix.model.encoder import make_encoder
+    from dabsmix.registry import algorithm_class
+    from dabsmix.source import load_domain
     from dabsmix.spec import Batch
+    from dabsmix.training import accelerate
+    from dabsmix.verbs.pretrain import pretrain
 
     batch_size = options.batch_size or DEFAULT_BATCH.get(encoder, 32)
     block = options.steps or (20 if encoder == "tiny" else 3)

@@ -23,16 +23,15 @@ import torch.nn.functional as F
 from torch import nn
 
 import dabsmix
-from dabsmix.domain import Data, Split
-from dabsmix.encoder import Encoder, make_encoder
-from dabsmix.evaluate import choose, score
-from dabsmix.features import features
-from dabsmix.own import load_domain
-from dabsmix.pretrain import accelerate
-from dabsmix.protocols import v1
-from dabsmix.readout import Features
-from dabsmix.run import commit
-from dabsmix.terminal import device_name
+from dabsmix.data.domain import Data, Split
+from dabsmix.model.encoder import Encoder, make_encoder
+from dabsmix.run import commit, device_name
+from dabsmix.scoring.evaluate import choose, score
+from dabsmix.scoring.features import features
+from dabsmix.scoring.heads import Features
+from dabsmix.scoring.protocols import v1
+from dabsmix.source import load_domain
+from dabsmix.training import accelerate
 
 EPOCHS = 100
 LABELS = ("1", "0.1", "0.01")

@@ -25,13 +25,14 @@ from numpy.typing import NDArray
 
 from dabsmix.config import PretrainConfig, TransferConfig, config_hash, resolve
 from dabsmix.errors import UserError
-from dabsmix.intervals import Comparison, compare
-from dabsmix.metrics import metric
-from dabsmix.own import load_domain
-from dabsmix.plugins import algorithm_flags, domain
-from dabsmix.pretrain import accelerate, pretrain
+from dabsmix.registry import algorithm_flags, domain
 from dabsmix.run import Run
-from dabsmix.transfer import transfer
+from dabsmix.scoring.intervals import Comparison, compare
+from dabsmix.scoring.metrics import metric
+from dabsmix.source import load_domain
+from dabsmix.training import accelerate
+from dabsmix.verbs.pretrain import pretrain
+from dabsmix.verbs.transfer import transfer
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import pytest
 PROGRAM = """
 import resource, sys
 import numpy as np
-from dabsmix.allocator import keep_freed_memory
+from dabsmix.cli import keep_freed_memory
 
 if sys.argv[1] == "kept":
     keep_freed_memory()

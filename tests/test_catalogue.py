@@ -7,7 +7,7 @@ import pytest
 import rich.console
 
 from dabsmix.catalogue import catalogue, show
-from dabsmix.plugins import domains
+from dabsmix.registry import domains
 
 
 def entries(root: Path) -> dict[str, dict[str, Any]]:

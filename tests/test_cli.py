@@ -36,7 +36,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
         seen.append(config)
         return Run.create(tmp_path / "asked", "run", {}, {})
 
-    monkeypatch.setattr("dabsmix.pretrain.pretrain", note)
+    monkeypatch.setattr("dabsmix.verbs.pretrain.pretrain", note)
 
     def ask(line: str, *words: object) -> PretrainConfig:
         assert call(monkeypatch, f"pretrain {line}", *words) == 0
@@ -206,13 +206,13 @@ def test_a_mistake_is_one_line(
 def test_missing_data_say_which_where_from_and_where_to(
     domain: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from dabsmix.plugins import domain as card
+    from dabsmix.registry import domain as card
 
     def offline(*_: object, **__: object) -> None:
         raise URLError("no network in this test")
 
     monkeypatch.setattr("urllib.request.urlopen", offline)
-    monkeypatch.setattr("dabsmix.download.PAUSE", 0)
+    monkeypatch.setattr("dabsmix.data.download.PAUSE", 0)
     assert call(monkeypatch, f"pretrain --domain {domain} --data-root {tmp_path} --out {tmp_path / 'runs'}") == 2
     message = one_line(capsys)
     assert str(tmp_path / card(domain).downloads[0].file) in message
@@ -256,7 +256,7 @@ def test_an_error_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -
     def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("dabsmix.pretrain.pretrain", broken)
+    monkeypatch.setattr("dabsmix.verbs.pretrain.pretrain", broken)
     with pytest.raises(ZeroDivisionError):
         call(monkeypatch, f"pretrain {SHORT}")
 
@@ -265,7 +265,7 @@ def test_an_interrupt_tells_how_to_go_on(monkeypatch: pytest.MonkeyPatch, capsys
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("dabsmix.pretrain.pretrain", interrupted)
+    monkeypatch.setattr("dabsmix.verbs.pretrain.pretrain", interrupted)
     assert call(monkeypatch, f"pretrain {SHORT}") == 130
     assert "--resume" in one_line(capsys)
 

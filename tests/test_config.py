@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from dabsmix.config import PRETRAIN_PROTOCOLS, PretrainConfig, Recipe, as_plain, config_hash, data_root, resolve
+from dabsmix.config import PRETRAIN_PROTOCOLS, PretrainConfig, Recipe, as_plain, config_hash, resolve
 from dabsmix.errors import UserError
+from dabsmix.files import data_root
 
 CONFIG = PretrainConfig(domain="digits", algo="emix")
 

@@ -12,9 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dabsmix.encoder import ENCODERS, Encoder
 from dabsmix.errors import UserError
-from dabsmix.run import Run, load_encoder, newest_run, save_encoder, sha256, write
+from dabsmix.files import sha256, write
+from dabsmix.model.checkpoint import load_encoder, save_encoder
+from dabsmix.model.encoder import ENCODERS, Encoder
+from dabsmix.run import Run, newest_run
 from dabsmix.spec import Grid, Spec, Table, Tokens
 
 SPECS: tuple[Spec, ...] = (Grid(1, (4, 4), (2, 2)), Table(3, (0, 4, 0)), Tokens(4, 9, pad=0))

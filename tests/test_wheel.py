@@ -54,7 +54,9 @@ def test_it_holds_dabsmix_alone_and_all_of_it(wheel: Path) -> None:
         ("domains", "dabsmix/domains"),
     ):
         expected |= {f"{inside}/{path.name}" for path in (REPOSITORY / folder).glob("*.py")}
-    expected |= {f"dabsmix/modalities/{path.name}" for path in (REPOSITORY / "dabsmix" / "modalities").glob("*.py")}
+    for path in (REPOSITORY / "dabsmix").glob("*/*.py"):
+        if path.parent.name not in ("algorithms", "domains"):
+            expected.add(f"dabsmix/{path.parent.name}/{path.name}")
     assert names == expected
 
 

@@ -9,15 +9,16 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from dabsmix import transfer
 from dabsmix.config import PretrainConfig, TransferConfig
-from dabsmix.domain import Data, Domain, Split, Task
-from dabsmix.linear import LinearGrid
-from dabsmix.plugins import domain as named
-from dabsmix.pretrain import accelerate, pretrain
-from dabsmix.protocols import Protocol
+from dabsmix.data.domain import Data, Domain, Split, Task
+from dabsmix.registry import domain as named
 from dabsmix.run import Run
+from dabsmix.scoring.linear import LinearGrid
+from dabsmix.scoring.protocols import Protocol
 from dabsmix.spec import Table
+from dabsmix.training import accelerate
+from dabsmix.verbs import transfer
+from dabsmix.verbs.pretrain import pretrain
 
 QUICK = Protocol("v1", "", LinearGrid(rates=(1e-2, 1e-1), epochs=5), neighbours=(5,), penalties=(0.1,), draws=2)
 
@@ -52,5 +53,5 @@ def small(labels: Callable[[NDArray[np.int64]], NDArray[Any]] = lambda y: y, tas
 def installed(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes some data a domain named ``small``."""
     card = Domain("small", "tabular", "generated", "MIT", "", lambda folder, protocol: data, batch_size=64)
-    monkeypatch.setattr("dabsmix.own.domain", lambda name: card if name == "small" else named(name))
-    monkeypatch.setattr("dabsmix.transfer.domain", lambda name: card if name == "small" else named(name))
+    monkeypatch.setattr("dabsmix.source.domain", lambda name: card if name == "small" else named(name))
+    monkeypatch.setattr("dabsmix.verbs.transfer.domain", lambda name: card if name == "small" else named(name))

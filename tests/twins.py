@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from dabsmix.algorithm import Algorithm
-from dabsmix.encoder import Embedded, Encoder
-from dabsmix.plugins import algorithm_class, algorithms
+from dabsmix.model.encoder import Embedded, Encoder
+from dabsmix.pretext.algorithm import Algorithm
+from dabsmix.registry import algorithm_class, algorithms
 from dabsmix.spec import Batch
 from dabsmix.testing import SPECS, random_batch, small_encoder
 

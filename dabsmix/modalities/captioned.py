@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dabsmix.domain import Data, Domain, Rows, Split, Task
-from dabsmix.download import Download
+from dabsmix.data.cache import fingerprint, prepared
+from dabsmix.data.domain import Data, Domain, Rows, Split, Task
+from dabsmix.data.download import Download
 from dabsmix.errors import UserError
 from dabsmix.modalities.files import digest
 from dabsmix.modalities.image import Listing, load
 from dabsmix.modalities.image_read import opened, resized
 from dabsmix.modalities.text import BERT, BERT_FILE, Sample, tokenizer, write_rows
-from dabsmix.prepare import fingerprint, prepared
 from dabsmix.spec import Tokens
 
 if TYPE_CHECKING:

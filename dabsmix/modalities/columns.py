@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from dabsmix.data.cache import prepared
 from dabsmix.errors import UserError
 from dabsmix.modalities.tables import Block, Refuse, Source, blocks
-from dabsmix.prepare import prepared
 from dabsmix.spec import Table
 
 if TYPE_CHECKING:

@@ -13,10 +13,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from dabsmix.domain import Task
+from dabsmix.data.cache import fingerprint
+from dabsmix.data.domain import Task
+from dabsmix.data.splits import carve
 from dabsmix.errors import UserError
-from dabsmix.prepare import fingerprint
-from dabsmix.splits import carve
 
 __all__ = [
     "OwnSplit",

@@ -21,15 +21,16 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from dabsmix.domain import Data, Domain, Split, Task
-from dabsmix.download import Download
+from dabsmix.data.cache import allocate, fingerprint, prepared
+from dabsmix.data.domain import Data, Domain, Split, Task
+from dabsmix.data.download import Download
+from dabsmix.data.splits import carve
 from dabsmix.errors import UserError
 from dabsmix.modalities.files import digest, own_files, own_labels, own_split
 from dabsmix.modalities.image_pixels import Pixels, moments
 from dabsmix.modalities.image_read import IMAGE_SUFFIXES, file_pixels
-from dabsmix.prepare import allocate, fingerprint, prepared, progress
 from dabsmix.spec import Grid
-from dabsmix.splits import carve
+from dabsmix.terminal import progress
 
 __all__ = ["Listing", "family", "load", "own", "own_rows", "stored"]
 

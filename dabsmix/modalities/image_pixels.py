@@ -75,7 +75,7 @@ def augmented(images: Tensor, generator: torch.Generator, *, flip: bool) -> Tens
     import torch
     from torch.nn.functional import affine_grid, grid_sample
 
-    from dabsmix.gather import local, world_size
+    from dabsmix.distributed import local, world_size
 
     B, C, side, _ = images.shape
 

@@ -12,10 +12,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from dabsmix.data.cache import prepared
 from dabsmix.errors import UserError, did_you_mean
 from dabsmix.modalities.columns import Column, encoded, refuse, scan
 from dabsmix.modalities.tables import Source, blocks, column_names
-from dabsmix.prepare import prepared
 
 __all__ = ["Recordings", "kept", "read", "stretches"]
 

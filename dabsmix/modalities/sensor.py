@@ -12,14 +12,14 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from dabsmix.domain import Data, Split, Task
+from dabsmix.data.cache import fingerprint
+from dabsmix.data.domain import Data, Split, Task
+from dabsmix.data.splits import carve
 from dabsmix.errors import UserError, did_you_mean
 from dabsmix.modalities.files import skipped_note
 from dabsmix.modalities.recordings import kept, read, stretches
 from dabsmix.modalities.tables import Source, column_names, table_files
-from dabsmix.prepare import fingerprint
 from dabsmix.spec import Grid
-from dabsmix.splits import carve
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -19,13 +19,14 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dabsmix.domain import Data, Domain, Split, Task
-from dabsmix.download import Download
+from dabsmix.data.cache import allocate, fingerprint, prepared
+from dabsmix.data.domain import Data, Domain, Split, Task
+from dabsmix.data.download import Download
+from dabsmix.data.splits import carve
 from dabsmix.errors import UserError
 from dabsmix.modalities.files import digest, own_files, own_labels, own_split, walk
 from dabsmix.modalities.sound import LARGE, SUFFIXES, Clip, Form, duration, log_mel, read_clip, small
-from dabsmix.prepare import allocate, fingerprint, prepared, progress
-from dabsmix.splits import carve
+from dabsmix.terminal import progress
 
 if TYPE_CHECKING:
     from torch import Tensor

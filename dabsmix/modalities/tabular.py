@@ -11,13 +11,13 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from dabsmix.domain import Data, Split, Task
+from dabsmix.data.cache import fingerprint
+from dabsmix.data.domain import Data, Split, Task
+from dabsmix.data.splits import carve
 from dabsmix.errors import UserError, did_you_mean
 from dabsmix.modalities.columns import Column, Fitted, Matrix, encoded, fit, refuse, scan, store
 from dabsmix.modalities.files import skipped_note
 from dabsmix.modalities.tables import Source, column_names, table_files
-from dabsmix.prepare import fingerprint
-from dabsmix.splits import carve
 
 __all__ = ["numeric_table", "own", "own_rows", "supervised"]
 

@@ -13,15 +13,16 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from dabsmix.domain import Data, Split, Task
-from dabsmix.download import Download
+from dabsmix.data.cache import allocate, fingerprint, prepared
+from dabsmix.data.domain import Data, Split, Task
+from dabsmix.data.download import Download
+from dabsmix.data.splits import carve
 from dabsmix.errors import UserError
 from dabsmix.modalities.files import codes, skipped_note
 from dabsmix.modalities.text_files import OwnText, read_own
 from dabsmix.modalities.tokenizer import Sample, Tokenizer, tokenizer, train_tokenizer
-from dabsmix.prepare import allocate, fingerprint, prepared, progress
 from dabsmix.spec import Tokens
-from dabsmix.splits import carve
+from dabsmix.terminal import progress
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -316,7 +317,7 @@ def own_rows(path: Path, state: Mapping[str, Any]) -> tuple[Data, list[str]]:
 
 
 def _own_tokenizer(name: str, texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    from dabsmix.config import data_root
+    from dabsmix.files import data_root
 
     return tokenizer(name, data_root(None)) if name else train_tokenizer(texts, vocab_size)
 

@@ -1,0 +1,195 @@
+"""What backs a row: a run's folder, or the record that was copied from it; both hold the same files."""
+
+import hashlib
+import json
+import zipfile
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dabsmix.board.row import Row, typed
+from dabsmix.errors import UserError
+
+__all__ = [
+    "Predictions",
+    "agrees",
+    "predictions",
+    "predictions_file",
+    "rescored",
+    "run_json",
+    "scores",
+    "transfer_of",
+    "transfers",
+]
+
+_OF_RUN = (
+    *("domain", "algorithm", "encoder", "seed", "views", "uses_labels", "steps", "batch_size", "version", "commit"),
+    *("config_hash", "encoder_sha256", "parameters", "seconds", "device"),
+)
+_OF_TASK = ("task", "protocol", "data_fingerprint")
+_OF_RESULT = ("probe", "label_fraction", "metric", "value", "low", "high", "n", "test_reads")
+_NOT_IN_RECIPE = ("seed", "out", "data_root", "checkpoint_every", "evaluate_every")
+
+
+def transfers(folder: Path) -> dict[str, dict[str, Any]]:
+    """The transfer results of a run's folder or record, by file name without suffix, in the order of the names."""
+    files = sorted((folder / "transfer").glob("*.json"))
+    return {path.stem: _parsed(path, path.stat().st_mtime_ns, path.stat().st_size) for path in files}
+
+
+@lru_cache(maxsize=1024)
+def _parsed(path: Path, modified: int, size: int) -> dict[str, Any]:
+    """Read once for all the rows that one file backs."""
+    return _json(path)
+
+
+def predictions_file(folder: Path, stem: str) -> Path:
+    """Where the per-example predictions of a transfer result lie, if they were kept."""
+    return folder / "transfer" / f"{stem}.predictions.npz"
+
+
+def run_json(folder: Path) -> dict[str, Any]:
+    """What a run says about itself."""
+    return _json(folder / "run.json")
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"no file {path}: name the folder of a run that `dabsmix pretrain` printed") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {error}; pretrain or transfer again") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected a JSON object, found a {type(content).__name__}")
+    return content
+
+
+def _config(path: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"cannot read {path}: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected a mapping, found a {type(content).__name__}")
+    return content
+
+
+def _recipe(config: dict[str, Any]) -> str:
+    """12 hex digits that runs share exactly if at most their seeds differ: these may be averaged."""
+    values = {name: value for name, value in config.items() if name not in _NOT_IN_RECIPE}
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+def scores(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """The rows that a folder backs, by transfer file, as cells; those of the submission are missing.
+
+    Raises:
+        UserError: a file is missing or damaged, or lacks an entry.
+    """
+    run, config, results = run_json(folder), _config(folder / "config.yaml"), transfers(folder)
+    found: dict[str, list[dict[str, Any]]] = {}
+    place = "run.json"
+    try:
+        of_run = {name: run[name] for name in _OF_RUN}
+        of_run |= {"pretrain_protocol": run["protocol"], "pretrain_fingerprint": run["data_fingerprint"]}
+        of_run["hyper"] = json.dumps(run["hyper"], sort_keys=True, separators=(",", ":"))
+        place = "config.yaml"
+        of_run |= {"lr": config["lr"], "precision": config["precision"], "recipe": _recipe(config)}
+        for stem, transfer in results.items():
+            place = f"transfer/{stem}.json"
+            of_task = {name: transfer[name] for name in _OF_TASK}
+            of_results = [{name: result[name] for name in _OF_RESULT} for result in transfer["results"]]
+            found[stem] = [typed(of_run | of_task | of_result) for of_result in of_results]
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{folder / place}: missing or malformed: {error}; was it written by this version?") from None
+    return found
+
+
+def transfer_of(row: Row) -> tuple[str, dict[str, Any]] | None:
+    """The transfer file that a row was read from: its name without suffix, and what it says; None without a record."""
+    try:
+        files = transfers(row.record)
+    except UserError:
+        return None
+    for stem, content in files.items():
+        same = (content.get("task"), content.get("protocol")) == (row.task, row.protocol)
+        if same and any(_is_of(row, result) for result in content.get("results", ())):
+            return stem, content
+    return None
+
+
+def _is_of(row: Row, result: dict[str, Any]) -> bool:
+    names = ("probe", "label_fraction", "metric")
+    return [result.get(name) for name in names] == [getattr(row, name) for name in names]
+
+
+class Predictions(NamedTuple):
+    """Per-example predictions on the test split, in the forms of ``metrics.py``.
+
+    Attributes:
+        scores: one array per draw of the labels that the probe was fitted with, first axis n.
+        label: of the test rows; ``group`` likewise, None where rows are independent.
+    """
+
+    scores: tuple[NDArray[Any], ...]
+    label: NDArray[Any]
+    group: NDArray[np.int64] | None
+
+
+def predictions(row: Row) -> Predictions | None:
+    """A row's predictions; None where its record did not keep them, or where they do not give the row's value."""
+    try:
+        found = _predictions(row)
+        return None if found is None or not agrees(row, _value(row, found)) else found
+    except UserError:
+        return None
+
+
+def rescored(row: Row) -> float | None:
+    """The score computed again from the kept predictions; None where there are none.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    found = _predictions(row)
+    return None if found is None else _value(row, found)
+
+
+def agrees(row: Row, value: float) -> bool:
+    """Whether a score computed again is the row's, but for rounding."""
+    return bool(np.isclose(value, row.value, rtol=1e-4, atol=2e-6))
+
+
+def _value(row: Row, found: Predictions) -> float:
+    from dabsmix.scoring.metrics import metric
+
+    try:
+        return float(np.mean([metric(row.metric)(scores, found.label) for scores in found.scores]))
+    except (IndexError, TypeError, ValueError) as error:
+        raise UserError(f"the predictions in {row.record} have no {row.metric}: {error}") from None
+
+
+def _predictions(row: Row) -> Predictions | None:
+    source = transfer_of(row)
+    path = None if source is None else predictions_file(row.record, source[0])
+    if source is None or path is None or not path.is_file():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            name = f"{row.probe}@{row.label_fraction.replace('/', ' per ')}"
+            if name not in arrays or "label" not in arrays:
+                return None
+            drawn, label, group = arrays[name], arrays["label"], arrays.get("group")
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise UserError(f"cannot read {path}: {error}") from None
+    if source[1].get("kind") == "classes" and drawn.dtype.kind == "i":  # the predicted class alone was kept
+        if row.metric not in ("accuracy", "f1_macro", "f1_weighted", "matthews"):
+            return None  # those need scores
+        drawn = np.eye(max(drawn.max(), label.max()) + 1, dtype=np.float32)[drawn]
+    return Predictions(tuple(drawn), label, group)

@@ -1,0 +1,226 @@
+"""One score of the leaderboard: its columns, how the CSV file spells them, and what a row must fulfil."""
+
+import csv
+import json
+import math
+import re
+from dataclasses import dataclass, field, fields
+from datetime import UTC, date, datetime, timedelta
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from dabsmix.errors import UserError
+from dabsmix.scoring.metrics import METRICS
+
+__all__ = ["COLUMNS", "METRIC_RANGES", "PROTOCOLS", "Row", "lines", "parse", "problems", "read", "text", "typed"]
+
+PROTOCOLS = ("v1", "dabs", "imix", "finetune")
+METRIC_RANGES = {name: metric.span for name, metric in METRICS.items()}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One score. The fields, in this order, are the columns of the CSV; `record` is the folder that backs the row.
+
+    Attributes:
+        domain: what was pretrained on; ``task`` is what the frozen features were scored on.
+        protocol: transfer's protocol; ``pretrain_protocol`` is the pretraining's.
+        label_fraction: a share of the training labels (``1``, ``0.1``) or a number of labels (``5/class``).
+        value: the score in the metric's own unit (accuracy: a fraction); ``low``, ``high`` its 95 % interval, both
+            empty where the test rows form one group and nothing says how another would differ.
+        n: test examples.
+        run: the run's name and a short hash of its configuration and encoder, equal to the record's folder.
+        recipe: digest of the whole configuration but the seed: runs that share it may be averaged.
+        hyper: the algorithm's own hyperparameters, compact JSON with sorted keys.
+        commit: of the code, empty where there was no repository; ends in ``+dirty`` where files had changed.
+        pretrain_fingerprint: digest of the data pretrained on; ``data_fingerprint`` that of the task's data.
+        seconds: wall time of the pretraining.
+        test_reads: how often the test split was scored.
+    """
+
+    domain: str
+    task: str
+    algorithm: str
+    encoder: str
+    protocol: str
+    probe: str
+    seed: int
+    label_fraction: str
+    metric: str
+    value: float
+    low: float | None
+    high: float | None
+    n: int
+    run: str
+    by: str
+    date: str
+    views: str
+    uses_labels: bool
+    steps: int
+    batch_size: int
+    lr: float
+    precision: str
+    recipe: str
+    hyper: str
+    pretrain_protocol: str
+    version: str
+    commit: str
+    config_hash: str
+    pretrain_fingerprint: str
+    data_fingerprint: str
+    encoder_sha256: str
+    parameters: int
+    seconds: float
+    device: str
+    test_reads: int
+    record: Path = field(compare=False)
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """What no second row may share."""
+        return (
+            self.config_hash,
+            self.encoder_sha256,
+            self.task,
+            self.data_fingerprint,
+            self.protocol,
+            self.probe,
+            self.label_fraction,
+            self.metric,
+        )
+
+
+_TYPES: dict[str, Any] = {column.name: column.type for column in fields(Row) if column.name != "record"}
+_TYPES |= {"low": float, "high": float}  # or empty
+_DIGITS = {"value": 6, "low": 6, "high": 6, "seconds": 1}
+COLUMNS = tuple(_TYPES)
+
+
+def read(csv_path: Path) -> list[Row]:
+    """Every row of the leaderboard.
+
+    Raises:
+        UserError: there is no such file, its header is broken, or a cell cannot be read; it names the line.
+    """
+    rows = []
+    for line, cells in lines(csv_path):
+        try:
+            rows.append(parse(cells, csv_path.parent / "runs"))
+        except ValueError as error:
+            raise UserError(f"{csv_path}:{line}: {error}; `dabsmix leaderboard validate` lists every problem") from None
+    return rows
+
+
+def lines(csv_path: Path) -> list[tuple[int, list[str]]]:
+    """The line number and the cells of each row, after a check of the header."""
+    try:
+        content = csv_path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise UserError(f"no leaderboard at {csv_path}: submit a run to it, or name another CSV file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {csv_path}: {error}") from None
+    reader = csv.reader(StringIO(content, newline=""), strict=True)
+    header = next(reader, [])
+    if tuple(header) != COLUMNS:
+        missing = [name for name in COLUMNS if name not in header]
+        unknown = [name for name in header if name not in COLUMNS]
+        faults = [f"no column {', '.join(missing[:5])}{', ...' * (len(missing) > 5)}"] * bool(missing) + [
+            f"unknown column {', '.join(map(repr, unknown))}"
+        ] * bool(unknown)
+        order = "a column twice or columns in another order"
+        raise UserError(
+            f"{csv_path}:1: broken header: {'; '.join(faults) or order}; a row is one that `dabsmix submit` wrote"
+        )
+    try:
+        return [(reader.line_num, cells) for cells in reader]
+    except csv.Error as error:
+        raise UserError(f"{csv_path}:{reader.line_num}: {error}; mend the line by hand") from None
+
+
+def parse(cells: list[str], records: Path) -> Row:
+    """A row from its cells; ValueError says what is wrong."""
+    if len(cells) != len(COLUMNS):
+        raise ValueError(f"{len(cells)} cells for {len(COLUMNS)} columns")
+    values: dict[str, Any] = {}
+    for (name, kind), cell in zip(_TYPES.items(), cells, strict=True):
+        try:
+            if name in ("low", "high") and cell == "":
+                values[name] = None
+            else:
+                values[name] = {"true": True, "false": False}[cell] if kind is bool else kind(cell)
+        except (KeyError, ValueError):
+            raise ValueError(f"{name} {cell!r} is no {kind.__name__}") from None
+    return Row(**values, record=records / values["run"])
+
+
+def text(rows: list[Row]) -> str:
+    """The rows as lines of the CSV."""
+    out = StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    for row in rows:
+        cells = [getattr(row, name) for name in COLUMNS]
+        writer.writerow([str(cell).lower() if isinstance(cell, bool) else cell for cell in cells])
+    return out.getvalue()
+
+
+def typed(cells: dict[str, Any]) -> dict[str, Any]:
+    """A record's values in their columns' types; numbers rounded as the CSV shows them."""
+    return {name: _typed(name, value) for name, value in cells.items()}
+
+
+def _typed(name: str, value: Any) -> Any:
+    if value is None and name in ("low", "high"):
+        return None
+    if name == "label_fraction" and not str(value).endswith("/class"):
+        return f"{float(value):g}"  # 0.10 and 0.1 are one
+    if _TYPES[name] in (int, float) and isinstance(value, str | bool):
+        raise ValueError(f"{name} {value!r} is no number")
+    return round(float(value), _DIGITS[name]) if name in _DIGITS else _TYPES[name](value)
+
+
+def problems(row: Row) -> list[str]:
+    """What is wrong with a row by itself."""
+    least, most = METRIC_RANGES.get(row.metric, (-math.inf, math.inf))
+    low, high = (row.value if end is None else end for end in (row.low, row.high))
+    checks = [
+        *((getattr(row, name) != "" or name == "commit", f"{name} is empty") for name in COLUMNS),
+        (row.protocol in PROTOCOLS, f"protocol {row.protocol!r} is unknown: one of {', '.join(PROTOCOLS)}"),
+        (row.metric in METRIC_RANGES, f"metric {row.metric!r} is unknown: one of {', '.join(METRIC_RANGES)}"),
+        (all(map(math.isfinite, (row.value, low, high))), "value, low and high must be finite numbers"),
+        ((row.low is None) == (row.high is None), "low and high are both given or both empty"),
+        (low <= row.value <= high, f"value {row.value} is outside its interval [{row.low}, {row.high}]"),
+        (least <= row.value <= most, f"{row.metric} {row.value} is outside [{least:g}, {most:g}]"),
+        (row.n >= 1, f"n {row.n} must be at least 1"),
+        (row.seed >= 0 and row.steps >= 0, f"seed {row.seed} and steps {row.steps} must not be negative"),
+        (row.batch_size >= 1 and row.parameters >= 1, "batch_size and parameters must be at least 1"),
+        (row.lr >= 0 and row.seconds >= 0, f"lr {row.lr} and seconds {row.seconds} must not be negative"),
+        (row.test_reads == 1, f"the test split was read {row.test_reads} times, not once"),
+        (_is_fraction(row.label_fraction), f"label_fraction {row.label_fraction!r}: a share up to 1, or like 5/class"),
+        (_is_date(row.date), f"date {row.date!r} is no past day like 2026-01-31"),
+        (_is_object(row.hyper), f"hyper {row.hyper!r} is no JSON object"),
+        (re.fullmatch("[0-9a-f]{64}", row.encoder_sha256) is not None, "encoder_sha256 is no sha256 in hex"),
+        (re.fullmatch(r"[A-Za-z0-9._-]*[A-Za-z0-9_-]", row.run) is not None, f"run {row.run!r} is no folder's name"),
+    ]
+    return [message for holds, message in checks if not holds]
+
+
+def _is_fraction(text: str) -> bool:
+    try:
+        return re.fullmatch(r"[1-9]\d*/class", text) is not None or 0 < float(text) <= 1
+    except ValueError:
+        return False
+
+
+def _is_date(text: str) -> bool:
+    try:  # a day of grace: the submitter's calendar may be ahead of ours
+        return date.fromisoformat(text) <= datetime.now(UTC).date() + timedelta(days=1)
+    except ValueError:
+        return False
+
+
+def _is_object(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except ValueError:
+        return False

@@ -1,0 +1,207 @@
+"""The leaderboard: a CSV with one row per score, and beside it the records that the rows can be checked against.
+
+``results.csv`` holds one row per (run, task, probe, label fraction). ``runs/<run>/`` beside it holds what the row was
+read from: ``run.json``, ``config.yaml``, ``transfer/*.json`` and the per-example predictions. The yardsticks (raw
+input, majority class) stay in those transfer files: they belong to a task, not to a run, so they are no rows.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from dabsmix.board import record as board_record
+from dabsmix.board import row as board_row
+from dabsmix.board.row import COLUMNS, Row, read
+from dabsmix.errors import UserError
+from dabsmix.files import sha256, write
+
+__all__ = ["COLUMNS", "Row", "read", "submit", "validate"]
+
+MAX_PREDICTIONS = 2 * 2**20  # bytes; the records live in a git repository
+_OF_SUBMISSION = ("run", "by", "date")  # what a run's folder does not know
+
+
+# --- submitting
+
+
+def submit(run_dir: Path, by: str, csv_path: Path) -> list[Row]:
+    """Put a run's transfer results on the leaderboard: first the record, then its rows, each whole or not at all.
+
+    Several submitters may run at once. A run that was transferred to a further task since it was submitted may be
+    submitted again: only what is new is added.
+
+    Returns:
+        The rows that were added.
+
+    Raises:
+        UserError: the run is unfinished, was not transferred, is on the board already, or its encoder is not the one
+            that ``run.json`` names; the name is empty; the CSV is damaged; the folder cannot be written.
+    """
+    by = by.strip()
+    if not by.isprintable() or not 1 <= len(by) <= 80:
+        raise UserError(f"--by {by!r}: a name of 1 to 80 printable characters is needed to stand behind the rows")
+    run = board_record.run_json(run_dir)
+    if run.get("status") != "finished":
+        raise UserError(f"{run_dir}: its status is {run.get('status')!r}, not 'finished': continue it with --resume")
+    scores = board_record.scores(run_dir)
+    if not any(scores.values()):
+        raise UserError(f"{run_dir} has no transfer results: run `dabsmix transfer --run {run_dir}` first")
+    _check_encoder(run_dir, run["encoder_sha256"])
+    name = _run_id(run)
+    record = csv_path.parent / "runs" / name
+    stamp: dict[str, Any] = {"run": name, "by": by, "date": datetime.now(UTC).date().isoformat(), "record": record}
+    offered = {stem: [Row(**cells, **stamp) for cells in each] for stem, each in scores.items()}
+    for stem, rows in offered.items():
+        for problem in (problem for row in rows for problem in board_row.problems(row)):
+            raise UserError(f"{run_dir / 'transfer' / stem}.json: {problem}")
+    with _locked(csv_path):
+        known = {row.key: row for row in read(csv_path)} if csv_path.exists() else {}
+        new = {stem: _new(f"{run_dir}/transfer/{stem}.json", rows, known) for stem, rows in offered.items()}
+        added = [row for rows in new.values() for row in rows]
+        if not added:
+            raise UserError(f"{run_dir} is on {csv_path} already, as {name}; another seed makes another run")
+        _write_record(run_dir, record, [stem for stem, rows in new.items() if rows])
+        old = csv_path.read_text(encoding="utf-8-sig") if csv_path.exists() else ",".join(COLUMNS)
+        content = old.rstrip("\n") + "\n" + board_row.text(added)
+        write(csv_path, lambda path: path.write_text(content, encoding="utf-8", newline="\n"))
+    return added
+
+
+def _run_id(run: dict[str, Any]) -> str:
+    """The run's name with a hash of its configuration and encoder: two machines' ``cifar10-dmix-s0`` do not collide."""
+    identity = hashlib.sha256(f"{run['config_hash']} {run['encoder_sha256']}".encode()).hexdigest()
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", str(run.get("name", "run"))) + f"-{identity[:8]}"
+
+
+def _check_encoder(run_dir: Path, expected: str) -> None:
+    path = run_dir / "encoder.safetensors"
+    try:
+        found = sha256(path)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}; a row needs the encoder that it scores") from None
+    if found != expected:
+        raise UserError(f"{path} has sha256 {found[:12]}, run.json says {expected[:12]}: it is not this run's encoder")
+
+
+def _new(file: str, rows: list[Row], known: dict[tuple[str, ...], Row]) -> list[Row]:
+    """The rows of a transfer file that are not on the board yet; a second look at the test split makes no new score."""
+    if len({row.key for row in rows}) < len(rows):
+        raise UserError(f"{file} holds two results of the same probe and label fraction: transfer again")
+    for row in rows:
+        if row.key in known and row.value != known[row.key].value:
+            there = f"{row.probe} at {row.label_fraction} scored {known[row.key].value}"
+            raise UserError(
+                f"{file} has changed since it was submitted: {there} and now {row.value}; only the first counts"
+            )
+    return [row for row in rows if row.key not in known]
+
+
+def _write_record(run_dir: Path, record: Path, stems: list[str]) -> None:
+    """Copy what the rows can be checked against; what backs earlier rows stays as it is."""
+    for name in ("run.json", "config.yaml"):
+        _copy(run_dir / name, record / name)
+    for stem in stems:
+        source, predictions = run_dir / "transfer" / f"{stem}.json", board_record.predictions_file(run_dir, stem)
+        number, kept = 1, stem
+        while (target := record / "transfer" / f"{kept}.json").exists() and target.read_bytes() != source.read_bytes():
+            number += 1
+            kept = f"{stem}-{number}"
+        _copy(source, target)
+        if predictions.exists() and predictions.stat().st_size <= MAX_PREDICTIONS:
+            _copy(predictions, board_record.predictions_file(record, kept))
+
+
+def _copy(source: Path, target: Path) -> None:
+    content = source.read_bytes()
+    write(target, lambda path: path.write_bytes(content))
+
+
+@contextmanager
+def _locked(csv_path: Path) -> Iterator[None]:
+    """Hold the leaderboard; a folder that cannot be written is the user's to mend."""
+    from filelock import FileLock, Timeout
+
+    try:
+        csv_path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(csv_path.with_name(csv_path.name + ".lock"), timeout=120):
+            yield
+    except Timeout:
+        raise UserError(f"{csv_path} has been locked by another submitter for two minutes: try again") from None
+    except (OSError, NotImplementedError) as error:  # the latter from file systems without locks
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot write {csv_path}: {reason}; name another file with --leaderboard") from None
+
+
+# --- validating
+
+
+def validate(csv_path: Path) -> list[str]:
+    """Problems of the leaderboard, each with the line it is on; empty where every row holds.
+
+    Checked: types and ranges, a score within its interval, rows twice, that each row says what its record says, that
+    the kept predictions give its score, and that no recorded score is left out.
+
+    Raises:
+        UserError: the file is missing or its header is broken.
+    """
+    problems: list[str] = []
+    lines_of: dict[tuple[str, ...], int] = {}
+    recorded: dict[str, dict[tuple[str, ...], Row] | str] = {}
+    for line, cells in board_row.lines(csv_path):
+        try:
+            row = board_row.parse(cells, csv_path.parent / "runs")
+        except ValueError as error:
+            problems.append(f"{csv_path}:{line}: {error}")
+            continue
+        if row.run not in recorded:
+            recorded[row.run] = _recorded(row)
+        found = board_row.problems(row) + _disagreements(row, recorded[row.run]) + _rescored(row)
+        if row.key in lines_of:
+            found.append(f"the same result as line {lines_of[row.key]}")
+        lines_of.setdefault(row.key, line)
+        problems += [f"{csv_path}:{line}: {problem}" for problem in found]
+    for run, rows in recorded.items():
+        for row in rows.values() if isinstance(rows, dict) else ():
+            if row.key not in lines_of:  # a score taken off the board would make the others look better
+                score = f"{row.task} {row.protocol} {row.probe} {row.label_fraction}"
+                problems.append(f"{csv_path}: no row for {score}, which {run} records")
+    return problems
+
+
+def _recorded(row: Row) -> dict[tuple[str, ...], Row] | str:
+    """The rows that a row's record backs, by key, or why it backs none."""
+    try:
+        scores = board_record.scores(row.record)
+    except UserError as error:
+        return str(error)
+    stamp: dict[str, Any] = {"record": row.record} | {name: getattr(row, name) for name in _OF_SUBMISSION}
+    rows = [Row(**cells, **stamp) for each in scores.values() for cells in each]
+    return {each.key: each for each in rows}
+
+
+def _disagreements(row: Row, recorded: dict[tuple[str, ...], Row] | str) -> list[str]:
+    """Where a row says other than its record."""
+    if isinstance(recorded, str):
+        return [f"no record: {recorded}"]
+    if row.key not in recorded:
+        return [f"{row.record} records no such result (task, protocol, probe, label_fraction, metric or hashes differ)"]
+    pairs = [(name, getattr(row, name), getattr(recorded[row.key], name)) for name in COLUMNS]
+    return [
+        f"{name} is {ours!r}, {row.record} records {theirs!r}"
+        for name, ours, theirs in pairs
+        if name not in _OF_SUBMISSION and ours != theirs
+    ]
+
+
+def _rescored(row: Row) -> list[str]:
+    """Where the kept predictions give another score."""
+    try:
+        value = board_record.rescored(row)
+    except UserError as error:
+        return [str(error)]
+    wrong = value is not None and not board_record.agrees(row, value)
+    return [f"value is {row.value}, its predictions give {value:.6f}"] if wrong else []

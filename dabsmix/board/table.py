@@ -1,0 +1,236 @@
+"""The leaderboard as a table: for a terminal, as Markdown, as CSV, or as one self-contained page."""
+
+import csv
+from collections.abc import Iterable, Sequence
+from io import StringIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from dabsmix.board.row import Row
+from dabsmix.board.standings import Block, Line, Section, standings
+from dabsmix.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+__all__ = ["HEADINGS", "Format", "cells", "legend", "published", "render", "score_heading", "show", "title"]
+
+Format = Literal["table", "md", "csv", "html"]
+HEADINGS = ("probe", "labels", "algorithm", "seeds", "score", "95 % interval", "test n", "against the first", "setting")
+PERCENT = ("accuracy", "auroc_macro", "f1_macro", "f1_weighted", "matthews", "pearson", "spearman")
+PUBLISHED_COLUMNS = ("source", "protocol", "pretrain", "dataset", "method", "metric", "value", "std", "note")
+
+_LEGEND = (
+    "* : its difference from every other ranked line and every yardstick of the block is shown. "
+    "Score: mean ± standard deviation over seeds.",
+    "Against the first: difference and its 95 % interval by paired bootstrap over the same test examples and seeds; "
+    "without kept predictions, whether the two intervals, widened by the spread of seeds, are apart.",
+    "Lines in [brackets] had augmentations or labels in pretraining and are not ranked; yardsticks come last.",
+)
+
+
+def render(rows: Iterable[Row], format: Format, published: Sequence[dict[str, str]] = ()) -> str:
+    """The leaderboard as text without terminal codes.
+
+    Args:
+        rows: as `board.read` gives them.
+        format: ``table``, ``md``, ``csv`` (fractions, not percent) or ``html``.
+        published: numbers from papers (see `published`); those of the tasks shown go into a section of their own of
+            the Markdown and the page, for their protocols are not ours.
+    """
+    sections = standings(rows)
+    told = [each for each in published if each["dataset"] in {section.task for section in sections}]
+    if format == "csv":
+        return _csv(sections)
+    if format == "md":
+        return _markdown(sections, told)
+    if format == "html":
+        from dabsmix.board.page import page
+
+        return page(sections, told)
+    from rich.console import Console
+
+    out = StringIO()
+    _print(sections, Console(file=out, width=240, color_system=None, force_terminal=False))
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
+
+
+def show(rows: Iterable[Row]) -> None:
+    """Print the leaderboard: in colour and fitted to the terminal, or as plain text where the output is no terminal."""
+    import sys
+
+    from rich.console import Console
+
+    if sys.stdout.isatty():
+        _print(standings(rows), Console())
+    else:
+        sys.stdout.write(render(rows, "table"))
+
+
+def published(path: Path) -> list[dict[str, str]]:
+    """Numbers from papers, one mapping per row of ``published.csv``; none where there is no such file.
+
+    Raises:
+        UserError: its header is broken.
+    """
+    if not path.exists():
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        reader = csv.DictReader(file)
+        if tuple(reader.fieldnames or ()) != PUBLISHED_COLUMNS:
+            raise UserError(f"{path}:1: broken header: it must read {','.join(PUBLISHED_COLUMNS)}")
+        return list(reader)
+
+
+# --- what a table says, whatever it is drawn with
+
+
+def title(section: Section) -> str:
+    """What the section's lines have in common."""
+    task = section.task if section.task == section.domain else f"{section.domain} → {section.task}"
+    return f"{task} · encoder {section.encoder} · protocol {section.protocol} · data {section.data}"
+
+
+def legend() -> tuple[str, ...]:
+    """How to read a table."""
+    return _LEGEND
+
+
+def score_heading(section: Section) -> str:
+    """The heading of the score's column."""
+    names = dict.fromkeys(f"{b.metric}, %" if b.metric in PERCENT else b.metric for b in section.blocks)
+    return " / ".join(names)
+
+
+def cells(block: Block, line: Line) -> tuple[str, ...]:
+    """A line in the order of `HEADINGS`."""
+    scale, digits = (100, 1) if block.metric in PERCENT else (1, 4)
+    spread = "" if line.std is None else f" ± {line.std * scale:.{digits}f}"
+    interval = "–" if line.low is None or line.high is None else _range(line.low, line.high, scale, digits)
+    return (
+        block.probe,
+        _labels(block.label_fraction),
+        _name(line),
+        str(line.seeds) if line.seeds else "–",
+        f"{line.mean * scale:.{digits}f}{spread}",
+        interval,
+        str(line.n),
+        _difference(line, scale, digits),
+        line.setting,
+    )
+
+
+def _labels(fraction: str) -> str:
+    if fraction.endswith("/class"):
+        return fraction.replace("/", " per ")
+    return "all" if float(fraction) == 1 else f"{float(fraction) * 100:g} %"
+
+
+def _name(line: Line) -> str:
+    if line.part == "apart":
+        return f"[{line.name}: {line.marks}]"
+    return f"* {line.name}" if line.best else line.name
+
+
+def _range(low: float, high: float, scale: int, digits: int) -> str:
+    return f"{low * scale:.{digits}f} to {high * scale:.{digits}f}"
+
+
+def _difference(line: Line, scale: int, digits: int) -> str:
+    if line.against is None:
+        return ""
+    against = line.against
+    number = f"{against.difference * scale:+.{digits}f}"
+    if against.low is not None and against.high is not None:
+        number += f" ({against.low * scale:+.{digits}f} to {against.high * scale:+.{digits}f})"
+    if not against.shown:
+        return f"{number}, no difference shown"
+    return number if against.paired else f"{number}, intervals apart"
+
+
+# --- terminal and plain text
+
+
+def _print(sections: list[Section], console: Any) -> None:
+    if not sections:
+        console.print("The leaderboard is empty: dabsmix submit --run DIR --by NAME")
+    for section in sections:
+        console.print(_rich(section))
+        for note in section.notes:
+            console.print(f"  {note}", markup=False, highlight=False)
+        console.print()
+    for line in legend() if sections else ():
+        console.print(line, markup=False, highlight=False)
+
+
+def _rich(section: Section) -> "Table":
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=Text(title(section)), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    numbers = ("seeds", "score", "95 % interval", "test n")
+    columns = HEADINGS if any(line.setting for block in section.blocks for line in block.lines) else HEADINGS[:-1]
+    for heading in columns:
+        shown = score_heading(section) if heading == "score" else heading
+        table.add_column(shown, justify="right" if heading in numbers else "left", overflow="fold")
+    for block in section.blocks:
+        for i, line in enumerate(block.lines):
+            style = {"ranked": "bold" if line.best else "", "apart": "italic", "yardstick": "dim"}[line.part]
+            row = [Text(cell) for cell in cells(block, line)[: len(columns)]]
+            table.add_row(*(row if i == 0 else [Text(""), Text(""), *row[2:]]), style=style)
+        table.add_section()
+    return table
+
+
+# --- Markdown and CSV
+
+
+def _markdown(sections: list[Section], told: Sequence[dict[str, str]]) -> str:
+    parts = ["# Leaderboard", ""]
+    for section in sections:
+        headings = [score_heading(section) if heading == "score" else heading for heading in HEADINGS]
+        lines = [cells(block, line) for block in section.blocks for line in block.lines]
+        parts += [f"## {_escaped(title(section))}", "", *_grid(headings, lines), ""]
+        parts += [f"- {_escaped(note)}" for note in section.notes] + [""] * bool(section.notes)
+    parts += ["## How to read", "", *(f"- {_escaped(line)}" for line in legend()), ""]
+    if told:
+        parts += ["## Published numbers", "", "From papers, under their own protocols; never ranked with ours.", ""]
+        parts += [*_grid(PUBLISHED_COLUMNS, [[each[name] for name in PUBLISHED_COLUMNS] for each in told]), ""]
+    return "\n".join(parts)
+
+
+def _grid(headings: Sequence[str], lines: Iterable[Sequence[str]]) -> list[str]:
+    rows = [list(headings), ["---"] * len(headings), *([_escaped(cell) for cell in line] for line in lines)]
+    return [f"| {' | '.join(row)} |" for row in rows]
+
+
+def _escaped(text: str) -> str:
+    """Text that Markdown shows as it is."""
+    for character in "\\|*_<[`":
+        text = text.replace(character, f"\\{character}" if character != "<" else "&lt;")
+    return " ".join(text.split())
+
+
+def _csv(sections: list[Section]) -> str:
+    out = StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    of_line = ("name", "part", "marks", "setting", "seeds", "mean", "std", "low", "high", "n", "best")
+    of_against = ("difference", "low", "high", "paired", "shown")
+    of_section = ("domain", "task", "encoder", "protocol", "data")
+    of_block = ("probe", "label_fraction", "metric")
+    writer.writerow([*of_section, *of_block, *of_line, *(f"against_{name}" for name in of_against)])
+    for section in sections:
+        for block in section.blocks:
+            for line in block.lines:
+                sources: list[tuple[Any, tuple[str, ...]]] = [(section, of_section), (block, of_block), (line, of_line)]
+                values = [getattr(source, name) for source, names in sources for name in names]
+                values += [getattr(line.against, name, None) for name in of_against]
+                writer.writerow([_plain(value) for value in values])
+    return out.getvalue()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return round(value, 6) if isinstance(value, float) else value

@@ -1,0 +1,382 @@
+"""What may be wrong with a data set: duplicates, leaks between splits, groups, classes, values, order in the file.
+
+Every example is read once, a bounded number at a time. Duplicates are found by a 64-bit hash of the stored bytes (two
+different examples among ten million share one with a probability of 3e-6); values are looked at as the encoder gets
+them, after ``Data.normalise``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dabsmix.data.domain import Data, Split, Task
+from dabsmix.spec import Grid, Spec, Table, Tokens
+from dabsmix.terminal import progress
+
+__all__ = ["Finding", "audit", "render"]
+
+BYTES = 1 << 25
+"""Stored bytes that are read at once."""
+
+LISTED = 20
+"""Rows that a finding names."""
+
+FEW_RUNS = 0.5
+"""Labels that change less often than this share of what a random order would give depend on the order."""
+
+Severity = Literal["error", "warning", "info"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing to know about a data set.
+
+    Attributes:
+        check: duplicates, leak, groups, splits, classes, values or order.
+        severity: ``error`` spoils a score, ``warning`` may, ``info`` does not.
+        split: the split that it is about.
+        message: it, on one line.
+        count: how many rows it concerns.
+        rows: the first of them, by their number in the store (``Split.rows``).
+    """
+
+    check: str
+    severity: Severity
+    split: str
+    message: str
+    count: int = 0
+    rows: tuple[int, ...] = ()
+
+
+def audit(data: Data) -> list[Finding]:
+    """All that is found in a data set, errors first."""
+    splits = {
+        name: split
+        for name, split in (
+            ("pretrain", data.pretrain),
+            ("train", data.train),
+            ("validation", data.validation),
+            ("test", data.test),
+        )
+        if split is not None
+    }
+    if data.train is not None and _same(data.train, data.pretrain):
+        del splits["pretrain"]  # one split under two names
+    found = list(_sizes(data, splits))
+    digests = {}
+    for name, split in splits.items():
+        values = _Values(data, name)
+        digests[name] = _read(data, name, split, values)
+        found += values.findings(split)
+        found += _duplicates(name, split, digests[name])
+    found += _leaks(splits, digests)
+    found += _groups(splits)
+    if data.task is not None:
+        for name, split in splits.items():
+            if split.label is not None and len(split):
+                found += _classes(name, split, data.task)
+                found += _order(name, split, data.task)
+    order = ("error", "warning", "info")
+    return sorted(found, key=lambda finding: order.index(finding.severity))
+
+
+def render(findings: Sequence[Finding], *, as_json: bool = False) -> str:
+    """One line per finding, or the same as a JSON list."""
+    if as_json:
+        return json.dumps([asdict(finding) for finding in findings], indent=2)
+    lines = []
+    for each in findings:
+        more = ", ..." if each.count > len(each.rows) else ""
+        rows = f" (rows {', '.join(map(str, each.rows))}{more})" if each.rows else ""
+        lines.append(f"{each.severity:7} {each.check:10} {each.split:10} {each.message}{rows}")
+    return "\n".join(lines)
+
+
+def _same(first: Split, second: Split) -> bool:
+    same_stores = all(one is other for one, other in zip(first.inputs, second.inputs, strict=True))
+    return same_stores and np.array_equal(first.rows, second.rows)
+
+
+def _finding(check: str, severity: Severity, name: str, split: Split, places: NDArray[Any], message: str) -> Finding:
+    """A finding about these places of a split."""
+    return Finding(check, severity, name, message, len(places), tuple(split.rows[places[:LISTED]].tolist()))
+
+
+# --- reading
+
+
+def _batches(split: Split) -> Iterator[NDArray[np.int64]]:
+    """The places of a split, as many at a time as have `BYTES`."""
+    if not len(split):
+        return
+    one = sum(np.asarray(store[split.rows[:1]]).nbytes for store in split.inputs)
+    size = max(1, min(1 << 16, BYTES // max(1, one)))
+    for start in range(0, len(split), size):
+        yield np.arange(start, min(start + size, len(split)))
+
+
+def _read(data: Data, name: str, split: Split, values: _Values) -> NDArray[np.uint64]:
+    """Each example's hash ``(n,)``; shows every batch to ``values`` on the way."""
+    digests = np.empty(len(split), np.uint64)
+    total = sum(1 for _ in _batches(split))
+    for places in progress(_batches(split), f"reading {name}", total=total):
+        stored = split.batch(places)
+        arrays = [x.numpy() for x in stored]
+        for i, place in enumerate(places):
+            digest = hashlib.blake2b(digest_size=8)
+            for array in arrays:
+                digest.update(array[i].tobytes())
+            digests[place] = int.from_bytes(digest.digest(), "little")
+        values.see(places, [x.numpy() for x in data.normalise(stored)])
+    return digests
+
+
+# --- rows that occur twice
+
+
+def _sizes(data: Data, splits: dict[str, Split]) -> Iterator[Finding]:
+    for name, split in splits.items():
+        if not len(split):
+            yield Finding("splits", "error", name, "the split is empty")
+    sizes = ", ".join(f"{len(split)} {name}" for name, split in splits.items())
+    yield Finding("splits", "info", "all", f"rows: {sizes}")
+    if data.task is None:
+        yield Finding("splits", "info", "all", "there are no labels: nothing to transfer to")
+
+
+def _duplicates(name: str, split: Split, digests: NDArray[np.uint64]) -> Iterator[Finding]:
+    _, inverse, counts = np.unique(digests, return_inverse=True, return_counts=True)
+    places = np.flatnonzero(counts[inverse] > 1)
+    if not len(places):
+        return
+    extra = int((counts - 1).sum())
+    message = f"{len(places)} rows are not alone: {extra} could go without an example being lost"
+    if split.label is not None and split.label.ndim == 1:
+        order = places[np.argsort(inverse[places], kind="stable")]
+        same = inverse[order][1:] == inverse[order][:-1]
+        differing = same & (split.label[order][1:] != split.label[order][:-1])
+        conflicts = len(np.unique(inverse[order][1:][differing]))
+        message += f"; {conflicts} examples occur with different labels"
+    yield _finding("duplicates", "warning", name, split, places, message)
+
+
+def _leaks(splits: dict[str, Split], digests: dict[str, NDArray[np.uint64]]) -> Iterator[Finding]:
+    for seen, held_out in _pairs(splits):
+        places = np.flatnonzero(np.isin(digests[held_out], digests[seen]))
+        if len(places):
+            share = f"{100 * len(places) / len(splits[held_out]):.2g} %"
+            severity: Severity = "error" if held_out == "test" else "warning"
+            message = f"{len(places)} of its examples ({share}) are in {seen} too"
+            yield _finding("leak", severity, held_out, splits[held_out], places, message)
+
+
+def _groups(splits: dict[str, Split]) -> Iterator[Finding]:
+    if all(split.group is None for split in splits.values()):
+        yield Finding("groups", "info", "all", "no groups are stated: every row counts as independent of the others")
+        return
+    for seen, held_out in _pairs(splits):
+        first, second = splits[seen].group, splits[held_out].group
+        if first is None or second is None:
+            continue
+        shared = np.intersect1d(first, second)
+        if len(shared):
+            places = np.flatnonzero(np.isin(second, shared))
+            names = ", ".join(map(str, shared[:LISTED])) + (", ..." if len(shared) > LISTED else "")
+            message = f"{len(shared)} of its groups are in {seen} too: {names}"
+            yield _finding("groups", "error", held_out, splits[held_out], places, message)
+
+
+def _pairs(splits: dict[str, Split]) -> Iterator[tuple[str, str]]:
+    """Splits of which the second should hold nothing of the first."""
+    for seen in ("pretrain", "train", "validation"):
+        for held_out in ("validation", "test"):
+            if seen != held_out and {seen, held_out} <= splits.keys():
+                yield seen, held_out
+
+
+# --- labels
+
+
+def _classes(name: str, split: Split, task: Task) -> Iterator[Finding]:
+    label = split.label
+    assert label is not None
+    if task.kind == "regression":
+        wrong = np.flatnonzero(~np.isfinite(label))
+        if len(wrong):
+            yield _finding("classes", "error", name, split, wrong, f"{len(wrong)} labels are no finite numbers")
+        low, high = np.nanmin(label), np.nanmax(label)
+        if low == high:
+            yield Finding("classes", "error", name, f"the label is constant: {low:g}", len(split))
+        yield Finding("classes", "info", name, f"labels from {low:g} to {high:g}, mean {np.nanmean(label):g}")
+        return
+    if task.kind == "multilabel":
+        counts = label.sum(axis=0).astype(int)
+    else:
+        scored = label[label >= 0] if task.kind == "tokens" else label
+        outside = (label >= len(task.classes)) | (label < (-1 if task.kind == "tokens" else 0))
+        wrong = np.flatnonzero(outside.reshape(len(label), -1).any(axis=1))
+        if len(wrong):
+            yield _finding("classes", "error", name, split, wrong, f"{len(wrong)} labels are none of the classes")
+        counts = np.bincount(scored[(scored >= 0) & (scored < len(task.classes))], minlength=len(task.classes))
+    absent = [task.classes[i] for i in np.flatnonzero(counts == 0)]
+    if absent:
+        listed = ", ".join(absent[:LISTED]) + (", ..." if len(absent) > LISTED else "")
+        severity: Severity = "error" if name == "train" else "warning"
+        yield Finding("classes", severity, name, f"{len(absent)} of {len(counts)} classes do not occur: {listed}")
+    if task.kind == "classes" and (counts > 0).sum() == 1:
+        yield Finding(
+            "classes", "error", name, f"the label is constant: {task.classes[int(counts.argmax())]}", len(split)
+        )
+    most, least = int(counts.argmax()), int(counts.argmin())
+    often = f"{task.classes[most]} ({counts[most]}, {counts[most] / max(1, counts.sum()):.1%})"
+    seldom = f"{task.classes[least]} ({counts[least]})"
+    yield Finding("classes", "info", name, f"{len(counts)} classes; most often {often}, least often {seldom}")
+
+
+def _order(name: str, split: Split, task: Task) -> Iterator[Finding]:
+    """Whether labels come in runs, in the order of the store's rows.
+
+    A random order of n labels with class shares p has n(1 - Σp²) changes from one row to the next, nearly.
+    """
+    label = split.label
+    assert label is not None
+    if label.ndim != 1 or len(label) < LISTED:
+        return
+    if task.kind == "regression":
+        label = (label > np.median(label)).astype(np.int64)
+    ordered = label[np.argsort(split.rows, kind="stable")]
+    _, counts = np.unique(ordered, return_counts=True)
+    expected = (len(ordered) - 1) * (1 - ((counts / len(ordered)) ** 2).sum())
+    changes = int((ordered[1:] != ordered[:-1]).sum())
+    if changes < FEW_RUNS * expected:
+        yield Finding(
+            "order",
+            "warning",
+            name,
+            f"labels depend on the order in the file: they change {changes} times from one row to the next, about "
+            f"{expected:.0f} times in a random order; a part taken by position is not like the whole",
+        )
+
+
+# --- values
+
+
+class _Values:
+    """Ranges of every column or channel, and rows with values that should not be, gathered batch by batch."""
+
+    def __init__(self, data: Data, name: str) -> None:
+        self.name = name
+        self.specs = data.specs
+        self.columns = [str(column[0]) for column in data.state.get("columns", ())]
+        self.low: list[NDArray[Any]] = []
+        self.high: list[NDArray[Any]] = []
+        self.empty: list[NDArray[np.int64]] = []
+        self.wrong: dict[tuple[int, str], list[NDArray[np.int64]]] = {}
+
+    def see(self, places: NDArray[np.int64], inputs: Sequence[NDArray[Any]]) -> None:
+        """Take note of a batch: one array per input, in the shape its spec states."""
+        for i, (spec, x) in enumerate(zip(self.specs, inputs, strict=True)):
+            parts = x.reshape(len(x), _columns(spec), -1)  # rows, columns or channels, the rest
+            nan = np.isnan(parts)
+            with np.errstate(invalid="ignore"):
+                low, high = (f(parts, axis=(0, 2), initial=w, where=~nan) for f, w in _extremes(parts))
+            if len(self.low) == i:
+                self.low.append(low)
+                self.high.append(high)
+                self.empty.append(np.zeros(parts.shape[1], np.int64))
+            self.low[i], self.high[i] = np.minimum(self.low[i], low), np.maximum(self.high[i], high)
+            self.empty[i] += nan.any(axis=2).sum(axis=0)
+            for what, bad in _bad(spec, x).items():
+                if bad.any():
+                    self.wrong.setdefault((i, what), []).append(places[bad])
+
+    def findings(self, split: Split) -> Iterator[Finding]:
+        """What was seen in the whole split."""
+        for (i, what), found in self.wrong.items():
+            places = np.concatenate(found)
+            severity: Severity = "warning" if what.startswith("hold") else "error"
+            yield _finding("values", severity, self.name, split, places, f"{self._input(i)}{len(places)} rows {what}")
+        for i, spec in enumerate(self.specs[: len(self.low)]):
+            if isinstance(spec, Tokens):
+                continue
+            unit = "columns" if isinstance(spec, Table) else "channels"
+            constant = np.flatnonzero(self.low[i] >= self.high[i])
+            if len(constant):
+                which = self._names(constant)
+                yield Finding("values", "warning", self.name, f"{self._input(i)}{unit} that are constant: {which}")
+            gaps = np.flatnonzero(self.empty[i]) if isinstance(spec, Table) else np.empty(0, np.int64)
+            if len(gaps):
+                cells = int(self.empty[i].sum())
+                which = self._names(gaps)
+                yield Finding("values", "info", self.name, f"{self._input(i)}{cells} empty cells, in columns {which}")
+            numeric = _numeric(spec)
+            if numeric.any() and np.isfinite(low := self.low[i][numeric]).any():
+                high = self.high[i][numeric]
+                yield Finding(
+                    "values",
+                    "info",
+                    self.name,
+                    f"{self._input(i)}normalised values from {low.min():.4g} to {high.max():.4g}",
+                )
+
+    def _input(self, i: int) -> str:
+        return f"input {i + 1}: " if len(self.specs) > 1 else ""
+
+    def _names(self, places: Iterable[int]) -> str:
+        named = [self.columns[j] if self.columns else str(j) for j in places]
+        return ", ".join(named[:LISTED]) + (f" and {len(named) - LISTED} more" if len(named) > LISTED else "")
+
+
+def _columns(spec: Spec) -> int:
+    match spec:
+        case Grid():
+            return spec.channels
+        case Table():
+            return spec.num_features
+        case Tokens():
+            return spec.length
+
+
+def _numeric(spec: Spec) -> NDArray[np.bool_]:
+    if isinstance(spec, Table):
+        return np.array([size == 0 for size in spec.cardinalities])
+    return np.ones(_columns(spec), dtype=np.bool_)
+
+
+def _extremes(x: NDArray[Any]) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
+    """``np.min`` and ``np.max`` with what they give for nothing."""
+    if np.issubdtype(x.dtype, np.floating):
+        return (np.min, np.inf), (np.max, -np.inf)
+    return (np.min, np.iinfo(x.dtype).max), (np.max, np.iinfo(x.dtype).min)
+
+
+def _bad(spec: Spec, x: NDArray[Any]) -> dict[str, NDArray[np.bool_]]:
+    """Rows ``(B,)`` with values that the spec does not allow, or with nothing in them, by what is wrong."""
+    flat = x.reshape(len(x), -1)
+    match spec:
+        case Grid():
+            return {
+                "have NaN": np.isnan(flat).any(axis=1),
+                "have infinite values": np.isinf(flat).any(axis=1),
+                "hold one value everywhere": (flat == flat[:, :1]).all(axis=1),
+            }
+        case Table():
+            sizes = np.array(spec.cardinalities)
+            coded = flat[:, sizes > 0]
+            return {
+                "have infinite values": np.isinf(flat).any(axis=1),
+                "have a code that is no category": ((coded < 0) | (coded >= sizes[sizes > 0])).any(axis=1),
+                "hold nothing but empty cells": np.isnan(flat).all(axis=1),
+            }
+        case Tokens():
+            return {
+                "have an id outside the vocabulary": ((flat < 0) | (flat >= spec.vocab)).any(axis=1),
+                "hold nothing but padding": np.equal(flat, -1 if spec.pad is None else spec.pad).all(axis=1),
+            }

@@ -1,0 +1,179 @@
+"""Preparing raw data once: a fingerprint of the source, and a cache of memory-mapped arrays keyed by it."""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from dabsmix.errors import UserError
+from dabsmix.files import cache_folder
+from dabsmix.terminal import progress
+
+__all__ = ["allocate", "fingerprint", "prepared"]
+
+COMPLETE = "complete"
+"""Name of the file, written last, without which a prepared folder does not count."""
+
+FULL = {errno.ENOSPC, errno.EDQUOT}
+FORBIDDEN = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
+
+
+# --- fingerprint
+
+
+def fingerprint(folder: Path, files: Iterable[Path | str]) -> str:
+    """Hex sha256 over the relative names, sizes and contents of files below ``folder``, whatever their order.
+
+    A file whose size and times are as when it was last hashed is not read again: a few microseconds each, where there
+    are a million of them.
+
+    Args:
+        folder: where the files lie.
+        files: paths, or names relative to the folder, with "/".
+
+    Raises:
+        UserError: a file is missing or cannot be read.
+    """
+    known = _remembered(folder)
+    fresh: dict[str, list[Any]] = {}
+    names = {file if isinstance(file, str) else file.relative_to(folder).as_posix() for file in files}
+    for name in progress(sorted(names), f"reading {folder.name}"):
+        path = f"{folder}/{name}"  # a Path would cost ten times what the system does
+        try:
+            stat = os.stat(path)
+            # ctime tells a file that was replaced by another of equal size and mtime (cp -p, tar)
+            state = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+            if name in known and known[name][:-1] == state:
+                fresh[name] = known[name]
+                continue
+            with open(path, "rb") as stream:
+                fresh[name] = [*state, hashlib.file_digest(stream, "sha256").hexdigest()]
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror}); mend or fetch it again") from error
+    if any(known.get(name) != entry for name, entry in fresh.items()):
+        _remember(folder, known | fresh)
+    lines = (f"{name}\0{entry[0]}\0{entry[-1]}\n" for name, entry in sorted(fresh.items()))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _memory(folder: Path) -> Path:
+    return cache_folder() / "hashes" / f"{hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:32]}.json"
+
+
+def _remembered(folder: Path) -> dict[str, list[Any]]:
+    """Name to [size, mtime, ctime, sha256] of the files of this folder that were hashed before."""
+    try:
+        found = json.loads(_memory(folder).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _remember(folder: Path, entries: dict[str, list[Any]]) -> None:
+    """Keep the hashes. Without a writable cache they are computed again next time, which is only slower."""
+    memory = _memory(folder)
+    try:
+        memory.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=memory.parent, suffix=".tmp")
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            json.dump(entries, stream)
+        os.replace(temporary, memory)
+    except OSError:
+        return
+
+
+# --- prepared folders
+
+
+def prepared(name: str, key: str, build: Callable[[Path], None]) -> Path:
+    """The folder that ``build`` filled for this name and key; builds it when there is none.
+
+    ``key`` states everything that the contents depend on: the fingerprint of the source, the preprocessing and its
+    version. ``build`` gets an empty folder and writes ``.npy`` files (large ones through `allocate`) to be read with
+    ``np.load(path, mmap_mode="r")``. It appears under its final name only when it is whole and on disk; several
+    processes may ask at once, one of them builds; what an interrupted build left is thrown away.
+
+    Raises:
+        UserError: the cache folder cannot be written or the disk is full. What ``build`` raises passes through.
+    """
+    final = cache_folder() / name / hashlib.sha256(key.encode()).hexdigest()[:32]
+    if (final / COMPLETE).is_file():
+        return final
+    from filelock import FileLock
+
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(final.with_suffix(".lock")):
+            if not (final / COMPLETE).is_file():
+                _build(final, key, build)
+    except OSError as error:
+        if (line := _explained(error)) is None:
+            raise  # no fault of the cache's disk: one of the raw files, say
+        raise UserError(line) from error
+    return final
+
+
+def _build(final: Path, key: str, build: Callable[[Path], None]) -> None:
+    building = final.with_suffix(".building")
+    for leftover in (building, final):
+        if leftover.exists():
+            shutil.rmtree(leftover)
+    building.mkdir()
+    try:
+        build(building)
+        (building / COMPLETE).write_text(key, encoding="utf-8")
+        for path in sorted(building.rglob("*")):
+            _sync(path)
+        _sync(building)
+        os.rename(building, final)
+        _sync(final.parent)
+    except BaseException:
+        shutil.rmtree(building, ignore_errors=True)
+        raise
+
+
+def _sync(path: Path) -> None:
+    """To the disk; a folder's entries too, where the system can open a folder."""
+    if os.name == "nt" and path.is_dir():
+        return
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _explained(error: OSError) -> str | None:
+    """A fault of the cache's disk as one line with the remedy."""
+    cache = cache_folder()
+    inside = error.filename is None or Path(os.fsdecode(error.filename)).is_relative_to(cache)
+    if error.errno in FULL:
+        return f"{cache}: disk full while preparing data; make room or set $DABSMIX_CACHE to another disk"
+    if error.errno in FORBIDDEN and inside:
+        return f"{cache}: cannot write prepared data ({error.strerror}); set $DABSMIX_CACHE to a folder of yours"
+    return None
+
+
+def allocate(path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> NDArray[Any]:
+    """A new ``.npy`` file as a writable memory map, its space reserved: a full disk is an OSError here and now.
+
+    Without the reservation it would be a SIGBUS at some later write, which kills the process without a word.
+    """
+    sizes = tuple(int(size) for size in shape)  # the header would spell a numpy integer as a call
+    array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=sizes)
+    if hasattr(os, "posix_fallocate"):
+        try:
+            with path.open("r+b") as stream:
+                os.posix_fallocate(stream.fileno(), 0, path.stat().st_size)
+        except OSError as error:
+            if error.errno in FULL:
+                raise  # any other: a file system that cannot reserve
+    return array

@@ -1,0 +1,374 @@
+"""Fetching raw data: resumable, from the first mirror that answers, checked, unpacked without leaving its folder."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import gzip
+import hashlib
+import http.client
+import logging
+import os
+import re
+import shutil
+import ssl
+import sys
+import tarfile
+import time
+import urllib.error
+import urllib.request
+import zipfile
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from dabsmix.errors import UserError
+
+__all__ = ["Download", "fetch", "fetch_all", "interrupted"]
+
+log = logging.getLogger(__name__)
+
+TIMEOUT = 30.0
+"""Seconds of silence after which a server counts as gone."""
+ATTEMPTS = 4
+"""Tries per mirror in a row that bring nothing."""
+PAUSE = 1.0
+"""Seconds before the second try, doubled before each further one."""
+CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Download:
+    """One file to fetch.
+
+    Attributes:
+        urls: mirrors, tried in order.
+        file: its name under the data root; an archive is unpacked beside itself.
+        checksum: ``md5:...`` or ``sha256:...``, empty where no published one can be cited.
+        cited: where the checksum is published (library, file, version); empty without a checksum.
+        nested: archives inside the archive that are unpacked where they lie, unless a mirror has their contents itself.
+    """
+
+    urls: tuple[str, ...]
+    file: str
+    checksum: str = ""
+    cited: str = ""
+    nested: tuple[str, ...] = ()
+
+    @property
+    def is_archive(self) -> bool:
+        """Whether it is unpacked after the download."""
+        return self.file.endswith((".zip", ".tar", ".tar.gz", ".tgz"))
+
+
+def fetch_all(downloads: Sequence[Download], root: Path) -> None:
+    """Fetch every file, and only then unpack the archives: a folder is there when nothing can fail for long.
+
+    Raises:
+        UserError: see `fetch`.
+    """
+    for each in downloads:
+        fetch(each, root, unpack=False)
+    for each in downloads:
+        fetch(each, root)
+
+
+def interrupted(downloads: Sequence[Download], root: Path) -> bool:
+    """Whether an earlier fetch of these began and did not finish."""
+    begun = any(_part(root / each.file).exists() or _record(root / each.file).exists() for each in downloads)
+    return begun and not all(_finished(each, root) for each in downloads)
+
+
+def fetch(download: Download, root: Path, *, unpack: bool = True) -> Path:
+    """The path of the file under the data root; fetched, checked and unpacked unless that is done.
+
+    Several processes may ask at once; one of them works. Beside the file lies ``FILE.sha256``, in the form that
+    ``sha256sum -c`` reads, with a line that says what the sum was verified against, if anything; the sum of a first
+    download is what a later one is held to.
+
+    Raises:
+        UserError: no mirror answers, the sum is wrong, an archive is damaged or hostile, or the disk is full or
+            read-only; the message names the URLs, the file and where to put it by hand.
+    """
+    from filelock import FileLock
+
+    path = root / download.file
+    if _finished(download, root):
+        return path
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = path.with_name(f".{path.name}.lock")
+        with FileLock(lock):
+            try:
+                if not path.exists() and not _finished(download, root):
+                    _fetch(download, path)
+                elif path.exists() and not _record(path).exists():  # put there by hand
+                    _check(download, path, path, "by hand")
+                if unpack and not _finished(download, root):
+                    _unpack(path, download.nested)
+            finally:
+                with contextlib.suppress(OSError):  # Windows keeps an open file
+                    lock.unlink()  # whoever waits for it finds the work done; nothing of ours stays in the data root
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(
+                f"{root}: disk full while fetching {download.file}; make room or set $DABSMIX_DATA"
+            ) from error
+        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
+            raise UserError(
+                f"{path}: cannot be written ({error.strerror}); choose another folder with --data-root or $DABSMIX_DATA"
+            ) from error
+        raise
+    return path
+
+
+# --- what is on disk: FILE, its .part while it is fetched, its .sha256, and for an archive .unpacked with what it held
+
+
+def _part(path: Path) -> Path:
+    return path.with_name(f".{path.name}.part")
+
+
+def _record(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sha256")
+
+
+def _marker(path: Path) -> Path:
+    return path.with_name(f"{path.name}.unpacked")
+
+
+def _finished(download: Download, root: Path) -> bool:
+    path = root / download.file
+    if not download.is_archive:
+        return path.exists() and _record(path).exists()
+    if not _marker(path).exists():
+        return False
+    return all((path.parent / name).exists() for name in _marker(path).read_text(encoding="utf-8").splitlines())
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(temporary, path)
+
+
+# --- fetching
+
+
+class _CutError(Exception):
+    """The transfer ended early; what came is kept."""
+
+
+NETWORK = (urllib.error.URLError, http.client.HTTPException, ssl.SSLError, TimeoutError, ConnectionError, _CutError)
+"""What a server or the way to it may do; other OSErrors are of the disk."""
+
+
+def _fetch(download: Download, path: Path) -> None:
+    failures = []
+    for url in download.urls:
+        try:
+            _fetch_from(url, download, path)
+            _check(download, _part(path), path, url)
+        except NETWORK as error:
+            failures.append(f"{url} ({getattr(error, 'reason', None) or error})")
+        except UserError as error:
+            if url == download.urls[-1]:
+                raise
+            log.warning("%s; trying the next mirror", error)
+            failures.append(f"{url} (refused)")
+        else:
+            os.replace(_part(path), path)
+            return
+    raise UserError(
+        f"could not fetch {download.file} from {', '.join(failures)}; fetch it by other means and put it at {path}"
+    )
+
+
+def _fetch_from(url: str, download: Download, path: Path) -> None:
+    """The whole file into the part, in as many pieces as the connection needs."""
+    tries, pause = ATTEMPTS, PAUSE
+    while True:
+        before = _size(_part(path))
+        try:
+            return _fetch_piece(url, download, path)
+        except urllib.error.HTTPError as error:
+            if error.code < 500 and error.code not in (408, 429):
+                raise  # asking again will not help
+            failure: Exception = error
+        except NETWORK as error:
+            failure = error
+        tries, pause = (ATTEMPTS, PAUSE) if _size(_part(path)) > before else (tries - 1, pause * 2)
+        if tries == 0:
+            raise failure
+        time.sleep(pause)
+
+
+def _fetch_piece(url: str, download: Download, path: Path) -> None:
+    part, origin = _part(path), _part(path).with_suffix(".origin")
+    # A part is only continued from where it came: same URL, and the server's word (If-Range) that the file is the same.
+    came_from, _, validator = origin.read_text(encoding="utf-8").partition("\n") if origin.exists() else ("", "", "")
+    offset = _size(part) if came_from == url and validator else 0
+    request = urllib.request.Request(url, headers={"User-Agent": "dabsmix"})
+    if offset:
+        request.add_header("Range", f"bytes={offset}-")
+        request.add_header("If-Range", validator)
+    try:
+        response = urllib.request.urlopen(request, timeout=TIMEOUT)
+    except urllib.error.HTTPError as error:
+        if error.code == 416:  # the part is no beginning of what the server has
+            origin.unlink()
+            raise _CutError("the file changed on the server") from error
+        raise
+    with response:
+        resumed = re.match(rf"bytes {offset}-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
+        if not (offset and response.status == 206 and resumed):
+            offset = 0  # a server that ignores Range sends everything
+        length = response.headers.get("Content-Length")
+        total = offset + int(length) if length else None
+        etag = response.headers.get("ETag", "")
+        validator = response.headers.get("Last-Modified", "") if etag.startswith("W/") or not etag else etag
+        origin.write_text(f"{url}\n{validator}", encoding="utf-8")
+        with part.open("ab" if offset else "wb") as stream, _Bar(download.file, offset, total) as bar:
+            while data := _read(response):
+                stream.write(data)
+                bar.advance(len(data))
+            stream.flush()
+            os.fsync(stream.fileno())
+    if total is not None and _size(part) != total:
+        raise _CutError(f"cut after {_size(part)} of {total} bytes")
+    origin.unlink()
+
+
+def _read(response: http.client.HTTPResponse) -> bytes:
+    try:
+        return response.read(CHUNK)
+    except OSError as error:  # told apart here from one of the disk
+        raise _CutError(str(error)) from error
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+class _Bar:
+    """Bytes, speed and remaining time on a terminal; nothing elsewhere."""
+
+    def __init__(self, file: str, offset: int, total: int | None) -> None:
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            DownloadColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+            TransferSpeedColumn,
+        )
+
+        columns = (TextColumn(file), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+        self._progress = Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty())
+        self._task = self._progress.add_task(file, total=total, completed=offset)
+
+    def __enter__(self) -> _Bar:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def advance(self, count: int) -> None:
+        self._progress.advance(self._task, count)
+
+
+# --- checking
+
+
+def _check(download: Download, found: Path, path: Path, source: str) -> None:
+    """Hold ``found``, to become ``path``, to the published sum or to that of the first download; then record it.
+
+    What fails is removed, unless someone put it there by hand.
+    """
+    kind, _, wanted = download.checksum.partition(":")
+    known = _record(path).read_text(encoding="utf-8").split()[0] if _record(path).exists() else ""
+    verdict, sum256 = "", _digest(found, "sha256")
+    if wanted and (got := _digest(found, kind)) != wanted.lower():
+        verdict = f"its {kind} is {got}, {download.cited} has {wanted}"
+    elif not wanted and known and known != sum256:
+        verdict = f"its sha256 is {sum256}, that of the first download was {known} ({_record(path).name})"
+    elif download.is_archive and not (zipfile.is_zipfile(found) or tarfile.is_tarfile(found)):
+        verdict = "it is no zip or tar archive (a page of the server, perhaps)"
+    if verdict:
+        if found != path:
+            found.unlink()
+        raise UserError(f"{path} from {source}: {verdict}; fetch it by other means and put it there, or delete it")
+    note = (
+        f"verified against {download.checksum} ({download.cited})"
+        if wanted
+        else f"unverified: first seen from {source}"
+    )
+    _write(_record(path), f"{sum256}  {path.name}\n# {note}\n")
+    if not wanted:
+        log.warning("%s: no published checksum; its sha256 is recorded in %s (unverified)", path, _record(path).name)
+
+
+def _digest(path: Path, kind: str) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, kind).hexdigest()
+
+
+# --- unpacking
+
+
+def _unpack(archive: Path, nested: Sequence[str]) -> None:
+    """Into a folder beside, then entry by entry into place."""
+    into = archive.with_name(f".{archive.name}.unpacking")
+    shutil.rmtree(into, ignore_errors=True)
+    into.mkdir()
+    try:
+        _extract(archive, into)
+        for inner in (into / name for name in nested):
+            if inner.exists():
+                _extract(inner, inner.parent)
+                inner.unlink()
+        names = sorted(entry.name for entry in into.iterdir())
+        for name in names:
+            _move(into / name, archive.parent / name)
+        _write(_marker(archive), "".join(f"{name}\n" for name in names))
+    except tarfile.FilterError as error:
+        raise UserError(f"{archive}: refused, a member is a link or device out of it ({error}); delete it") from error
+    except (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError, RuntimeError) as error:
+        raise UserError(f"{archive}: damaged archive ({error}); delete it and start again") from error
+    finally:
+        shutil.rmtree(into, ignore_errors=True)
+
+
+def _extract(archive: Path, into: Path) -> None:
+    if zipfile.is_zipfile(archive):
+        with zipfile.ZipFile(archive) as zipped:
+            for info in zipped.infolist():
+                _refuse_outside(archive, info.filename)
+                if not info.filename.startswith("__MACOSX/"):  # what a Mac adds of its own
+                    zipped.extract(info, into)
+    else:
+        with tarfile.open(archive) as tar:
+            for member in tar:
+                _refuse_outside(archive, member.name)
+                tar.extract(member, into, filter="data")
+
+
+def _refuse_outside(archive: Path, member: str) -> None:
+    name = PurePosixPath(member.replace("\\", "/"))
+    if name.is_absolute() or ".." in name.parts or any(":" in part for part in name.parts[:1]):
+        raise UserError(f"{archive}: refused, its member {member!r} would leave the folder; delete the archive")
+
+
+def _move(source: Path, target: Path) -> None:
+    """Rename; where both are folders, what they hold (archives of one data set share a top folder)."""
+    if source.is_dir() and target.is_dir():
+        for entry in sorted(source.iterdir()):
+            _move(entry, target / entry.name)
+    else:
+        os.replace(source, target)

@@ -1,0 +1,111 @@
+"""What a pretraining algorithm is to the harness.
+
+An algorithm file (``algorithms/NAME.py``) holds one public subclass of `Algorithm` whose name is the file's without
+underscores, in any case. Its constructor's keywords are its hyperparameters and its flags on the command line: they
+are read from the source without running it, so each has a plain type and a literal default.
+"""
+
+from collections.abc import Mapping
+from typing import ClassVar, NamedTuple
+
+from torch import Tensor, nn
+
+from dabsmix.errors import UserError
+from dabsmix.model.encoder import Encoder
+from dabsmix.spec import Batch
+
+__all__ = ["Algorithm", "Loss", "check_fit", "check_positive", "check_share"]
+
+
+class Loss(NamedTuple):
+    """What one step computes.
+
+    Attributes:
+        value: the scalar to minimise: the mean over this process's examples.
+        metrics: scalars to log, detached.
+        features: mean-pooled features ``(B, D)`` of the clean examples, detached, where the step has them anyway:
+            the online probe reads them. None where it has not.
+    """
+
+    value: Tensor
+    metrics: Mapping[str, Tensor]
+    features: Tensor | None
+
+
+class Algorithm(nn.Module):
+    """An encoder and whatever is trained beside it: heads, momentum copies and queues, all of it in ``state_dict``.
+
+    It knows no loader, no optimizer, no device and no file. ``forward`` is a pure function of the weights, buffers and
+    batch (and torch's own generator, for dropout): whatever it draws, it draws from ``batch.seed``.
+    """
+
+    num_views: ClassVar[int] = 1
+    """Views per example that it can use: with ``views="augment"`` the batch carries this many."""
+    needs_labels: ClassVar[bool] = False
+    """Whether the batch must carry labels. Marked so in every table; refused on unlabelled data."""
+    min_batch: ClassVar[int] = 2
+    """The fewest examples (over all processes) that the loss is defined for, and why in `fit_reason`."""
+    min_tokens: ClassVar[int] = 1
+    """The fewest tokens per example that the loss is defined for."""
+    fit_reason: ClassVar[str] = "an example is told apart from the others of its batch"
+    """Completes the refusal of too small a batch or sequence."""
+    trains: ClassVar[bool] = True
+    """False: there is nothing to optimise, and the run is written at step 0."""
+    dabs: ClassVar[Mapping[str, object]] = {}
+    """The hyperparameters that ``--protocol dabs`` sets, the reference's faults included."""
+    views: str = "identical"
+    """How views differ: ``identical``, ``noise`` (drawn by the algorithm) or ``augment`` (the domain's own)."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, batch: Batch) -> Loss:
+        """The loss of one batch; one call a step, so that DDP sees it.
+
+        Raises:
+            NotImplementedError: the algorithm does not train.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no training step")
+
+    def after_step(self, progress: float) -> None:
+        """Called after the optimizer's step with the share of training done, in (0, 1]: momentum copies move here."""
+
+
+def check_fit(algorithm: Algorithm, batch_size: int, num_tokens: int) -> None:
+    """Refuse a batch or a sequence too short for the algorithm's loss.
+
+    Raises:
+        UserError: it says which, how many are needed and why.
+    """
+    name = type(algorithm).__name__
+    if batch_size < algorithm.min_batch:
+        raise UserError(
+            f"{name} needs a global batch of at least {algorithm.min_batch}, got {batch_size}: {algorithm.fit_reason}"
+        )
+    if num_tokens < algorithm.min_tokens:
+        raise UserError(
+            f"{name} needs at least {algorithm.min_tokens} tokens per example, got {num_tokens}: {algorithm.fit_reason}"
+        )
+
+
+def check_positive(**hyper: float) -> None:
+    """Refuse hyperparameters that are not above 0.
+
+    Raises:
+        UserError: it says which.
+    """
+    for name, value in hyper.items():
+        if not value > 0:
+            raise UserError(f"--{name.replace('_', '-')} must be above 0, got {value}")
+
+
+def check_share(**hyper: float) -> None:
+    """Refuse hyperparameters outside 0 to 1.
+
+    Raises:
+        UserError: it says which.
+    """
+    for name, value in hyper.items():
+        if not 0 <= value <= 1:
+            raise UserError(f"--{name.replace('_', '-')} must lie between 0 and 1, got {value}")

@@ -1,0 +1,144 @@
+"""Telling instances, or positions, apart: the logits over all processes and the loss against a mixed virtual label.
+
+b examples on this process, n in the global batch, P dimensions of a projection, L tokens, D width.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dabsmix.distributed import gather, gather_with_grad, local, own_rows
+from dabsmix.errors import UserError
+from dabsmix.spec import Batch
+
+__all__ = [
+    "class_of",
+    "mixed_cross_entropy",
+    "position_costs",
+    "position_costs_in_batch",
+    "products",
+    "same_class",
+    "similarities",
+    "two_view_similarities",
+    "unit",
+]
+
+
+def unit(x: Tensor) -> Tensor:
+    """Rows of length 1, at least float32. A row of zeros stays as it is."""
+    # a floor well below any real length, but not so low that the gradient of a collapsed batch explodes
+    return F.normalize(_precise(x), dim=-1, eps=1e-5)
+
+
+def products(rows: Tensor, columns: Tensor) -> Tensor:
+    """``rows @ columnsᵀ`` in the precision of its arguments: over a low temperature bf16 products are too coarse."""
+    with torch.autocast(rows.device.type, enabled=False):
+        return rows @ columns.mT
+
+
+def similarities(anchors: Tensor, keys: Tensor, temperature: float) -> Tensor:
+    """Cosine similarities over temperature, ``(b, n)``: own anchors ``(b, P)`` by the keys ``(b, P)`` of every process.
+
+    Gradient flows to the anchors and to the keys, wherever these live.
+    """
+    return products(unit(anchors), gather_with_grad(unit(keys))) / temperature
+
+
+def two_view_similarities(anchors: Tensor, keys: Tensor, temperature: float) -> Tensor:
+    """SimCLR's logits, ``(2b, 2n)``: every anchor against both views of every example but its own clean self.
+
+    Rows of ``anchors`` and ``keys`` ``(2b, P)`` are the first view and then the second; so are the columns, of the
+    global batch. An anchor's own column has the lowest finite logit, hence no probability.
+    """
+    first, second = unit(keys).chunk(2)
+    logits = products(unit(anchors), torch.cat([gather_with_grad(first), gather_with_grad(second)])) / temperature
+    itself = torch.cat([own_rows(first), logits.shape[1] // 2 + own_rows(first)])
+    return logits.scatter(1, itself[:, None], torch.finfo(logits.dtype).min)
+
+
+def mixed_cross_entropy(logits: Tensor, own: Tensor, partner: Tensor, weight: Tensor) -> Tensor:
+    """``λ CE(logits, own) + (1 - λ) CE(logits, partner)`` of each example, ``(b,)`` (i-Mix, Lee et al. 2021, eq. 6).
+
+    Equal to the cross-entropy against the soft label that has λ at ``own`` and 1 - λ at ``partner``, since
+    cross-entropy is linear in the label.
+    """
+    cost = -logits.log_softmax(dim=1)
+    at_own, at_partner = cost.gather(1, own[:, None])[:, 0], cost.gather(1, partner[:, None])[:, 0]
+    return weight * at_own + (1 - weight) * at_partner
+
+
+def class_of(batch: Batch) -> Tensor:
+    """The classes ``(b,)`` of a batch.
+
+    Raises:
+        UserError: it carries none, or labels of another kind than one class per example.
+    """
+    if batch.label is None or batch.label.dim() != 1 or batch.label.is_floating_point():
+        got = "no labels" if batch.label is None else f"{batch.label.dtype} {tuple(batch.label.shape)}"
+        raise UserError(f"a supervised contrast needs one class per example, this data has {got}: use another --algo")
+    return batch.label
+
+
+def same_class(rows: Tensor, label: Tensor, excluded: Tensor) -> Tensor:
+    """SupCon's virtual labels ``(k, n)``: equal weight on every column of the row's class, summing to 1.
+
+    Args:
+        rows: the classes ``(k,)`` of the rows.
+        label: the classes ``(n,)`` of the columns.
+        excluded: one column ``(k,)`` of each row that gets no weight: the anchor itself.
+    """
+    positive = (rows[:, None] == label).float().scatter(1, excluded[:, None], 0.0)
+    return positive / positive.sum(dim=1, keepdim=True)
+
+
+def position_costs(
+    predictions: Tensor, targets: Tensor, real: Tensor, temperature: float, normalize: bool, *, reverse: bool = False
+) -> tuple[Tensor, Tensor]:
+    """ContPred within each example: which token does the prediction at each position belong to?
+
+    Args:
+        predictions: ``(b, L, D)``.
+        targets: the tokens before masking, ``(b, L, D)``.
+        real: bool ``(b, L)``; padding is no candidate, and what is returned there means nothing.
+        temperature: divides the products.
+        normalize: whether the products are cosines.
+        reverse: softmax over predictions for each target, as DABS's code computes, in place of softmax over targets for
+            each prediction, as it documents.
+
+    Returns:
+        The cross-entropy at each position, and whether its prediction's best target is its own, both ``(b, L)``.
+    """
+    logits = products(_scaled(predictions, normalize), _scaled(targets, normalize)) / temperature
+    logits = logits.masked_fill(~(real[:, :, None] & real[:, None, :]), torch.finfo(logits.dtype).min)
+    cost = -logits.log_softmax(dim=1 if reverse else 2).diagonal(dim1=1, dim2=2)
+    return cost, logits.argmax(dim=2) == torch.arange(logits.shape[1], device=logits.device)
+
+
+def position_costs_in_batch(
+    predictions: Tensor, targets: Tensor, scored: Tensor, temperature: float, normalize: bool
+) -> tuple[Tensor, Tensor]:
+    """As `position_costs`, but the candidates are the scored tokens of the whole global batch.
+
+    Args:
+        predictions: ``(b, L, D)``.
+        targets: the tokens before masking, ``(b, L, D)``.
+        scored: bool ``(b, L)``; what is returned elsewhere is 0.
+        temperature: divides the products.
+        normalize: whether the products are cosines.
+    """
+    everywhere = gather(scored)
+    own = local((everywhere.flatten().cumsum(0) - 1).view_as(everywhere))[scored]
+    candidates = gather_with_grad(_scaled(targets, normalize))[everywhere]
+    logits = products(_scaled(predictions, normalize)[scored], candidates) / temperature
+    cost = F.cross_entropy(logits, own, reduction="none")
+    hit = logits.argmax(dim=1) == own
+    nothing = cost.new_zeros(scored.shape)
+    return nothing.masked_scatter(scored, cost), torch.zeros_like(scored).masked_scatter(scored, hit)
+
+
+def _scaled(x: Tensor, normalize: bool) -> Tensor:
+    return unit(x) if normalize else _precise(x)
+
+
+def _precise(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -1,0 +1,182 @@
+"""Mixing two examples' tokens, for every modality alike, and what a mixture draws.
+
+For an affine embedder mixing tokens is mixing inputs, as ``embed(λx + (1-λ)x') = λ embed(x) + (1-λ) embed(x')``; for
+token ids it is the only mixture there is. A token is mixed only where it is real in both examples, and an example keeps
+its own mask. The weight of its own label is the share of its tokens that is really its own.
+
+B examples here, n in the global batch, L tokens (CLS not counted), D width.
+"""
+
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dabsmix.distributed import local, to_device, world_size
+from dabsmix.errors import UserError
+from dabsmix.model.encoder import Embedded
+from dabsmix.pretext.masking import choose, draw_order, real_tokens
+from dabsmix.pretext.views import View
+from dabsmix.spec import Grid, Spec
+
+__all__ = [
+    "Mixed",
+    "Mixing",
+    "Pairs",
+    "Share",
+    "check_mixing",
+    "cutmix",
+    "draw_block",
+    "draw_pairs",
+    "mix",
+    "mixup",
+    "patch_mix",
+]
+
+Mixing = Literal["mixup", "patch", "cutmix"]
+Share = Literal["operator", "example", "batch"]
+
+
+def check_mixing(mixing: Mixing, num_tokens: int) -> None:
+    """Refuse an operator that would leave every example as it is.
+
+    Raises:
+        UserError: tokens are to be exchanged, and there are too few to keep half of them.
+    """
+    least = {"patch": 2, "cutmix": 3}.get(mixing, 1)
+    if num_tokens < least:
+        raise UserError(
+            f"--mixing {mixing} needs at least {least} tokens per example, got {num_tokens}: "
+            "an example keeps half of its own tokens or more; use --mixing mixup"
+        )
+
+
+class Mixed(NamedTuple):
+    """Mixed tokens, masked as the examples are, and the weight of each one's own label, ``(B,)``."""
+
+    embedded: Embedded
+    weight: Tensor
+
+
+class Pairs(NamedTuple):
+    """Of this process's examples: the partner's row in the global batch, int64 ``(B,)``, and λ, float32 ``(B,)``.
+
+    ``mean_weight`` is the mean of λ over the global batch, a scalar.
+    """
+
+    partner: Tensor
+    weight: Tensor
+    mean_weight: Tensor
+
+
+def draw_pairs(rng: np.random.Generator, embedded: Embedded, alpha: float, *, one_weight: bool = False) -> Pairs:
+    """A partner and a λ ≥ 1/2 for each example: a permutation of the global batch; λ ~ Beta(α, α).
+
+    λ is drawn for each example, or with ``one_weight`` once for the batch.
+    """
+    device = embedded.tokens.device
+    n = embedded.tokens.shape[0] * world_size()
+    order = rng.permutation(n)
+    weight = np.broadcast_to(rng.beta(alpha, alpha, size=1 if one_weight else n), n)
+    weight = np.maximum(weight, 1 - weight)  # the principal example keeps at least half, as in i-Mix and DABS
+    weights = to_device(weight.astype(np.float32), device)
+    return Pairs(local(to_device(order, device)), local(weights), weights.mean())
+
+
+def mixup(own: Embedded, partner: Embedded, weight: Tensor) -> Mixed:
+    """``λ T + (1-λ) T'`` of tokens (i-Mix, Lee et al. 2021, eq. 5; DABS's e-mix).
+
+    Where padding leaves tokens of an example unmixed, these are its own entirely, so its label weighs more than λ.
+    """
+    share = weight[:, None, None]
+    mixed = share * own.tokens + (1 - share) * partner.tokens
+    if own.mask is None or partner.mask is None:
+        return Mixed(Embedded(mixed, own.mask), weight)
+    both = own.mask & partner.mask
+    unmixed = 1 - both.sum(dim=1) / own.mask.sum(dim=1).clamp_min(1)
+    return Mixed(Embedded(torch.where(both[..., None], mixed, own.tokens), own.mask), weight + (1 - weight) * unmixed)
+
+
+def patch_mix(own: Embedded, partner: Embedded, weight: Tensor, order: Tensor) -> Mixed:
+    """``round((1-λ) N)`` of an example's N real tokens replaced by the partner's at the same places.
+
+    No token is interpolated, so it is as valid for words as for pixels: discrete patch mixup, d-mix's operator. Places
+    are chosen uniformly among those real in both examples; where these are too few, all of them are taken.
+
+    Args:
+        own: tokens of this process's examples.
+        partner: their partners' tokens.
+        weight: λ, ``(B,)``.
+        order: uniform draws ``(B, L)``, see `draw_order`.
+    """
+    count = torch.round((1 - weight) * real_tokens(own).sum(dim=1))
+    return _replace(own, partner, choose(order, count, real_tokens(own) & real_tokens(partner)))
+
+
+def cutmix(own: Embedded, partner: Embedded, block: Tensor) -> Mixed:
+    """A block of tokens, bool ``(B, L)``, replaced by the partner's (CutMix, Yun et al. 2019; see `draw_block`)."""
+    return _replace(own, partner, block & real_tokens(own) & real_tokens(partner))
+
+
+def _replace(own: Embedded, partner: Embedded, taken: Tensor) -> Mixed:
+    tokens = torch.where(taken[..., None], partner.tokens, own.tokens)
+    length = real_tokens(own).sum(dim=1).clamp_min(1)
+    return Mixed(Embedded(tokens, own.mask), 1 - taken.sum(dim=1) / length)
+
+
+def draw_block(
+    rng: np.random.Generator, specs: tuple[Spec, ...], embedded: Embedded, weight: Tensor, *, one_block: bool
+) -> Tensor:
+    """CutMix's places, bool ``(B, L)``: in each input a block of area 1 - λ around a uniform centre.
+
+    A rectangle on a grid of two axes, a segment of a sequence or of a table's columns; clipped at the border. Sides are
+    cut to whole tokens, so that an example keeps λ of itself at least. In a padded sequence the segment lies among the
+    example's own real tokens. With ``one_block`` the centre is drawn once for the batch, as λ then is.
+    """
+    size, device = embedded.tokens.shape[0], embedded.tokens.device
+    n = size * world_size()
+    real, blocks = real_tokens(embedded), []
+    for spec, own in zip(specs, torch.split(real, [spec.num_tokens for spec in specs], dim=1), strict=True):
+        shape = spec.shape if isinstance(spec, Grid) else (spec.num_tokens,)
+        inside = torch.ones(size, 1, dtype=torch.bool, device=device)
+        for axis in shape:
+            if len(shape) == 1:
+                place, length = own.cumsum(dim=1) - 1, own.sum(dim=1)
+            else:  # a grid of several axes has no padding
+                place, length = torch.arange(axis, device=device)[None], torch.full((size,), axis, device=device)
+            drawn = np.broadcast_to(rng.random(1 if one_block else n, dtype=np.float32), n).copy()
+            centre = (local(to_device(drawn, device)) * length).long()
+            side = (length * (1 - weight) ** (1 / len(shape)) + 1e-4).long()  # 1e-4: 0.25 ** 0.5 may be 0.49999997
+            start = centre - side // 2
+            along = (place >= start[:, None]) & (place < (start + side)[:, None])
+            inside = (inside[:, :, None] & along[:, None, :]).flatten(1)  # row-major, as patches are
+        blocks.append(inside)
+    return torch.cat(blocks, dim=1)
+
+
+def mix(view: View, rng: np.random.Generator, mixing: Mixing, alpha: float, share: Share) -> tuple[Mixed, Tensor]:
+    """A view's examples mixed with partners, by the operator of this name, and the partners' rows ``(B,)``.
+
+    Args:
+        view: what is mixed.
+        rng: this step's generator.
+        mixing: mixup, patch mixing or cutmix.
+        alpha: λ ~ Beta(α, α).
+        share: λ for each ``example``, one for the ``batch``, or as the code of i-Mix has it for the ``operator``: for
+            each example, but for cutmix one λ and one block for the batch.
+    """
+    one = share == "batch" or (share == "operator" and mixing == "cutmix")
+    pairs = draw_pairs(rng, view.own, alpha, one_weight=one)
+    partner = view.rows(pairs.partner)
+    match mixing:
+        case "mixup":
+            mixed = mixup(view.own, partner, pairs.weight)
+        case "patch":
+            mixed = patch_mix(view.own, partner, pairs.weight, draw_order(rng, view.own))
+        case "cutmix":
+            block = draw_block(rng, view.encoder.specs, view.own, pairs.weight, one_block=one)
+            mixed = cutmix(view.own, partner, block)
+        case _:
+            raise UserError(f"mixing must be mixup, patch or cutmix, got {mixing!r}")
+    return mixed, pairs.partner

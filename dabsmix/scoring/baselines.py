@@ -1,0 +1,179 @@
+"""What pretraining has to beat, without an encoder: a linear probe on the raw input, and the majority class."""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from typing import Any, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import dabsmix
+from dabsmix.data.domain import Data, Split
+from dabsmix.files import cache_folder, write
+from dabsmix.scoring.evaluate import choose, score
+from dabsmix.scoring.heads import Features, fit_constant
+from dabsmix.scoring.metrics import metric
+from dabsmix.scoring.protocols import Protocol
+from dabsmix.scoring.selection import select
+from dabsmix.spec import Grid, Spec, Table, Tokens, describe
+
+__all__ = ["RawReader", "raw_reader", "yardsticks"]
+
+# Numbers kept of one example: three channels of 16×16 pixels. A probe on 224×224×3 would have more weights than the
+# encoder, and would take longer than all that is compared with it.
+RAW_WIDTH = 768
+READ = 1024  # examples at a time
+
+
+def yardsticks(data: Data, rules: Protocol, labels: tuple[str, ...], device: torch.device) -> dict[str, Any]:
+    """Results of the protocol's linear probe on the raw input (``raw``) and of the majority class (``majority``).
+
+    They belong to the data and not to a run, and are kept in the cache folder. A task of one label per token has no
+    ``raw``. The raw input is cut down to 768 numbers, see `RawReader`.
+
+    Args:
+        data: with a task and all three labelled splits.
+        rules: the protocol.
+        labels: shares of the labels, as for the encoder.
+        device: where the probe is fitted.
+    """
+    assert data.task
+    assert data.train
+    assert data.validation
+    assert data.test
+    # a schedule's text is its address: the protocol's name and the version stand for it
+    grid = {f.name: str(getattr(rules.linear, f.name)) for f in fields(rules.linear) if f.name != "schedule"}
+    rules_said = [rules.name, rules.draws, grid, RAW_WIDTH, dabsmix.__version__]
+    # files are divided in more than one way: higgs_transfer reads the last tenth of higgs
+    rows = [hashlib.sha256(split.rows.tobytes()).hexdigest() for split in (data.train, data.validation, data.test)]
+    asked = json.dumps([data.fingerprint, rows, describe(data.specs), str(data.task), labels, rules_said])
+    path = cache_folder() / "yardsticks" / f"{hashlib.sha256(asked.encode()).hexdigest()[:32]}.json"
+    if path.exists():
+        return cast(dict[str, Any], json.loads(path.read_text(encoding="utf-8")))
+    found = {}
+    if data.task.kind == "tokens":
+        train, validation, test = (_labels(split) for split in (data.train, data.validation, data.test))
+    else:
+        every = data.train
+        reader = raw_reader(data.specs, (data.normalise(every.batch(index)) for index in _batches(every)))
+        train, validation, test = (_read_all(reader, s, data, device) for s in (every, data.validation, data.test))
+        plain = replace(rules, neighbours=(), penalties=(), pinv=False)
+        found["raw"], _ = score(choose(train, validation, data.task, plain, labels), test, data.task)
+    constant = select(partial(fit_constant, task=data.task), [(train, validation)], metric(data.task.metric))
+    found["majority"], _ = score({("majority", "1"): constant}, test, data.task)
+    write(path, lambda p: p.write_text(json.dumps(found), encoding="utf-8"))
+    return found
+
+
+def _batches(split: Split) -> Iterable[np.ndarray[Any, np.dtype[np.int64]]]:
+    return (np.arange(start, min(start + READ, len(split))) for start in range(0, len(split), READ))
+
+
+def _read_all(reader: "RawReader", split: Split, data: Data, device: torch.device) -> Features:
+    assert split.label is not None
+    raw = torch.cat([reader(data.normalise(split.batch(index))) for index in _batches(split)])
+    return Features({"raw": raw.to(device)}, split.label, split.group)
+
+
+def _labels(split: Split) -> Features:
+    """Labels with nothing to read."""
+    assert split.label is not None
+    return Features({"nothing": torch.zeros(len(split), 1)}, split.label, split.group)
+
+
+@dataclass(frozen=True)
+class RawReader:
+    """Reads raw features of normalised inputs, a batch at a time.
+
+    Attributes:
+        specs: one per input; their features are concatenated in this order.
+        kept: for each input of token ids the ids that are counted, ascending int64 ``(W,)``; None for other inputs.
+    """
+
+    specs: tuple[Spec, ...]
+    kept: tuple[Tensor | None, ...]
+
+    def __call__(self, inputs: tuple[Tensor, ...]) -> Tensor:
+        """float32 ``(B, D)``.
+
+        Grids and sequences of tokens share 768 numbers evenly. A grid is flattened, after average pooling to its share
+        where it has more. Tokens give the count of each kept id. A table comes whole: its numeric columns, 0 for an
+        empty cell, a one-hot code of each category, and for each column whether the cell is empty.
+        """
+        width = _width(self.specs)
+        parts = [
+            _read(spec, width, kept, x.float() if kept is None else x)
+            for spec, kept, x in zip(self.specs, self.kept, inputs, strict=True)
+        ]
+        return torch.cat(parts, dim=1)
+
+
+def raw_reader(specs: tuple[Spec, ...], train: Iterable[tuple[Tensor, ...]]) -> RawReader:
+    """A reader that counts, of each input of token ids, the ids most frequent in the training part.
+
+    Args:
+        specs: one per input.
+        train: batches of the training part's inputs, normalised; not read where no input has token ids.
+    """
+    counts = [torch.zeros(spec.vocab, dtype=torch.int64) if isinstance(spec, Tokens) else None for spec in specs]
+    if any(count is not None for count in counts):
+        for inputs in train:
+            for spec, count, x in zip(specs, counts, inputs, strict=True):
+                if isinstance(spec, Tokens) and count is not None:
+                    count += torch.bincount(x.flatten().cpu(), minlength=spec.vocab)
+    for spec, count in zip(specs, counts, strict=True):
+        if isinstance(spec, Tokens) and count is not None and spec.pad is not None:
+            count[spec.pad] = 0
+    width = _width(specs)
+    return RawReader(specs, tuple(None if count is None else _most_frequent(count, width) for count in counts))
+
+
+def _width(specs: tuple[Spec, ...]) -> int:
+    """Numbers kept of each grid and each sequence of tokens."""
+    return RAW_WIDTH // max(1, sum(not isinstance(spec, Table) for spec in specs))
+
+
+def _most_frequent(count: Tensor, width: int) -> Tensor:
+    order = count.argsort(descending=True, stable=True)[:width]
+    return order[count[order] > 0].sort().values
+
+
+def _read(spec: Spec, width: int, kept: Tensor | None, x: Tensor) -> Tensor:
+    match spec:
+        case Grid():
+            return _pooled(spec, width, x).flatten(1)
+        case Table():
+            return _columns(spec, x)
+        case Tokens():
+            assert kept is not None
+            column = torch.full((spec.vocab,), len(kept), device=x.device)  # the last column takes all other ids
+            column[kept.to(x.device)] = torch.arange(len(kept), device=x.device)
+            counts = torch.zeros(len(x), len(kept) + 1, device=x.device)
+            return counts.scatter_add_(1, column[x], torch.ones(x.shape, device=x.device))[:, :-1]
+
+
+def _pooled(spec: Grid, width: int, x: Tensor) -> Tensor:
+    shrink = (width / (spec.channels * math.prod(spec.size))) ** (1 / len(spec.size))
+    if shrink >= 1:
+        return x
+    pool = (F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)[len(spec.size) - 1]
+    return pool(x, tuple(max(1, math.floor(length * shrink)) for length in spec.size))
+
+
+def _columns(spec: Table, x: Tensor) -> Tensor:
+    empty = x.isnan()
+    parts = [empty.to(x.dtype)]
+    for j, cardinality in enumerate(spec.cardinalities):
+        column = x[:, j].nan_to_num(nan=0.0)
+        if cardinality == 0:
+            parts.append(column[:, None])
+        else:
+            code = F.one_hot(column.long().clamp(0, cardinality - 1), cardinality).to(x.dtype)
+            parts.append(code * ~empty[:, j : j + 1])
+    return torch.cat(parts, dim=1)

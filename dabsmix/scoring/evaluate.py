@@ -1,0 +1,132 @@
+"""From features to results: every probe of a protocol chosen on validation, then scored on test with an interval."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dabsmix.data.domain import Split, Task
+from dabsmix.errors import UserError
+from dabsmix.scoring.heads import Features, Setting
+from dabsmix.scoring.intervals import bootstrap
+from dabsmix.scoring.metrics import Scores, metric
+from dabsmix.scoring.protocols import Protocol, fits
+from dabsmix.scoring.selection import Selected, few_labels, select
+
+__all__ = ["Chosen", "choose", "kept", "result", "score", "share"]
+
+BY_CLASS = ("accuracy", "f1_macro", "f1_weighted", "matthews")  # metrics of the predicted class alone
+
+Chosen = Mapping[tuple[str, str], list[Selected]]  # by probe and share of the labels: one head per draw
+
+
+def choose(
+    train: Features,
+    validation: Features,
+    task: Task,
+    rules: Protocol,
+    labels: tuple[str, ...],
+    *,
+    redraw: Callable[[int], Features] | None = None,
+) -> Chosen:
+    """Every probe of a protocol at every share of the labels, fitted on train and chosen on validation.
+
+    Args:
+        train, validation: with all their labels.
+        task: whose labels they are.
+        rules: the protocol.
+        labels: shares as `share` reads them.
+        redraw: training features of each epoch, see ``linear.fit_linear``; with all labels alone.
+
+    Raises:
+        UserError: a share is none, or asks for labels per class of a task without classes.
+    """
+    if redraw is not None and set(labels) != {"1"}:
+        raise UserError(f"--labels {' '.join(labels)}: protocol {rules.name} is defined with all labels alone (1)")
+    probes = fits(rules, task, redraw=redraw)
+    wanted = metric(task.metric)
+    chosen = {}
+    for label in labels:
+        amount = share(label, task)
+        part = amount.get("fraction") or amount["per_class"] * task.num_outputs / len(train)
+        num_draws = min(rules.draws, max(3, round(0.5 / part)))
+        draws = few_labels(train, validation, task, draws=num_draws, **amount)
+        for probe, fit in probes.items():
+            chosen[probe, label] = select(fit, draws, wanted)
+    return chosen
+
+
+def score(chosen: Chosen, test: Features, task: Task) -> tuple[list[dict[str, Any]], dict[str, NDArray[Any]]]:
+    """One result per probe and share of the labels, and every test example's prediction by ``probe@share``."""
+    results, predictions = [], {}
+    for (probe, label), selected in chosen.items():
+        scores = [each.head.predict(test) for each in selected]
+        first = selected[0]
+        results.append(result(probe, label, scores, test, task, first.setting, first.validation, first.candidates))
+        predictions[f"{probe}@{label.replace('/', ' per ')}"] = kept(scores, task)
+    return results, predictions
+
+
+def result(
+    probe: str,
+    label: str,
+    scores: Sequence[Scores],
+    test: Features | Split,
+    task: Task,
+    setting: Setting,
+    validation: float,
+    candidates: int,
+) -> dict[str, Any]:
+    """One score with its interval, as a transfer file holds it.
+
+    Args:
+        probe: its name.
+        label: the share of the labels that it was fitted with.
+        scores: predictions on test in the form of ``metrics.py``, one array per draw of the labels.
+        test: whose labels and groups count.
+        task: names the metric.
+        setting: what was chosen, with its ``validation`` score, from how many ``candidates``.
+    """
+    wanted = metric(task.metric)
+    assert test.label is not None
+    interval = bootstrap(wanted, scores, test.label, test.group)
+    return {
+        "probe": probe,
+        "label_fraction": label,
+        "metric": wanted.name,
+        "value": interval.value,
+        "low": interval.low,
+        "high": interval.high,
+        "n": interval.n,
+        "units": interval.units,
+        "draws": len(scores),
+        "selected": {**setting, "validation": validation, "candidates": candidates},
+        "test_reads": 1,
+    }
+
+
+def kept(scores: Sequence[Scores], task: Task) -> NDArray[Any]:
+    """Predictions to keep, first axis the draws: the class alone where the metric reads no more, else every score."""
+    whole = np.stack(scores)
+    by_class = task.kind == "classes" and task.metric in BY_CLASS
+    return whole.argmax(axis=-1).astype(np.int32) if by_class else whole
+
+
+def share(text: str, task: Task) -> dict[str, Any]:
+    """``0.1`` or ``5/class`` as arguments of ``probe.few_labels`` and ``probe.label_subsets``.
+
+    Raises:
+        UserError: it is neither, or the task has no classes to draw from.
+    """
+    per_class = re.fullmatch(r"([1-9][0-9]*)/class", text)
+    if per_class and task.kind != "classes":
+        raise UserError(f"--labels {text}: a task of kind {task.kind} has no labels per class; give a fraction")
+    if per_class:
+        return {"per_class": int(per_class[1])}
+    with suppress(ValueError):
+        if 0 < float(text) <= 1:
+            return {"fraction": float(text)}
+    raise UserError(f"--labels {text}: give a fraction above 0 and at most 1, or a number such as 5/class")

@@ -1,0 +1,210 @@
+"""Scores of a whole split, computed once from every prediction; never averaged over batches. No torch here.
+
+A prediction ("scores") is what a head's ``predict`` returns, one row per example:
+
+========== ============================================= =======================================
+task kind  scores                                        label
+========== ============================================= =======================================
+classes    float ``(n, C)`` logits                       int ``(n,)``
+multilabel float ``(n, C)`` logits, one per class        0 or 1 ``(n, C)``
+regression float ``(n,)`` in the target's own units      float ``(n,)``
+tokens     float ``(n, L, C)`` logits                    int ``(n, L)``, -1 where not scored
+========== ============================================= =======================================
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dabsmix.errors import UserError, did_you_mean
+
+__all__ = ["METRICS", "Metric", "Undefined", "auroc_per_class", "metric"]
+
+Scores = NDArray[np.floating[Any]]
+Label = NDArray[Any]
+Parts = tuple[NDArray[np.float64], NDArray[np.float64]]
+
+
+class Undefined(ValueError):
+    """The metric has no value on these labels, such as an AUROC where every label is the same."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One score of a whole split.
+
+    Attributes:
+        name: its name in tasks, records and tables.
+        function: ``function(scores, label) -> float``, shapes as at the top of this file.
+        kinds: the task kinds it is defined for.
+        higher: whether more is better.
+        span: the least and the greatest value there is.
+        chance: the value that a constant prediction gets whatever the labels; None where that depends on them
+            (score the majority class then).
+        parts: for a metric that is a ratio of sums over examples: the numerator and the denominator of each,
+            ``(n,)`` and ``(n,)``. Intervals are then one matrix product.
+    """
+
+    name: str
+    function: Callable[[Scores, Label], float]
+    kinds: tuple[str, ...]
+    higher: bool = True
+    span: tuple[float, float] = (0.0, 1.0)
+    chance: float | None = None
+    parts: Callable[[Scores, Label], Parts] | None = None
+
+    def __call__(self, scores: Scores, label: Label) -> float:
+        """The score.
+
+        Raises:
+            Undefined: these labels give the metric no value.
+            ValueError: there are no rows, or not one label per row, or a score is not finite.
+        """
+        if len(label) == 0 or scores.shape[: label.ndim] != label.shape:
+            raise ValueError(f"{self.name}: scores {scores.shape} do not fit labels {label.shape}")
+        if not np.isfinite(scores).all():
+            raise ValueError(f"{self.name}: a score is not finite")
+        return float(self.function(scores, label))
+
+
+def metric(name: str) -> Metric:
+    """The metric of this name.
+
+    Raises:
+        UserError: no metric has this name.
+    """
+    if name not in METRICS:
+        raise UserError(f"unknown metric {name!r}{did_you_mean(name, METRICS)}; there are: {', '.join(METRICS)}")
+    return METRICS[name]
+
+
+def _classes(scores: Scores, label: Label) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Predicted and true class of every scored example or token."""
+    scored = label >= 0
+    return scores[scored].argmax(axis=-1), label[scored]
+
+
+def _accuracy_parts(scores: Scores, label: Label) -> Parts:
+    scored = label >= 0
+    right = (scores.argmax(axis=-1) == label) & scored
+    rows = len(label)
+    return right.reshape(rows, -1).sum(axis=1, dtype=float), scored.reshape(rows, -1).sum(axis=1, dtype=float)
+
+
+def _mse_parts(scores: Scores, label: Label) -> Parts:
+    return (scores.astype(float) - label) ** 2, np.ones(len(label))
+
+
+def _ratio(parts: Callable[[Scores, Label], Parts]) -> Callable[[Scores, Label], float]:
+    def function(scores: Scores, label: Label) -> float:
+        above, below = parts(scores, label)
+        if not below.sum():
+            raise Undefined("no token of these rows is scored")
+        return float(above.sum() / below.sum())
+
+    return function
+
+
+# F1 and Matthews are written out, from counts: a bootstrap computes them a thousand times.
+
+
+def _confusion(scores: Scores, label: Label) -> NDArray[np.float64]:
+    """How many examples (or tokens) of each class were taken for each, ``(C, C)``, true classes first."""
+    predicted, true = _classes(scores, label)
+    width = max(scores.shape[-1], int(true.max(initial=0)) + 1)
+    pairs = np.bincount(true * width + predicted, minlength=width * width)
+    return pairs.reshape(width, width).astype(np.float64)
+
+
+def _matthews(scores: Scores, label: Label) -> float:
+    """The correlation of predicted and true classes (Gorodkin 2004), 0 where either is constant."""
+    counts = _confusion(scores, label)
+    n, true, predicted = counts.sum(), counts.sum(axis=1), counts.sum(axis=0)
+    spread = (n**2 - true @ true) * (n**2 - predicted @ predicted)
+    return float((np.trace(counts) * n - true @ predicted) / np.sqrt(spread)) if spread > 0 else 0.0
+
+
+def _f1(average: str) -> Callable[[Scores, Label], float]:
+    def function(scores: Scores, label: Label) -> float:
+        if scores.shape == label.shape:  # multi-label: a logit above 0 says yes
+            yes = scores > 0
+            hits, predicted, true = (x.sum(axis=0).astype(float) for x in (yes & (label > 0), yes, label > 0))
+        else:
+            counts = _confusion(scores, label)
+            hits, predicted, true = np.diag(counts), counts.sum(axis=0), counts.sum(axis=1)
+            # As in scikit-learn, the mean runs over the classes that occur in the labels or in the predictions; one
+            # that is never predicted, or predicted and never true, counts as 0.
+            occurs = predicted + true > 0
+            hits, predicted, true = hits[occurs], predicted[occurs], true[occurs]
+        each = 2 * hits / (predicted + true).clip(1)
+        if average == "macro":
+            return float(each.mean())
+        return float(each @ true / true.sum()) if true.sum() else 0.0
+
+    return function
+
+
+def auroc_per_class(scores: Scores, label: Label) -> NDArray[np.float64]:
+    """Area under the ROC curve of every class against the rest, ``(C,)``; NaN where a class is never or always true.
+
+    The Mann-Whitney form: the share of (positive, negative) pairs in the right order, ties counted half. Classes that
+    exclude each other are ranked by softmax probability.
+    """
+    from scipy.special import log_softmax
+    from scipy.stats import rankdata
+
+    if label.ndim == 1:
+        scores = log_softmax(scores.astype(float), axis=1)
+        label = label[:, None] == np.arange(scores.shape[1])
+    positive = label.astype(bool)
+    num_positive = positive.sum(axis=0).astype(float)
+    num_negative = len(label) - num_positive
+    ranks = np.where(positive, rankdata(scores, axis=0), 0).sum(axis=0)
+    area = ranks - num_positive * (num_positive + 1) / 2
+    pairs = num_positive * num_negative
+    each: NDArray[np.float64] = np.divide(area, pairs, out=np.full(len(pairs), np.nan), where=pairs > 0)
+    return each
+
+
+def _auroc_macro(scores: Scores, label: Label) -> float:
+    """The mean over the classes for which these labels hold both a positive and a negative."""
+    each = auroc_per_class(scores, label)
+    if np.isnan(each).all():
+        raise Undefined("AUROC: no class of these rows has both a positive and a negative")
+    return float(np.nanmean(each))
+
+
+def _correlation(ranked: bool) -> Callable[[Scores, Label], float]:
+    def function(scores: Scores, label: Label) -> float:
+        from scipy.stats import rankdata
+
+        if scores.ndim == 2:  # two classes: the logit of class 1
+            if scores.shape[1] != 2:
+                raise ValueError(f"a correlation takes one score a row or two classes, got {scores.shape}")
+            scores = scores[:, 1] - scores[:, 0]
+        x, y = (rankdata(v) if ranked else v.astype(float) for v in (scores, label))
+        if np.ptp(y) == 0:
+            raise Undefined(f"correlation: all {len(y)} labels are equal")
+        if np.ptp(x) == 0:
+            return 0.0  # a constant prediction tells nothing
+        x, y = x - x.mean(), y - y.mean()
+        return float(x @ y / np.sqrt((x @ x) * (y @ y)))
+
+    return function
+
+
+_ALL = (
+    Metric("accuracy", _ratio(_accuracy_parts), ("classes", "tokens"), parts=_accuracy_parts),
+    Metric("auroc_macro", _auroc_macro, ("classes", "multilabel"), chance=0.5),
+    Metric("f1_macro", _f1("macro"), ("classes", "multilabel", "tokens")),
+    Metric("f1_weighted", _f1("weighted"), ("classes", "multilabel", "tokens")),
+    Metric("matthews", _matthews, ("classes", "tokens"), span=(-1.0, 1.0), chance=0.0),
+    Metric("mse", _ratio(_mse_parts), ("regression",), higher=False, span=(0.0, math.inf), parts=_mse_parts),
+    Metric("pearson", _correlation(ranked=False), ("regression", "classes"), span=(-1.0, 1.0), chance=0.0),
+    Metric("spearman", _correlation(ranked=True), ("regression", "classes"), span=(-1.0, 1.0), chance=0.0),
+)
+METRICS = {m.name: m for m in _ALL}

@@ -1,0 +1,189 @@
+"""Online evaluation: a linear probe trained beside the encoder on detached features, with an optimizer of its own."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from dabsmix.data.batches import Batches, Raw
+from dabsmix.data.domain import Data, Split, Task
+from dabsmix.distributed import gather
+from dabsmix.model.encoder import Encoder
+from dabsmix.scoring.features import features, token_features
+from dabsmix.scoring.metrics import Undefined, metric
+
+__all__ = ["Online", "OnlineProbe", "watch_online"]
+
+PROBE_EVERY = 10  # steps between passes for the probe, where training has no clean features of labelled examples
+
+
+@dataclass(frozen=True)
+class Online:
+    """The probe of a run, and the labelled data that it learns from and is scored on.
+
+    Attributes:
+        probe: learns as long as training lasts.
+        data: with a task.
+        batches: of another data set's training part, from which the probe learns every tenth step by an encoder pass
+            of its own; None where it learns from the examples that are pretrained on, whose clean features most
+            algorithms have anyway (else by a pass every tenth step).
+    """
+
+    probe: OnlineProbe
+    data: Data
+    batches: Batches | None
+
+    def learn(
+        self, encoder: Encoder, step: int, clean: Tensor | None, raw: Raw, seed: int, accelerator: Accelerator
+    ) -> Tensor | None:
+        """What there is to learn after a step; the probe's loss, or None where there was nothing.
+
+        Args:
+            encoder: as it is now.
+            step: steps done.
+            clean: mean features ``(B, D)`` of this step's examples, if the step had them.
+            raw: this step's examples.
+            seed: of this step's draws.
+            accelerator: for its mixed precision and device.
+        """
+        inputs, label = raw.inputs, raw.label
+        if self.batches is not None or self.probe.task.kind == "tokens":
+            clean = None
+        if clean is None:
+            if step % PROBE_EVERY:
+                return None
+            if self.batches is not None:
+                other = self.batches.read(step // PROBE_EVERY - 1)
+                assert other.label is not None
+                inputs = tuple(x.to(accelerator.device) for x in other.inputs)
+                label = other.label.to(accelerator.device)
+            clean = self._encode(encoder, inputs, accelerator)
+        assert label is not None
+        return self.probe.learn(clean, label, seed)
+
+    @torch.no_grad()
+    def _encode(self, encoder: Encoder, stored: tuple[Tensor, ...], accelerator: Accelerator) -> Tensor:
+        encoder.eval()
+        with accelerator.autocast():
+            embedded = encoder.embed(self.data.normalise(stored))
+            hidden = encoder.encode(embedded)
+            tokens = self.probe.task.kind == "tokens"
+            found = hidden[:, 1:] if tokens else encoder.pool(hidden, embedded.mask).mean
+        encoder.train()
+        return found
+
+    def score(self, encoder: Encoder, split: Split, accelerator: Accelerator) -> float:
+        """The task's metric on a whole split."""
+        assert split.label is not None
+        if self.probe.task.kind == "tokens":
+            found = token_features(encoder, split, self.data.normalise, accelerator=accelerator, autocast=True)
+        else:
+            found = features(encoder, split, self.data.normalise, accelerator=accelerator, autocast=True).mean
+        return self.probe.score(found.to(accelerator.device), split.label)
+
+
+def watch_online(
+    encoder: Encoder, data: Data, other: Data | None, protocol: str, batches: Batches, accelerator: Accelerator
+) -> Online | None:
+    """The online evaluation of a run; None where there are no labels.
+
+    Args:
+        encoder: whose features are read.
+        data: what is pretrained on.
+        other: another labelled data set of the same input to learn from and score, or None for `data` itself.
+        protocol: the pretraining's.
+        batches: the pretraining's; another data set's are as large and seeded alike.
+        accelerator: says which process of how many this is.
+    """
+    watched = data if other is None else other
+    source = data.pretrain if other is None else other.train
+    if watched.task is None or source is None or source.label is None:
+        return None
+    label, world = source.label, accelerator.num_processes
+    target = (float(label.mean()), float(label.std()) or 1.0) if watched.task.kind == "regression" else (0.0, 1.0)
+    probe = OnlineProbe(encoder.width, watched.task, protocol, target)
+    if other is None:
+        return Online(probe, data, None)
+    size = min(batches.batch_size, len(source)) // world * world
+    own = Batches(source, size, seed=batches.seed, rank=accelerator.process_index, world_size=world)
+    return Online(probe, other, own)
+
+
+class OnlineProbe(nn.Module):
+    """A linear head on mean-pooled features, or on every token's; what it reports is called online in every table.
+
+    The features come from training itself: dropout is on, the encoder moves beneath the head. A transfer score is
+    another thing, and comes from ``dabsmix transfer``.
+
+    Args:
+        width: D.
+        task: what is predicted; a regression target is standardised by ``center`` and ``scale``.
+        protocol: ``v1`` standardises features over the batch (running statistics in eval mode) and uses AdamW 1e-3;
+            ``dabs`` is the reference's: dropout 0.2, no normalisation, Adam 1e-4 (its online_evaluator).
+        target: mean and standard deviation of a regression target in train.
+    """
+
+    def __init__(self, width: int, task: Task, protocol: str, target: tuple[float, float] = (0.0, 1.0)) -> None:
+        super().__init__()
+        self.task = task
+        self.norm: nn.Module
+        self.optimizer: torch.optim.Optimizer
+        self.head = nn.Linear(width, task.num_outputs)
+        if protocol == "dabs":
+            self.dropout, self.norm = 0.2, nn.Identity()
+            self.optimizer = torch.optim.Adam(self.head.parameters(), lr=1e-4)
+        else:
+            self.dropout, self.norm = 0.0, nn.BatchNorm1d(width, affine=False)
+            self.optimizer = torch.optim.AdamW(self.head.parameters(), lr=1e-3)
+        self.register_buffer("center", torch.tensor(target[0]))
+        self.register_buffer("scale", torch.tensor(target[1]))
+
+    center: Tensor
+    scale: Tensor
+
+    def learn(self, features: Tensor, label: Tensor, seed: int) -> Tensor:
+        """One update on this step's features, ``(B, D)`` or of tokens ``(B, L, D)``, and labels, of all processes.
+
+        Every process makes the same update, so the head needs no wrapping: dropout is drawn from ``seed``, which they
+        share, and not from torch's own generator, which they do not. Returns the loss, detached.
+        """
+        self.train()
+        features, label = gather(features.detach().float()), gather(label)
+        if self.task.kind == "tokens":
+            features, label = features[label >= 0], label[label >= 0]
+        features = self.norm(features)
+        if self.dropout:
+            generator = torch.Generator(features.device).manual_seed(seed)
+            kept = torch.rand(features.shape, device=features.device, generator=generator) >= self.dropout
+            features = features * kept / (1 - self.dropout)
+        loss = self._loss(self.head(features), label)
+        self.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        self.optimizer.step()
+        return loss.detach()
+
+    def _loss(self, outputs: Tensor, label: Tensor) -> Tensor:
+        if self.task.kind == "regression":
+            return F.mse_loss(outputs[:, 0], (label - self.center) / self.scale)
+        if self.task.kind == "multilabel":
+            return F.binary_cross_entropy_with_logits(outputs, label.float())
+        return F.cross_entropy(outputs, label)
+
+    @torch.no_grad()
+    def score(self, features: Tensor, label: NDArray[Any]) -> float:
+        """The task's metric on a whole split's features, computed once; NaN where it has no value there."""
+        self.eval()
+        outputs = self.head(self.norm(features.float().flatten(0, -2))).unflatten(0, features.shape[:-1])
+        if self.task.kind == "regression":
+            outputs = outputs[:, 0] * self.scale + self.center
+        try:
+            return metric(self.task.metric)(outputs.double().cpu().numpy(), label)
+        except Undefined:  # no reason to end a training
+            return math.nan

@@ -1,0 +1,333 @@
+"""Pretraining, top to bottom: data, encoder, algorithm, loop, run. It names no algorithm and no domain."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from torch import Tensor
+
+import dabsmix
+from dabsmix.config import PretrainConfig, Recipe, as_plain, config_hash, resolve
+from dabsmix.data.batches import Batches, step_seed
+from dabsmix.data.domain import Data
+from dabsmix.errors import UserError
+from dabsmix.files import sha256
+from dabsmix.model.checkpoint import save_encoder
+from dabsmix.model.encoder import Encoder, make_encoder
+from dabsmix.pretext.algorithm import Algorithm, Loss, check_fit
+from dabsmix.pretext.views import make_views
+from dabsmix.registry import algorithm_class
+from dabsmix.run import Run, commit, device_name, newest_run
+from dabsmix.scoring.collapse import collapsed, health
+from dabsmix.scoring.online import Online, watch_online
+from dabsmix.source import load_domain, load_for, source_name
+from dabsmix.spec import Batch, describe
+from dabsmix.terminal import Bar
+from dabsmix.training import learning_rate
+
+__all__ = ["pretrain"]
+
+LOG_EVERY = 20  # steps; each logged value is the mean over them
+
+
+def pretrain(
+    config: PretrainConfig,
+    *,
+    accelerator: Accelerator,
+    say: Callable[[str], None] = lambda _: None,
+    observe: Callable[[int], None] = lambda _: None,
+    begin: bool = False,
+) -> Run:
+    """Train an encoder without labels and write its run.
+
+    Args:
+        config: what to do; open fields are filled in from the protocol and the domain.
+        accelerator: where to do it.
+        say: told what a user should know, in whole sentences, on the main process.
+        observe: called with the number of steps done, after each step.
+        begin: with ``config.resume``, start a run where there is none to go on with, as the later ones of several
+            seeds may not have been.
+
+    Raises:
+        UserError: any mistake in the configuration or the data; a loss that is no longer finite.
+    """
+    # What to learn from.
+    data, domain_batch_size = load_for(config)
+    config, recipe = resolve(config, domain_batch_size)
+    batches = Batches(
+        data.pretrain,
+        recipe.batch_size,
+        seed=config.seed,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+    )
+
+    other = None if config.online is None else _online_data(config, data)
+
+    # What learns.
+    torch.manual_seed(step_seed(config.seed, 0, "weights"))
+    encoder = make_encoder(config.encoder, data.specs, attend_padding=recipe.attend_padding, columns=recipe.columns)
+    algorithm = algorithm_class(config.algo)(encoder, **config.hyper)
+    check_fit(algorithm, recipe.batch_size, encoder.num_tokens)
+    if algorithm.needs_labels and (data.pretrain.label is None or data.task is None or data.task.kind != "classes"):
+        raise UserError(f"--algo {config.algo} learns from one class per example, and {source_name(config)} has none")
+    if algorithm.views == "augment" and data.augment is None:
+        raise UserError(f"--views augment: {source_name(config)} has no augmentation of its own")
+
+    # Where it is written.
+    run = _open_run(config, data, algorithm, accelerator, begin)
+    if run.finished:
+        say(f"{run.path} is finished already: nothing to resume")
+        return run
+    for note in data.notes:
+        say(note)
+    say(f"run: {run.path}")
+
+    online = watch_online(encoder, data, other, config.protocol, batches, accelerator)
+    state = _Training(algorithm, online)
+    start = health(encoder.to(accelerator.device), data, accelerator) if algorithm.trains else {}
+    if algorithm.trains:
+        _train(state, batches, data, config, recipe, accelerator, run, observe)
+
+    # What came of it.
+    metrics = run.metrics()[-1] if algorithm.trains and accelerator.is_main_process else {}
+    if online is not None and algorithm.trains and online.data.test is not None:
+        metrics["online_test"] = online.score(encoder, online.data.test, accelerator)
+    if accelerator.is_main_process:
+        save_encoder(run.path / "encoder.safetensors", encoder, config.encoder)
+        run.update(
+            status="finished",
+            seconds=round(state.seconds, 1),
+            encoder_sha256=sha256(run.path / "encoder.safetensors"),
+            metrics=metrics,
+        )
+        if algorithm.trains and collapsed(metrics, start, encoder.width):
+            say(
+                "warning: the features vary little, or in few directions "
+                f"(standard deviation {metrics['feature_std']:.2g}, at the start {start['feature_std']:.2g}; "
+                f"effective rank {metrics['effective_rank']:.1f}, at the start {start['effective_rank']:.1f}): "
+                "they may have collapsed, so compare them with --algo none"
+            )
+    accelerator.wait_for_everyone()
+    return Run(run.path)
+
+
+@dataclass
+class _Training:
+    """What changes while training: all of it is in a checkpoint."""
+
+    algorithm: Algorithm
+    online: Online | None
+    step: int = 0
+    seconds: float = 0.0
+    sums: dict[str, Tensor] = field(default_factory=dict)  # since the last logged line, hence empty at a checkpoint
+    counts: dict[str, int] = field(default_factory=dict)
+
+    def add(self, name: str, value: Tensor) -> None:
+        self.sums[name] = self.sums[name] + value if name in self.sums else value
+        self.counts[name] = self.counts.get(name, 0) + 1
+
+
+def _train(
+    state: _Training,
+    batches: Batches,
+    data: Data,
+    config: PretrainConfig,
+    recipe: Recipe,
+    accelerator: Accelerator,
+    run: Run,
+    observe: Callable[[int], None],
+) -> None:
+    """The loop. Everything random in a step follows from (seed, step), so resuming needs no generator's state."""
+    algorithm, online, device = state.algorithm, state.online, accelerator.device
+    encoder = algorithm.encoder
+    if config.compile:
+        for part in algorithm.modules():
+            if isinstance(part, Encoder):  # momentum copies too
+                for block in part.blocks:
+                    block.compile()
+    parameters = [p for p in algorithm.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)
+    model, optimizer = accelerator.prepare(algorithm, optimizer)
+    if online is not None:
+        online.probe.to(device)
+
+    checkpoint = run.load_checkpoint()
+    if checkpoint is not None:
+        _restore(state, optimizer, checkpoint)
+    if accelerator.is_main_process:
+        run.cut_metrics(state.step)
+    accelerator.wait_for_everyone()
+
+    model.train()
+    began = time.perf_counter() - state.seconds
+    logged_at, logged_step = time.perf_counter(), state.step
+    with Bar("pretrain", total=recipe.steps, start=state.step, shown=accelerator.is_main_process) as bar:
+        for raw in batches.iterate(state.step, recipe.steps, device):
+            torch.manual_seed(step_seed(config.seed, state.step, "dropout", accelerator.process_index))
+            draws = step_seed(config.seed, state.step, "draws")
+            views = make_views(data, raw.inputs, algorithm, draws)
+            lr = learning_rate(state.step, recipe.steps, recipe.lr, recipe.schedule)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+
+            loss: Loss = model(Batch(views, raw.label if algorithm.needs_labels else None, raw.ids, draws))
+            accelerator.backward(loss.value)
+            if recipe.clip:
+                state.add("grad_norm", accelerator.clip_grad_norm_(parameters, recipe.clip))
+            optimizer.step()
+            optimizer.zero_grad()
+            state.step += 1
+            algorithm.after_step(state.step / recipe.steps)
+
+            state.add("loss", loss.value.detach())
+            for name, value in loss.metrics.items():
+                state.add(name, value)
+            if online is not None:
+                learnt = online.learn(encoder, state.step, loss.features, raw, draws, accelerator)
+                if learnt is not None:
+                    state.add("online_loss", learnt)
+
+            # Everything below is rare. Nothing above waits for the device, but for losses over a choice of tokens
+            # whose number the device has to tell: MAE's words, ContPred's negatives from the batch.
+            last = state.step == recipe.steps
+            evaluate = last or state.step % recipe.evaluate_every == 0
+            save = state.step % recipe.checkpoint_every == 0 and not last
+            if last or evaluate or save or state.step % LOG_EVERY == 0:
+                line = _means(state, accelerator)
+                if not math.isfinite(line["loss"]):
+                    raise UserError(
+                        f"the loss is {line['loss']} after step {state.step} of {run.path}: "
+                        f"start again with a lower --lr (now {recipe.lr:g}), or look at the data"
+                    )
+                if evaluate:
+                    line |= health(encoder, data, accelerator)
+                    if online is not None and online.data.validation is not None:
+                        line["online_validation"] = online.score(encoder, online.data.validation, accelerator)
+                now = time.perf_counter()
+                rate = (state.step - logged_step) * batches.batch_size / (now - logged_at)
+                logged_at, logged_step = now, state.step
+                state.seconds = now - began
+                bar.show(loss=f"{line['loss']:.3f}", rate=f"{rate:,.0f} examples/s")
+                if accelerator.is_main_process:
+                    times = {"examples_per_s": round(rate, 1), "seconds": round(state.seconds, 2)}
+                    run.log({"step": state.step, **line, "lr": lr, **times})
+            bar.advance()
+            observe(state.step)
+            if save and accelerator.is_main_process:
+                run.save_checkpoint(state.step, _snapshot(state, optimizer))
+    state.seconds = time.perf_counter() - began
+
+
+# --- what the loop does now and then
+
+
+def _means(state: _Training, accelerator: Accelerator) -> dict[str, float]:
+    """Means since the last line, over steps and processes; the only place where the loop waits for the device."""
+    names = sorted(state.sums)
+    stacked = torch.stack([state.sums[name].float() / state.counts[name] for name in names])
+    values = accelerator.reduce(stacked, reduction="mean").tolist()
+    state.sums.clear()
+    state.counts.clear()
+    return dict(zip(names, values, strict=True))
+
+
+def _online_data(config: PretrainConfig, data: Data) -> Data:
+    """Another labelled data set, for the online probe alone."""
+    assert config.online is not None
+    other = load_domain(config.online, config.protocol, config.data_root)
+    if other.specs != data.specs:
+        raise UserError(
+            f"--online {config.online} is {describe(other.specs)}, and the encoder reads {describe(data.specs)}: "
+            "name a data set of the same input"
+        )
+    if other.task is None or other.train is None:
+        raise UserError(f"--online {config.online} has no labels: name another data set")
+    return other
+
+
+def _snapshot(state: _Training, optimizer: Any) -> dict[str, Any]:
+    return {
+        "step": state.step,
+        "seconds": state.seconds,
+        "algorithm": state.algorithm.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "probe": state.online and state.online.probe.state_dict(),
+        "probe_optimizer": state.online and state.online.probe.optimizer.state_dict(),
+    }
+
+
+def _restore(state: _Training, optimizer: Any, checkpoint: dict[str, Any]) -> None:
+    state.step, state.seconds = checkpoint["step"], checkpoint["seconds"]
+    state.algorithm.load_state_dict(checkpoint["algorithm"])
+    optimizer.load_state_dict(checkpoint["optimizer"])
+    if state.online is not None:
+        state.online.probe.load_state_dict(checkpoint["probe"])
+        state.online.probe.optimizer.load_state_dict(checkpoint["probe_optimizer"])
+
+
+def _open_run(config: PretrainConfig, data: Data, algorithm: Algorithm, accelerator: Accelerator, begin: bool) -> Run:
+    """A new run's folder, or with --resume the one to go on with; made by the main process, known to all."""
+    path = [""]
+    if accelerator.is_main_process:
+        path = [str(_find_or_create(config, data, algorithm, accelerator, begin).path)]
+    if accelerator.num_processes > 1:
+        path = broadcast_object_list(path)
+    return Run(Path(path[0]))
+
+
+def _find_or_create(
+    config: PretrainConfig, data: Data, algorithm: Algorithm, accelerator: Accelerator, begin: bool
+) -> Run:
+    key = config_hash(config)
+    begun = any(Run(path.parent).record.get("config_hash") == key for path in config.out.glob("*/run.json"))
+    if config.resume and (begun or not begin):
+
+        def same(run: Run) -> bool:
+            return bool(run.record.get("config_hash") == key)
+
+        try:
+            run = newest_run(config.out, lambda r: same(r) and not r.finished, "unfinished run of this configuration")
+        except UserError:
+            return newest_run(config.out, same, "run of this configuration to resume")
+        if run.record["data_fingerprint"] != data.fingerprint:
+            raise UserError(f"cannot resume {run.path}: the data have changed since it began; start a new run")
+        return run
+    encoder = algorithm.encoder
+    record = {
+        "status": "running",
+        "domain": source_name(config),
+        "own_data": config.modality if config.data is not None else None,
+        "algorithm": config.algo,
+        "hyper": dict(config.hyper),
+        "views": algorithm.views,
+        "uses_labels": algorithm.needs_labels,
+        "encoder": config.encoder,
+        "parameters": sum(p.numel() for p in encoder.parameters()),
+        "protocol": config.protocol,
+        "online": config.online,
+        "seed": config.seed,
+        "steps": config.steps if algorithm.trains else 0,
+        "batch_size": config.batch_size,
+        "config_hash": key,
+        "data_fingerprint": data.fingerprint,
+        "data_state": dict(data.state),
+        "notes": list(data.notes),
+        "version": dabsmix.__version__,
+        "commit": commit(),
+        "torch": torch.__version__,
+        "device": device_name(accelerator.device),
+        "processes": accelerator.num_processes,
+        "created": datetime.now(UTC).isoformat(),
+    }
+    name = f"{source_name(config)}-{config.algo.replace(':', '.')}-s{config.seed}"
+    return Run.create(config.out, name, as_plain(config), record)

@@ -1,0 +1,320 @@
+"""Transfer, top to bottom: a frozen encoder, features once, probes chosen on validation, the test split read once.
+
+Under the ``finetune`` protocol the encoder is trained instead.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import yaml
+from accelerate import Accelerator
+from numpy.typing import NDArray
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import dabsmix
+from dabsmix.config import PretrainConfig, TransferConfig
+from dabsmix.data.domain import Data, Split
+from dabsmix.errors import UserError
+from dabsmix.files import sha256, write
+from dabsmix.model.checkpoint import load_encoder
+from dabsmix.model.encoder import Encoder
+from dabsmix.registry import domain
+from dabsmix.run import Run, newest_run
+from dabsmix.scoring.baselines import yardsticks
+from dabsmix.scoring.collapse import frechet_distance
+from dabsmix.scoring.evaluate import choose, score, share
+from dabsmix.scoring.features import features, token_features
+from dabsmix.scoring.finetune import FINETUNE, finetune, supervised
+from dabsmix.scoring.heads import Features, scored
+from dabsmix.scoring.metrics import metric
+from dabsmix.scoring.protocols import Protocol, protocol, v1
+from dabsmix.source import load_domain, load_for
+from dabsmix.terminal import watched
+
+__all__ = ["show", "transfer"]
+
+OWN_DATA_BATCH = 256  # the `dabs` protocol's batch on a user's own data, which have no source to state one
+
+
+def transfer(
+    config: TransferConfig, *, accelerator: Accelerator, say: Callable[[str], None] = lambda _: None
+) -> list[dict[str, Any]]:
+    """Score each run's encoder on each task and write ``transfer/TASK.json`` with the predictions beside it.
+
+    What is there already is not scored again; further shares of the labels are added to it.
+
+    Raises:
+        UserError: no such run, an unfinished one, an encoder that does not fit the task's data, data without labels.
+    """
+    runs = [Run(path) for path in config.run]
+    runs = runs or [newest_run(config.out, lambda run: run.finished, "finished run")]
+    for run in runs:
+        if not run.finished:
+            raise UserError(f"{run.path} is unfinished: go on with `dabsmix pretrain --resume`")
+    records = []
+    for run in runs:
+        say(f"run: {run.path}")
+        name = config.protocol or run.record["protocol"]
+        records += [_transfer_to(task, name, run, config, accelerator, say) for task in config.task or _own_tasks(run)]
+    return records
+
+
+class Scored(NamedTuple):
+    """What one look at the test split gave, and what it is held against."""
+
+    results: list[dict[str, Any]]
+    predictions: dict[str, NDArray[Any]]
+    train_value: float | None
+    frechet: float | None
+
+
+def _transfer_to(
+    task: str, name: str, run: Run, config: TransferConfig, accelerator: Accelerator, say: Callable[[str], None]
+) -> dict[str, Any]:
+    # What to score on, and what is scored.
+    data, batch_size = _load(task, name, run, config)
+    if data.task is None or data.train is None or data.validation is None or data.test is None:
+        raise UserError(f"{task} has no labels to transfer to: name another --task")
+    rules = v1() if name == "finetune" else protocol(name, batch_size)  # when finetuning, of the yardsticks alone
+    encoder = _load_encoder(run, data)
+    fractions = (1.0,) if name == "finetune" else rules.fractions
+    labels = config.labels or tuple(str(part) for part in sorted(fractions, reverse=True))
+    labels = tuple(dict.fromkeys(_plain(label) for label in labels))
+    for label in labels:
+        share(label, data.task)  # a mistake is told before anything is computed
+
+    # What is there already.
+    path = run.path / "transfer" / (f"{task}.json" if name == run.record["protocol"] else f"{task}-{name}.json")
+    before = _read(path, data, run)
+    done = {each["label_fraction"]: None for each in before.get("results", ())}
+    wanted = tuple(label for label in labels if label not in done)
+    beside = dict(before.get("yardsticks", {}))
+    if config.supervised and "supervised" not in beside:
+        beside["supervised"] = supervised(encoder, data, accelerator=accelerator, watch=watched)
+    if not wanted:
+        record = before | {"yardsticks": beside}
+        if record == before:
+            say(f"{path}: scored already")
+        else:
+            _write(path, record, {}, accelerator)
+        return record
+    beside |= yardsticks(data, rules, (*done, *wanted), accelerator.device)
+
+    if name == "finetune":
+        found = _score_finetuned(encoder, data, wanted, accelerator)
+    else:
+        found = _score_frozen(encoder, data, rules, wanted, task, run, accelerator)
+    results = [*before.get("results", ()), *found.results]
+    notes = [*data.notes, *([rules.note] if rules.note else [])]
+    record = {
+        "run": run.path.name,
+        "task": task,
+        "protocol": name,
+        "kind": data.task.kind,
+        "metric": data.task.metric,
+        **{key: results[0][key] for key in ("value", "low", "high", "n", "probe", "label_fraction", "selected")},
+        "test_reads": before.get("test_reads", 0) + 1,
+        "results": results,
+        "yardsticks": beside,
+        "train_value": before.get("train_value") if found.train_value is None else found.train_value,
+        "frechet_distance": found.frechet,
+        "classes": list(data.task.classes),
+        "data_fingerprint": data.fingerprint,
+        "encoder_sha256": run.record["encoder_sha256"],
+        "notes": notes,
+    }
+    _write(path, record, (_predictions(path) if before else {}) | found.predictions, accelerator)
+    for note in notes:
+        say(note)
+    return record
+
+
+def _score_frozen(
+    encoder: Encoder,
+    data: Data,
+    rules: Protocol,
+    labels: tuple[str, ...],
+    task: str,
+    run: Run,
+    accelerator: Accelerator,
+) -> Scored:
+    """Features of the frozen encoder, once per split; every probe chosen, then scored."""
+    assert data.task
+    assert data.train
+    assert data.validation
+    assert data.test
+    encoder.to(accelerator.device)
+
+    def encode(split: Split, part: str) -> Features:
+        title, keep = f"{task}: features of {part}", run.path / "features" / f"{task}-{rules.name}-{part}.safetensors"
+        return _kept_features(encoder, split, data, accelerator, run, title, keep)
+
+    train, validation = encode(data.train, "train"), encode(data.validation, "validation")
+
+    # Chosen without the test split, which nothing below this line and above the next has seen.
+    redraw = partial(_with_dropout, encoder, data.train, data, accelerator) if rules.dropout else None
+    chosen = choose(train, validation, data.task, rules, labels, redraw=redraw)
+
+    # Read once.
+    test = encode(data.test, "test")
+    results, predictions = score(chosen, test, data.task)
+    full = chosen.get(("linear", "1"))
+    return Scored(
+        results,
+        predictions | _truth(data.test),
+        metric(data.task.metric)(full[0].head.predict(train), train.label) if full else None,
+        frechet_distance(_rows(train), _rows(test)),
+    )
+
+
+def _score_finetuned(encoder: Encoder, data: Data, labels: tuple[str, ...], accelerator: Accelerator) -> Scored:
+    """The whole network trained, the rate chosen on validation; no features to compare."""
+    assert data.test
+    found = finetune(encoder, data, labels, FINETUNE, accelerator=accelerator, watch=watched)
+    return Scored(found.results, found.predictions | _truth(data.test), found.train_value, None)
+
+
+def _write(
+    path: Path, record: Mapping[str, Any], predictions: Mapping[str, NDArray[Any]], accelerator: Accelerator
+) -> None:
+    """The predictions, if there are new ones, and then the record."""
+    if accelerator.is_main_process:
+        if predictions:
+            write(path.with_suffix(".predictions.npz"), lambda p: _save_arrays(p, predictions))
+        write(path, lambda p: p.write_text(json.dumps(record, indent=1), encoding="utf-8"))
+    accelerator.wait_for_everyone()
+
+
+def _truth(test: Split) -> dict[str, NDArray[Any]]:
+    """What predictions are compared with."""
+    assert test.label is not None
+    return {"label": test.label} if test.group is None else {"label": test.label, "group": test.group}
+
+
+def show(records: list[dict[str, Any]]) -> str:
+    """Plain lines for a person: one per score, the yardsticks beneath."""
+    lines = []
+    for record in records:
+        rows = [("encoder", r) for r in record["results"]]
+        rows += [(name, r) for name, found in record["yardsticks"].items() for r in found]
+        lines.append(
+            f"{record['run']}  {record['task']}  {record['metric']}  protocol {record['protocol']}  n {record['n']}"
+        )
+        factor = 100 if metric(record["metric"]).span[1] == 1 else 1  # shares and correlations in per cent
+        for name, r in rows:
+            interval = "" if r["low"] is None else f"  [{factor * r['low']:.1f}, {factor * r['high']:.1f}]"
+            lines.append(
+                f"  {name:<10} {r['probe']:<8} labels {r['label_fraction']:<8} {factor * r['value']:6.2f}{interval}"
+            )
+    return "\n".join(lines)
+
+
+# --- pieces
+
+
+def _own_tasks(run: Run) -> tuple[str, ...]:
+    """The tasks that the pretraining data name; themselves where they name none."""
+    name = run.record["domain"]
+    return (name,) if run.record["own_data"] else domain(name).transfers or (name,)
+
+
+def _load(task: str, name: str, run: Run, config: TransferConfig) -> tuple[Data, int]:
+    if run.record["own_data"] and task == run.record["domain"]:
+        values = yaml.safe_load((run.path / "config.yaml").read_text(encoding="utf-8"))
+        paths = {k: Path(v) for k, v in values.items() if k in ("data", "options") and v is not None}
+        wanted = ("data", "options", "modality", "label", "on_bad")
+        data, _ = load_for(PretrainConfig(**({k: values[k] for k in wanted} | paths)))
+        if data.fingerprint != run.record["data_fingerprint"]:
+            raise UserError(f"{values['data']} or its options have changed since {run.path} was made: pretrain again")
+        return data, OWN_DATA_BATCH
+    return load_domain(task, name, config.data_root), domain(task).batch_size
+
+
+def _load_encoder(run: Run, data: Data) -> Encoder:
+    path = run.path / "encoder.safetensors"
+    encoder = load_encoder(path, data.specs)
+    if sha256(path) != run.record["encoder_sha256"]:
+        raise UserError(f"{path} is not the encoder that this run ended with: put that one back, or pretrain again")
+    return encoder
+
+
+def _plain(label: str) -> str:
+    """One spelling for each share: ``1.0`` and ``1`` are one."""
+    try:
+        return f"{float(label):g}"
+    except ValueError:
+        return label
+
+
+def _kept_features(
+    encoder: Encoder, split: Split, data: Data, accelerator: Accelerator, run: Run, title: str, keep: Path
+) -> Features:
+    """Features of a split, from the run's folder where this encoder has read these very data before."""
+    key = f"{run.record['encoder_sha256']} {data.fingerprint} {len(split)} {dabsmix.__version__}"
+    found = _kept(keep, key)
+    if found is None:
+        found = _encode(encoder, split, data, accelerator, watch=partial(watched, title))
+        if accelerator.is_main_process:
+            write(keep, lambda p: save_file({k: v.contiguous() for k, v in found.items()}, str(p), {"key": key}))
+    return _as_features(found, split, accelerator)
+
+
+def _with_dropout(encoder: Encoder, split: Split, data: Data, accelerator: Accelerator, epoch: int) -> Features:
+    """Features of one epoch with the encoder's dropout on, as DABS's reference trains its heads."""
+    torch.manual_seed(epoch)
+    return _as_features(_encode(encoder, split, data, accelerator, dropout=True), split, accelerator)
+
+
+def _encode(encoder: Encoder, split: Split, data: Data, accelerator: Accelerator, **how: Any) -> dict[str, Tensor]:
+    assert data.task
+    if data.task.kind == "tokens":
+        return {"tokens": token_features(encoder, split, data.normalise, accelerator=accelerator, **how)}
+    return features(encoder, split, data.normalise, accelerator=accelerator, **how)._asdict()
+
+
+def _kept(path: Path, key: str) -> dict[str, Tensor] | None:
+    if not path.exists():
+        return None
+    with safe_open(str(path), framework="pt") as file:
+        if (file.metadata() or {}).get("key") != key:
+            return None
+    return load_file(str(path))
+
+
+def _as_features(found: Mapping[str, Tensor], split: Split, accelerator: Accelerator) -> Features:
+    assert split.label is not None
+    return Features({name: x.to(accelerator.device) for name, x in found.items()}, split.label, split.group)
+
+
+def _rows(part: Features) -> NDArray[np.float32]:
+    """Mean features, or those of the scored tokens, ``(m, D)``."""
+    name = "tokens" if "tokens" in part.pooled else "mean"
+    return scored(part.pooled[name], part.label)[0].cpu().numpy()
+
+
+def _read(path: Path, data: Data, run: Run) -> dict[str, Any]:
+    """What this very encoder scored on these very data before; empty where it did not."""
+    if not path.exists():
+        return {}
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    same = (found["data_fingerprint"], found["encoder_sha256"]) == (data.fingerprint, run.record["encoder_sha256"])
+    return found if same else {}
+
+
+def _predictions(path: Path) -> dict[str, NDArray[Any]]:
+    with np.load(path.with_suffix(".predictions.npz"), allow_pickle=False) as arrays:
+        return dict(arrays)
+
+
+def _save_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    with path.open("wb") as file:
+        np.savez_compressed(file, **dict(arrays))  # type: ignore[arg-type]  # its stub takes any keyword for a flag

@@ -1,0 +1,369 @@
+"""Submitting, reading and validating on run folders written here in the form that pretrain and transfer write them."""
+
+import csv
+import hashlib
+import json
+import multiprocessing
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from dabsmix.board.submit import COLUMNS, MAX_PREDICTIONS, read, submit, validate
+from dabsmix.errors import UserError
+
+RESULTS = (("linear", "1", 0.9), ("linear", "5/class", 0.61), ("knn", "1", 0.8))
+
+
+def write_run(
+    out: Path, *, name: str = "digits-dmix-s0", seed: int = 0, tasks: tuple[str, ...] = ("digits",), lr: float = 3e-4
+) -> Path:
+    """A finished run that was transferred to these tasks; another seed gives another encoder and configuration."""
+    folder = out / name
+    (folder / "transfer").mkdir(parents=True)
+    encoder = f"generated weights {name} {seed} {lr}".encode()
+    (folder / "encoder.safetensors").write_bytes(encoder)
+    config = {"domain": "digits", "algo": "dmix", "lr": lr, "precision": "fp32", "seed": seed, "out": str(out)}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    run = {
+        **{"name": name, "status": "finished", "domain": "digits", "algorithm": "dmix", "encoder": "tiny"},
+        **{"protocol": "v1", "seed": seed, "steps": 300, "batch_size": 128, "hyper": {"temperature": 0.2, "alpha": 1}},
+        **{"views": "identical", "uses_labels": False, "version": "0.1.0", "commit": "", "data_fingerprint": "f" * 12},
+        **{"config_hash": hashlib.sha256(f"{seed} {lr}".encode()).hexdigest()[:12], "parameters": 1000},
+        **{"encoder_sha256": hashlib.sha256(encoder).hexdigest(), "seconds": 12.34, "device": "cpu", "metrics": {}},
+    }
+    (folder / "run.json").write_text(json.dumps(run))
+    for task in tasks:
+        write_transfer(folder, task)
+    return folder
+
+
+def write_transfer(folder: Path, task: str, results: tuple[tuple[str, str, float], ...] = RESULTS) -> Path:
+    """One transfer file and its predictions."""
+    each = [
+        {"probe": probe, "label_fraction": fraction, "metric": "accuracy", "value": value, "low": value - 0.02}
+        | {"high": value + 0.02, "n": 360, "selected": {"lr": 0.1}, "test_reads": 1}
+        for probe, fraction, value in results
+    ]
+    path = folder / "transfer" / f"{task}-v1.json"
+    content = {"task": task, "protocol": "v1", "data_fingerprint": "d" * 12, "kind": "classes", "results": each}
+    path.write_text(json.dumps(content | each[0]))
+    label = np.arange(100) % 10
+    wrong = {
+        f"{p}@{f.replace('/', ' per ')}": np.where(np.arange(100) < 100 * v, label, 9 - label)[None]
+        for p, f, v in results
+    }
+    arrays: dict[str, Any] = {"label": label, **wrong}
+    np.savez(path.with_suffix(".predictions.npz"), **arrays)
+    return path
+
+
+def edit(path: Path, **changes: Any) -> None:
+    """Change entries of a JSON file."""
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_submit_writes_one_row_per_probe_and_fraction_and_the_record_behind_them(tmp_path: Path) -> None:
+    board = tmp_path / "leaderboard" / "results.csv"
+    rows = submit(write_run(tmp_path), "Ada", board)
+    with board.open() as file:
+        written = list(csv.DictReader(file))
+    assert [(r["probe"], r["label_fraction"], float(r["value"])) for r in written] == list(RESULTS)
+    assert tuple(written[0]) == COLUMNS
+    assert written[0]["by"] == "Ada"
+    assert written[0]["uses_labels"] == "false"
+    assert written[0]["hyper"] == '{"alpha":1,"temperature":0.2}'
+    assert rows == read(board)
+    record = board.parent / "runs" / written[0]["run"]
+    copied = sorted(str(path.relative_to(record)) for path in record.rglob("*") if path.is_file())
+    assert copied == ["config.yaml", "run.json", "transfer/digits-v1.json", "transfer/digits-v1.predictions.npz"]
+    assert validate(board) == []
+
+
+def test_big_predictions_are_not_kept(tmp_path: Path) -> None:
+    run = write_run(tmp_path)
+    (run / "transfer" / "digits-v1.predictions.npz").write_bytes(b"0" * (MAX_PREDICTIONS + 1))
+    row = submit(run, "Ada", tmp_path / "results.csv")[0]
+    assert not list(row.record.rglob("*.npz"))
+
+
+def test_same_run_twice_is_refused_and_a_further_task_is_added(tmp_path: Path) -> None:
+    run, board = write_run(tmp_path), tmp_path / "results.csv"
+    submit(run, "Ada", board)
+    before = board.read_bytes()
+    with pytest.raises(UserError, match="already"):
+        submit(run, "Bob", board)
+    assert board.read_bytes() == before
+    write_transfer(run, "mnist")
+    assert {row.task for row in submit(run, "Ada", board)} == {"mnist"}
+    assert validate(board) == []
+
+
+def test_another_score_of_the_same_probe_is_refused_and_a_further_probe_is_added(tmp_path: Path) -> None:
+    run, board = write_run(tmp_path), tmp_path / "results.csv"
+    submit(run, "Ada", board)
+    write_transfer(run, "digits", (("linear", "1", 0.95), ("ridge", "1", 0.7)))
+    with pytest.raises(UserError, match=r"linear at 1 scored 0.9 and now 0.95; only the first counts"):
+        submit(run, "Ada", board)
+    write_transfer(run, "digits", (("ridge", "1", 0.7),))
+    assert [row.probe for row in submit(run, "Ada", board)] == ["ridge"]
+    assert validate(board) == []  # what backs the earlier rows is kept
+
+
+def test_predictions_must_give_the_score(tmp_path: Path) -> None:
+    board = tmp_path / "results.csv"
+    row = submit(write_run(tmp_path), "Ada", board)[0]
+    (path,) = row.record.rglob("*.npz")
+    with np.load(path) as file:
+        arrays: dict[str, Any] = dict(file)
+    np.savez(path, **arrays | {"knn@1": arrays["linear@1"]})
+    assert validate(board) == [f"{board}:4: value is 0.8, its predictions give 0.900000"]
+    path.write_bytes(b"PK damaged")
+    assert [re.sub(" /.*", "", problem.partition(": ")[2]) for problem in validate(board)] == ["cannot read"] * 3
+
+
+def test_two_machines_same_name_do_not_collide(tmp_path: Path) -> None:
+    board = tmp_path / "results.csv"
+    first = submit(write_run(tmp_path / "a", seed=0), "Ada", board)
+    second = submit(write_run(tmp_path / "b", seed=1), "Bob", board)
+    assert first[0].run != second[0].run
+    assert validate(board) == []
+
+
+def test_runs_share_a_recipe_exactly_if_only_their_seeds_differ(tmp_path: Path) -> None:
+    board = tmp_path / "results.csv"
+    runs = [write_run(tmp_path / "a"), write_run(tmp_path / "b", seed=1), write_run(tmp_path / "c", seed=2, lr=1e-3)]
+    recipes = [submit(run, "Ada", board)[0].recipe for run in runs]
+    assert recipes[0] == recipes[1] != recipes[2]
+
+
+def test_what_submit_refuses(tmp_path: Path) -> None:
+    board = tmp_path / "results.csv"
+
+    def refused(run: Path, says: str, by: str = "Ada") -> None:
+        with pytest.raises(UserError, match=says) as error:
+            submit(run, by, board)
+        assert "\n" not in str(error.value)
+        assert not board.exists()
+
+    refused(write_run(tmp_path / "a"), "--by", by="  ")
+    refused(write_run(tmp_path / "a2"), "--by", by="two\nlines")
+    refused(write_run(tmp_path / "b", tasks=()), "dabsmix transfer --run")
+    refused(tmp_path / "nowhere", "no file .*run.json")
+    run = write_run(tmp_path / "c")
+    edit(run / "run.json", status="running")
+    refused(run, "'running'")
+    run = write_run(tmp_path / "d")
+    (run / "encoder.safetensors").write_bytes(b"other weights")
+    refused(run, "not this run's encoder")
+    (run / "encoder.safetensors").unlink()
+    refused(run, "cannot read .*encoder.safetensors")
+    run = write_run(tmp_path / "e")
+    edit(run / "run.json", config_hash=None)
+    (run / "transfer" / "digits-v1.json").write_text("{")
+    refused(run, "cannot read .*digits-v1.json")
+    run = write_run(tmp_path / "f")
+    (run / "config.yaml").write_text("lr: [1\nprecision")
+    refused(run, "config.yaml")
+    run = write_run(tmp_path / "g")
+    write_transfer(run, "digits", (("linear", "1", 1.2),))
+    refused(run, "outside")
+    run = write_run(tmp_path / "h")
+    write_transfer(run, "digits", (RESULTS[0], RESULTS[0]))
+    refused(run, "two results")
+    run = write_run(tmp_path / "i")
+    edit(run / "transfer" / "digits-v1.json", protocol="v7")
+    refused(run, "protocol 'v7' is unknown")
+
+
+def test_broken_header_names_the_columns(tmp_path: Path) -> None:
+    board = tmp_path / "results.csv"
+    broken = ",".join(COLUMNS).replace("metric,value", "metric,score")
+    board.write_text(broken + "\n")
+    run = write_run(tmp_path)
+    for action in (lambda: submit(run, "Ada", board), lambda: read(board), lambda: validate(board)):
+        with pytest.raises(UserError, match="no column value; unknown column 'score'"):
+            action()
+    assert board.read_text() == broken + "\n"
+
+
+@pytest.mark.parametrize("text", ["", "\n", ",".join(reversed(COLUMNS)) + "\n"])
+def test_other_broken_headers(tmp_path: Path, text: str) -> None:
+    (tmp_path / "results.csv").write_text(text)
+    with pytest.raises(UserError, match="broken header"):
+        read(tmp_path / "results.csv")
+
+
+def test_missing_leaderboard(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no leaderboard at"):
+        read(tmp_path / "results.csv")
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write"):
+        submit(write_run(tmp_path), "Ada", tmp_path / "file" / "results.csv")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may write anywhere")
+def test_read_only_folder(tmp_path: Path) -> None:
+    run, folder = write_run(tmp_path), tmp_path / "leaderboard"
+    folder.mkdir(mode=0o555)
+    with pytest.raises(UserError, match="cannot write"):
+        submit(run, "Ada", folder / "results.csv")
+
+
+def _submit_all(runs: list[Path], by: str, board: Path) -> None:
+    for run in runs:
+        submit(run, by, board)
+
+
+def test_several_submitters_at_once_lose_no_row(tmp_path: Path) -> None:
+    board, submitters, each = tmp_path / "results.csv", 4, 6
+    runs = [[write_run(tmp_path / f"{i}-{j}", seed=i * each + j) for j in range(each)] for i in range(submitters)]
+    spawn = multiprocessing.get_context("spawn")
+    processes = [spawn.Process(target=_submit_all, args=(mine, f"by{i}", board)) for i, mine in enumerate(runs)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0] * submitters
+    assert len(read(board)) == submitters * each * len(RESULTS)
+    assert validate(board) == []
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".results.csv")]
+
+
+def _submit_or_refuse(run: Path, board: Path, results: "multiprocessing.Queue[str]") -> None:
+    try:
+        submit(run, "Ada", board)
+        results.put("added")
+    except UserError as error:
+        results.put("already" if "already" in str(error) else str(error))
+
+
+def test_the_same_run_from_several_submitters_enters_once(tmp_path: Path) -> None:
+    run, board, spawn = write_run(tmp_path), tmp_path / "results.csv", multiprocessing.get_context("spawn")
+    results: multiprocessing.Queue[str] = spawn.Queue()
+    processes = [spawn.Process(target=_submit_or_refuse, args=(run, board, results)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    assert sorted(results.get(timeout=60) for _ in processes) == ["added", "already", "already"]
+    for process in processes:
+        process.join()
+    assert len(read(board)) == len(RESULTS)
+
+
+def test_a_crash_while_writing_leaves_the_board_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    board = tmp_path / "results.csv"
+    submit(write_run(tmp_path / "a"), "Ada", board)
+    before = board.read_bytes()
+    replace = os.replace
+
+    def fails(source: Any, target: Any) -> None:
+        if Path(target) == board:
+            raise OSError(28, "No space left on device")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", fails)
+    run = write_run(tmp_path / "b", seed=1)
+    with pytest.raises(UserError, match="No space left"):
+        submit(run, "Ada", board)
+    assert board.read_bytes() == before
+    monkeypatch.undo()
+    submit(run, "Ada", board)  # the record that is there already does no harm
+    assert validate(board) == []
+
+
+def set_cell(board: Path, line: int, column: str, value: str) -> None:
+    """Overwrite one cell; the header is line 1."""
+    with board.open(newline="") as file:
+        rows = list(csv.reader(file))
+    rows[line - 1][COLUMNS.index(column)] = value
+    with board.open("w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows(rows)
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "says"),
+    [
+        ("value", "0.95", "outside its interval"),
+        ("value", "0.62", "value is 0.62, .* records 0.61"),
+        ("value", "nan", "finite"),
+        ("value", "high", "value 'high' is no float"),
+        ("low", "", "both given or both empty"),
+        ("seed", "1.5", "seed '1.5' is no int"),
+        ("uses_labels", "no", "uses_labels 'no' is no bool"),
+        ("uses_labels", "true", "uses_labels is True"),
+        ("protocol", "v9", "protocol 'v9' is unknown"),
+        ("metric", "niceness", "metric 'niceness' is unknown"),
+        ("test_reads", "7", "read 7 times"),
+        ("date", "2026-13-01", "no past day"),
+        ("date", "2999-01-01", "no past day"),
+        ("label_fraction", "1.5", "label_fraction '1.5'"),
+        ("hyper", "[]", "no JSON object"),
+        ("n", "0", "at least 1"),
+        ("by", "", "by is empty"),
+        ("encoder_sha256", "0" * 64, "records no such result"),
+        ("data_fingerprint", "0" * 12, "records no such result"),
+        ("commit", "abc", "commit is 'abc'"),
+        ("run", "elsewhere", "no record"),
+        ("run", "../../etc", "no folder's name"),
+    ],
+)
+def test_validate_names_the_line(tmp_path: Path, column: str, value: str, says: str) -> None:
+    board = tmp_path / "results.csv"
+    submit(write_run(tmp_path), "Ada", board)
+    set_cell(board, 3, column, value)
+    problems = "\n".join(problem for problem in validate(board) if problem.startswith(f"{board}:3: "))
+    assert re.search(says, problems), problems
+
+
+def test_validate_finds_rows_twice_and_rows_taken_off(tmp_path: Path) -> None:
+    board = tmp_path / "results.csv"
+    submit(write_run(tmp_path), "Ada", board)
+    lines = board.read_text().splitlines(keepends=True)
+    board.write_text("".join([*lines, lines[2]]))
+    assert validate(board) == [f"{board}:5: the same result as line 3"]
+    board.write_text("".join(lines[:-1]))
+    assert [problem.partition(": ")[2] for problem in validate(board)] == [
+        f"no row for digits v1 knn 1, which {read(board)[0].run} records"
+    ]
+    board.write_text("".join(lines) + "<<<<<<< ours\n")
+    assert validate(board) == [f"{board}:5: 1 cells for {len(COLUMNS)} columns"]
+    with pytest.raises(UserError, match=r"results.csv:5: 1 cells"):
+        read(board)
+
+
+def test_a_score_without_interval_stays_without(tmp_path: Path) -> None:
+    run, board = write_run(tmp_path), tmp_path / "results.csv"
+    path = run / "transfer" / "digits-v1.json"
+    results = [result | {"low": None, "high": None} for result in json.loads(path.read_text())["results"]]
+    edit(path, results=results)
+    submit(run, "Ada", board)
+    assert [(row.low, row.high) for row in read(board)] == [(None, None)] * len(RESULTS)
+    assert validate(board) == []
+
+
+def test_text_survives_the_file(tmp_path: Path) -> None:
+    run, board = write_run(tmp_path), tmp_path / "results.csv"
+    edit(run / "run.json", device='NVIDIA "H200", 1×', hyper={"note": 'a,"b"'})
+    submit(run, "Zoë, |<b>", board)
+    row = read(board)[0]
+    assert (row.by, row.device, json.loads(row.hyper)) == ("Zoë, |<b>", 'NVIDIA "H200", 1×', {"note": 'a,"b"'})
+    assert validate(board) == []
+
+
+def test_importing_the_board_is_light() -> None:
+    heavy = "{'torch', 'pandas', 'sklearn', 'scipy', 'rich', 'matplotlib'}"
+    code = f"import sys, dabsmix.board.submit, dabsmix.board_table; print(sorted({heavy} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
+
+
+def test_our_own_leaderboard_is_valid() -> None:
+    assert validate(Path(__file__).parents[2] / "leaderboard" / "results.csv") == []

@@ -1,0 +1,328 @@
+"""Standings and their drawings, on rows and records written here."""
+
+import csv
+import io
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from dabsmix.board.row import METRIC_RANGES, Row
+from dabsmix.board.standings import Line, standings
+from dabsmix.board.table import PERCENT, published, render, show
+from dabsmix.scoring.metrics import METRICS
+
+BLOCK = {"domain": "digits", "task": "digits", "encoder": "tiny", "protocol": "v1", "probe": "linear"}
+RUN = {"algorithm": "dmix", "seed": 0, "views": "identical", "uses_labels": False, "steps": 300, "hyper": "{}"}
+
+
+def row(tmp_path: Path, value: float, *, half: float | None = 0.01, **changes: Any) -> Row:
+    """A row with the interval value ± half; the recipe follows from the algorithm unless given."""
+    low, high = (None, None) if half is None else (value - half, value + half)
+    cells: dict[str, Any] = {
+        **BLOCK | RUN,
+        **{"label_fraction": "1", "metric": "accuracy", "value": value, "low": low, "high": high, "n": 360},
+        **{"by": "Ada", "date": "2026-01-31", "batch_size": 128, "lr": 3e-4, "precision": "fp32"},
+        **{"pretrain_protocol": "v1", "version": "0.1.0", "commit": "", "config_hash": "c" * 12},
+        **{"pretrain_fingerprint": "f" * 12, "data_fingerprint": "d" * 12, "encoder_sha256": "e" * 64},
+        **{"parameters": 1000, "seconds": 1.0, "device": "cpu", "test_reads": 1},
+    } | changes
+    cells.setdefault("recipe", f"recipe-{cells['algorithm']}")
+    cells.setdefault("run", f"{cells['algorithm']}-s{cells['seed']}-{cells['recipe']}")
+    return Row(**cells, record=tmp_path / "runs" / cells["run"])
+
+
+def write_record(
+    row: Row,
+    *,
+    scores: NDArray[np.int64] | None = None,
+    label: NDArray[np.int64] | None = None,
+    yardsticks: dict[str, Any] | None = None,
+    notes: tuple[str, ...] = (),
+) -> None:
+    """The record behind a row, as far as a table reads it; scores: the predicted class, (draws, n)."""
+    folder = row.record / "transfer"
+    folder.mkdir(parents=True)
+    result = {name: getattr(row, name) for name in ("probe", "label_fraction", "metric")}
+    content: dict[str, Any] = {"task": row.task, "protocol": row.protocol, "kind": "classes", "results": [result]}
+    content |= {"notes": notes, "yardsticks": yardsticks or {}}
+    (folder / "digits-v1.json").write_text(json.dumps(content))
+    if scores is not None and label is not None:
+        arrays: dict[str, Any] = {"linear@1": scores, "label": label}
+        np.savez(folder / "digits-v1.predictions.npz", **arrays)
+
+
+def yardstick(value: float, **changes: Any) -> dict[str, Any]:
+    """One result of a yardstick."""
+    result = {"probe": "linear", "label_fraction": "1", "metric": "accuracy", "value": value, "n": 360}
+    return result | {"low": value - 0.01, "high": value + 0.01} | changes
+
+
+def lines(rows: list[Row]) -> dict[str, Line]:
+    """The lines of the only block, by name."""
+    (section,) = standings(rows)
+    (block,) = section.blocks
+    return {line.name: line for line in block.lines}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("protocol", "dabs"),
+        ("encoder", "dabs"),
+        ("domain", "mnist"),
+        ("data_fingerprint", "0" * 12),
+        ("pretrain_fingerprint", "0" * 12),
+        ("probe", "knn"),
+        ("label_fraction", "5/class"),
+        ("metric", "f1_macro"),
+    ],
+)
+def test_what_differs_is_never_ranked_together(tmp_path: Path, name: str, value: str) -> None:
+    changes: dict[str, Any] = {"algorithm": "emix", name: value}
+    rows = [row(tmp_path, 0.9), row(tmp_path, 0.8, **changes)]
+    blocks = [block for section in standings(rows) for block in section.blocks]
+    assert [[line.name for line in block.lines] for block in blocks] in ([["dmix"], ["emix"]], [["emix"], ["dmix"]])
+
+
+def test_seeds_are_one_line_and_a_seed_run_twice_counts_once(tmp_path: Path) -> None:
+    values = {0: 0.80, 1: 0.84, 2: 0.85}
+    rows = [row(tmp_path, value, seed=seed) for seed, value in values.items()]
+    rows += [row(tmp_path, 0.82, seed=0, run="elsewhere")]
+    line = lines(rows)["dmix"]
+    by_seed = [0.81, 0.84, 0.85]
+    assert line.seeds == 3
+    assert line.mean == pytest.approx(np.mean(by_seed))
+    assert line.std == pytest.approx(np.std(by_seed, ddof=1))
+    assert line.low == pytest.approx(np.mean([r.low for r in rows]))
+
+
+def test_other_recipe_or_version_is_another_line_and_says_how_it_differs(tmp_path: Path) -> None:
+    rows = [
+        row(tmp_path, 0.80, hyper='{"temperature":0.2}'),
+        row(tmp_path, 0.82, recipe="b", hyper='{"temperature":0.1}'),
+        row(tmp_path, 0.84, recipe="c", hyper='{"temperature":0.1}', steps=900),
+        row(tmp_path, 0.86, recipe="d", hyper='{"temperature":0.1}', steps=900),
+    ]
+    (section,) = standings(rows)
+    assert [line.setting for line in section.blocks[0].lines] == [
+        "steps 900, temperature 0.1, recipe d",
+        "steps 900, temperature 0.1, recipe c",
+        "steps 300, temperature 0.1, recipe b",
+        "steps 300, temperature 0.2, recipe recipe-dmix",
+    ]
+
+
+def test_intervals_apart_show_a_difference_and_overlapping_ones_do_not(tmp_path: Path) -> None:
+    rows = [row(tmp_path, 0.90), row(tmp_path, 0.885, algorithm="emix"), row(tmp_path, 0.85, algorithm="shed")]
+    found = lines(rows)
+    assert [(each.against and each.against.shown) for each in found.values()] == [None, False, True]
+    assert not found["dmix"].best
+    assert lines([rows[0], rows[2]])["dmix"].best
+    without = [rows[0], row(tmp_path, 0.5, half=None, algorithm="emix")]
+    assert not lines(without)["dmix"].best  # no interval, nothing shown
+
+
+def test_intervals_of_several_seeds_are_widened_by_their_spread(tmp_path: Path) -> None:
+    def found(spread: float) -> bool:
+        rows = [row(tmp_path, 0.90 + spread * i, seed=i) for i in (-1, 0, 1)] + [row(tmp_path, 0.86, algorithm="emix")]
+        return lines(rows)["dmix"].best
+
+    # 0.04 apart, half-widths 0.01 and sqrt(0.01^2 + (4.303 spread / sqrt 3)^2): overlap from spread 0.01138 on
+    assert [found(spread) for spread in (0, 0.0113, 0.0115)] == [True, True, False]
+
+
+def test_error_metrics_rank_the_other_way(tmp_path: Path) -> None:
+    rows = [row(tmp_path, 0.9, metric="mse"), row(tmp_path, 0.1, metric="mse", algorithm="emix")]
+    found = lines(rows)
+    assert list(found) == ["emix", "dmix"]
+    assert found["emix"].best
+
+
+def test_paired_predictions_show_what_intervals_cannot(tmp_path: Path) -> None:
+    label = np.arange(400) % 4
+    first, second = np.where(np.arange(400) < 80, 3 - label, label), np.where(np.arange(400) < 100, 3 - label, label)
+    rows = [row(tmp_path, 0.80, half=0.04), row(tmp_path, 0.75, half=0.04, algorithm="emix")]
+    assert not lines(rows)["dmix"].best
+    for each, scores in zip(rows, (first, second), strict=True):
+        write_record(each, scores=scores[None], label=label)
+    found = lines(rows)
+    against = found["emix"].against
+    assert against is not None
+    assert against.paired
+    assert against.shown
+    assert against.difference == pytest.approx(-0.05)
+    assert against.low is not None
+    assert against.high is not None
+    assert against.low < -0.05 < against.high < 0
+    assert found["dmix"].best
+
+
+def test_predictions_of_other_examples_are_not_paired(tmp_path: Path) -> None:
+    rows = [row(tmp_path, 1.0), row(tmp_path, 1.0, algorithm="emix"), row(tmp_path, 0.9, algorithm="shed")]
+    label = np.arange(400) % 4
+    for each, shift in zip(rows, (0, 1, 0), strict=True):  # shed's predictions do not give the value that it claims
+        write_record(each, scores=np.roll(label, shift)[None], label=np.roll(label, shift))
+    found = [line.against for line in lines(rows).values()]
+    assert [against and against.paired for against in found] == [None, False, False]
+
+
+def test_yardsticks_stand_last_and_can_deny_the_star(tmp_path: Path) -> None:
+    rows = [row(tmp_path, 0.81), row(tmp_path, 0.60, algorithm="none"), row(tmp_path, 0.70, algorithm="emix")]
+    assert lines(rows)["dmix"].best
+    others = [yardstick(0.3, label_fraction="0.1"), yardstick(0.2, probe="knn"), yardstick(0.1, metric="f1_macro")]
+    majority = [yardstick(0.1, probe="majority", label_fraction="0.1")]  # takes no labels, so any share will do
+    write_record(rows[0], yardsticks={"raw": [*others, yardstick(0.84)], "majority": majority})
+    found = lines(rows)
+    assert [(name, line.part, line.mean) for name, line in found.items()] == [
+        ("dmix", "ranked", 0.81),
+        ("emix", "ranked", 0.70),
+        ("raw input", "yardstick", 0.84),
+        ("none (random init)", "yardstick", 0.60),
+        ("majority class", "yardstick", 0.1),
+    ]
+    assert not found["dmix"].best
+
+
+def test_a_yardstick_of_another_probe_says_so(tmp_path: Path) -> None:
+    rows = [row(tmp_path, 0.81, probe="ridge"), row(tmp_path, 0.6, probe="ridge", algorithm="none")]
+    write_record(rows[0], yardsticks={"raw": [yardstick(0.9), yardstick(0.7, label_fraction="0.1")], "majority": []})
+    assert [(name, line.mean) for name, line in lines(rows).items()] == [
+        ("dmix", 0.81),
+        ("raw input (linear)", 0.9),
+        ("none (random init)", 0.6),
+    ]
+
+
+def test_augmentations_and_labels_stand_apart(tmp_path: Path) -> None:
+    rows = [
+        row(tmp_path, 0.95, algorithm="supervised", uses_labels=True),
+        row(tmp_path, 0.93, algorithm="imix", views="augment"),
+        row(tmp_path, 0.81),
+        row(tmp_path, 0.70, algorithm="emix"),
+    ]
+    found = lines(rows)
+    assert [(line.part, line.marks) for line in found.values()] == [
+        *[("ranked", "")] * 2,
+        ("apart", "labels"),
+        ("apart", "augment views"),
+    ]
+    assert found["dmix"].best
+    for text in (render(rows, "table"), render(rows, "md"), render(rows, "html")):
+        assert "imix: augment views]" in text
+        assert "supervised: labels]" in text
+
+
+def test_one_seed_and_missing_records_are_said(tmp_path: Path) -> None:
+    rows = [row(tmp_path, 0.81), row(tmp_path, 0.805, algorithm="emix")]
+    write_record(rows[0], notes=("The reported split is also the one watched during training.",))
+    text = render(rows, "table")
+    assert "One seed" in text
+    assert "no difference shown" in text
+    assert "No record of 1 run(s)" in text
+    assert "The reported split is also the one watched" in text
+    assert "One seed" not in render([row(tmp_path, 0.8, seed=seed) for seed in (0, 1)], "table")
+
+
+def test_numbers_as_the_field_writes_them(tmp_path: Path) -> None:
+    rows = [row(tmp_path, 0.80, seed=0, half=0.02), row(tmp_path, 0.82, seed=1, half=0.02)]
+    rows += [row(tmp_path, 1.5, metric="mse", task="tides")]
+    text = render(rows, "table")
+    assert re.search(r"linear +all +dmix +2 +81\.0 ± 1\.4 +79\.0 to 83\.0 +360", text)
+    assert re.search(r"accuracy, %", text)
+    assert re.search(r"dmix +1 +1\.5000 +1\.4900 to 1\.5100", text)
+    assert "digits → tides · encoder tiny · protocol v1 · data dddddddd" in text
+
+
+def test_plain_text_carries_no_terminal_codes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    rows = [row(tmp_path, 0.81), row(tmp_path, 0.5, algorithm="[bold]odd")]
+    show(rows)
+    piped = capsys.readouterr().out
+    assert "\x1b" not in piped
+    assert piped == render(rows, "table")
+    assert "[bold]odd" in piped
+    assert "\x1b" not in render(rows, "md") + render(rows, "csv") + render(rows, "html")
+
+
+def test_markdown_shows_what_was_written(tmp_path: Path) -> None:
+    text = render([row(tmp_path, 0.8, algorithm="a|b_c")], "md")
+    assert r"| a\|b\_c |" in text
+    (table,) = re.findall(r"(?:^\|.*\n)+", text, flags=re.M)
+    assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1
+
+
+def test_csv_gives_every_line_in_fractions(tmp_path: Path) -> None:
+    rows = [row(tmp_path, 0.8), row(tmp_path, 0.5, algorithm="emix")]
+    found = list(csv.DictReader(io.StringIO(render(rows, "csv"))))
+    assert [(f["name"], f["mean"], f["best"], f["against_shown"]) for f in found] == [
+        ("dmix", "0.8", "true", ""),
+        ("emix", "0.5", "false", "true"),
+    ]
+
+
+class Page(HTMLParser):
+    """What a page loads, and whether its tags close."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.loads: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.loads += [
+            f"{tag} {name}={value}" for name, value in attrs if name == "src" or (tag, name) == ("link", "href")
+        ]
+        if tag != "meta":
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        pass
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_page_is_self_contained_and_escaped(tmp_path: Path) -> None:
+    rows = [row(tmp_path, 0.8, by="<script>alert(1)</script>"), row(tmp_path, 0.5, half=None, algorithm="<i>")]
+    text = render(rows, "html")
+    page = Page()
+    page.feed(text)
+    assert page.open == []
+    assert page.loads == []
+    assert "<script" not in text
+    assert "url(" not in text
+    assert "prefers-color-scheme: dark" in text
+    assert "&lt;i&gt;" in text
+
+
+def test_published_numbers_stay_in_their_own_section(tmp_path: Path) -> None:
+    told = published(Path(__file__).parents[2] / "leaderboard" / "published.csv")
+    assert len(told) > 200
+    rows = [row(tmp_path, 0.3, task="cifar10")]
+    assert {line.name for line in lines(rows).values()} == {"dmix"}
+    text = render(rows, "md", told)
+    ours, _, theirs = text.partition("## Published numbers")
+    assert "39.43" in theirs
+    assert "39.43" not in ours
+    assert "cu_birds" not in theirs
+    assert "39.43" in render(rows, "html", told)
+    assert "Published" not in render([row(tmp_path, 0.3)], "md", told)
+    assert published(tmp_path / "published.csv") == []
+
+
+def test_empty_leaderboard_says_so() -> None:
+    assert "empty" in render([], "table")
+    assert "empty" in render([], "html")
+
+
+def test_every_metric_has_a_range_and_a_way_to_be_written() -> None:
+    assert set(METRIC_RANGES) == set(METRICS)
+    assert set(PERCENT) == {name for name, (_, most) in METRIC_RANGES.items() if most == 1}

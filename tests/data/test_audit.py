@@ -1,0 +1,222 @@
+"""The audit finds what was planted, names its rows, and stays silent on a clean set."""
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from dabsmix.data.audit import Finding, audit, render
+from dabsmix.data.domain import Data, Split, Task
+from dabsmix.spec import Grid, Spec, Table, Tokens
+
+
+def make(
+    x: NDArray[Any] | None = None,
+    label: NDArray[Any] | None = None,
+    group: NDArray[np.int64] | None = None,
+    spec: Spec | None = None,
+    task: Task | None = None,
+) -> Data:
+    """A set of 600 rows, 400 of them train, 100 validation, 100 test, whose rows lie in the store in random order."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(600, 4)).astype(np.float32) if x is None else x
+    label = rng.integers(0, 3, 600) if label is None else label
+    rows = np.random.default_rng(1).permutation(600)
+
+    def split(part: NDArray[np.int64]) -> Split:
+        return Split((x,), part, label[part], None if group is None else group[part])
+
+    train, validation, test = (split(part) for part in np.split(rows, [400, 500]))
+    return Data(
+        specs=(spec or Table(4),),
+        pretrain=train,
+        train=train,
+        validation=validation,
+        test=test,
+        task=task or Task("classes", "accuracy", ("a", "b", "c")),
+        fingerprint="",
+    )
+
+
+def only(findings: list[Finding], check: str, split: str = "", severity: str = "") -> Finding:
+    found = [
+        each
+        for each in findings
+        if each.check == check and split in ("", each.split) and severity in ("", each.severity)
+    ]
+    assert len(found) == 1, render(findings)
+    return found[0]
+
+
+def test_clean_set_has_nothing_but_information() -> None:
+    findings = audit(make())
+    assert {each.severity for each in findings} == {"info"}
+    assert "400 train, 100 validation, 100 test" in only(findings, "splits").message
+
+
+def test_planted_copy_of_a_test_row_in_train_is_found_with_its_row() -> None:
+    data = make()
+    assert data.test
+    assert data.train
+    x = np.asarray(data.test.inputs[0])
+    x[data.train.rows[17]] = x[data.test.rows[5]]
+    found = only(audit(data), "leak")
+    assert (found.severity, found.split, found.count) == ("error", "test", 1)
+    assert found.rows == (int(data.test.rows[5]),)
+
+
+def test_pretraining_on_test_rows_is_a_leak() -> None:
+    data = make()
+    assert data.test
+    assert data.train
+    both = np.concatenate([data.train.rows, data.test.rows[:7]])
+    found = only(audit(replace(data, pretrain=Split(data.train.inputs, both))), "leak")
+    assert found.count == 7
+    assert "pretrain" in found.message
+
+
+def test_duplicates_within_a_split_and_labels_that_contradict() -> None:
+    data = make()
+    assert data.train
+    assert data.train.label is not None
+    x, rows, label = np.asarray(data.train.inputs[0]), data.train.rows, data.train.label
+    label[[1, 2, 3]] = [0, 0, 1]
+    x[rows[2]] = x[rows[1]]  # same label
+    x[rows[3]] = x[rows[1]]  # another label
+    found = only(audit(data), "duplicates", "train")
+    assert sorted(found.rows) == sorted(rows[[1, 2, 3]].tolist())
+    assert "2 could go" in found.message
+    assert "1 examples occur with different labels" in found.message
+
+
+def test_rows_that_differ_in_one_bit_are_no_duplicates() -> None:
+    data = make()
+    assert data.train
+    x, rows = np.asarray(data.train.inputs[0]), data.train.rows
+    x[rows[2]] = x[rows[1]]
+    x[rows[2], 3] = np.nextafter(x[rows[1], 3], np.float32(9))
+    assert not [each for each in audit(data) if each.check == "duplicates"]
+
+
+def test_shared_groups_are_named() -> None:
+    group = np.arange(600) // 10
+    found = [each for each in audit(make(group=group)) if each.check == "groups"]
+    assert {each.severity for each in found} == {"error"}  # rows are split at random, groups of ten are torn apart
+    apart = make(group=np.argsort(np.random.default_rng(1).permutation(600)) // 100)  # the split itself as the group
+    assert not [each for each in audit(apart) if each.check == "groups"]
+
+
+def test_missing_class_and_constant_label() -> None:
+    data = make()
+    assert data.train is not None
+    assert data.train.label is not None
+    data.train.label[data.train.label == 1] = 0
+    found = only(audit(data), "classes", "train", "error")
+    assert "1 of 3 classes do not occur: b" in found.message
+    data.train.label[:] = 2
+    messages = [each.message for each in audit(data) if each.split == "train" and each.severity == "error"]
+    assert "the label is constant: c" in messages
+
+
+def test_labels_outside_the_classes_are_named() -> None:
+    data = make()
+    assert data.test is not None
+    assert data.test.label is not None
+    data.test.label[4] = 3
+    found = only(audit(data), "classes", "test", "error")
+    assert found.rows == (int(data.test.rows[4]),)
+
+
+def test_regression_labels() -> None:
+    label = np.random.default_rng(2).normal(size=600).astype(np.float32)
+    data = make(label=label, task=Task("regression", "spearman"))
+    assert {each.severity for each in audit(data)} == {"info"}
+    assert data.test is not None
+    assert data.test.label is not None
+    data.test.label[9] = np.nan
+    assert only(audit(data), "classes", "test", "error").rows == (int(data.test.rows[9]),)
+
+
+@pytest.mark.parametrize("kind", ["classes", "regression"])
+def test_labels_sorted_in_the_file_are_told_from_shuffled_ones(kind: Any) -> None:
+    task = Task(kind, "accuracy", ("a", "b", "c") if kind == "classes" else ())
+    label = np.sort(np.random.default_rng(0).integers(0, 3, 600))
+    if kind == "regression":
+        label = np.sort(np.random.default_rng(0).normal(size=600)).astype(np.float32)
+    found = [each for each in audit(make(label=label, task=task)) if each.check == "order"]
+    assert [each.split for each in found] == ["train", "validation", "test"]
+    shuffled = np.random.default_rng(3).permutation(label)
+    assert not [each for each in audit(make(label=shuffled, task=task)) if each.check == "order"]
+
+
+def test_values_of_a_table() -> None:
+    x = np.random.default_rng(0).normal(size=(600, 4)).astype(np.float32)
+    x[:, 1] = 5
+    x[:, 3] = np.random.default_rng(0).integers(0, 2, 600)
+    data = make(x=x, spec=Table(4, (0, 0, 0, 2)))
+    assert data.test
+    x[data.test.rows[3], 0] = np.inf
+    x[data.test.rows[4], 3] = 2  # there are categories 0 and 1
+    x[data.test.rows[5], :] = np.nan
+    findings = [each for each in audit(data) if each.check == "values" and each.split == "test"]
+    told = {each.message.partition(":")[0]: each for each in findings}
+    assert told["1 rows have infinite values"].rows == (int(data.test.rows[3]),)
+    assert told["1 rows have a code that is no category"].rows == (int(data.test.rows[4]),)
+    assert told["1 rows hold nothing but empty cells"].severity == "warning"
+    assert told["columns that are constant"].message.endswith(": 1")
+    assert told["4 empty cells, in columns 0, 1, 2, 3"].severity == "info"
+
+
+def test_values_of_a_grid_and_of_tokens() -> None:
+    x = np.random.default_rng(0).normal(size=(600, 2, 8)).astype(np.float32)
+    data = make(x=x, spec=Grid(2, (8,), (4,)))
+    assert data.train
+    x[data.train.rows[0], 1, 3] = np.nan
+    x[data.train.rows[1]] = 0
+    found = {each.message: each for each in audit(data) if each.check == "values" and each.count}
+    assert found["1 rows have NaN"].severity == "error"
+    assert found["1 rows hold one value everywhere"].rows == (int(data.train.rows[1]),)
+    ids = np.random.default_rng(0).integers(1, 50, (600, 6))
+    data = make(x=ids, spec=Tokens(6, 50, pad=0))
+    assert data.train
+    ids[data.train.rows[2]] = 0
+    ids[data.train.rows[3], 0] = 50
+    found = {each.message: each for each in audit(data) if each.check == "values"}
+    assert found["1 rows hold nothing but padding"].rows == (int(data.train.rows[2]),)
+    assert found["1 rows have an id outside the vocabulary"].severity == "error"
+
+
+def test_reading_in_small_batches_finds_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    group = np.arange(600) // 10
+    x = np.random.default_rng(0).normal(size=(600, 4)).astype(np.float32)
+    x[7] = x[300]
+    x[8, 1] = np.inf
+    whole = audit(make(x=x, group=group))
+    monkeypatch.setattr("dabsmix.data.audit.BYTES", 100)
+    assert audit(make(x=x, group=group)) == whole
+
+
+def test_no_labels_and_an_empty_split() -> None:
+    data = make()
+    bare = replace(data, train=None, validation=None, test=None, task=None)
+    assert [each.message for each in audit(bare) if each.check == "splits"][1].startswith("there are no labels")
+    assert data.test
+    found = only(audit(replace(data, test=data.test.take(np.arange(0)))), "splits", "test")
+    assert found.severity == "error"
+
+
+def test_rendering() -> None:
+    data = make()
+    assert data.test
+    assert data.train
+    x = np.asarray(data.test.inputs[0])
+    x[data.test.rows[:30]] = x[data.train.rows[:30]]
+    findings = audit(data)
+    lines = render(findings).splitlines()
+    assert len(lines) == len(findings)
+    assert lines[0].startswith("error   leak       test       30 of its examples (30 %) are in train too (rows ")
+    assert lines[0].endswith(", ...)")
+    assert json.loads(render(findings, as_json=True))[0]["count"] == 30

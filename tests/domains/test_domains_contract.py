@@ -1,0 +1,105 @@
+"""Every domain whose raw files are here keeps the contract of `check_domain`; the others are skipped by name."""
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dabsmix.data.domain import Data, Domain, Split, Task
+from dabsmix.errors import UserError
+from dabsmix.registry import domain, domains
+from dabsmix.spec import Grid
+from dabsmix.testing import check_domain
+
+# at 224 x 224 the smaller set again, but for the size: minutes in all
+LARGE = [pytest.param(name, marks=pytest.mark.slow if name.endswith("_224") else ()) for name in domains()]
+
+
+@pytest.mark.parametrize("protocol", ["v1", "dabs"])
+@pytest.mark.parametrize("name", LARGE)
+def test_domain_keeps_the_contract(name: str, protocol: str) -> None:
+    card = domain(name)
+    root = Path(os.environ.get("DABSMIX_DATA", "no such folder"))
+    folder = card.present(root) if card.folder else root
+    if folder is None:
+        pytest.skip(f"{card.folder} is not under $DABSMIX_DATA")
+    try:
+        check_domain(card, folder, protocol=protocol)
+    except UserError as error:
+        pytest.skip(f"not all files are here: {error}")
+
+
+@pytest.mark.parametrize("name", list(domains()))
+def test_what_a_domain_transfers_to_exists(name: str) -> None:
+    assert set(domain(name).transfers) <= set(domains())
+
+
+# --- the contract can be broken
+
+
+VALUES = np.random.default_rng(0).normal(size=(30, 2, 8)).astype(np.float32)
+
+
+def sound(**changes: object) -> Data:
+    """Generated data: 30 series in three parts of ten, from two subjects each."""
+
+    def part(start: int) -> Split:
+        rows = np.arange(start, start + 10)
+        return Split((VALUES,), rows, rows % 3, start + rows % 2)
+
+    task = Task("classes", "accuracy", ("a", "b", "c"))
+    data = Data((Grid(2, (8,), (2,)),), part(0), part(0), part(10), part(20), task, fingerprint="0")
+    return replace(data, **changes)  # type: ignore[arg-type]  # by name
+
+
+def card(load: Callable[[], Data]) -> Domain:
+    return Domain("generated", "sensor", "Generated", "MIT", "", load=lambda folder, protocol: load())
+
+
+def test_contract_passes_what_keeps_it() -> None:
+    check_domain(card(sound), Path())
+
+
+def split(name: str, **changes: object) -> dict[str, object]:
+    return {name: replace(getattr(sound(), name), **changes)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"specs": (Grid(2, (12,), (2,)),)}, r"torch.float32 \(10, 2, 8\), .* states"),
+        ({"task": None}, "a task and labelled splits go together"),
+        ({"test": None}, "of the labelled splits only"),
+        ({"task": Task("classes", "accuracy", ("a", "b"))}, "a label beyond the 2 classes"),
+        ({"normalise": lambda inputs: tuple(x / 0 for x in inputs)}, "not finite"),
+        ({"normalise": lambda inputs: tuple(x + torch.rand(()) for x in inputs)}, "reading twice"),
+        ({"augment": lambda inputs, generator: tuple(x[..., :4] for x in inputs)}, r"torch.float32 \(10, 2, 4\)"),
+        (split("test", label=(np.arange(10) % 3).astype(np.int32)), "int64 is stated"),
+        (split("test", rows=np.arange(10), group=None), "train and test share 10 rows"),
+        (split("test", group=np.arange(10)), "train and test share 2 groups"),
+        (split("pretrain", rows=np.arange(15, 25), group=None), "pretrain and test share 5 rows"),
+    ],
+)
+def test_contract_tells_what_breaks_it(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(AssertionError, match=message):
+        check_domain(card(lambda: sound(**changes)), Path())
+
+
+def test_under_dabs_validation_may_be_test_and_groups_be_divided() -> None:
+    watched = sound(**split("validation", rows=np.arange(20, 30), group=np.arange(10) % 2))
+    check_domain(card(lambda: watched), Path(), protocol="dabs")
+    with pytest.raises(AssertionError, match="train and validation share 2 groups"):
+        check_domain(card(lambda: watched), Path())
+    with pytest.raises(AssertionError, match="train and test share 10 rows"):
+        check_domain(card(lambda: sound(**split("test", rows=np.arange(10)))), Path(), protocol="dabs")
+
+
+def test_contract_wants_the_same_rows_again() -> None:
+    rng = np.random.default_rng()
+    again = card(lambda: sound(**split("test", rows=20 + rng.permutation(10))))
+    with pytest.raises(AssertionError, match="a second load gives other rows"):
+        check_domain(again, Path())

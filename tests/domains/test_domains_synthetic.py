@@ -1,0 +1,114 @@
+"""The synthetic sets: deterministic, and told apart by what lies where, which nothing linear reads off."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from sklearn.linear_model import RidgeClassifier
+
+from dabsmix.data.domain import Data, Split
+from dabsmix.domains import synthetic
+from dabsmix.model.encoder import make_encoder
+from dabsmix.registry import domain
+from dabsmix.spec import Tokens
+
+MODALITIES = ("image", "spectrogram", "sensor", "tabular", "text")
+CHANCE = 1 / synthetic.CLASSES
+
+
+def load(modality: str) -> Data:
+    return domain(f"synthetic_{modality}").load(Path("nowhere"), "v1")
+
+
+def stored(split: Split | None) -> NDArray[np.float64]:
+    assert split is not None
+    return np.asarray(np.nan_to_num(split.inputs[0][split.rows]), dtype=np.float64)
+
+
+def accuracy(train: NDArray[np.float64], test: NDArray[np.float64], data: Data) -> float:
+    assert data.train
+    assert data.test
+    mean, std = train.mean(axis=0), train.std(axis=0) + 1e-6
+    model = RidgeClassifier(alpha=100.0).fit((train - mean) / std, data.train.label)
+    return float(model.score((test - mean) / std, data.test.label))
+
+
+def binding(x: NDArray[np.float64], modality: str) -> NDArray[np.float64]:
+    """What lies where, made plain: for every place, the part without its sign and without its synonyms."""
+    n, parts = len(x), np.eye(synthetic.PARTS)
+    if modality == "text":
+        plain = parts[(x[:, : synthetic.PLACES].astype(int) - 1) % synthetic.PARTS]
+    elif modality == "tabular":
+        size = np.floor(np.abs(x[:, :12]) * synthetic.PARTS / 2).clip(0, synthetic.PARTS - 1)
+        plain = parts[np.concatenate([size, x[:, 12:] % synthetic.PARTS], axis=1).astype(int)]
+    else:
+        if modality == "sensor":
+            patches = x.reshape(n, 3, 16, 4).transpose(0, 2, 1, 3).reshape(n, 16, 12)
+        else:
+            side = x.shape[-1] // 4
+            tiles = x.reshape(n, 4, side, 4, side).transpose(0, 1, 3, 2, 4).reshape(n, 16, side, side)
+            patches = tiles.mean(axis=3) if modality == "spectrogram" else tiles.reshape(n, 16, -1)
+        plain = np.einsum("npi,npj->npij", patches, patches)
+    return np.asarray(plain.reshape(n, -1), dtype=np.float64)
+
+
+def test_arrangements_have_the_same_parts_in_every_class() -> None:
+    label, parts, arrangements = synthetic.arrange(np.random.default_rng(0))
+    assert {tuple(np.sort(each)) for each in arrangements} == {tuple(np.sort(np.arange(16) % 8))}
+    assert len({tuple(each) for each in arrangements}) == synthetic.CLASSES
+    kept = (parts == arrangements[label]).mean()
+    by_chance = 1 / synthetic.PARTS
+    assert kept == pytest.approx(1 - synthetic.SCRAMBLED * (1 - by_chance), abs=0.01)
+
+
+@pytest.mark.parametrize("modality", MODALITIES)
+def test_sizes_names_and_determinism(modality: str) -> None:
+    card, data = domain(f"synthetic_{modality}"), load(modality)
+    assert card.modality == modality
+    assert card.title.startswith("Synthetic")
+    assert data.train
+    assert data.validation
+    assert data.test
+    assert (len(data.train), len(data.validation), len(data.test)) == (3000, 500, 1000)
+    again = load(modality)
+    assert again.fingerprint == data.fingerprint
+    np.testing.assert_array_equal(stored(again.test), stored(data.test))
+    assert len({load(each).fingerprint for each in MODALITIES}) == len(MODALITIES)
+
+
+@pytest.mark.parametrize("modality", MODALITIES)
+def test_the_encoder_takes_it(modality: str) -> None:
+    data = load(modality)
+    encoder = make_encoder("tiny", data.specs)
+    assert torch.isfinite(encoder(data.normalise(data.pretrain.batch(np.arange(4)))).mean).all()
+
+
+@pytest.mark.parametrize("modality", MODALITIES)
+def test_what_lies_where_tells_the_classes_and_a_linear_map_of_the_input_does_not(modality: str) -> None:
+    data = load(modality)
+    assert data.train
+    assert data.test
+    train, test = stored(data.train), stored(data.test)
+    assert accuracy(binding(train, modality), binding(test, modality), data) > 0.85
+    if isinstance(spec := data.specs[0], Tokens):
+        # raw input of a sentence is its bag of words
+        bags = [np.stack([np.bincount(row.astype(int), minlength=spec.vocab) for row in x]) for x in (train, test)]
+        train, test = (bag.astype(np.float64) for bag in bags)
+    assert accuracy(train.reshape(len(train), -1), test.reshape(len(test), -1), data) < CHANCE + 0.1
+
+
+@pytest.mark.parametrize("modality", MODALITIES)
+def test_an_encoder_with_random_weights_does_not_read_it_off(modality: str) -> None:
+    data = load(modality)
+    assert data.train
+    assert data.test
+    torch.manual_seed(0)
+    encoder = make_encoder("tiny", data.specs).eval()
+    with torch.no_grad():
+        train, test = (
+            torch.cat([encoder(split.batch(part)).mean for part in np.array_split(np.arange(len(split)), 8)])
+            for split in (data.train, data.test)
+        )
+    assert accuracy(train.double().numpy(), test.double().numpy(), data) < 0.6

@@ -1,0 +1,345 @@
+"""Images: decoding, the store, splits, and a user's own folder."""
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from dabsmix.data.domain import Data, Task
+from dabsmix.errors import UserError
+from dabsmix.modalities.files import walk
+from dabsmix.modalities.image import Listing, load, own, own_rows, stored
+from dabsmix.modalities.image_read import IMAGE_SUFFIXES, file_pixels, four_fifths, opened, resized
+from dabsmix.spec import Grid
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DABSMIX_CACHE", str(tmp_path / "cache"))
+
+
+def noise(path: Path, seed: int, size: tuple[int, int] = (50, 37)) -> None:
+    """A generated image file of random pixels."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    width, height = size
+    values = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    Image.fromarray(values).save(path)
+
+
+def folders(root: Path, classes: Mapping[str, int]) -> Path:
+    """``CLASS/N.png``, as many of each class as stated."""
+    for place, (name, count) in enumerate(classes.items()):
+        for number in range(count):
+            noise(root / name / f"{number:02d}.png", 100 * place + number)
+    return root
+
+
+def listing(root: Path, label: list[int], train: int, **changes: Any) -> Listing:
+    """Generated images with these labels; the first ``train`` are the training part."""
+    for row in range(len(label)):
+        if not (root / f"{row:02d}.png").exists():
+            noise(root / f"{row:02d}.png", row)
+    files = [f"{row:02d}.png" for row in range(len(label))]
+    whole = Listing(
+        folder=root,
+        files=files,
+        count=len(label),
+        pixels=file_pixels(root, files),
+        label=np.array(label),
+        train=np.arange(train),
+        test=np.arange(train, len(label)),
+        task=Task("classes", "accuracy", tuple(f"c{number}" for number in range(max(label) + 1))),
+    )
+    return replace(whole, **changes)
+
+
+# --- decoding
+
+
+@pytest.mark.parametrize("side", [32, 224])
+@pytest.mark.parametrize("size", [(50, 37), (32, 32), (300, 640)])
+def test_resizing_equals_torchvisions(side: int, size: tuple[int, int], tmp_path: Path) -> None:
+    from torchvision import transforms
+
+    noise(tmp_path / "a.png", 0, size)
+    image = opened(tmp_path / "a.png")
+    steps = transforms.Compose([transforms.Resize((side, side)), transforms.CenterCrop(side), transforms.ToTensor()])
+    assert torch.equal(torch.from_numpy(resized(image, side)).float() / 255, steps(image))
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK"])
+def test_any_eight_bit_image_becomes_rgb(mode: str, tmp_path: Path) -> None:
+    noise(tmp_path / "rgb.png", 0)
+    path = tmp_path / ("a.jpg" if mode == "CMYK" else "a.png")
+    with Image.open(tmp_path / "rgb.png") as image:
+        image.convert(mode).save(path)
+    with Image.open(path) as image:
+        assert image.mode == mode
+        expected = np.asarray(image.convert("RGB"))
+    assert np.array_equal(np.asarray(opened(path)), expected)
+
+
+def test_sixteen_bits_are_refused_not_clipped(tmp_path: Path) -> None:
+    Image.fromarray(np.full((8, 8), 40000, np.uint16)).save(tmp_path / "deep.png")
+    with pytest.raises(UserError, match=r"deep\.png: more than 8 bits"):
+        opened(tmp_path / "deep.png")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda path: path.write_bytes(path.read_bytes()[:-400]), "damaged image"),
+        (lambda path: path.write_bytes(b"<html>not found</html>"), "no image"),
+        (lambda path: path.write_bytes(b""), "no image"),
+        (lambda path: path.unlink(), "missing"),
+    ],
+)
+def test_a_bad_file_is_named(spoil: Callable[[Path], Any], message: str, tmp_path: Path) -> None:
+    whole = listing(tmp_path / "images", [0, 1] * 10, 16)
+    if message == "missing":
+        path = tmp_path / "images" / "07.png"
+        spoil(path)
+        with pytest.raises(UserError, match=rf"07\.png: .*{message}"):
+            opened(path)
+        return
+    spoil(tmp_path / "images" / "07.png")
+    with pytest.raises(UserError, match=rf"07\.png: .*{message}"):
+        load("generated", whole, 32, 4, "v1")
+    assert not any((tmp_path / "cache" / "generated").glob("*/complete")), "a half-filled store was kept"
+
+
+# --- the store
+
+
+def test_images_are_decoded_once_and_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = listing(tmp_path / "images", [0, 1] * 150, 250)  # more than one portion
+    first, sums, bad, _ = stored("generated", whole, 32)
+    assert first.dtype == np.uint8
+    assert bad == {}
+    for row in (0, 255, 256, 299):
+        assert np.array_equal(first[row], resized(opened(tmp_path / "images" / whole.files[row]), 32))
+        assert np.array_equal(sums[row, 0], first[row].sum(axis=(1, 2)))
+        assert np.array_equal(sums[row, 1], (first[row].astype(int) ** 2).sum(axis=(1, 2)))
+
+    def never(row: int, side: int) -> NDArray[Any]:
+        raise AssertionError("decoded again")
+
+    second, *_ = stored("generated", replace(whole, pixels=never), 32)
+    assert isinstance(second.base, np.memmap)
+    assert np.array_equal(first, second)
+    with pytest.raises(AssertionError, match="decoded again"):
+        stored("generated", replace(whole, pixels=never), 64)
+
+
+def test_another_order_of_the_list_is_another_store(tmp_path: Path) -> None:
+    whole = listing(tmp_path / "images", [0, 1, 0], 2)
+    turned = list(reversed(whole.files))
+    first, _, _, source = stored("generated", whole, 32)
+    second, _, _, same = stored("generated", replace(whole, files=turned, pixels=file_pixels(whole.folder, turned)), 32)
+    assert source == same
+    assert np.array_equal(first[::-1], second)
+
+
+def test_statistics_are_those_of_pretrain_alone(tmp_path: Path) -> None:
+    data = load("generated", listing(tmp_path / "images", [0, 1] * 20, 30), 32, 4, "v1")
+    pretrain = data.pretrain.inputs[0][data.pretrain.rows].astype(np.float64)
+    mean, std = pretrain.mean(axis=(0, 2, 3)), pretrain.std(axis=(0, 2, 3))
+    (image,) = data.normalise(data.pretrain.batch(np.arange(5)))
+    expected = (pretrain[:5] - mean[:, None, None]) / std[:, None, None]
+    torch.testing.assert_close(image, torch.from_numpy(expected).float(), rtol=1e-5, atol=1e-5)
+    assert data.state["mean"] == pytest.approx(mean)
+    assert json.loads(json.dumps(data.state)) == {**data.state, "mean": list(mean), "std": list(data.state["std"])}
+
+
+# --- splits
+
+
+def test_dabs_trains_on_all_and_watches_the_test_part(tmp_path: Path) -> None:
+    data = load("generated", listing(tmp_path / "images", [0, 1] * 10, 16), 32, 4, "dabs")
+    assert data.train
+    assert data.validation
+    assert data.test
+    assert data.train.rows.tolist() == list(range(16))
+    assert data.validation.rows.tolist() == data.test.rows.tolist() == list(range(16, 20))
+    (image,) = data.normalise(data.train.batch(np.arange(16)))
+    assert torch.equal(image, torch.from_numpy(data.train.inputs[0][np.arange(16)]).float() / 255)
+
+
+def test_bad_splits_are_named(tmp_path: Path) -> None:
+    root, none = tmp_path / "images", np.arange(0)
+    with pytest.raises(UserError, match="no image in the test split"):
+        load("toy", listing(root, [0, 1] * 4, 8), 32, 4, "v1")
+    with pytest.raises(UserError, match="no image in the validation split"):
+        load("toy", listing(root, [0, 1] * 4, 6, validation=none), 32, 4, "v1")
+    with pytest.raises(UserError, match="1 classes have no image in train, the first is 'c2'"):
+        load("toy", listing(root, [0, 1, 0, 1, 0, 1, 2, 2], 6), 32, 4, "v1")
+    with pytest.raises(UserError, match="needs two classes"):
+        load("toy", listing(root, [0] * 8, 6), 32, 4, "v1")
+    with pytest.raises(UserError, match="train, validation and test share images"):
+        load("toy", listing(root, [0, 1] * 4, 6, test=np.arange(5, 8)), 32, 4, "v1")
+
+
+def test_four_fifths_takes_each_class_apart() -> None:
+    label = np.array([1, 0, 1, 1, 0, 1, 1, 2, 2])
+    first, second = four_fifths(label)
+    assert sorted([*first, *second]) == list(range(9))
+    assert np.bincount(label[first]).tolist() == [1, 4, 1]  # int(.8 n) of 2, 5, 2
+
+
+def test_walk_sorts_and_leaves_out_what_is_no_image(tmp_path: Path) -> None:
+    for name in ("b/2.JPG", "b/10.jpg", "a.png", "b/.hidden.png", ".trash/c.png", "notes.txt", "b/Thumbs.db"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "c").symlink_to(tmp_path / "b")
+    assert walk(tmp_path, IMAGE_SUFFIXES) == ["a.png", "b/10.jpg", "b/2.JPG", "c/10.jpg", "c/2.JPG"]
+
+
+# --- a user's own images
+
+
+def rows(data: Data) -> tuple[int, ...]:
+    assert data.train
+    assert data.validation
+    assert data.test
+    return len(data.pretrain), len(data.train), len(data.validation), len(data.test)
+
+
+def test_images_without_a_label_are_for_pretraining_alone(tmp_path: Path) -> None:
+    data = own(folders(tmp_path / "photos", {"cat": 6, "dog": 4}), size=16, patch=8)
+    assert data.specs == (Grid(3, (16, 16), (8, 8)),)
+    assert len(data.pretrain) == 10
+    assert (data.train, data.validation, data.test, data.task) == (None,) * 4
+    (image,) = data.normalise(data.pretrain.batch(np.arange(10)))
+    assert image.mean(dim=(0, 2, 3)).abs().max() < 1e-4
+
+
+def test_class_folders_are_labels(tmp_path: Path) -> None:
+    data = own(folders(tmp_path / "photos", {"cat": 30, "dog": 20}), label="folder")
+    assert data.task == Task("classes", "accuracy", ("cat", "dog"))
+    assert rows(data) == (36, 36, 4, 10)
+    for split in (data.train, data.validation, data.test):
+        assert split
+        assert split.label is not None
+        assert (split.label == (split.rows >= 30)).all()
+
+
+def test_a_csv_gives_labels_and_groups(tmp_path: Path) -> None:
+    root = folders(tmp_path / "photos", {"all": 40})
+    lines = [f"all/{number:02d}.png,{'cat' if number % 2 else 'dog'},place{number // 4}" for number in range(40)]
+    (tmp_path / "labels.csv").write_text("\n".join(["file,kind,place", *reversed(lines)]))
+    data = own(root, label="kind", labels=str(tmp_path / "labels.csv"), group="place")
+    parts = [split for split in (data.train, data.validation, data.test) if split]
+    for split in parts:
+        assert split.label is not None
+        assert (split.label == (split.rows % 2 == 0)).all()  # cat 0, dog 1
+    places = [set((split.rows // 4).tolist()) for split in parts]
+    assert sum(map(len, places)) == len(set.union(*places)) == 10, "a place in two splits"
+    ungrouped = own(root, label="kind", labels=str(tmp_path / "labels.csv"))
+    assert ungrouped.fingerprint == data.fingerprint
+    (tmp_path / "labels.csv").write_text("\n".join(["file,kind,place", *lines]).replace("place1,", "place2,"))
+    assert own(root, label="kind", labels=str(tmp_path / "labels.csv")).fingerprint != data.fingerprint
+
+
+GOOD = "file,kind,place\n" + "".join(f"all/{n:02d}.png,{'ab'[n % 2]},p{n % 5}\n" for n in range(20))
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "message"),
+    [
+        (GOOD.replace("all/03.png", "all/99.png"), {}, r"row 5: no file 'all/99\.png'"),
+        (GOOD.replace("all/03.png", "all/02.png"), {}, r"row 5: 'all/02\.png' had a row before"),
+        (GOOD.replace("all/03.png,b", "all/03.png,"), {}, "row 5: kind is empty"),
+        (GOOD.replace("all/03.png,b,p3", "all/03.png,b"), {}, "row 5: not 3 cells"),
+        (GOOD.replace("all/03.png,b,p3", "all/03.png,b,p3,x"), {}, "row 5: not 3 cells"),
+        (
+            GOOD.replace("all/03.png,b,p3\n", ""),
+            {},
+            r"all/03\.png: no label; put it into a class folder, or give it a row",
+        ),
+        (GOOD.replace(",b,", ",a,"), {}, "needs two classes"),
+        (GOOD.replace("kind", "sort", 1), {}, "no column 'kind' among file, sort, place"),
+        (GOOD.replace("file", "path", 1), {}, "no column 'file'"),
+        (GOOD, {"group": "town"}, "no column 'town'"),
+        (GOOD, {"label": None}, "name its column of classes with --label"),
+        (GOOD, {"size": 30}, "size 30 is no multiple of patch 4"),
+        (GOOD, {"size": 0}, "size 0"),
+        (GOOD, {"labels": ""}, "files have no column 'kind'"),
+        (GOOD, {"labels": "nowhere.csv"}, r"nowhere\.csv: cannot be read"),
+        (GOOD.encode().replace(b"kind", b"k\xffnd", 1), {}, "cannot be read"),
+    ],
+)
+def test_what_is_wrong_with_labels_is_one_line(
+    content: str | bytes, options: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    root = folders(tmp_path / "photos", {"all": 20})
+    table = tmp_path / "labels.csv"
+    table.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UserError, match=message) as error:
+        own(root, **{"label": "kind", "labels": str(table), **options})
+    assert "\n" not in str(error.value)
+
+
+def test_damaged_and_unlabelled_images_are_named_or_listed(tmp_path: Path) -> None:
+    root = folders(tmp_path / "photos", {"cat": 20, "dog": 20})
+    (root / "cat/03.png").write_bytes((root / "cat/03.png").read_bytes()[:-300])
+    with pytest.raises(UserError, match=r"cat/03\.png: damaged image"):
+        own(root, label="folder")
+    noise(root / "stray.png", 9)
+    data = own(root, label="folder", on_bad="skip")
+    assert sum(rows(data)[1:]) == 39
+    (note,) = [note for note in data.notes if "skipped" in note]
+    assert note.startswith("2 of 41 images were skipped")
+    assert "cat/03.png" in note
+    assert "stray.png: no label" in note
+    used = np.concatenate([split.rows for split in (data.train, data.validation, data.test) if split])
+    assert 3 not in used, "the damaged image"
+    assert 40 not in used, "the stray image"
+    assert (data.pretrain.inputs[0][data.pretrain.rows].sum(axis=(1, 2, 3)) > 0).all()
+    assert len(own(root, on_bad="skip").pretrain) == 40
+    (root / "cat/03.png").unlink()
+    with pytest.raises(UserError, match=r"stray\.png: no label"):
+        own(root, label="folder")
+
+
+def test_no_image_or_none_that_is_whole_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="no file below it ends in"):
+        own(tmp_path / "empty")
+    (tmp_path / "empty/a.png").write_bytes(b"nothing")
+    with pytest.raises(UserError, match="none of the 1 images can be used"):
+        own(tmp_path / "empty", on_bad="skip")
+
+
+def test_further_images_are_read_alike(tmp_path: Path) -> None:
+    root = folders(tmp_path / "photos", {"cat": 30, "dog": 20})
+    data = own(root, label="folder", size=16, patch=4)
+    state = json.loads(json.dumps(data.state))
+    further, keys = own_rows(root / "dog", state)
+    assert keys == [f"{number:02d}.png" for number in range(20)]
+    assert further.specs == data.specs
+    assert further.train is None
+    (expected,) = data.normalise((torch.from_numpy(data.pretrain.inputs[0][np.arange(30, 50)]),))
+    (found,) = further.normalise(further.pretrain.batch(np.arange(20)))
+    assert torch.equal(found, expected)
+    one, (key,) = own_rows(root / "dog/07.png", state)
+    assert key == "07.png"
+    assert torch.equal(one.normalise(one.pretrain.batch(np.arange(1)))[0][0], expected[7])
+    noise(root / "dog/05.png", 3, (1, 1))
+    (root / "dog/05.png").write_bytes(b"gone")
+    with pytest.raises(UserError, match=r"dog/05\.png"):
+        own_rows(root / "dog", state)
+
+
+def test_nothing_is_written_beside_the_images(tmp_path: Path) -> None:
+    root = folders(tmp_path / "photos", {"cat": 5, "dog": 5})
+    before = sorted(path for path, _, _ in os.walk(root)), walk(root, IMAGE_SUFFIXES)
+    own(root)
+    assert (sorted(path for path, _, _ in os.walk(root)), walk(root, IMAGE_SUFFIXES)) == before

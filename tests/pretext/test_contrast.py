@@ -1,0 +1,32 @@
+"""The products that instances are told apart by, and their precision."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from dabsmix.pretext.contrast import products, similarities, two_view_similarities
+
+
+def rows(seed: int) -> Tensor:
+    return torch.randn(8, 16, generator=torch.Generator().manual_seed(seed))
+
+
+def test_products_are_float32_whatever_autocast_is_on() -> None:
+    one, two = rows(0), rows(1)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert (one @ two.mT).dtype == torch.bfloat16  # what autocast does to a product left to it
+        product = products(one, two)
+    assert product.dtype == torch.float32
+    assert torch.equal(product, products(one, two))
+    torch.testing.assert_close(product, (one[:, None] * two).sum(dim=2))
+
+
+@pytest.mark.parametrize("logits", [similarities, two_view_similarities])
+def test_similarities_are_float32_whatever_autocast_is_on(logits: Callable[[Tensor, Tensor, float], Tensor]) -> None:
+    one, two = rows(0), rows(1)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = logits(one, two, 0.07)
+    assert inside.dtype == torch.float32
+    assert torch.equal(inside, logits(one, two, 0.07))

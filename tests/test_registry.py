@@ -1,0 +1,314 @@
+"""Finding algorithms and domains: by file, by entry point, by module; and what is said where nothing is found."""
+
+import importlib
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+import torch
+
+from dabsmix import registry as plugins
+from dabsmix.cli import main
+from dabsmix.errors import UserError
+from dabsmix.model.encoder import Encoder
+from dabsmix.pretext.algorithm import Algorithm, Loss
+from dabsmix.run import Run, newest_run
+from dabsmix.spec import Batch
+from dabsmix.testing import check_algorithm
+
+OURS = """
+import numpy as np
+import torch
+from torch import nn
+from typing import ClassVar, Literal
+from dabsmix.pretext.algorithm import Algorithm, Loss
+
+class Rotate(Algorithm):
+    \"\"\"Tells reversed sequences of tokens from others.
+
+    Args:
+        encoder: what is trained.
+        weight: multiplies the loss
+        mode: one of two,
+            told apart by nothing
+    \"\"\"
+
+    dabs: ClassVar[dict[str, object]] = {"weight": 2.0}
+
+    def __init__(self, encoder, *, weight: float = 1.0, mode: Literal["a", "b"] = "a", flip: bool = True) -> None:
+        super().__init__(encoder)
+        self.weight = weight
+        self.classifier = nn.Linear(encoder.width, 1)
+
+    def forward(self, batch):
+        clean = self.encoder.embed(batch.views[0])
+        flip = torch.from_numpy(np.random.default_rng(batch.seed).random(len(batch.ids)) < 0.5)
+        tokens = torch.where(flip[:, None, None], clean.tokens.flip(1), clean.tokens)
+        features = self.encoder.pool(self.encoder.encode(clean._replace(tokens=tokens)), clean.mask).mean
+        logits = self.classifier(features)[:, 0]
+        return Loss(self.weight * nn.functional.binary_cross_entropy_with_logits(logits, flip.float()), {}, None)
+"""
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, str], Path]]:
+    """Writes a module of somebody else's package, to be imported as ``theirs.NAME``."""
+
+    def write(name: str, source: str) -> Path:
+        folder = tmp_path / "theirs"
+        folder.mkdir(exist_ok=True)
+        (folder / "__init__.py").touch()
+        (folder / f"{name}.py").write_text(source)
+        importlib.invalidate_caches()
+        return folder / f"{name}.py"
+
+    monkeypatch.syspath_prepend(tmp_path)
+    yield write
+    for module in [m for m in sys.modules if m == "theirs" or m.startswith("theirs.")]:
+        del sys.modules[module]
+    plugins.domains.cache_clear()
+
+
+def install(folder: Path, group: str, name: str, value: str) -> None:
+    """What pip leaves of an installed package that declares an entry point."""
+    info = folder / "theirs-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[{group}]\n{name} = {value}\n")
+    plugins.domains.cache_clear()
+
+
+# --- algorithms
+
+
+def test_every_file_is_an_algorithm_with_a_summary_and_plain_flags() -> None:
+    names = plugins.algorithms()
+    assert {"emix", "dmix", "shed", "contpred", "contdmix", "mae", "none"} <= set(names)
+    for name in names:
+        assert issubclass(plugins.algorithm_class(name), Algorithm)
+        assert len(plugins.algorithm_summary(name)) > 20
+        for flag in plugins.algorithm_flags(name):
+            assert flag.help, f"{name}: --{flag.name} is not explained"
+
+
+def test_flags_are_read_with_type_default_and_help(package: Callable[[str, str], Path]) -> None:
+    package("rotate", OURS)
+    weight, mode, flip = plugins.algorithm_flags("theirs.rotate:Rotate")
+    assert (weight.name, weight.type, weight.default, weight.help) == ("weight", float, 1.0, "multiplies the loss")
+    assert (mode.type, mode.default, mode.help) == (Literal["a", "b"], "a", "one of two, told apart by nothing")
+    assert (flip.type, flip.default) == (bool, True)
+    assert plugins.algorithm_dabs("theirs.rotate:Rotate") == {"weight": 2.0}
+    assert plugins.algorithm_summary("theirs.rotate:Rotate") == "Tells reversed sequences of tokens from others."
+    assert "theirs.rotate" not in sys.modules  # read, not run
+
+
+def test_algorithm_of_another_package_by_module_and_by_entry_point(
+    package: Callable[[str, str], Path], tmp_path: Path
+) -> None:
+    package("rotate", OURS)
+    cls = plugins.algorithm_class("theirs.rotate:Rotate")
+    check_algorithm(cls)
+    install(tmp_path, "dabsmix.algorithms", "rotate", "theirs.rotate:Rotate")
+    assert "rotate" in plugins.algorithms()
+    assert plugins.algorithm_class("rotate") is cls
+    assert [flag.name for flag in plugins.algorithm_flags("rotate")] == ["weight", "mode", "flip"]
+
+
+@pytest.mark.slow
+def test_algorithm_of_another_package_trains_from_the_command_line(
+    package: Callable[[str, str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package("rotate", OURS)
+    install(tmp_path, "dabsmix.algorithms", "rotate", "theirs.rotate:Rotate")
+
+    def train(algo: str, *flags: str) -> Run:
+        line = f"dabsmix pretrain --domain digits --encoder tiny --steps 3 --batch-size 8 --algo {algo}"
+        out = tmp_path / "runs" / algo.replace(":", ".")
+        monkeypatch.setattr(sys, "argv", [*line.split(), *flags, "--out", str(out)])
+        main()
+        return newest_run(out, lambda run: run.finished, "finished run")
+
+    by_module = train("theirs.rotate:Rotate", "--weight", "0.5", "--mode", "b")
+    assert by_module.record["hyper"] == {"weight": 0.5, "mode": "b", "flip": True}
+    assert by_module.metrics()[-1]["grad_norm"] > 0
+    by_entry_point = train("rotate", "--weight", "0.5", "--mode", "b")
+    assert by_entry_point.record["encoder_sha256"] == by_module.record["encoder_sha256"]
+    assert train("none").record["encoder_sha256"] != by_module.record["encoder_sha256"]
+
+
+def test_one_name_for_two_algorithms_is_refused(package: Callable[[str, str], Path], tmp_path: Path) -> None:
+    package("rotate", OURS)
+    install(tmp_path, "dabsmix.algorithms", "emix", "theirs.rotate:Rotate")
+    with pytest.raises(UserError, match="two algorithms are called 'emix'"):
+        plugins.algorithms()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("dmxi", "unknown algorithm 'dmxi' .did you mean 'dmix'.*contdmix"),
+        ("nowhere.at_all:Foo", "no module 'nowhere.at_all' in this folder"),
+        ("theirs.rotate:Spin", "no class 'Spin'"),
+        ("theirs.other:Other", "Other is no subclass"),
+    ],
+)
+def test_what_is_not_there_is_named(package: Callable[[str, str], Path], name: str, message: str) -> None:
+    package("rotate", OURS)
+    package("other", "class Other:\n    pass\n")
+    with pytest.raises(UserError, match=message) as raised:
+        plugins.algorithm_class(name)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("keyword", "message"),
+    [
+        ("sizes: list[int] = []", r"must be bool, int, float, str or a Literal.*list\[int\]"),
+        ("rate: float = 1 / 3", "with a literal default, got float = 1 / 3"),
+        ("rate: float", "needs a type and a default"),
+        ("rate=0.1", "needs a type and a default"),
+    ],
+)
+def test_a_keyword_that_can_be_no_flag_is_refused(
+    package: Callable[[str, str], Path], keyword: str, message: str
+) -> None:
+    package("odd", f"class Odd:\n    def __init__(self, encoder, *, {keyword}):\n        pass\n")
+    with pytest.raises(UserError, match=message):
+        plugins.algorithm_flags("theirs.odd:Odd")
+
+
+def test_what_the_class_itself_does_not_state_is_refused(package: Callable[[str, str], Path]) -> None:
+    package("rotate", OURS)
+    heads = "from typing import ClassVar\nfrom theirs.rotate import Rotate\n\n"
+    package("spin", heads + "class Spin(Rotate):\n    pass\n")
+    with pytest.raises(UserError, match=r"Spin inherits or computes the constructor's keywords flip, mode, weight"):
+        plugins.algorithm_class("theirs.spin:Spin")
+    repeated = "    def __init__(self, encoder, *, weight: float = 3.0):\n        super().__init__(encoder)\n"
+    package("turn", heads + "class Turn(Rotate):\n" + repeated)
+    with pytest.raises(UserError, match=r"Turn inherits or computes the class attribute dabs"):
+        plugins.algorithm_class("theirs.turn:Turn")
+    package("roll", heads + "class Roll(Rotate):\n    dabs = {'weight': 4.0}\n" + repeated)  # not annotated
+    assert plugins.algorithm_class("theirs.roll:Roll").dabs == {"weight": 4.0}
+    assert plugins.algorithm_dabs("theirs.roll:Roll") == {"weight": 4.0}
+    check_algorithm(plugins.algorithm_class("theirs.roll:Roll"))
+
+
+def test_a_file_in_the_working_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_rotation.py").write_text(OURS)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p])
+    monkeypatch.chdir(elsewhere)
+    with pytest.raises(UserError, match="start where own_rotation lies"):
+        plugins.algorithm_flags("own_rotation:Rotate")
+    monkeypatch.chdir(tmp_path)
+    importlib.invalidate_caches()
+    assert len(plugins.algorithm_flags("own_rotation:Rotate")) == 3
+
+
+def test_a_class_of_a_script_is_refused() -> None:
+    with pytest.raises(UserError, match="needs one of its own, as my_file:Rotate"):
+        plugins.algorithm_flags("__main__:Rotate")
+
+
+# --- domains
+
+
+def test_domains_of_another_package_by_entry_point(package: Callable[[str, str], Path], tmp_path: Path) -> None:
+    package(
+        "sets",
+        "from dabsmix.data.domain import Domain\n"
+        'DOMAINS = (Domain("ours_small", "table", "Ours", "MIT", "", load=lambda folder, protocol: None),)\n',
+    )
+    install(tmp_path, "dabsmix.domains", "sets", "theirs.sets")
+    assert plugins.domain("ours_small").title == "Ours"
+    assert "pamap2" in plugins.domains()
+
+
+def test_unknown_domain_is_named_with_the_nearest() -> None:
+    with pytest.raises(UserError, match=r"unknown domain 'cifra10' \(did you mean 'cifar10'"):
+        plugins.domain("cifra10")
+
+
+# --- the contract can be broken
+
+
+class Sound(Algorithm):
+    """Keeps the contract; what follows breaks it."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__(encoder)
+        self.head = torch.nn.Linear(encoder.width, 1)
+
+    def forward(self, batch: Batch) -> Loss:
+        return Loss(self.head(self.encoder(batch.views[0]).mean).square().mean(), {}, None)
+
+
+class DrawsFreely(Sound):
+    def forward(self, batch: Batch) -> Loss:
+        loss = super().forward(batch)
+        return loss._replace(value=loss.value * float(np.random.default_rng().random()))
+
+
+class LeavesAHeadUnused(Sound):
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__(encoder)
+        self.unused = torch.nn.Linear(2, 2)
+
+
+class HidesState(Sound):
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__(encoder)
+        self.steps = 0
+
+    def forward(self, batch: Batch) -> Loss:
+        loss = super().forward(batch)
+        return loss._replace(value=loss.value * (1 + self.steps))
+
+    def after_step(self, progress: float) -> None:
+        self.steps += 1
+
+
+class KeepsTheGraph(Sound):
+    def forward(self, batch: Batch) -> Loss:
+        loss = super().forward(batch)
+        return loss._replace(metrics={"loss": loss.value})
+
+
+class StopsAtTheEncoder(Sound):
+    def forward(self, batch: Batch) -> Loss:
+        return Loss(self.head(self.encoder(batch.views[0]).mean.detach()).square().mean(), {}, None)
+
+
+class GivesTrainedFeatures(Sound):
+    def forward(self, batch: Batch) -> Loss:
+        loss = super().forward(batch)
+        return loss._replace(features=self.encoder(batch.views[0]).mean)
+
+
+class SetsNoKeyword(Sound):
+    dabs = {"temperature": 1.0}  # noqa: RUF012  # the contract states the ClassVar
+
+
+def test_contract_passes_what_keeps_it() -> None:
+    check_algorithm(Sound)
+
+
+@pytest.mark.parametrize(
+    ("cls", "message"),
+    [
+        (DrawsFreely, "draw from batch.seed"),
+        (LeavesAHeadUnused, "no gradient reaches unused.weight"),
+        (HidesState, "does not hold all state"),
+        (KeepsTheGraph, "metric 'loss' must be a detached scalar"),
+        (StopsAtTheEncoder, "no gradient reaches encoder"),
+        (GivesTrainedFeatures, "features must be detached"),
+        (SetsNoKeyword, "no keywords of its constructor"),
+    ],
+)
+def test_contract_tells_what_breaks_it(cls: type[Any], message: str) -> None:
+    with pytest.raises(AssertionError, match=message):
+        check_algorithm(cls)

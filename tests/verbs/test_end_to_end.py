@@ -1,0 +1,73 @@
+"""Pretrain and transfer on the real files of every modality, with the tiny encoder and a few steps."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file
+
+from dabsmix.config import PretrainConfig, TransferConfig
+from dabsmix.registry import domain
+from dabsmix.scoring.metrics import metric
+from dabsmix.training import accelerate
+from dabsmix.verbs.pretrain import pretrain
+from dabsmix.verbs.transfer import transfer
+
+pytestmark = pytest.mark.slow
+
+STEPS, BATCH = 20, 16
+
+CASES = [  # what is pretrained on, what is transferred to, how
+    ("cifar10", "cifar10", "imix_npair"),
+    ("traffic_sign", "traffic_sign", "shed"),
+    ("dtd", "dtd", "emix"),
+    ("fsdd", "fsdd", "dmix"),
+    ("speech_commands", "speech_commands", "contpred"),
+    ("uci_har", "uci_har", "dmix"),
+    ("covtype", "covtype", "emix"),
+    ("higgs", "higgs", "imix_moco"),
+    ("wikitext2_valid", "rte", "contdmix"),
+    ("mscoco", "mscoco", "dmix"),
+    ("mscoco", "mismatched_caption", "emix"),
+]
+
+
+@pytest.mark.parametrize(("source", "task", "algo"), CASES, ids=lambda each: each)
+def test_from_raw_files_to_a_score(source: str, task: str, algo: str, tmp_path: Path) -> None:
+    root = Path(os.environ.get("DABSMIX_DATA", "no such folder"))
+    for name in (source, task):
+        if domain(name).present(root) is None:
+            pytest.skip(f"{domain(name).folder} is not under $DABSMIX_DATA")
+    accelerator = accelerate()
+    config = PretrainConfig(
+        domain=source, algo=algo, encoder="tiny", steps=STEPS, batch_size=BATCH, out=tmp_path, data_root=root
+    )
+    run = pretrain(config, accelerator=accelerator)
+    assert run.finished
+    assert run.record["data_fingerprint"]
+    last = run.metrics()[-1]
+    assert last["step"] == STEPS
+    assert all(np.isfinite(value) for value in last.values())
+    weights = load_file(run.path / "encoder.safetensors")
+    assert all(weight.isfinite().all() for weight in weights.values())
+
+    asked = TransferConfig(run=(run.path,), task=(task,), labels=("1",), data_root=root)
+    (record,) = transfer(asked, accelerator=accelerator)
+    data = domain(task).load(domain(task).present(root) or root, "v1")
+    assert data.task is not None
+    assert data.test is not None
+    assert data.test.label is not None
+    label = data.test.label
+    assert record == json.loads((run.path / "transfer" / f"{task}.json").read_text())
+    assert (record["metric"], record["n"], record["test_reads"]) == (data.task.metric, len(data.test), 1)
+    assert record["yardsticks"].keys() >= {"raw", "majority"}
+    with np.load(run.path / "transfer" / f"{task}.predictions.npz") as predictions:
+        assert np.array_equal(predictions["label"], label)
+        for result in record["results"]:
+            assert result["low"] <= result["value"] <= result["high"]
+            predicted = predictions[f"{result['probe']}@1"][0]
+            classes = data.task.kind == "classes"
+            score = (predicted == label).mean() if classes else metric(data.task.metric)(predicted, label)
+            assert result["value"] == pytest.approx(score)

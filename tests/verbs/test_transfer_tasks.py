@@ -1,0 +1,239 @@
+"""Transfer under every protocol, to every kind of task, across data sets, on any number of processes."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from transferring import QUICK, go, installed, pretrained, small
+
+from dabsmix.board.submit import submit, validate
+from dabsmix.data.domain import Data, Split, Task
+from dabsmix.errors import UserError
+from dabsmix.files import data_root
+from dabsmix.registry import domain as named
+from dabsmix.scoring.features import features
+from dabsmix.spec import Table
+from dabsmix.verbs import transfer as module
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few and short probes."""
+    monkeypatch.setattr(module, "protocol", lambda name, batch_size: replace(QUICK, name=name))
+
+
+@pytest.fixture
+def install(monkeypatch: pytest.MonkeyPatch) -> Callable[[Data], None]:
+    """Makes some data a domain named ``small``."""
+    return lambda data: installed(data, monkeypatch)
+
+
+# --- protocols
+
+
+def test_dabs_draws_its_training_features_anew_each_epoch(
+    tmp_path: Path, install: Callable[[Data], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(small())
+    run = pretrained(tmp_path, domain="small", batch_size=8)
+    seen: list[tuple[bool, float]] = []
+
+    def spy(encoder: Any, split: Split, *words: Any, dropout: bool = False, **how: Any) -> Any:
+        found = features(encoder, split, *words, dropout=dropout, **how)
+        seen.append((dropout, found.mean.sum().item()))
+        return found
+
+    monkeypatch.setattr(module, "features", spy)
+    record = go(run, protocol="dabs")
+    drawn = [total for dropout, total in seen if dropout]
+    assert len(set(drawn)) == len(drawn) == 100
+    assert len(seen) == 103
+    assert [(each["probe"], each["label_fraction"]) for each in record["results"]] == [("linear", "1")]
+    assert any("watches during training" in note for note in record["notes"])
+    assert any("watches during training" in text for text in record["said"])
+    assert (run.path / "transfer" / "small-dabs.json").exists()
+    with pytest.raises(UserError, match="with all labels alone"):
+        go(run, protocol="dabs", labels=("0.1",))
+
+
+Kind = Literal["regression", "multilabel", "tokens"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "metric", "least"),
+    [
+        ("regression", "pearson", 0.8),
+        ("regression", "mse", None),
+        ("multilabel", "auroc_macro", 0.9),
+        ("multilabel", "f1_macro", 0.8),
+        ("tokens", "accuracy", 0.8),
+        ("tokens", "matthews", 0.6),
+    ],
+)
+def test_every_kind_of_task(
+    kind: Kind, metric: str, least: float | None, tmp_path: Path, quick: None, install: Callable[[Data], None]
+) -> None:
+    x = np.random.default_rng(0).normal(size=(361, 6)).astype(np.float32)
+    label: NDArray[Any]
+    match kind:
+        case "regression":
+            label = (50 + 3 * x[:, 0] - 2 * x[:, 1]).astype(np.float32)
+        case "multilabel":
+            label = (x[:, :2] > 0).astype(np.uint8)
+        case _:
+            label = np.where(np.abs(x) < 0.2, -1, x > 0).astype(np.int64)
+    group = np.arange(361) // 3
+    train, validation, test = (Split((x,), r, label[r], group[r]) for r in np.split(np.arange(361), [200, 260]))
+    task = Task(kind, metric, () if kind == "regression" else ("p", "q"))
+    install(Data((Table(6),), train, train, validation, test, task, "2" * 64))
+    run = pretrained(tmp_path, domain="small", batch_size=8)
+    record = go(run, labels=("1", "0.5"))
+    probes = {"linear", "ridge"} | ({"knn"} if kind != "tokens" else set())
+    assert {each["probe"] for each in record["results"]} == probes
+    assert len(record["results"]) == 2 * len(probes)
+    assert all(each["low"] <= each["value"] <= each["high"] for each in record["results"])
+    assert {each["units"] for each in record["results"]} == {len(np.unique(group[260:]))}
+    values = {each["probe"]: each["value"] for each in record["results"] if each["label_fraction"] == "1"}
+    if least is None:
+        assert values["ridge"] < record["yardsticks"]["majority"][0]["value"] / 2
+    else:
+        assert values["ridge"] > least
+    board = tmp_path / "board" / "results.csv"
+    submit(run.path, "somebody", board)
+    assert validate(board) == []  # the kept predictions give the values again
+
+
+# --- from one data set to another of the same modality, on real files
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("source", "task"), [("cifar10", "traffic_sign"), ("wikitext2_valid", "rte"), ("fsdd", "speech_commands")]
+)
+def test_pretrained_on_one_set_and_transferred_to_another(source: str, task: str, tmp_path: Path, quick: None) -> None:
+    if not os.environ.get("DABSMIX_DATA"):
+        pytest.skip("real data: set DABSMIX_DATA to their folder")
+    for name in (source, task):
+        card = named(name)
+        if card.present(data_root(None)) is None:
+            pytest.skip(f"no {card.folder} under $DABSMIX_DATA")
+    run = pretrained(tmp_path, domain=source, algo="emix", steps=3, batch_size=8)
+    record = go(run, task=(task,), labels=("1",))
+    assert (record["run"], record["task"]) == (f"{source}-emix-s0", task)
+    assert record["data_fingerprint"] != run.record["data_fingerprint"]
+    assert record["n"] > 50
+    assert record["yardsticks"].keys() == {"raw", "majority"}
+    if task == "traffic_sign":  # of the others, a small encoder tells nothing on so few rows
+        chance = 1 / len(record["classes"])
+        deviation = (chance * (1 - chance) / record["n"]) ** 0.5
+        assert max(each["value"] for each in record["results"]) > chance + 3 * deviation
+
+
+# --- what features are, whatever the machine
+
+
+def test_features_are_kept_for_the_same_encoder_and_data_alone(
+    tmp_path: Path, quick: None, install: Callable[[Data], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(small())
+    run = pretrained(tmp_path, domain="small", batch_size=8)
+    go(run, labels=("1",))
+    passes: list[int] = []
+
+    def spy(*words: Any, **how: Any) -> Any:
+        passes.append(1)
+        return features(*words, **how)
+
+    monkeypatch.setattr(module, "features", spy)
+    go(run, labels=("0.5",))
+    assert passes == []
+    install(replace(small(), fingerprint="1" * 64))
+    go(run, labels=("1",))
+    assert len(passes) == 3
+
+
+def test_scores_do_not_depend_on_the_batch_size(
+    tmp_path: Path, install: Callable[[Data], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(small())
+    run = pretrained(tmp_path, domain="small", batch_size=8)
+    values = []
+    for batch_size in (7, 256):
+        monkeypatch.setattr(module, "features", lambda *w, size=batch_size, **how: features(*w, **how, batch_size=size))
+        for kept in run.path.glob("features/*"):
+            kept.unlink()
+        for kept in run.path.glob("transfer/*"):
+            kept.unlink()
+        values.append([each["value"] for each in go(run, labels=("1",))["results"]])
+    assert values[0] == pytest.approx(values[1], abs=0.011)  # a test example at a boundary may go either way
+
+
+SCRIPT = """
+import sys
+import numpy as np, torch
+from dabsmix.data.domain import Split
+from dabsmix.model.encoder import make_encoder
+from dabsmix.scoring.features import features, token_features
+from dabsmix.training import accelerate
+from dabsmix.spec import Table
+
+torch.manual_seed(0)
+encoder = make_encoder("tiny", (Table(3),))
+store = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)
+accelerator = accelerate()
+found = {}
+for n in (1, 2, 37):  # fewer rows than processes, too
+    split = Split((store,), np.arange(n))
+    how = dict(accelerator=accelerator, batch_size=5)
+    pooled = features(encoder, split, lambda x: x, **how)
+    found |= {f"mean{n}": pooled.mean, f"cls{n}": pooled.cls}
+    found[f"tokens{n}"] = token_features(encoder, split, lambda x: x, **how)
+np.savez(f"{sys.argv[1]}-{accelerator.process_index}.npz", **{k: v.numpy() for k, v in found.items()})
+accelerator.end_training()
+"""
+
+
+def launch(processes: int, *words: object) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*command, *map(str, words)], capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_scores_do_not_depend_on_the_number_of_processes(tmp_path: Path) -> None:
+    records = []
+    for processes in (1, 2, 3):
+        run = pretrained(tmp_path / str(processes))
+        # without the dashes torchrun takes --run for a flag of its own
+        launch(processes, "-m", "--", "dabsmix", "transfer", "--run", run.path, "--labels", "1")
+        records.append(json.loads((run.path / "transfer" / "digits.json").read_text()))
+    for record in records[1:]:
+        assert record["n"] == records[0]["n"] == 539
+        for other, first in zip(record["results"], records[0]["results"], strict=True):
+            assert other["value"] == pytest.approx(first["value"], abs=2.1 / 539)  # a row at a boundary or two
+
+
+@pytest.mark.slow
+def test_features_do_not_depend_on_the_number_of_processes(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    found = []
+    for processes in (1, 2, 3):
+        launch(processes, script, tmp_path / f"of{processes}")
+        for rank in range(processes):
+            with np.load(tmp_path / f"of{processes}-{rank}.npz") as arrays:
+                found.append(dict(arrays))
+    assert found[0]["mean37"].shape == (37, 64)
+    assert found[0]["tokens37"].shape == (37, 3, 64)
+    for other in found[1:]:
+        for name, values in found[0].items():
+            np.testing.assert_allclose(other[name], values, atol=1e-5, err_msg=name)
