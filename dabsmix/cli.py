@@ -228,7 +228,13 @@ def _leaderboard(config: LeaderboardConfig) -> None:
     if config.format == "table" and config.out is None:
         board_table.show(rows)
         return
-    text = board_table.render(rows, config.format, board_table.published(config.csv.parent / "published.csv"))
+    published = board_table.published(config.csv.parent / "published.csv")
+    if config.format == "html":
+        from dabsmix.board.page import page
+
+        text = page(rows, published)
+    else:
+        text = board_table.render(rows, config.format, published)
     if config.out is None:
         print(text)
     else:

@@ -1,10 +1,11 @@
 """The leaderboard as one page: no script, nothing fetched, light or dark as the reader's system is."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from html import escape
 
-from dabsmix.board.standings import YARDSTICKS, Block, Line, Section
-from dabsmix.board.table import HEADINGS, PUBLISHED_COLUMNS, cells, legend, score_heading, title
+from dabsmix.board.row import Row
+from dabsmix.board.standings import YARDSTICKS, Block, Line, Section, standings
+from dabsmix.board.table import HEADINGS, PUBLISHED_COLUMNS, cells, legend, of_tasks, score_heading, title
 
 __all__ = ["page"]
 
@@ -34,17 +35,19 @@ ul, details { color: var(--soft); } a { color: inherit; }
 _NUMBERS = ("seeds", "score", "95 % interval", "test n")
 
 
-def page(sections: Sequence[Section], published: Sequence[dict[str, str]]) -> str:
+def page(rows: Iterable[Row], published: Sequence[dict[str, str]] = ()) -> str:
     """The page. Links to records are relative: it belongs beside ``results.csv``."""
+    sections = standings(rows)
+    published = of_tasks(published, sections)
     body = [part for section in sections for part in _section(section)]
     if not sections:
         body = ["<p>The leaderboard is empty.</p>"]
     if published:
         body += ["<h2>Published numbers</h2>", "<p>From papers, under their own protocols; never ranked with ours.</p>"]
-        rows = "".join(f"<tr>{''.join(_cell(each[name]) for name in PUBLISHED_COLUMNS)}</tr>" for each in published)
+        papers = "".join(f"<tr>{''.join(_cell(each[name]) for name in PUBLISHED_COLUMNS)}</tr>" for each in published)
         heads = "".join(f"<th>{name}</th>" for name in PUBLISHED_COLUMNS)
         body.append(
-            f'<div class="scroll published"><table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>'
+            f'<div class="scroll published"><table><thead><tr>{heads}</tr></thead><tbody>{papers}</tbody></table></div>'
         )
     return "\n".join(
         [

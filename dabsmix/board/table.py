@@ -1,4 +1,4 @@
-"""The leaderboard as a table: for a terminal, as Markdown, as CSV, or as one self-contained page."""
+"""The leaderboard as a table: for a terminal, as Markdown or as CSV. `board.page` draws the same lines as a page."""
 
 import csv
 from collections.abc import Iterable, Sequence
@@ -13,9 +13,9 @@ from dabsmix.errors import UserError
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["HEADINGS", "Format", "cells", "legend", "published", "render", "score_heading", "show", "title"]
+__all__ = ["HEADINGS", "Format", "cells", "legend", "of_tasks", "published", "render", "score_heading", "show", "title"]
 
-Format = Literal["table", "md", "csv", "html"]
+Format = Literal["table", "md", "csv"]
 HEADINGS = ("probe", "labels", "algorithm", "seeds", "score", "95 % interval", "test n", "against the first", "setting")
 PERCENT = ("accuracy", "auroc_macro", "f1_macro", "f1_weighted", "matthews", "pearson", "spearman")
 PUBLISHED_COLUMNS = ("source", "protocol", "pretrain", "dataset", "method", "metric", "value", "std", "note")
@@ -34,20 +34,15 @@ def render(rows: Iterable[Row], format: Format, published: Sequence[dict[str, st
 
     Args:
         rows: as `board.read` gives them.
-        format: ``table``, ``md``, ``csv`` (fractions, not percent) or ``html``.
+        format: ``table``, ``md`` or ``csv`` (fractions, not percent).
         published: numbers from papers (see `published`); those of the tasks shown go into a section of their own of
-            the Markdown and the page, for their protocols are not ours.
+            the Markdown, because their protocols are not ours.
     """
     sections = standings(rows)
-    told = [each for each in published if each["dataset"] in {section.task for section in sections}]
     if format == "csv":
         return _csv(sections)
     if format == "md":
-        return _markdown(sections, told)
-    if format == "html":
-        from dabsmix.board.page import page
-
-        return page(sections, told)
+        return _markdown(sections, of_tasks(published, sections))
     from rich.console import Console
 
     out = StringIO()
@@ -80,6 +75,12 @@ def published(path: Path) -> list[dict[str, str]]:
         if tuple(reader.fieldnames or ()) != PUBLISHED_COLUMNS:
             raise UserError(f"{path}:1: broken header: it must read {','.join(PUBLISHED_COLUMNS)}")
         return list(reader)
+
+
+def of_tasks(published: Sequence[dict[str, str]], sections: Sequence[Section]) -> list[dict[str, str]]:
+    """The published numbers of the tasks shown."""
+    tasks = {section.task for section in sections}
+    return [each for each in published if each["dataset"] in tasks]
 
 
 # --- what a table says, whatever it is drawn with

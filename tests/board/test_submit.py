@@ -361,7 +361,8 @@ def test_text_survives_the_file(tmp_path: Path) -> None:
 
 def test_importing_the_board_is_light() -> None:
     heavy = "{'torch', 'pandas', 'sklearn', 'scipy', 'rich', 'matplotlib'}"
-    code = f"import sys, dabsmix.board.submit, dabsmix.board_table; print(sorted({heavy} & set(sys.modules)))"
+    modules = "dabsmix.board.submit, dabsmix.board.table, dabsmix.board.page"
+    code = f"import sys, {modules}; print(sorted({heavy} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
 
 

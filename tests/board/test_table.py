@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from dabsmix.board.page import page
 from dabsmix.board.row import METRIC_RANGES, Row
 from dabsmix.board.standings import Line, standings
 from dabsmix.board.table import PERCENT, published, render, show
@@ -213,7 +214,7 @@ def test_augmentations_and_labels_stand_apart(tmp_path: Path) -> None:
         ("apart", "augment views"),
     ]
     assert found["dmix"].best
-    for text in (render(rows, "table"), render(rows, "md"), render(rows, "html")):
+    for text in (render(rows, "table"), render(rows, "md"), page(rows)):
         assert "imix: augment views]" in text
         assert "supervised: labels]" in text
 
@@ -249,7 +250,7 @@ def test_plain_text_carries_no_terminal_codes(
     assert "\x1b" not in piped
     assert piped == render(rows, "table")
     assert "[bold]odd" in piped
-    assert "\x1b" not in render(rows, "md") + render(rows, "csv") + render(rows, "html")
+    assert "\x1b" not in render(rows, "md") + render(rows, "csv") + page(rows)
 
 
 def test_markdown_shows_what_was_written(tmp_path: Path) -> None:
@@ -292,11 +293,11 @@ class Page(HTMLParser):
 
 def test_page_is_self_contained_and_escaped(tmp_path: Path) -> None:
     rows = [row(tmp_path, 0.8, by="<script>alert(1)</script>"), row(tmp_path, 0.5, half=None, algorithm="<i>")]
-    text = render(rows, "html")
-    page = Page()
-    page.feed(text)
-    assert page.open == []
-    assert page.loads == []
+    text = page(rows)
+    parsed = Page()
+    parsed.feed(text)
+    assert parsed.open == []
+    assert parsed.loads == []
     assert "<script" not in text
     assert "url(" not in text
     assert "prefers-color-scheme: dark" in text
@@ -313,14 +314,14 @@ def test_published_numbers_stay_in_their_own_section(tmp_path: Path) -> None:
     assert "39.43" in theirs
     assert "39.43" not in ours
     assert "cu_birds" not in theirs
-    assert "39.43" in render(rows, "html", told)
+    assert "39.43" in page(rows, told)
     assert "Published" not in render([row(tmp_path, 0.3)], "md", told)
     assert published(tmp_path / "published.csv") == []
 
 
 def test_empty_leaderboard_says_so() -> None:
     assert "empty" in render([], "table")
-    assert "empty" in render([], "html")
+    assert "empty" in page([])
 
 
 def test_every_metric_has_a_range_and_a_way_to_be_written() -> None:
