@@ -12,21 +12,8 @@ import pytest
 pytestmark = pytest.mark.slow
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
-PRETRAIN = [
-    "-m",
-    "dabsmix",
-    "pretrain",
-    "--domain",
-    "digits",
-    "--algo",
-    "dmix",
-    "--encoder",
-    "tiny",
-    "--steps",
-    "4",
-    "--batch-size",
-    "16",
-]
+PRETRAIN = ["-m", "dabsmix", "pretrain", "--domain", "digits", "--algo", "dmix", "--encoder", "tiny"]
+PRETRAIN += ["--steps", "4", "--batch-size", "16"]
 
 
 def environment() -> dict[str, str]:
