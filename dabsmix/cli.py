@@ -25,6 +25,7 @@ from dabsmix.config import (
 )
 from dabsmix.errors import UserError, did_you_mean
 from dabsmix.files import data_root
+from dabsmix.source import Source
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -91,9 +92,9 @@ def _with_algorithm_flags(argv: list[str]) -> tuple[list[str], type[PretrainConf
     known, _ = first.parse_known_args(argv[1:])
     file = _read_config(known.config)
     algo = known.algo or file.get("algo") or PretrainConfig.algo
-    protocol = known.protocol or file.get("protocol") or PretrainConfig.protocol
+    protocol = known.protocol or file.get("protocol") or Source.protocol
 
-    own = [f.name for f in fields(PretrainConfig) if f.name != "hyper"]
+    own = [f.name for kind in (PretrainConfig, Source) for f in fields(kind) if f.name not in ("source", "hyper")]
     hyper = {flag.name: flag for flag in algorithm_flags(algo)}
     for name in file:
         if name not in own and name not in hyper:
@@ -262,13 +263,9 @@ def _embed(config: EmbedConfig) -> None:
 
 def _audit(config: AuditConfig) -> None:
     from dabsmix.data.audit import audit, render
-    from dabsmix.source import load_for
+    from dabsmix.source import load
 
-    data, _ = load_for(
-        PretrainConfig(**{f.name: getattr(config, f.name) for f in fields(AuditConfig) if f.name != "json"})
-    )
-    findings = audit(data)
-    print(render(findings, as_json=config.json))
+    print(render(audit(load(config.source)), as_json=config.json))
 
 
 def _quickstart(config: QuickstartConfig) -> None:

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
-import yaml
 
 from dabsmix.errors import UserError
 from dabsmix.registry import algorithm_dabs, algorithm_flags
+from dabsmix.source import Source, read_options
 
 __all__ = [
     "PRETRAIN_PROTOCOLS",
@@ -32,11 +32,8 @@ __all__ = [
     "TransferConfig",
     "as_plain",
     "config_hash",
-    "read_options",
     "resolve",
 ]
-
-Modality = Literal["image", "spectrogram", "sensor", "tabular", "text"]
 
 # What `--protocol` decides for pretraining. dabs: Tamkin et al. 2021, conf/pretrain.yaml. 100 000 steps in both, so
 # that they compare.
@@ -54,24 +51,11 @@ PRETRAIN_PROTOCOLS: dict[str, dict[str, Any]] = {
 class PretrainConfig:
     """Pretrain an encoder without labels. The algorithm's own flags follow from its file; see them with --algo."""
 
-    domain: str | None = None
-    """Data set to pretrain on (see: dabsmix list domains)."""
+    source: tyro.conf.OmitArgPrefixes[Source] = field(default_factory=Source)
     algo: str = "dmix"
     """Algorithm (see: dabsmix list algorithms), or your own: my_package.my_module:MyClass."""
-    data: Path | None = None
-    """Your own data, in place of --domain: a folder or a file."""
-    modality: Modality | None = None
-    """What your own data are."""
-    label: str | None = None
-    """Column (or, for folders, 'folder') that holds the label of your own data; without it nothing is scored."""
-    options: Path | None = None
-    """YAML with further options for reading your own data (README, "Your own data")."""
-    on_bad: Literal["error", "skip"] = "error"
-    """What to do with unreadable examples of your own data; skipped ones are counted and listed."""
     encoder: str = "dabs"
     """Encoder (see: dabsmix list encoders)."""
-    protocol: Literal["v1", "dabs"] = "v1"
-    """v1: ours. dabs: as the DABS reference does, faults included, to compare with its published numbers."""
     steps: int | None = None
     """Optimizer steps [100 000]."""
     batch_size: int | None = None
@@ -103,8 +87,6 @@ class PretrainConfig:
     """Steps between two checkpoints [a tenth of the steps, at most 5000]."""
     resume: bool = False
     """Continue the newest unfinished run of this very configuration under --out."""
-    data_root: Path | None = None
-    """Where raw data lie [$DABSMIX_DATA, else the user's cache folder]."""
     out: Path = Path("runs")
     """Folder in which the run's folder is made."""
     hyper: Annotated[Mapping[str, Any], tyro.conf.Suppress] = field(default_factory=dict)
@@ -132,7 +114,7 @@ def resolve(config: PretrainConfig, domain_batch_size: int) -> tuple[PretrainCon
     Raises:
         UserError: a number is out of range, or the algorithm is unknown.
     """
-    values = {"batch_size": domain_batch_size, **PRETRAIN_PROTOCOLS[config.protocol]}
+    values = {"batch_size": domain_batch_size, **PRETRAIN_PROTOCOLS[config.source.protocol]}
     given = {f.name: getattr(config, f.name) for f in fields(Recipe)}
     values |= {name: value for name, value in given.items() if value is not None}
     tenth = max(1, values["steps"] // 10)
@@ -145,7 +127,7 @@ def resolve(config: PretrainConfig, domain_batch_size: int) -> tuple[PretrainCon
         raise UserError(f"--seed {config.seed}: must be at least 0")
     recipe = Recipe(**values)
     hyper = {flag.name: flag.default for flag in algorithm_flags(config.algo)}
-    if config.protocol == "dabs":
+    if config.source.protocol == "dabs":
         hyper |= algorithm_dabs(config.algo)
     return replace(config, **asdict(recipe), hyper=hyper | dict(config.hyper)), recipe
 
@@ -161,7 +143,7 @@ def config_hash(config: PretrainConfig) -> str:
         UserError: the file of options cannot be read.
     """
     values: dict[str, Any] = {k: v for k, v in as_plain(config).items() if k not in _NOT_IN_HASH}
-    values["options"] = read_options(config.options)
+    values["options"] = read_options(config.source.options)
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -171,27 +153,11 @@ def as_plain(config: PretrainConfig) -> dict[str, Any]:
     The paths of a user's own data are absolute, so that they are found from any folder.
     """
     values = asdict(config)
-    hyper = values.pop("hyper")
+    source, hyper = values.pop("source"), values.pop("hyper")
     values.pop("resume")
+    values = source | values
     values |= {k: values[k].expanduser().absolute() for k in ("data", "options") if values[k] is not None}
     return {k: str(v) if isinstance(v, Path) else v for k, v in (values | hyper).items()}
-
-
-def read_options(path: Path | None) -> dict[str, Any]:
-    """What ``--options`` names, by option; nothing without it.
-
-    Raises:
-        UserError: the file is missing, or not YAML of lines ``name: value``.
-    """
-    if path is None:
-        return {}
-    try:
-        options = yaml.safe_load(path.expanduser().read_text(encoding="utf-8")) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"--options {path}: {' '.join(str(error).split())}") from error
-    if not isinstance(options, dict):
-        raise UserError(f"--options {path}: expected lines `name: value`")
-    return options
 
 
 @dataclass(frozen=True)
@@ -275,22 +241,7 @@ class EmbedConfig:
 class AuditConfig:
     """Check a data set: duplicates, leaks between splits, class balance, value ranges, dependence on file order."""
 
-    domain: str | None = None
-    """Data set to check."""
-    data: Path | None = None
-    """Your own data, in place of --domain."""
-    modality: Modality | None = None
-    """What your own data are."""
-    label: str | None = None
-    """Column that holds the label of your own data."""
-    options: Path | None = None
-    """YAML with further options for reading your own data."""
-    on_bad: Literal["error", "skip"] = "error"
-    """What to do with unreadable examples of your own data."""
-    protocol: Literal["v1", "dabs"] = "v1"
-    """Whose splits to check."""
-    data_root: Path | None = None
-    """Where raw data lie."""
+    source: tyro.conf.OmitArgPrefixes[Source] = field(default_factory=Source)
     json: bool = False
     """Print JSON."""
 

@@ -1,4 +1,4 @@
-"""Where the examples come from: a named domain, or a user's own files through the reader of their modality."""
+"""Which examples: a named domain, or a user's own files through the reader of their modality."""
 
 from __future__ import annotations
 
@@ -9,87 +9,149 @@ import json
 import types
 import typing
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path, PurePath
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
-from dabsmix.config import PretrainConfig, read_options
-from dabsmix.data.domain import Data, Domain
-from dabsmix.data.download import fetch_all, interrupted
+import yaml
+
 from dabsmix.errors import UserError, did_you_mean
 from dabsmix.files import data_root
-from dabsmix.modalities.files import digest
 from dabsmix.registry import domain
 
-__all__ = ["load_domain", "load_for", "source_name"]
+if TYPE_CHECKING:
+    from dabsmix.data.domain import Data, Domain
 
-OWN_BATCH_SIZE = 256
-FLAGS = ("path", "label", "on_bad")
+__all__ = ["Modality", "Source", "batch_size", "load", "read_options"]
+
+Modality = Literal["image", "spectrogram", "sensor", "tabular", "text"]
+
+FLAGS = ("path", "label", "on_bad", "root")
 """What a reader takes from the command line; its other keywords are options."""
 
 
-def load_domain(name: str, protocol: str, root: Path | None) -> Data:
-    """A named domain's data; fetched first where they are missing and can be fetched.
+@dataclass(frozen=True)
+class Source:
+    """Which examples are asked for: a named domain's, or those in files of the user's own."""
 
-    Raises:
-        UserError: unknown domain, missing or damaged files.
-    """
-    card = domain(name)
-    return card.load(ensure(card, data_root(root)), protocol)
+    domain: str | None = None
+    """Data set (see: dabsmix list domains)."""
+    data: Path | None = None
+    """Your own data, in place of --domain: a folder or a file."""
+    modality: Modality | None = None
+    """What your own data are."""
+    label: str | None = None
+    """Column (or, for folders, 'folder') that holds the label of your own data; without it nothing is scored."""
+    options: Path | None = None
+    """YAML with further options for reading your own data (README, "Your own data")."""
+    on_bad: Literal["error", "skip"] = "error"
+    """What to do with unreadable examples of your own data; skipped ones are counted and listed."""
+    protocol: Literal["v1", "dabs"] = "v1"
+    """v1: ours. dabs: as the DABS reference does, faults included, to compare with its published numbers."""
+    data_root: Path | None = None
+    """Where raw data lie [$DABSMIX_DATA, else the user's cache folder]."""
+
+    @property
+    def name(self) -> str:
+        """What a run's folder and its record call the data: the domain's name, or the file's or folder's own."""
+        self.check()
+        if self.domain is not None:
+            return self.domain
+        assert self.data is not None
+        path = self.data.expanduser().resolve()
+        return path.name if path.is_dir() else path.stem.removesuffix(".csv")  # of .csv.gz
+
+    def check(self) -> None:
+        """Refuse what names no data, or more than one.
+
+        Raises:
+            UserError: neither or both of --domain and --data are given, --data lacks its modality, or a flag for
+                files is given with --domain.
+        """
+        if (self.domain is None) == (self.data is None):
+            raise UserError("name the data: either --domain NAME (see `dabsmix list domains`) or --data PATH")
+        if self.domain is not None:
+            for flag in ("modality", "label", "options"):
+                if (given := getattr(self, flag)) is not None:
+                    raise UserError(f"--{flag} {given} is for your own data (--data PATH); leave it out with --domain")
+        elif self.modality is None:
+            raise UserError("--data also needs --modality image, spectrogram, sensor, tabular or text")
+
+    @classmethod
+    def from_plain(cls, values: Mapping[str, Any]) -> Source:
+        """The source that a ``config.yaml`` names, among other fields."""
+        given: dict[str, Any] = {f.name: values[f.name] for f in fields(cls) if values.get(f.name) is not None}
+        given |= {name: Path(given[name]) for name in ("data", "options", "data_root") if name in given}
+        return cls(**given)
 
 
-def source_name(config: PretrainConfig) -> str:
-    """What a run's folder and its record call the data: the domain's name, or the file's or folder's own.
-
-    Raises:
-        UserError: neither or both of --domain and --data are given, or --data lacks its modality.
-    """
-    if (config.domain is None) == (config.data is None):
-        raise UserError("name what to pretrain on: either --domain NAME (see `dabsmix list domains`) or --data PATH")
-    if config.domain is not None:
-        return config.domain
-    assert config.data is not None
-    if config.modality is None:
-        raise UserError("--data also needs --modality image, spectrogram, sensor, tabular or text")
-    path = config.data.expanduser().resolve()
-    return path.name if path.is_dir() else path.stem.removesuffix(".csv")  # of .csv.gz
-
-
-def load_for(config: PretrainConfig) -> tuple[Data, int]:
-    """The data that a configuration asks for, and the batch size that goes with them.
+def load(source: Source) -> Data:
+    """The data that a source asks for; a named domain's are fetched first where they are missing and can be fetched.
 
     The fingerprint of a user's own data covers the label and the options too: with others, the same files are other
     data.
 
     Raises:
-        UserError: see `source_name`; unknown domain; missing or damaged files; an unknown option.
+        UserError: see `Source.name`; unknown domain; missing or damaged files; an unknown option.
     """
-    source_name(config)
-    if config.domain is not None:
-        return load_domain(config.domain, config.protocol, config.data_root), domain(config.domain).batch_size
-    assert config.data is not None
-    path = config.data.expanduser()
+    source.check()
+    if source.domain is not None:
+        card = domain(source.domain)
+        return card.load(ensure(card, data_root(source.data_root)), source.protocol)
+    from dabsmix.modalities.files import digest
+
+    assert source.data is not None
+    path = source.data.expanduser()
     if not path.exists():
-        raise UserError(f"--data {config.data}: no such file or folder")
-    own = importlib.import_module(f"dabsmix.modalities.{config.modality}").own
-    options = read_options(config.options)
-    _check_options(config, own, options)
-    data: Data = own(path, label=config.label, on_bad=config.on_bad, **options)
-    source = digest([data.fingerprint, json.dumps([config.label, options], sort_keys=True, default=str)])
-    return replace(data, fingerprint=source), min(OWN_BATCH_SIZE, len(data.pretrain))
+        raise UserError(f"--data {source.data}: no such file or folder")
+    own = importlib.import_module(f"dabsmix.modalities.{source.modality}").own
+    options = read_options(source.options)
+    _check_options(source, own, options)
+    data: Data = own(path, label=source.label, on_bad=source.on_bad, **_root(own, source), **options)
+    key = digest([data.fingerprint, json.dumps([source.label, options], sort_keys=True, default=str)])
+    return replace(data, fingerprint=key)
 
 
-def _check_options(config: PretrainConfig, own: Callable[..., Data], options: Mapping[str, Any]) -> None:
+def _root(own: Callable[..., Data], source: Source) -> dict[str, Path]:
+    """For readers that look for a tokenizer."""
+    return {"root": data_root(source.data_root)} if "root" in inspect.signature(own).parameters else {}
+
+
+def batch_size(source: Source) -> int:
+    """Examples a step where nothing else is asked for: as the domain's source trains; ours for a user's own data."""
+    from dabsmix.data.domain import BATCH_SIZE
+
+    return BATCH_SIZE if source.domain is None else domain(source.domain).batch_size
+
+
+def read_options(path: Path | None) -> dict[str, Any]:
+    """What ``--options`` names, by option; nothing without it.
+
+    Raises:
+        UserError: the file is missing, or not YAML of lines ``name: value``.
+    """
+    if path is None:
+        return {}
+    try:
+        options = yaml.safe_load(path.expanduser().read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"--options {path}: {' '.join(str(error).split())}") from error
+    if not isinstance(options, dict):
+        raise UserError(f"--options {path}: expected lines `name: value`")
+    return options
+
+
+def _check_options(source: Source, own: Callable[..., Data], options: Mapping[str, Any]) -> None:
     kinds = get_type_hints(own)
     known = {name: each.annotation for name, each in inspect.signature(own).parameters.items() if name not in FLAGS}
     for name, value in options.items():
         if name not in known:
             raise UserError(
-                f"{config.options}: unknown option {name!r}{did_you_mean(str(name), known)}; "
-                f"{config.modality} data take: {', '.join(known)}"
+                f"{source.options}: unknown option {name!r}{did_you_mean(str(name), known)}; "
+                f"{source.modality} data take: {', '.join(known)}"
             )
         if not _is_a(value, kinds[name]):
-            raise UserError(f"{config.options}: {name} is {value!r}, not {known[name]}; mend the line")
+            raise UserError(f"{source.options}: {name} is {value!r}, not {known[name]}; fix the line")
 
 
 def _is_a(value: object, kind: Any) -> bool:
@@ -112,6 +174,8 @@ def ensure(domain: Domain, root: Path) -> Path:
     Raises:
         UserError: the files are missing and cannot be fetched, or the data root cannot be written.
     """
+    from dabsmix.data.download import fetch_all, interrupted
+
     folder = root / domain.folder
     if not domain.folder:
         return root  # embedded

@@ -59,7 +59,7 @@ def measure(options: argparse.Namespace, encoder: str, algo: str, precision: str
     from dabsmix.data.batches import Batches
     from dabsmix.model.encoder import make_encoder
     from dabsmix.registry import algorithm_class
-    from dabsmix.source import load_domain
+    from dabsmix.source import Source, load
     from dabsmix.spec import Batch
     from dabsmix.training import accelerate
     from dabsmix.verbs.pretrain import pretrain
@@ -69,7 +69,7 @@ def measure(options: argparse.Namespace, encoder: str, algo: str, precision: str
     accelerator = accelerate(precision)
     device = accelerator.device
 
-    data = load_domain(options.domain, "v1", None)
+    data = load(Source(options.domain))
     raw = Batches(data.pretrain, batch_size, seed=0).read(0)
     inputs = data.normalise(tuple(x.to(device) for x in raw.inputs))
     algorithm = algorithm_class(algo)(make_encoder(encoder, data.specs)).to(device)
@@ -118,7 +118,7 @@ def measure(options: argparse.Namespace, encoder: str, algo: str, precision: str
     steps = block * (options.repeats + 1)
     with tempfile.TemporaryDirectory() as out:
         config = PretrainConfig(
-            domain=options.domain,
+            Source(options.domain),
             algo=algo,
             encoder=encoder,
             steps=steps + 1,  # the last step is followed by an evaluation, which no block contains

@@ -30,7 +30,7 @@ from dabsmix.scoring.evaluate import choose, score
 from dabsmix.scoring.features import features
 from dabsmix.scoring.heads import Features
 from dabsmix.scoring.protocols import v1
-from dabsmix.source import load_domain
+from dabsmix.source import Source, load
 from dabsmix.training import accelerate
 
 EPOCHS = 100
@@ -48,7 +48,7 @@ def main() -> None:
 
     accelerator = accelerate()
     device = accelerator.device
-    data = load_domain(options.domain, "v1", None)
+    data = load(Source(options.domain))
     assert data.task
     parts = first_rows(data, options.examples)
     torch.manual_seed(0)

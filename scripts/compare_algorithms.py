@@ -29,7 +29,7 @@ from dabsmix.registry import algorithm_flags, domain
 from dabsmix.run import Run
 from dabsmix.scoring.intervals import Comparison, compare
 from dabsmix.scoring.metrics import metric
-from dabsmix.source import load_domain
+from dabsmix.source import Source, load
 from dabsmix.training import accelerate
 from dabsmix.verbs.pretrain import pretrain
 from dabsmix.verbs.transfer import transfer
@@ -111,7 +111,7 @@ def cell(name: str, row: str, seed: int, config: Config) -> PretrainConfig:
     """One cell; ``row`` is ALGO or ALGO:KEY=VALUE,..."""
     algo, _, settings = row.rpartition(":") if "=" in row else (row, "", "")
     asked = PretrainConfig(
-        domain=name,
+        Source(name, data_root=config.data_root),
         algo=algo,
         encoder=config.encoder,
         steps=config.steps,
@@ -119,7 +119,6 @@ def cell(name: str, row: str, seed: int, config: Config) -> PretrainConfig:
         lr=config.lr,
         seed=seed,
         evaluate_every=config.steps,
-        data_root=config.data_root,
         out=config.out,
         hyper=dict(setting(algo, text) for text in settings.split(",") if text),
     )
@@ -150,7 +149,7 @@ def finished(cells: Mapping[Place, PretrainConfig], config: Config) -> dict[Plac
     found = {}
     for place, asked in cells.items():
         run = runs.get(config_hash(asked))
-        path = run.path / "transfer" / f"{asked.domain}.json" if run else None
+        path = run.path / "transfer" / f"{asked.source.domain}.json" if run else None
         if run and path and path.exists():
             record = json.loads(path.read_text(encoding="utf-8"))
             if set(config.labels) <= {result["label_fraction"] for result in record["results"]}:
@@ -305,7 +304,7 @@ def provenance(name: str, cells: Sequence[Scored], config: Config) -> str:
     def each(field: str) -> str:
         return ", ".join(sorted({str(cell.run.record[field]) for cell in cells}))
 
-    data = load_domain(name, "v1", config.data_root)
+    data = load(Source(name, data_root=config.data_root))
     parts = {"pretrain": data.pretrain, "train": data.train, "validation": data.validation}
     sizes = ", ".join(f"{len(split):,} {part}" for part, split in parts.items() if split is not None)
     result = linear(cells[0].record, config.labels[0])

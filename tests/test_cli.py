@@ -13,6 +13,7 @@ import yaml
 from dabsmix.cli import main
 from dabsmix.config import PretrainConfig
 from dabsmix.run import Run
+from dabsmix.source import Source
 
 SHORT = "--domain digits --encoder tiny --steps 3 --batch-size 8"
 
@@ -57,7 +58,7 @@ def config_file(folder: Path, **values: Any) -> Path:
 def test_flags_reach_their_fields(asked: Any) -> None:
     config = asked("--domain digits --algo emix --lr 1e-3 --attend-padding True --compile --out x --alpha 2")
     assert config == PretrainConfig(
-        domain="digits",
+        Source("digits"),
         algo="emix",
         lr=1e-3,
         attend_padding=True,
@@ -89,7 +90,7 @@ def test_a_file_may_hold_every_field(asked: Any, tmp_path: Path) -> None:
     path.write_text(path.read_text() + "lr: 3e-4\n")  # which YAML 1.1 reads as a word
     for words in (("--config", path), (f"--config={path}",)):
         config = asked("--steps 9", *words)
-        assert (config.domain, config.algo, config.steps, config.seed) == ("digits", "dmix", 9, 3)
+        assert (config.source.domain, config.algo, config.steps, config.seed) == ("digits", "dmix", 9, 3)
         assert (config.lr, config.compile, config.out, config.clip) == (3e-4, True, Path("there"), None)
     assert asked("--no-compile", "--config", path).compile is False
     # the file names the algorithm, so its flags are there too
@@ -295,3 +296,13 @@ def test_help_states_the_algorithm_s_flags(monkeypatch: pytest.MonkeyPatch, caps
     text = capsys.readouterr().out
     for word in ("--alpha", "--label-weight", "--steps", "--domain"):
         assert word in text
+
+
+@pytest.mark.parametrize("flag", ["--label species", "--modality image", "--options more.yaml"])
+@pytest.mark.parametrize("command", ["pretrain --algo none", "audit"])
+def test_what_is_for_files_is_refused_with_a_domain(
+    command: str, flag: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, f"{command} --domain digits {flag}") == 2
+    said = capsys.readouterr().err
+    assert said == f"dabsmix: {flag} is for your own data (--data PATH); leave it out with --domain\n"

@@ -9,13 +9,15 @@ import pytest
 from dabsmix.config import PRETRAIN_PROTOCOLS, PretrainConfig, Recipe, as_plain, config_hash, resolve
 from dabsmix.errors import UserError
 from dabsmix.files import data_root
+from dabsmix.source import Source
 
-CONFIG = PretrainConfig(domain="digits", algo="emix")
+CONFIG = PretrainConfig(Source("digits"), algo="emix")
+DABS = Source("digits", protocol="dabs")
 
 
 @pytest.mark.parametrize("protocol", PRETRAIN_PROTOCOLS)
 def test_every_open_field_is_filled_in(protocol: Any) -> None:
-    config, recipe = resolve(replace(CONFIG, protocol=protocol), 37)
+    config, recipe = resolve(replace(CONFIG, source=Source("digits", protocol=protocol)), 37)
     for field in fields(Recipe):
         assert getattr(config, field.name) == getattr(recipe, field.name)
         assert getattr(recipe, field.name) is not None
@@ -39,10 +41,10 @@ def test_resolving_twice_changes_nothing() -> None:
 
 def test_hyperparameters_follow_algorithm_and_protocol() -> None:
     v1, _ = resolve(CONFIG, 64)
-    dabs, _ = resolve(replace(CONFIG, protocol="dabs"), 64)
+    dabs, _ = resolve(replace(CONFIG, source=DABS), 64)
     assert v1.hyper["label_weight"] == "example"
     assert dabs.hyper["label_weight"] == "batch-mean"
-    explicit, _ = resolve(replace(CONFIG, protocol="dabs", hyper={"label_weight": "example", "alpha": 2.0}), 64)
+    explicit, _ = resolve(replace(CONFIG, source=DABS, hyper={"label_weight": "example", "alpha": 2.0}), 64)
     assert (explicit.hyper["label_weight"], explicit.hyper["alpha"]) == ("example", 2.0)
 
 
@@ -69,7 +71,7 @@ def test_the_hash_tells_requests_apart_and_nothing_else() -> None:
     base = config_hash(CONFIG)
     for same in (
         replace(CONFIG, out=Path("elsewhere")),
-        replace(CONFIG, data_root=Path("/data")),
+        replace(CONFIG, source=Source("digits", data_root=Path("/data"))),
         replace(CONFIG, resume=True),
         replace(CONFIG, checkpoint_every=3),
     ):
@@ -88,7 +90,8 @@ def test_the_hash_tells_requests_apart_and_nothing_else() -> None:
 
 def test_plain_values_lack_nothing_but_resume() -> None:
     plain = as_plain(replace(CONFIG, hyper={"alpha": 2.0}))
-    assert plain.keys() == {f.name for f in fields(PretrainConfig)} - {"hyper", "resume"} | {"alpha"}
+    names = {f.name for kind in (PretrainConfig, Source) for f in fields(kind)}
+    assert plain.keys() == names - {"source", "hyper", "resume"} | {"alpha"}
     assert all(value is None or isinstance(value, (str, int, float, bool)) for value in plain.values())
 
 

@@ -15,6 +15,7 @@ from dabsmix.registry import domain as named
 from dabsmix.run import Run
 from dabsmix.scoring.linear import LinearGrid
 from dabsmix.scoring.protocols import Protocol
+from dabsmix.source import Source
 from dabsmix.spec import Table
 from dabsmix.training import accelerate
 from dabsmix.verbs import transfer
@@ -23,8 +24,8 @@ from dabsmix.verbs.pretrain import pretrain
 QUICK = Protocol("v1", "", LinearGrid(rates=(1e-2, 1e-1), epochs=5), neighbours=(5,), penalties=(0.1,), draws=2)
 
 
-def pretrained(out: Path, **changes: Any) -> Run:
-    config = PretrainConfig(domain="digits", algo="none", encoder="tiny", out=out)
+def pretrained(out: Path, domain: str = "digits", **changes: Any) -> Run:
+    config = PretrainConfig(Source(domain), algo="none", encoder="tiny", out=out)
     return pretrain(replace(config, **changes), accelerator=accelerate())
 
 

@@ -21,7 +21,11 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-__all__ = ["Data", "Domain", "Rows", "Split", "Task", "as_stored"]
+__all__ = ["BATCH_SIZE", "Data", "Domain", "Rows", "Split", "Task", "as_stored"]
+
+
+BATCH_SIZE = 256
+"""Examples a step where the source of the data states no other."""
 
 
 class Rows(Protocol):
@@ -168,7 +172,7 @@ class Domain:
     downloads: tuple[Download, ...] = ()
     manual: str = ""
     sizes: str = ""
-    batch_size: int = 256
+    batch_size: int = BATCH_SIZE
     transfers: tuple[str, ...] = ()
     stand_ins: tuple[str, ...] = ()
 

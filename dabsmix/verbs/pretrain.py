@@ -29,7 +29,7 @@ from dabsmix.registry import algorithm_class
 from dabsmix.run import Run, commit, device_name, newest_run
 from dabsmix.scoring.collapse import collapsed, health
 from dabsmix.scoring.online import Online, watch_online
-from dabsmix.source import load_domain, load_for, source_name
+from dabsmix.source import Source, batch_size, load
 from dabsmix.spec import Batch, describe
 from dabsmix.terminal import Bar
 from dabsmix.training import learning_rate
@@ -61,8 +61,10 @@ def pretrain(
         UserError: any mistake in the configuration or the data; a loss that is no longer finite.
     """
     # What to learn from.
-    data, domain_batch_size = load_for(config)
-    config, recipe = resolve(config, domain_batch_size)
+    source = config.source
+    data = load(source)
+    usual = batch_size(source)
+    config, recipe = resolve(config, usual if source.domain else min(usual, len(data.pretrain)))
     batches = Batches(
         data.pretrain,
         recipe.batch_size,
@@ -79,9 +81,9 @@ def pretrain(
     algorithm = algorithm_class(config.algo)(encoder, **config.hyper)
     check_fit(algorithm, recipe.batch_size, encoder.num_tokens)
     if algorithm.needs_labels and (data.pretrain.label is None or data.task is None or data.task.kind != "classes"):
-        raise UserError(f"--algo {config.algo} learns from one class per example, and {source_name(config)} has none")
+        raise UserError(f"--algo {config.algo} learns from one class per example, and {source.name} has none")
     if algorithm.views == "augment" and data.augment is None:
-        raise UserError(f"--views augment: {source_name(config)} has no augmentation of its own")
+        raise UserError(f"--views augment: {source.name} has no augmentation of its own")
 
     # Where it is written.
     run = _open_run(config, data, algorithm, accelerator, begin)
@@ -92,7 +94,7 @@ def pretrain(
         say(note)
     say(f"run: {run.path}")
 
-    online = watch_online(encoder, data, other, config.protocol, batches, accelerator)
+    online = watch_online(encoder, data, other, source.protocol, batches, accelerator)
     state = _Training(algorithm, online)
     start = health(encoder.to(accelerator.device), data, accelerator) if algorithm.trains else {}
     if algorithm.trains:
@@ -244,7 +246,7 @@ def _means(state: _Training, accelerator: Accelerator) -> dict[str, float]:
 def _online_data(config: PretrainConfig, data: Data) -> Data:
     """Another labelled data set, for the online probe alone."""
     assert config.online is not None
-    other = load_domain(config.online, config.protocol, config.data_root)
+    other = load(Source(config.online, protocol=config.source.protocol, data_root=config.source.data_root))
     if other.specs != data.specs:
         raise UserError(
             f"--online {config.online} is {describe(other.specs)}, and the encoder reads {describe(data.specs)}: "
@@ -305,15 +307,15 @@ def _find_or_create(
     encoder = algorithm.encoder
     record = {
         "status": "running",
-        "domain": source_name(config),
-        "own_data": config.modality if config.data is not None else None,
+        "domain": config.source.name,
+        "own_data": config.source.modality,
         "algorithm": config.algo,
         "hyper": dict(config.hyper),
         "views": algorithm.views,
         "uses_labels": algorithm.needs_labels,
         "encoder": config.encoder,
         "parameters": sum(p.numel() for p in encoder.parameters()),
-        "protocol": config.protocol,
+        "protocol": config.source.protocol,
         "online": config.online,
         "seed": config.seed,
         "steps": config.steps if algorithm.trains else 0,
@@ -329,5 +331,5 @@ def _find_or_create(
         "processes": accelerator.num_processes,
         "created": datetime.now(UTC).isoformat(),
     }
-    name = f"{source_name(config)}-{config.algo.replace(':', '.')}-s{config.seed}"
+    name = f"{config.source.name}-{config.algo.replace(':', '.')}-s{config.seed}"
     return Run.create(config.out, name, as_plain(config), record)

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 
 from dabsmix.board.submit import submit
 from dabsmix.config import PretrainConfig, QuickstartConfig, TransferConfig
+from dabsmix.source import Source
 from dabsmix.verbs.pretrain import pretrain
 from dabsmix.verbs.transfer import transfer
 
@@ -30,7 +31,7 @@ def quickstart(config: QuickstartConfig, *, accelerator: Accelerator, say: Calla
     board = folder / "leaderboard" / "results.csv"
     for algo in ALGORITHMS:
         pretraining = PretrainConfig(
-            domain="digits", algo=algo, encoder="tiny", steps=config.steps, lr=1e-3, out=folder / "runs"
+            Source("digits"), algo=algo, encoder="tiny", steps=config.steps, lr=1e-3, out=folder / "runs"
         )
         run = pretrain(pretraining, accelerator=accelerator, say=say)
         transfer(TransferConfig(run=(run.path,), labels=LABELS), accelerator=accelerator, say=say)

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import dabsmix
-from dabsmix.config import PretrainConfig, TransferConfig
+from dabsmix.config import TransferConfig
 from dabsmix.data.domain import Data, Split
 from dabsmix.errors import UserError
 from dabsmix.files import sha256, write
@@ -37,12 +37,10 @@ from dabsmix.scoring.finetune import FINETUNE, finetune, supervised
 from dabsmix.scoring.heads import Features, scored
 from dabsmix.scoring.metrics import metric
 from dabsmix.scoring.protocols import Protocol, protocol, v1
-from dabsmix.source import load_domain, load_for
+from dabsmix.source import Source, batch_size, load
 from dabsmix.terminal import watched
 
 __all__ = ["show", "transfer"]
-
-OWN_DATA_BATCH = 256  # the `dabs` protocol's batch on a user's own data, which have no source to state one
 
 
 def transfer(
@@ -230,13 +228,14 @@ def _own_tasks(run: Run) -> tuple[str, ...]:
 def _load(task: str, name: str, run: Run, config: TransferConfig) -> tuple[Data, int]:
     if run.record["own_data"] and task == run.record["domain"]:
         values = yaml.safe_load((run.path / "config.yaml").read_text(encoding="utf-8"))
-        paths = {k: Path(v) for k, v in values.items() if k in ("data", "options") and v is not None}
-        wanted = ("data", "options", "modality", "label", "on_bad")
-        data, _ = load_for(PretrainConfig(**({k: values[k] for k in wanted} | paths)))
+        source = Source.from_plain(values)
+        data = load(source)
         if data.fingerprint != run.record["data_fingerprint"]:
             raise UserError(f"{values['data']} or its options have changed since {run.path} was made: pretrain again")
-        return data, OWN_DATA_BATCH
-    return load_domain(task, name, config.data_root), domain(task).batch_size
+    else:
+        source = Source(task, protocol="dabs" if name == "dabs" else "v1", data_root=config.data_root)
+        data = load(source)
+    return data, batch_size(source)
 
 
 def _load_encoder(run: Run, data: Data) -> Encoder:

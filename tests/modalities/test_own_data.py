@@ -310,7 +310,7 @@ def test_bad_data_are_named_or_skipped_and_listed(made: Made, spoil: Callable[[M
     ("option", "message"),
     [
         ({"windw": 64}, "unknown option 'windw' (did you mean 'window'?); sensor data take: time, group, window"),
-        ({"window": "long"}, "window is 'long', not int; mend the line"),
+        ({"window": "long"}, "window is 'long', not int; fix the line"),
         ({"window": 64.5}, "window is 64.5, not int"),
         ({"patch": 7}, "the patch divides the window"),
         ({"time": "clock"}, "no column 'clock'"),

@@ -11,6 +11,7 @@ from dabsmix.config import PretrainConfig
 from dabsmix.data.domain import Data, Split
 from dabsmix.run import Run
 from dabsmix.scoring.collapse import feature_std, rankme
+from dabsmix.source import Source
 from dabsmix.spec import Table
 from dabsmix.training import accelerate
 from dabsmix.verbs.pretrain import pretrain
@@ -22,9 +23,9 @@ COLLAPSING = {"momentum": 0.0, "head_norm": "none", "predictor_norm": "none"}
 def train(store: NDArray[np.float32], monkeypatch: pytest.MonkeyPatch, **changes: Any) -> tuple[Run, bool]:
     """A run on rows of a table, and whether it reported a collapse."""
     data = Data((Table(4),), Split((store,), np.arange(64)), None, None, None, None, "0" * 64)
-    monkeypatch.setattr("dabsmix.verbs.pretrain.load_for", lambda config: (data, 32))
+    monkeypatch.setattr("dabsmix.verbs.pretrain.load", lambda source: data)
     said: list[str] = []
-    config = PretrainConfig(domain="digits", encoder="tiny", batch_size=32, **changes)
+    config = PretrainConfig(Source("digits"), encoder="tiny", batch_size=32, **changes)
     run = pretrain(config, accelerator=accelerate(), say=said.append)
     return run, any("they may have collapsed" in text for text in said)
 

@@ -173,12 +173,15 @@ def test_the_recipe_is_that_of_its_sources() -> None:
 def test_transfer_under_the_finetune_protocol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from dabsmix.board.submit import submit
     from dabsmix.config import PretrainConfig, TransferConfig
+    from dabsmix.source import Source
     from dabsmix.verbs import transfer
     from dabsmix.verbs.pretrain import pretrain
 
     monkeypatch.setattr(transfer, "FINETUNE", replace(SHORT, rates=(3e-3,)))
     monkeypatch.setattr(module, "SUPERVISED", replace(SHORT, rates=(3e-3,)))
-    run = pretrain(PretrainConfig(domain="digits", algo="none", encoder="tiny", out=tmp_path), accelerator=accelerate())
+    run = pretrain(
+        PretrainConfig(Source("digits"), algo="none", encoder="tiny", out=tmp_path), accelerator=accelerate()
+    )
     config = TransferConfig(run=(run.path,), protocol="finetune", supervised=True)
     (record,) = transfer.transfer(config, accelerator=accelerate())
     assert [(each["probe"], each["label_fraction"]) for each in record["results"]] == [("finetune", "1")]

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from dabsmix.config import PretrainConfig, TransferConfig
 from dabsmix.registry import domain
 from dabsmix.scoring.metrics import metric
+from dabsmix.source import Source
 from dabsmix.training import accelerate
 from dabsmix.verbs.pretrain import pretrain
 from dabsmix.verbs.transfer import transfer
@@ -42,7 +43,7 @@ def test_from_raw_files_to_a_score(source: str, task: str, algo: str, tmp_path: 
             pytest.skip(f"{domain(name).folder} is not under $DABSMIX_DATA")
     accelerator = accelerate()
     config = PretrainConfig(
-        domain=source, algo=algo, encoder="tiny", steps=STEPS, batch_size=BATCH, out=tmp_path, data_root=root
+        Source(source, data_root=root), algo=algo, encoder="tiny", steps=STEPS, batch_size=BATCH, out=tmp_path
     )
     run = pretrain(config, accelerator=accelerator)
     assert run.finished

@@ -27,17 +27,18 @@ from dabsmix.pretext.algorithm import Algorithm
 from dabsmix.pretext.views import make_views
 from dabsmix.registry import algorithms
 from dabsmix.run import Run
+from dabsmix.source import Source
 from dabsmix.spec import Grid, Table
 from dabsmix.training import accelerate, learning_rate
 from dabsmix.verbs.pretrain import pretrain
 
 CONFIG = PretrainConfig(
-    domain="digits", algo="emix", encoder="tiny", steps=30, batch_size=16, evaluate_every=9, checkpoint_every=7
+    Source("digits"), algo="emix", encoder="tiny", steps=30, batch_size=16, evaluate_every=9, checkpoint_every=7
 )
 
 
-def go(out: Path, **changes: Any) -> Run:
-    config = replace(CONFIG, out=out, **changes)
+def go(out: Path, domain: str = "digits", **changes: Any) -> Run:
+    config = replace(CONFIG, source=Source(domain), out=out, **changes)
     return pretrain(config, accelerator=accelerate(config.precision))
 
 
@@ -57,8 +58,9 @@ def tabular(label: Any = None, task: Task | None = None) -> Data:
     return Data((Table(4),), split, labelled, labelled, labelled, task, "0" * 64)
 
 
-def with_data(monkeypatch: pytest.MonkeyPatch, data: Data) -> None:
-    monkeypatch.setattr("dabsmix.verbs.pretrain.load_for", lambda config: (data, 16))
+def with_data(monkeypatch: pytest.MonkeyPatch, data: Data, other: Data | None = None) -> None:
+    """``data`` for every source but that named "other"."""
+    monkeypatch.setattr("dabsmix.verbs.pretrain.load", lambda source: other if source.domain == "other" else data)
 
 
 @pytest.fixture
@@ -177,10 +179,12 @@ def test_interrupted_and_resumed_equals_uninterrupted(
 
 
 def test_killed_at_a_random_step_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
-    config = dict(domain="digits", algo="emix", encoder="tiny", steps=60, batch_size=8, evaluate_every=25)
+    config: dict[str, Any] = dict(
+        domain="digits", algo="emix", encoder="tiny", steps=60, batch_size=8, evaluate_every=25
+    )
     words = [f"--{name.replace('_', '-')}={value}" for name, value in config.items()] + ["--checkpoint-every=7"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "dabsmix", "pretrain", *words, "--out", str(tmp_path / "cut")],
+        [sys.executable, "-m", "dabsmix", "pretrain", "--domain=digits", *words, "--out", str(tmp_path / "cut")],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
@@ -263,12 +267,11 @@ def test_a_class_for_each_token_is_scored_by_token(tmp_path: Path, monkeypatch: 
 
 
 def test_the_online_probe_learns_on_another_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with_data(monkeypatch, tabular())
     store = np.random.default_rng(1).normal(size=(48, 4)).astype(np.float32)
     split = Split((store,), np.arange(48), (store[:, 0] > 0).astype(np.int64))
     task = Task("classes", "accuracy", ("a", "b"))
     other = Data((Table(4),), replace(split, label=None), split, split, split, task, "1" * 64)
-    monkeypatch.setattr("dabsmix.verbs.pretrain.load_domain", lambda name, protocol, root: other)
+    with_data(monkeypatch, tabular(), other)
     run = go(tmp_path, online="other", steps=300, lr=1e-4, evaluate_every=300, checkpoint_every=300)
     assert run.record["online"] == "other"
     assert run.record["metrics"]["online_test"] > 0.7
@@ -286,8 +289,7 @@ def test_another_data_set_for_the_probe_has_the_same_input_and_labels(
 ) -> None:
     with pytest.raises(UserError, match=r"--online breast_cancer is Table.* and the encoder reads Grid"):
         go(tmp_path, online="breast_cancer")
-    with_data(monkeypatch, tabular())
-    monkeypatch.setattr("dabsmix.verbs.pretrain.load_domain", lambda name, protocol, root: tabular())
+    with_data(monkeypatch, tabular(), tabular())
     with pytest.raises(UserError, match="--online other has no labels"):
         go(tmp_path, online="other")
     assert list(tmp_path.iterdir()) == []

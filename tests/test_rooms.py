@@ -1,0 +1,94 @@
+"""The order of rooms, read from the imports themselves: values flow one way, so do imports."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "dabsmix"
+
+# From the ground up; a module imports from its own layer's room or from lower layers.
+LAYERS = (
+    ("spec", "errors", "terminal", "files", "distributed", "training"),
+    ("model", "data"),
+    ("pretext", "modalities", "scoring"),
+    ("algorithm", "algorithms", "domains"),
+    ("registry",),
+    ("source", "run", "catalogue", "testing"),
+    ("config",),
+    ("board",),
+    ("verbs",),
+    ("cli",),
+)
+# Rooms of one layer that may import each other, one way.
+ASIDE = {
+    ("scoring", "model"),
+    ("terminal", "errors"),
+    ("files", "errors"),
+    ("training", "errors"),
+}
+
+
+def modules() -> dict[str, Path]:
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imports(path: Path, known: set[str]) -> set[str]:
+    """Our modules that a file imports, lazily or not; imports for type checkers alone do not count."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    typed = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    found = set()
+    for node in ast.walk(tree):
+        if id(node) in typed:
+            continue
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "dabsmix":
+            base = node.module.removeprefix("dabsmix").removeprefix(".")
+            for alias in node.names:
+                inner = f"{base}.{alias.name}".removeprefix(".")
+                found.add(inner if inner in known else base)
+        elif isinstance(node, ast.Import):
+            found |= {alias.name.removeprefix("dabsmix.") for alias in node.names if alias.name.startswith("dabsmix.")}
+    return {name for name in found if name in known and name}
+
+
+def test_nothing_imports_upward() -> None:
+    known = modules()
+    floor = {room: number for number, rooms in enumerate(LAYERS) for room in rooms}
+    wrong = []
+    for name, path in known.items():
+        ours = name.split(".")[0]
+        if ours in ("", "__main__"):
+            continue
+        for other in sorted(imports(path, set(known))):
+            theirs = other.split(".")[0]
+            if theirs == ours or (ours, theirs) in ASIDE:
+                continue
+            if floor[theirs] >= floor[ours]:
+                wrong.append(f"{name} imports {other}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_there_is_no_circle() -> None:
+    known = modules()
+    graph = {name: imports(path, set(known)) - {name} for name, path in known.items()}
+    while leaves := [name for name, others in graph.items() if not others]:
+        for leaf in leaves:
+            del graph[leaf]
+        graph = {name: others - set(leaves) for name, others in graph.items()}
+    assert not graph, f"these import each other, or what imports each other: {sorted(graph)}"
+
+
+@pytest.mark.parametrize("room", sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py")))
+def test_every_room_says_what_it_is(room: str) -> None:
+    text = ast.get_docstring(ast.parse((PACKAGE / room / "__init__.py").read_text(encoding="utf-8")))
+    assert text
+    assert len(text) > 40
