@@ -197,11 +197,12 @@ def _pretrain(config: PretrainConfig) -> None:
 
 
 def _transfer(config: TransferConfig) -> None:
-    from dabsmix.verbs.transfer import show, transfer
+    from dabsmix.verbs.transfer import transfer
 
-    results = transfer(config, accelerator=_accelerate(), say=_say)
+    records = transfer(config, accelerator=_accelerate(), say=_say)
     if os.environ.get("RANK", "0") == "0":
-        print(json.dumps(results, indent=1) if config.json else show(results))
+        plain = [record.as_plain() for record in records]
+        print(json.dumps(plain, indent=1) if config.json else "\n".join(map(str, records)))
 
 
 def _submit(config: SubmitConfig) -> None:

@@ -17,6 +17,7 @@ import tyro
 
 from dabsmix.errors import UserError
 from dabsmix.registry import algorithm_dabs, algorithm_flags
+from dabsmix.scoring.results import Protocols
 from dabsmix.source import Source, read_options
 
 __all__ = [
@@ -168,7 +169,7 @@ class TransferConfig:
     """The folders of one run or several; without it, the newest finished run under --out."""
     task: tuple[str, ...] = ()
     """Domains to transfer to; without it, those that the pretraining domain names, else itself."""
-    protocol: Literal["v1", "dabs", "imix", "finetune"] | None = None
+    protocol: Protocols | None = None
     """How features are scored, or the whole network trained (finetune); without it, as in pretraining. Scores of two
     protocols are never ranked together."""
     labels: tuple[str, ...] | None = None

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, fields
 from pathlib import Path
+from typing import Any, TypeVar
 
 from dabsmix.errors import UserError
 
-__all__ = ["cache_folder", "data_root", "sha256", "unwritable", "write"]
+__all__ = ["cache_folder", "cached", "data_root", "parsed", "sha256", "unwritable", "write"]
 
 
 def write(path: Path, save: Callable[[Path], object]) -> None:
@@ -63,3 +66,56 @@ def cache_folder() -> Path:
     if own := os.environ.get("DABSMIX_CACHE"):
         return Path(own).expanduser().absolute()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "dabsmix"
+
+
+def cached(kind: str, key: str, compute: Callable[[], Any], *, keep: bool = True) -> Any:
+    """JSON values that cost much and are the same for the same key: from the cache folder, else computed and kept.
+
+    Args:
+        kind: the folder in the cache.
+        key: states everything that the values depend on.
+        compute: gives the values.
+        keep: whether this process writes them; of several one does.
+    """
+    path = cache_folder() / kind / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        values = compute()
+    if keep:
+        write(path, lambda p: p.write_text(json.dumps(values), encoding="utf-8"))
+    return values
+
+
+T = TypeVar("T")
+
+
+def parsed(kind: type[T], values: Any) -> T:
+    """A dataclass from JSON values: unknown entries are ignored, missing ones get the field's default.
+
+    Raises:
+        ValueError: the values are not an object, lack an entry without default, or have one of another type than
+            its field, where that is a plain one.
+    """
+    if not isinstance(values, Mapping):
+        raise ValueError(f"expected a JSON object, found a {type(values).__name__}")
+    given = {}
+    for each in fields(kind):  # type: ignore[arg-type]  # a dataclass
+        if each.name in values:
+            given[each.name] = values[each.name]
+            if not _is_a(given[each.name], each.type):
+                raise ValueError(f"{each.name} is {values[each.name]!r}, not {each.type}")
+        elif each.default is MISSING and each.default_factory is MISSING:
+            raise ValueError(f"it lacks {each.name!r}")
+    return kind(**given)
+
+
+_PLAIN: dict[str, tuple[type, ...]] = {"str": (str,), "bool": (bool,), "int": (int,), "float": (int, float)}
+_PLAIN |= {"Mapping": (dict,), "tuple": (list, tuple)}
+
+
+def _is_a(value: object, annotation: Any) -> bool:
+    """Whether a JSON value has a field's type, as far as its outermost name says."""
+    names = [name.strip().partition("[")[0] for name in str(annotation).split(" | ")]
+    kinds = {kind for name in names for kind in _PLAIN.get(name, (object,) if name != "None" else (type(None),))}
+    return object in kinds or type(value) in kinds

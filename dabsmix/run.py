@@ -13,6 +13,7 @@ import platform
 import subprocess
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,12 +21,12 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from dabsmix.errors import UserError
-from dabsmix.files import unwritable, write
+from dabsmix.files import parsed, unwritable, write
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Run", "commit", "device_name", "newest_run"]
+__all__ = ["Run", "RunRecord", "commit", "device_name", "newest_run", "read_record"]
 
 KEPT_CHECKPOINTS = 2
 
@@ -45,24 +46,97 @@ def commit() -> str:
         return ""
 
 
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """What a run says about itself: what ``run.json`` holds.
+
+    Attributes:
+        status: ``running`` or ``finished``.
+        domain: what the data are called; ``own_data`` is their modality where they are a user's own files.
+        algorithm, hyper: its name and hyperparameters; ``views`` and ``uses_labels`` say what it was given.
+        encoder, parameters: its name and number of weights.
+        protocol, seed, steps, batch_size, online: as in the configuration; 0 steps where nothing is trained.
+        config_hash: of the configuration.
+        data_fingerprint, data_state, notes: see `domain.Data`.
+        version, commit, torch, device, processes: what computed it.
+        created: when, ISO 8601 in UTC.
+        name: the folder's.
+        seconds: wall time of the training; None before its end.
+        encoder_sha256: digest of the encoder's file; empty before the end.
+        metrics: the last line of metrics.
+    """
+
+    status: str
+    domain: str
+    own_data: str | None = None
+    algorithm: str
+    hyper: Mapping[str, Any]
+    views: str
+    uses_labels: bool
+    encoder: str
+    parameters: int
+    protocol: str
+    online: str | None = None
+    seed: int
+    steps: int
+    batch_size: int
+    config_hash: str
+    data_fingerprint: str
+    data_state: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    version: str
+    commit: str = ""
+    torch: str = ""
+    device: str = ""
+    processes: int = 1
+    created: str = ""
+    name: str = ""
+    seconds: float | None = None
+    encoder_sha256: str = ""
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+
+
+def read_record(folder: Path) -> RunRecord:
+    """What the run of this folder says about itself; entries that are unknown are ignored.
+
+    Raises:
+        UserError: there is no ``run.json``, or it is damaged.
+    """
+    return parsed(RunRecord, _read_plain(folder))
+
+
+def _read_plain(folder: Path) -> dict[str, Any]:
+    """What ``run.json`` holds, checked, with the entries that this version does not know."""
+    path = folder / "run.json"
+    if not path.is_file():
+        raise UserError(f"{folder} is not a run: it holds no run.json; name the folder that `dabsmix pretrain` printed")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        parsed(RunRecord, values)
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged ({error}): delete {folder} and pretrain again") from error
+    assert isinstance(values, dict)
+    return values
+
+
 class Run:
     """One run's folder.
 
+    Attributes:
+        path: the folder.
+        record: what its ``run.json`` holds.
+
     Raises:
-        UserError: the folder is no run.
+        UserError: the folder is not a run, or its ``run.json`` is damaged.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        if not (path / "run.json").is_file():
-            raise UserError(f"{path} is no run: it holds no run.json; name the folder that `dabsmix pretrain` printed")
-        try:
-            self.record: dict[str, Any] = json.loads((path / "run.json").read_text())
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise UserError(f"{path / 'run.json'} is damaged ({error}); pretrain again") from error
+        self._plain = _read_plain(path)
+        self.record = parsed(RunRecord, self._plain)
 
     @classmethod
-    def create(cls, out: Path, name: str, config: Mapping[str, Any], record: Mapping[str, Any]) -> Run:
+    def create(cls, out: Path, name: str, config: Mapping[str, Any], record: RunRecord) -> Run:
         """A new folder ``out/name``, or ``out/name-2``, ... where that is taken.
 
         Raises:
@@ -83,19 +157,20 @@ class Run:
         )
         write(
             path / "run.json",
-            lambda p: p.write_text(json.dumps(dict(record, name=path.name), indent=1), encoding="utf-8"),
+            lambda p: p.write_text(json.dumps(asdict(record) | {"name": path.name}, indent=1), encoding="utf-8"),
         )
         return cls(path)
 
     def update(self, **changes: Any) -> None:
         """Change fields of ``run.json``."""
-        self.record.update(changes)
-        write(self.path / "run.json", lambda p: p.write_text(json.dumps(self.record, indent=1), encoding="utf-8"))
+        self._plain |= changes
+        self.record = parsed(RunRecord, self._plain)
+        write(self.path / "run.json", lambda p: p.write_text(json.dumps(self._plain, indent=1), encoding="utf-8"))
 
     @property
     def finished(self) -> bool:
         """Whether the encoder is final."""
-        return bool(self.record.get("status") == "finished")
+        return self.record.status == "finished"
 
     # metrics.jsonl: one object a line
 
@@ -166,7 +241,7 @@ def newest_run(out: Path, wanted: Callable[[Run], bool], description: str) -> Ru
         UserError: there is none.
     """
     runs = [Run(path.parent) for path in out.glob("*/run.json")]
-    found = sorted((run for run in runs if wanted(run)), key=lambda run: (run.record.get("created", ""), run.path.name))
+    found = sorted((run for run in runs if wanted(run)), key=lambda run: (run.record.created, run.path.name))
     if not found:
         raise UserError(f"no {description} under {out}: name another --out, or start with `dabsmix pretrain`")
     return found[-1]

@@ -85,7 +85,7 @@ def main() -> None:
     print(f"{'re-encoding: one epoch of train':<44}{median(others):10.2f} s   {head}")
     print(f"{f're-encoding: {EPOCHS} epochs (extrapolated)':<44}{EPOCHS * median(others):10.2f} s")
     print(f"v1 takes {EPOCHS * median(others) / median(total):.1f} times less; medians of {options.repeats} repeats")
-    print(f"linear probe with all labels: {100 * results[0]['value']:.1f} % (random weights)")
+    print(f"linear probe with all labels: {100 * results[0].value:.1f} % (random weights)")
     print(
         f"{device_name(device)}; torch {torch.__version__}, {torch.get_num_threads()} threads; "
         f"dabsmix {dabsmix.__version__}, commit {commit()}"

@@ -11,7 +11,6 @@ An algorithm with other hyperparameters is a row of its own: ``contpred:score=ma
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -29,6 +28,7 @@ from dabsmix.registry import algorithm_flags, domain
 from dabsmix.run import Run
 from dabsmix.scoring.intervals import Comparison, compare
 from dabsmix.scoring.metrics import metric
+from dabsmix.scoring.results import Result, TransferRecord, prediction_key, read_transfer
 from dabsmix.source import Source, load
 from dabsmix.training import accelerate
 from dabsmix.verbs.pretrain import pretrain
@@ -94,7 +94,7 @@ class Scored:
     """A finished cell: its run, and the record of its transfer."""
 
     run: Run
-    record: Mapping[str, Any]
+    record: TransferRecord
 
 
 def plan(config: Config) -> dict[Place, PretrainConfig]:
@@ -151,16 +151,16 @@ def finished(cells: Mapping[Place, PretrainConfig], config: Config) -> dict[Plac
         run = runs.get(config_hash(asked))
         path = run.path / "transfer" / f"{asked.source.domain}.json" if run else None
         if run and path and path.exists():
-            record = json.loads(path.read_text(encoding="utf-8"))
-            if set(config.labels) <= {result["label_fraction"] for result in record["results"]}:
+            record = read_transfer(path)
+            if set(config.labels) <= {result.label_fraction for result in record.results}:
                 found[place] = Scored(run, record)
     return found
 
 
 def begun(out: Path) -> dict[str, Run]:
     """Every run in a folder by the hash of its configuration, the newest where there are several."""
-    runs = sorted((Run(path.parent) for path in out.glob("*/run.json")), key=lambda run: run.record["created"])
-    return {run.record["config_hash"]: run for run in runs}
+    runs = sorted((Run(path.parent) for path in out.glob("*/run.json")), key=lambda run: run.record.created)
+    return {run.record.config_hash: run for run in runs}
 
 
 def train(cells: Mapping[Place, PretrainConfig], config: Config) -> list[str]:
@@ -180,7 +180,7 @@ def train(cells: Mapping[Place, PretrainConfig], config: Config) -> list[str]:
             failed.append(f"failed: {name} {row} seed {seed}: {error}")
             print(failed[-1], file=sys.stderr)
             continue
-        found = "  ".join(f"{100 * linear(record, share)['value']:.1f}" for share in config.labels)
+        found = "  ".join(f"{100 * linear(record, share).value:.1f}" for share in config.labels)
         seconds = time.perf_counter() - began
         print(f"{number}/{len(cells)}  {name}  {row}  seed {seed}:  {found}  ({seconds:.0f} s)", file=sys.stderr)
     return failed
@@ -189,11 +189,10 @@ def train(cells: Mapping[Place, PretrainConfig], config: Config) -> list[str]:
 # --- the table
 
 
-def linear(record: Mapping[str, Any], share: str, of: str = "results") -> Mapping[str, Any]:
+def linear(record: TransferRecord, share: str, of: str = "results") -> Result:
     """The linear probe's result at a share of the labels; ``raw`` is the yardstick on the raw input."""
-    results = record["results"] if of == "results" else record["yardsticks"][of]
-    found: Mapping[str, Any] = next(r for r in results if (r["probe"], r["label_fraction"]) == ("linear", share))
-    return found
+    results = record.results if of == "results" else record.yardsticks[of]
+    return next(r for r in results if (r.probe, r.label_fraction) == ("linear", share))
 
 
 def block(name: str, scored: Mapping[Place, Scored], config: Config) -> list[str]:
@@ -203,14 +202,14 @@ def block(name: str, scored: Mapping[Place, Scored], config: Config) -> list[str
         return [f"### {name}", "", "No cell is finished.", ""]
     everything = [each for by_seed in rows.values() for each in by_seed.values()]
     some = everything[0].record
-    if some["metric"] != "accuracy":
-        raise UserError(f"{name} is scored by {some['metric']}: this table is of accuracies")
+    if some.headline.metric != "accuracy":
+        raise UserError(f"{name} is scored by {some.headline.metric}: this table is of accuracies")
 
     def values(row: str, share: str) -> list[float]:
-        return [linear(each.record, share)["value"] for each in rows[row].values()]
+        return [linear(each.record, share).value for each in rows[row].values()]
 
     def chosen(row: str, share: str) -> list[float]:
-        return [linear(each.record, share)["selected"]["validation"] for each in rows[row].values()]
+        return [linear(each.record, share).selected["validation"] for each in rows[row].values()]
 
     full, few = config.labels
     ranked = sorted(rows, key=lambda row: -np.mean(values(row, full)))
@@ -239,8 +238,8 @@ def block(name: str, scored: Mapping[Place, Scored], config: Config) -> list[str
             spread(chosen(row, few)),
         ]
         lines.append(f"| {' | '.join(columns)} |")
-    raw = [f"{100 * linear(some, share, 'raw')['value']:.1f}" for share in config.labels]
-    majority = f"{100 * some['yardsticks']['majority'][0]['value']:.1f}"
+    raw = [f"{100 * linear(some, share, 'raw').value:.1f}" for share in config.labels]
+    majority = f"{100 * some.yardsticks['majority'][0].value:.1f}"
     return [
         *lines,
         f"| *raw input* | | {raw[0]} | | | {raw[1]} | | | |",
@@ -283,12 +282,12 @@ def comparison(own: Sequence[Scored], other: Sequence[Scored], share: str) -> Co
 
 def predictions(scored: Scored, share: str) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]:
     """Of the linear probe on test: scores ``(draws · n, C)``, labels and groups ``(draws · n,)``."""
-    path = scored.run.path / "transfer" / f"{scored.record['task']}.predictions.npz"
+    path = scored.run.path / "transfer" / f"{scored.record.task}.predictions.npz"
     with np.load(path, allow_pickle=False) as kept:
-        predicted = kept[f"linear@{share.replace('/', ' per ')}"]  # classes, (draws, n)
+        predicted = kept[prediction_key("linear", share)]  # classes, (draws, n)
         label = kept["label"]
         group = kept["group"] if "group" in kept else np.arange(len(label))
-    scores = np.eye(len(scored.record["classes"]), dtype=np.float32)[predicted.ravel()]
+    scores = np.eye(len(scored.record.classes), dtype=np.float32)[predicted.ravel()]
     return scores, np.tile(label, len(predicted)), np.tile(group, len(predicted))
 
 
@@ -302,15 +301,15 @@ def provenance(name: str, cells: Sequence[Scored], config: Config) -> str:
     """What the numbers of a table were measured with."""
 
     def each(field: str) -> str:
-        return ", ".join(sorted({str(cell.run.record[field]) for cell in cells}))
+        return ", ".join(sorted({str(getattr(cell.run.record, field)) for cell in cells}))
 
     data = load(Source(name, data_root=config.data_root))
     parts = {"pretrain": data.pretrain, "train": data.train, "validation": data.validation}
     sizes = ", ".join(f"{len(split):,} {part}" for part, split in parts.items() if split is not None)
     result = linear(cells[0].record, config.labels[0])
-    groups = f" in {result['units']} groups" if result["units"] != result["n"] else ""
+    groups = f" in {result.units} groups" if result.units != result.n else ""
     return (
-        f"{domain(name).title}; {domain(name).modality}. Examples: {sizes}, {result['n']:,} test{groups}. "
+        f"{domain(name).title}; {domain(name).modality}. Examples: {sizes}, {result.n:,} test{groups}. "
         f"{config.steps} steps of {config.batch_size}, lr {config.lr:g}, encoder {config.encoder} "
         f"({each('parameters')} parameters). "
         f"{each('device')}; torch {each('torch')}; commit {each('commit')}; data {each('data_fingerprint')}."

@@ -9,6 +9,7 @@ from urllib.error import URLError
 
 import pytest
 import yaml
+from recorded import run_record
 
 from dabsmix.cli import main
 from dabsmix.config import PretrainConfig
@@ -35,7 +36,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
 
     def note(config: PretrainConfig, **_: object) -> Run:
         seen.append(config)
-        return Run.create(tmp_path / "asked", "run", {}, {})
+        return Run.create(tmp_path / "asked", "run", {}, run_record())
 
     monkeypatch.setattr("dabsmix.verbs.pretrain.pretrain", note)
 
@@ -120,8 +121,8 @@ def test_a_run_s_config_repeats_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     (first,) = (Run(path) for path in (tmp_path / "a").iterdir())
     assert call(monkeypatch, "pretrain --config", first.path / "config.yaml", "--out", tmp_path / "b") == 0
     (second,) = (Run(path) for path in (tmp_path / "b").iterdir())
-    assert first.record["encoder_sha256"] == second.record["encoder_sha256"]
-    assert first.record["config_hash"] == second.record["config_hash"]
+    assert first.record.encoder_sha256 == second.record.encoder_sha256
+    assert first.record.config_hash == second.record.config_hash
     configs = [yaml.safe_load((run.path / "config.yaml").read_text()) for run in (first, second)]
     assert configs[0] == configs[1] | {"out": configs[0]["out"]}
     assert configs[0]["label_weight"] == "batch-mean"
@@ -186,11 +187,11 @@ def one_line(capsys: pytest.CaptureFixture[str]) -> str:
         ("pretrain --config missing.yaml", "--config missing.yaml: "),
         (f"pretrain {SHORT} --out file", "choose another --out"),
         (f"pretrain {SHORT} --out /proc/dabsmix", "choose another --out"),
-        ("transfer --run missing", "missing is no run"),
+        ("transfer --run missing", "missing is not a run"),
         ("transfer --out missing", "no finished run under missing"),
         ("submit --by me --run missing", "missing"),
         ("submit --by me --out missing", "no transferred run under missing"),
-        ("embed --run missing --input . --out x.parquet", "missing is no run"),
+        ("embed --run missing --input . --out x.parquet", "missing is not a run"),
     ],
 )
 def test_a_mistake_is_one_line(

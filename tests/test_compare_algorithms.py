@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from recorded import run_record
 
 from dabsmix.errors import UserError
 from dabsmix.run import Run
+from dabsmix.scoring.results import TransferRecord
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "compare_algorithms.py"
 
@@ -58,11 +60,11 @@ def test_difference_is_the_mean_over_seeds_and_draws(script: ModuleType, tmp_pat
 
     def scored(name: str, right: float) -> Any:
         wrong = rng.random((2, 40)) > right  # two draws of few labels
-        run = Run.create(tmp_path, name, {}, {})
+        run = Run.create(tmp_path, name, {}, run_record())
         (run.path / "transfer").mkdir()
         predicted = np.where(wrong, (label + 1) % 3, label)
         np.savez(run.path / "transfer" / "t.predictions.npz", **{"label": label, "linear@5 per class": predicted})  # type: ignore[arg-type]  # its stub takes any keyword for a flag
-        return script.Scored(run, {"task": "t", "classes": ["a", "b", "c"]}), float(1 - wrong.mean())
+        return script.Scored(run, TransferRecord("t", "v1", (), classes=("a", "b", "c"))), float(1 - wrong.mean())
 
     (one, one_mean), (two, two_mean) = scored("one", 0.9), scored("two", 0.8)
     (three, three_mean), (four, four_mean) = scored("three", 0.5), scored("four", 0.6)

@@ -132,11 +132,11 @@ def test_algorithm_of_another_package_trains_from_the_command_line(
         return newest_run(out, lambda run: run.finished, "finished run")
 
     by_module = train("theirs.rotate:Rotate", "--weight", "0.5", "--mode", "b")
-    assert by_module.record["hyper"] == {"weight": 0.5, "mode": "b", "flip": True}
+    assert by_module.record.hyper == {"weight": 0.5, "mode": "b", "flip": True}
     assert by_module.metrics()[-1]["grad_norm"] > 0
     by_entry_point = train("rotate", "--weight", "0.5", "--mode", "b")
-    assert by_entry_point.record["encoder_sha256"] == by_module.record["encoder_sha256"]
-    assert train("none").record["encoder_sha256"] != by_module.record["encoder_sha256"]
+    assert by_entry_point.record.encoder_sha256 == by_module.record.encoder_sha256
+    assert train("none").record.encoder_sha256 != by_module.record.encoder_sha256
 
 
 def test_one_name_for_two_algorithms_is_refused(package: Callable[[str, str], Path], tmp_path: Path) -> None:

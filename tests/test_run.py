@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from recorded import run_record
 from safetensors.torch import load_file, save_file
 
 from dabsmix.errors import UserError
@@ -23,7 +24,7 @@ SPECS: tuple[Spec, ...] = (Grid(1, (4, 4), (2, 2)), Table(3, (0, 4, 0)), Tokens(
 
 
 def make_run(out: Path, name: str = "digits-emix-s0", **record: Any) -> Run:
-    return Run.create(out, name, {"steps": 3}, record)
+    return Run.create(out, name, {"steps": 3}, run_record(**record))
 
 
 def make_encoder(seed: int = 0) -> Encoder:
@@ -96,7 +97,7 @@ def test_folders_are_numbered_and_never_shared(tmp_path: Path) -> None:
     runs = [make_run(tmp_path / "new" / "runs") for _ in range(3)]
     names = [run.path.name for run in runs]
     assert names == ["digits-emix-s0", "digits-emix-s0-2", "digits-emix-s0-3"]
-    assert [run.record["name"] for run in runs] == names
+    assert [run.record.name for run in runs] == names
 
 
 def test_out_that_is_a_file_or_a_dangling_link_is_one_line(tmp_path: Path) -> None:
@@ -109,7 +110,7 @@ def test_out_that_is_a_file_or_a_dangling_link_is_one_line(tmp_path: Path) -> No
 
 def test_no_run(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "missing"):
-        with pytest.raises(UserError, match=r"is no run: it holds no run\.json"):
+        with pytest.raises(UserError, match=r"is not a run: it holds no run\.json"):
             Run(path)
 
 
@@ -127,7 +128,7 @@ def test_updates_are_on_disk(tmp_path: Path) -> None:
     assert not run.finished
     run.update(status="finished")
     assert Run(run.path).finished
-    assert Run(run.path).record["seed"] == 4
+    assert Run(run.path).record.seed == 4
 
 
 def test_the_newest_run_is_by_time_of_creation(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ def pretrained(out: Path, domain: str = "digits", **changes: Any) -> Run:
 def go(run: Run, **changes: Any) -> dict[str, Any]:
     said: list[str] = []
     (record,) = transfer.transfer(TransferConfig(run=(run.path,), **changes), accelerator=accelerate(), say=said.append)
-    return record | {"said": said}
+    return record.as_plain() | {"said": said}
 
 
 def clusters(n: int, seed: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from dabsmix.board.row import Row, typed
 from dabsmix.errors import UserError
+from dabsmix.run import read_record
+from dabsmix.scoring.results import BY_CLASS, Result, TransferRecord, prediction_key, read_transfer
 
 __all__ = [
     "Predictions",
@@ -19,7 +21,6 @@ __all__ = [
     "predictions",
     "predictions_file",
     "rescored",
-    "run_json",
     "scores",
     "transfer_of",
     "transfers",
@@ -34,38 +35,21 @@ _OF_RESULT = ("probe", "label_fraction", "metric", "value", "low", "high", "n", 
 _NOT_IN_RECIPE = ("seed", "out", "data_root", "checkpoint_every", "evaluate_every")
 
 
-def transfers(folder: Path) -> dict[str, dict[str, Any]]:
+def transfers(folder: Path) -> dict[str, TransferRecord]:
     """The transfer results of a run's folder or record, by file name without suffix, in the order of the names."""
     files = sorted((folder / "transfer").glob("*.json"))
     return {path.stem: _parsed(path, path.stat().st_mtime_ns, path.stat().st_size) for path in files}
 
 
 @lru_cache(maxsize=1024)
-def _parsed(path: Path, modified: int, size: int) -> dict[str, Any]:
+def _parsed(path: Path, modified: int, size: int) -> TransferRecord:
     """Read once for all the rows that one file backs."""
-    return _json(path)
+    return read_transfer(path)
 
 
 def predictions_file(folder: Path, stem: str) -> Path:
     """Where the per-example predictions of a transfer result lie, if they were kept."""
     return folder / "transfer" / f"{stem}.predictions.npz"
-
-
-def run_json(folder: Path) -> dict[str, Any]:
-    """What a run says about itself."""
-    return _json(folder / "run.json")
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"no file {path}: name the folder of a run that `dabsmix pretrain` printed") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path}: {error}; pretrain or transfer again") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: expected a JSON object, found a {type(content).__name__}")
-    return content
 
 
 def _config(path: Path) -> dict[str, Any]:
@@ -92,41 +76,41 @@ def scores(folder: Path) -> dict[str, list[dict[str, Any]]]:
     Raises:
         UserError: a file is missing or damaged, or lacks an entry.
     """
-    run, config, results = run_json(folder), _config(folder / "config.yaml"), transfers(folder)
+    run, config, results = read_record(folder), _config(folder / "config.yaml"), transfers(folder)
     found: dict[str, list[dict[str, Any]]] = {}
     place = "run.json"
     try:
-        of_run = {name: run[name] for name in _OF_RUN}
-        of_run |= {"pretrain_protocol": run["protocol"], "pretrain_fingerprint": run["data_fingerprint"]}
-        of_run["hyper"] = json.dumps(run["hyper"], sort_keys=True, separators=(",", ":"))
+        of_run = {name: getattr(run, name) for name in _OF_RUN}
+        of_run |= {"pretrain_protocol": run.protocol, "pretrain_fingerprint": run.data_fingerprint}
+        of_run["hyper"] = json.dumps(run.hyper, sort_keys=True, separators=(",", ":"))
         place = "config.yaml"
         of_run |= {"lr": config["lr"], "precision": config["precision"], "recipe": _recipe(config)}
         for stem, transfer in results.items():
             place = f"transfer/{stem}.json"
-            of_task = {name: transfer[name] for name in _OF_TASK}
-            of_results = [{name: result[name] for name in _OF_RESULT} for result in transfer["results"]]
+            of_task = {name: getattr(transfer, name) for name in _OF_TASK}
+            of_results = [{name: getattr(result, name) for name in _OF_RESULT} for result in transfer.results]
             found[stem] = [typed(of_run | of_task | of_result) for of_result in of_results]
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{folder / place}: missing or malformed: {error}; was it written by this version?") from None
     return found
 
 
-def transfer_of(row: Row) -> tuple[str, dict[str, Any]] | None:
+def transfer_of(row: Row) -> tuple[str, TransferRecord] | None:
     """The transfer file that a row was read from: its name without suffix, and what it says; None without a record."""
     try:
         files = transfers(row.record)
     except UserError:
         return None
     for stem, content in files.items():
-        same = (content.get("task"), content.get("protocol")) == (row.task, row.protocol)
-        if same and any(_is_of(row, result) for result in content.get("results", ())):
+        same = (content.task, content.protocol) == (row.task, row.protocol)
+        if same and any(_is_of(row, result) for result in content.results):
             return stem, content
     return None
 
 
-def _is_of(row: Row, result: dict[str, Any]) -> bool:
+def _is_of(row: Row, result: Result) -> bool:
     names = ("probe", "label_fraction", "metric")
-    return [result.get(name) for name in names] == [getattr(row, name) for name in names]
+    return [getattr(result, name) for name in names] == [getattr(row, name) for name in names]
 
 
 class Predictions(NamedTuple):
@@ -182,14 +166,14 @@ def _predictions(row: Row) -> Predictions | None:
         return None
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            name = f"{row.probe}@{row.label_fraction.replace('/', ' per ')}"
+            name = prediction_key(row.probe, row.label_fraction)
             if name not in arrays or "label" not in arrays:
                 return None
             drawn, label, group = arrays[name], arrays["label"], arrays.get("group")
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise UserError(f"cannot read {path}: {error}") from None
-    if source[1].get("kind") == "classes" and drawn.dtype.kind == "i":  # the predicted class alone was kept
-        if row.metric not in ("accuracy", "f1_macro", "f1_weighted", "matthews"):
+    if source[1].kind == "classes" and drawn.dtype.kind == "i":  # the predicted class alone was kept
+        if row.metric not in BY_CLASS:
             return None  # those need scores
         drawn = np.eye(max(drawn.max(), label.max()) + 1, dtype=np.float32)[drawn]
     return Predictions(tuple(drawn), label, group)

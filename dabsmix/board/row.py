@@ -12,10 +12,10 @@ from typing import Any
 
 from dabsmix.errors import UserError
 from dabsmix.scoring.metrics import METRICS
+from dabsmix.scoring.results import PROTOCOLS
 
-__all__ = ["COLUMNS", "METRIC_RANGES", "PROTOCOLS", "Row", "lines", "parse", "problems", "read", "text", "typed"]
+__all__ = ["COLUMNS", "METRIC_RANGES", "Row", "lines", "parse", "problems", "read", "text", "typed"]
 
-PROTOCOLS = ("v1", "dabs", "imix", "finetune")
 METRIC_RANGES = {name: metric.span for name, metric in METRICS.items()}
 
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from dabsmix.board.record import Predictions, predictions, transfer_of
 from dabsmix.board.row import Row
+from dabsmix.scoring.results import Result, TransferRecord
 
 __all__ = ["Against", "Block", "Line", "Section", "standings"]
 
@@ -140,7 +141,8 @@ def _notes(rows: list[Row], blocks: tuple[Block, ...]) -> tuple[str, ...]:
     unbacked = {row.run for row in rows if not _transfer(row)}
     if unbacked:
         notes.append(f"No record of {len(unbacked)} run(s): their yardsticks and predictions are missing here.")
-    of_records = (note for row in rows for note in _transfer(row).get("notes", ()))
+    records = [record for row in rows if (record := _transfer(row))]
+    of_records = (note for record in records for note in record.notes)
     return tuple(dict.fromkeys([*notes, *of_records]))
 
 
@@ -228,41 +230,42 @@ def _measured(
 # --- what only the records know
 
 
-def _transfer(row: Row) -> dict[str, Any]:
-    """What the row's transfer file says; empty without a record."""
+def _transfer(row: Row) -> TransferRecord | None:
+    """What the row's transfer file says; None without a record."""
     found = transfer_of(row)
-    return {} if found is None else found[1]
+    return None if found is None else found[1]
 
 
 def _yardsticks(rows: list[Row]) -> list[Line]:
     """The yardsticks of a block, from the records of its rows; those that agree are one measurement."""
-    found: dict[str, dict[float, dict[str, Any]]] = defaultdict(dict)
+    found: dict[str, dict[float, Result]] = defaultdict(dict)
     for row in rows:
-        for kind, results in _transfer(row).get("yardsticks", {}).items():
+        record = _transfer(row)
+        for kind, results in (record.yardsticks if record else {}).items():
             result = _nearest(row, results)
             if result is not None:
-                other = "" if result["probe"] in (row.probe, kind) else f" ({result['probe']})"
-                found[YARDSTICKS.get(kind, kind) + other].setdefault(result["value"], result)
+                other = "" if result.probe in (row.probe, kind) else f" ({result.probe})"
+                found[YARDSTICKS.get(kind, kind) + other].setdefault(result.value, result)
     return [
         _measured(
             name,
             "yardstick",
-            [[float(result["value"])] for result in results.values()],
-            [(result["low"], result["high"]) for result in results.values()],
-            n=int(next(iter(results.values()))["n"]),
+            [[result.value] for result in results.values()],
+            [(result.low, result.high) for result in results.values()],
+            n=next(iter(results.values())).n,
         )
         for name, results in found.items()
     ]
 
 
-def _nearest(row: Row, results: list[dict[str, Any]]) -> dict[str, Any] | None:
+def _nearest(row: Row, results: Sequence[Result]) -> Result | None:
     """A yardstick's result for a row: of the same probe where it was measured with that, else of another.
 
     The share of the labels has to be the same, save for the majority class, which takes none.
     """
-    same = [each for each in results if each["metric"] == row.metric]
-    same = [each for each in same if each["label_fraction"] == row.label_fraction or each["probe"] == "majority"]
-    return min(same, key=lambda r: (r["probe"] != row.probe, r["label_fraction"] != row.label_fraction), default=None)
+    same = [each for each in results if each.metric == row.metric]
+    same = [each for each in same if each.label_fraction == row.label_fraction or each.probe == "majority"]
+    return min(same, key=lambda r: (r.probe != row.probe, r.label_fraction != row.label_fraction), default=None)
 
 
 # --- differences

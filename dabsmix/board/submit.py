@@ -18,6 +18,7 @@ from dabsmix.board import row as board_row
 from dabsmix.board.row import COLUMNS, Row, read
 from dabsmix.errors import UserError
 from dabsmix.files import sha256, write
+from dabsmix.run import RunRecord, read_record
 
 __all__ = ["COLUMNS", "Row", "read", "submit", "validate"]
 
@@ -44,13 +45,13 @@ def submit(run_dir: Path, by: str, csv_path: Path) -> list[Row]:
     by = by.strip()
     if not by.isprintable() or not 1 <= len(by) <= 80:
         raise UserError(f"--by {by!r}: a name of 1 to 80 printable characters is needed to stand behind the rows")
-    run = board_record.run_json(run_dir)
-    if run.get("status") != "finished":
-        raise UserError(f"{run_dir}: its status is {run.get('status')!r}, not 'finished': continue it with --resume")
+    run = read_record(run_dir)
+    if run.status != "finished":
+        raise UserError(f"{run_dir}: its status is {run.status!r}, not 'finished': continue it with --resume")
     scores = board_record.scores(run_dir)
     if not any(scores.values()):
         raise UserError(f"{run_dir} has no transfer results: run `dabsmix transfer --run {run_dir}` first")
-    _check_encoder(run_dir, run["encoder_sha256"])
+    _check_encoder(run_dir, run.encoder_sha256)
     name = _run_id(run)
     record = csv_path.parent / "runs" / name
     stamp: dict[str, Any] = {"run": name, "by": by, "date": datetime.now(UTC).date().isoformat(), "record": record}
@@ -71,10 +72,10 @@ def submit(run_dir: Path, by: str, csv_path: Path) -> list[Row]:
     return added
 
 
-def _run_id(run: dict[str, Any]) -> str:
+def _run_id(run: RunRecord) -> str:
     """The run's name with a hash of its configuration and encoder: two machines' ``cifar10-dmix-s0`` do not collide."""
-    identity = hashlib.sha256(f"{run['config_hash']} {run['encoder_sha256']}".encode()).hexdigest()
-    return re.sub(r"[^A-Za-z0-9._-]+", "_", str(run.get("name", "run"))) + f"-{identity[:8]}"
+    identity = hashlib.sha256(f"{run.config_hash} {run.encoder_sha256}".encode()).hexdigest()
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", run.name or "run") + f"-{identity[:8]}"
 
 
 def _check_encoder(run_dir: Path, expected: str) -> None:

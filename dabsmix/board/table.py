@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from dabsmix.board.row import Row
 from dabsmix.board.standings import Block, Line, Section, standings
 from dabsmix.errors import UserError
+from dabsmix.scoring.results import in_percent
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -17,7 +18,6 @@ __all__ = ["HEADINGS", "Format", "cells", "legend", "of_tasks", "published", "re
 
 Format = Literal["table", "md", "csv"]
 HEADINGS = ("probe", "labels", "algorithm", "seeds", "score", "95 % interval", "test n", "against the first", "setting")
-PERCENT = ("accuracy", "auroc_macro", "f1_macro", "f1_weighted", "matthews", "pearson", "spearman")
 PUBLISHED_COLUMNS = ("source", "protocol", "pretrain", "dataset", "method", "metric", "value", "std", "note")
 
 _LEGEND = (
@@ -99,13 +99,13 @@ def legend() -> tuple[str, ...]:
 
 def score_heading(section: Section) -> str:
     """The heading of the score's column."""
-    names = dict.fromkeys(f"{b.metric}, %" if b.metric in PERCENT else b.metric for b in section.blocks)
+    names = dict.fromkeys(f"{b.metric}, %" if in_percent(b.metric) else b.metric for b in section.blocks)
     return " / ".join(names)
 
 
 def cells(block: Block, line: Line) -> tuple[str, ...]:
     """A line in the order of `HEADINGS`."""
-    scale, digits = (100, 1) if block.metric in PERCENT else (1, 4)
+    scale, digits = (100, 1) if in_percent(block.metric) else (1, 4)
     spread = "" if line.std is None else f" ± {line.std * scale:.{digits}f}"
     interval = "–" if line.low is None or line.high is None else _range(line.low, line.high, scale, digits)
     return (

@@ -3,10 +3,10 @@
 import hashlib
 import json
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,11 +15,12 @@ from torch import Tensor
 
 import dabsmix
 from dabsmix.data.domain import Data, Split
-from dabsmix.files import cache_folder, write
+from dabsmix.files import cached
 from dabsmix.scoring.evaluate import choose, score
 from dabsmix.scoring.heads import Features, fit_constant
 from dabsmix.scoring.metrics import metric
 from dabsmix.scoring.protocols import Protocol
+from dabsmix.scoring.results import Result
 from dabsmix.scoring.selection import select
 from dabsmix.spec import Grid, Spec, Table, Tokens, describe
 
@@ -30,8 +31,11 @@ __all__ = ["RawReader", "raw_reader", "yardsticks"]
 RAW_WIDTH = 768
 READ = 1024  # examples at a time
 
+Yardsticks = Mapping[str, tuple[Result, ...]]
+"""Results of each yardstick, by its name."""
 
-def yardsticks(data: Data, rules: Protocol, labels: tuple[str, ...], device: torch.device) -> dict[str, Any]:
+
+def yardsticks(data: Data, rules: Protocol, labels: tuple[str, ...], device: torch.device) -> Yardsticks:
     """Results of the protocol's linear probe on the raw input (``raw``) and of the majority class (``majority``).
 
     They belong to the data and not to a run, and are kept in the cache folder. A task of one label per token has no
@@ -53,10 +57,20 @@ def yardsticks(data: Data, rules: Protocol, labels: tuple[str, ...], device: tor
     # files are divided in more than one way: higgs_transfer reads the last tenth of higgs
     rows = [hashlib.sha256(split.rows.tobytes()).hexdigest() for split in (data.train, data.validation, data.test)]
     asked = json.dumps([data.fingerprint, rows, describe(data.specs), str(data.task), labels, rules_said])
-    path = cache_folder() / "yardsticks" / f"{hashlib.sha256(asked.encode()).hexdigest()[:32]}.json"
-    if path.exists():
-        return cast(dict[str, Any], json.loads(path.read_text(encoding="utf-8")))
-    found = {}
+    found = cached("yardsticks", asked, lambda: _plain(_yardsticks(data, rules, labels, device)))
+    return {name: tuple(Result.from_plain(each) for each in results) for name, results in found.items()}
+
+
+def _plain(found: Yardsticks) -> dict[str, list[dict[str, Any]]]:
+    return {name: [asdict(each) for each in results] for name, results in found.items()}
+
+
+def _yardsticks(data: Data, rules: Protocol, labels: tuple[str, ...], device: torch.device) -> Yardsticks:
+    assert data.task
+    assert data.train
+    assert data.validation
+    assert data.test
+    found: dict[str, tuple[Result, ...]] = {}
     if data.task.kind == "tokens":
         train, validation, test = (_labels(split) for split in (data.train, data.validation, data.test))
     else:
@@ -64,10 +78,11 @@ def yardsticks(data: Data, rules: Protocol, labels: tuple[str, ...], device: tor
         reader = raw_reader(data.specs, (data.normalise(every.batch(index)) for index in _batches(every)))
         train, validation, test = (_read_all(reader, s, data, device) for s in (every, data.validation, data.test))
         plain = replace(rules, neighbours=(), penalties=(), pinv=False)
-        found["raw"], _ = score(choose(train, validation, data.task, plain, labels), test, data.task)
+        results, _ = score(choose(train, validation, data.task, plain, labels), test, data.task)
+        found["raw"] = tuple(results)
     constant = select(partial(fit_constant, task=data.task), [(train, validation)], metric(data.task.metric))
-    found["majority"], _ = score({("majority", "1"): constant}, test, data.task)
-    write(path, lambda p: p.write_text(json.dumps(found), encoding="utf-8"))
+    results, _ = score({("majority", "1"): constant}, test, data.task)
+    found["majority"] = tuple(results)
     return found
 
 

@@ -14,11 +14,10 @@ from dabsmix.scoring.heads import Features, Setting
 from dabsmix.scoring.intervals import bootstrap
 from dabsmix.scoring.metrics import Scores, metric
 from dabsmix.scoring.protocols import Protocol, fits
+from dabsmix.scoring.results import BY_CLASS, Result, prediction_key
 from dabsmix.scoring.selection import Selected, few_labels, select
 
 __all__ = ["Chosen", "choose", "kept", "result", "score", "share"]
-
-BY_CLASS = ("accuracy", "f1_macro", "f1_weighted", "matthews")  # metrics of the predicted class alone
 
 Chosen = Mapping[tuple[str, str], list[Selected]]  # by probe and share of the labels: one head per draw
 
@@ -59,14 +58,14 @@ def choose(
     return chosen
 
 
-def score(chosen: Chosen, test: Features, task: Task) -> tuple[list[dict[str, Any]], dict[str, NDArray[Any]]]:
+def score(chosen: Chosen, test: Features, task: Task) -> tuple[list[Result], dict[str, NDArray[Any]]]:
     """One result per probe and share of the labels, and every test example's prediction by ``probe@share``."""
     results, predictions = [], {}
     for (probe, label), selected in chosen.items():
         scores = [each.head.predict(test) for each in selected]
         first = selected[0]
         results.append(result(probe, label, scores, test, task, first.setting, first.validation, first.candidates))
-        predictions[f"{probe}@{label.replace('/', ' per ')}"] = kept(scores, task)
+        predictions[prediction_key(probe, label)] = kept(scores, task)
     return results, predictions
 
 
@@ -79,7 +78,7 @@ def result(
     setting: Setting,
     validation: float,
     candidates: int,
-) -> dict[str, Any]:
+) -> Result:
     """One score with its interval, as a transfer file holds it.
 
     Args:
@@ -93,19 +92,18 @@ def result(
     wanted = metric(task.metric)
     assert test.label is not None
     interval = bootstrap(wanted, scores, test.label, test.group)
-    return {
-        "probe": probe,
-        "label_fraction": label,
-        "metric": wanted.name,
-        "value": interval.value,
-        "low": interval.low,
-        "high": interval.high,
-        "n": interval.n,
-        "units": interval.units,
-        "draws": len(scores),
-        "selected": {**setting, "validation": validation, "candidates": candidates},
-        "test_reads": 1,
-    }
+    return Result(
+        probe=probe,
+        label_fraction=label,
+        metric=wanted.name,
+        value=interval.value,
+        low=interval.low,
+        high=interval.high,
+        n=interval.n,
+        units=interval.units,
+        draws=len(scores),
+        selected={**setting, "validation": validation, "candidates": candidates},
+    )
 
 
 def kept(scores: Sequence[Scores], task: Task) -> NDArray[Any]:

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable
@@ -23,11 +22,12 @@ from torch import Tensor, nn
 import dabsmix
 from dabsmix.data.batches import Batches, step_seed
 from dabsmix.data.domain import Data, Split, Task
-from dabsmix.files import cache_folder, write
+from dabsmix.files import cached
 from dabsmix.model.encoder import Encoder
 from dabsmix.scoring.evaluate import kept, result, share
 from dabsmix.scoring.features import each_row
 from dabsmix.scoring.metrics import Metric, Undefined, metric
+from dabsmix.scoring.results import Result, prediction_key
 from dabsmix.scoring.selection import few_labels
 from dabsmix.spec import describe
 from dabsmix.training import learning_rate
@@ -67,7 +67,7 @@ SUPERVISED = replace(FINETUNE, layer_decay=1.0, epochs=100)
 class Finetuned(NamedTuple):
     """One result per share of the labels, test predictions by ``probe@share``, and the score on train (all labels)."""
 
-    results: list[dict[str, Any]]
+    results: list[Result]
     predictions: dict[str, NDArray[Any]]
     train_value: float | None
 
@@ -122,7 +122,7 @@ def finetune(
         outputs = [_predict(network, data.test, data, accelerator) for network in trained[best]]
         chosen = {"rate": recipe.rates[best]}
         results.append(result("finetune", label, outputs, data.test, task, chosen, values[best], len(values)))
-        predictions[f"finetune@{label.replace('/', ' per ')}"] = kept(outputs, task)
+        predictions[prediction_key("finetune", label)] = kept(outputs, task)
         if label == "1":
             train_value = _value(wanted, trained[best][0], data.train, data, accelerator)
     return Finetuned(results, predictions, train_value)
@@ -130,19 +130,18 @@ def finetune(
 
 def supervised(
     encoder: Encoder, data: Data, *, accelerator: Accelerator, watch: Watch = lambda title, items: items
-) -> list[dict[str, Any]]:
+) -> tuple[Result, ...]:
     """The same encoder trained with all labels from random weights: a yardstick, kept for the data set and encoder."""
     asked = [data.fingerprint, describe(data.specs), str(data.task), asdict(encoder.config), asdict(SUPERVISED)]
-    key = hashlib.sha256(json.dumps([*asked, dabsmix.__version__]).encode()).hexdigest()[:32]
-    path = cache_folder() / "supervised" / f"{key}.json"
-    if path.exists():
-        return cast(list[dict[str, Any]], json.loads(path.read_text(encoding="utf-8")))
-    torch.manual_seed(step_seed(0, 0, "weights"))
-    fresh = Encoder(encoder.specs, encoder.config)
-    found = finetune(fresh, data, ("1",), SUPERVISED, accelerator=accelerator, watch=watch).results
-    if accelerator.is_main_process:
-        write(path, lambda p: p.write_text(json.dumps(found), encoding="utf-8"))
-    return found
+
+    def train() -> list[dict[str, Any]]:
+        torch.manual_seed(step_seed(0, 0, "weights"))
+        fresh = Encoder(encoder.specs, encoder.config)
+        found = finetune(fresh, data, ("1",), SUPERVISED, accelerator=accelerator, watch=watch).results
+        return [asdict(each) for each in found]
+
+    key = json.dumps([*asked, dabsmix.__version__])
+    return tuple(Result.from_plain(each) for each in cached("supervised", key, train, keep=accelerator.is_main_process))
 
 
 class Network(nn.Module):

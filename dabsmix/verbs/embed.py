@@ -26,17 +26,17 @@ def embed(config: EmbedConfig, *, accelerator: Accelerator) -> Path:
     import pandas as pd
 
     run = Run(config.run)
-    modality = run.record.get("own_data")
+    modality = run.record.own_data
     if not run.finished:
         raise UserError(f"{run.path} is unfinished: go on with `dabsmix pretrain --resume`")
     if not modality:
         raise UserError(
-            f"{run.path} was pretrained on the domain {run.record['domain']}: embed takes runs pretrained with --data"
+            f"{run.path} was pretrained on the domain {run.record.domain}: embed takes runs pretrained with --data"
         )
     if not config.input.exists():
         raise UserError(f"--input {config.input}: no such file or folder")
     reader = importlib.import_module(f"dabsmix.modalities.{modality}")
-    data, keys = reader.own_rows(config.input, run.record["data_state"])
+    data, keys = reader.own_rows(config.input, run.record.data_state)
     encoder = load_encoder(run.path / "encoder.safetensors", data.specs)
     pooled = features(encoder.to(accelerator.device), data.pretrain, data.normalise, accelerator=accelerator)
     values = pooled.mean if config.pooling == "mean" else pooled.cls

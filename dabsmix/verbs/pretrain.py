@@ -26,7 +26,7 @@ from dabsmix.model.encoder import Encoder, make_encoder
 from dabsmix.pretext.algorithm import Algorithm, Loss, check_fit
 from dabsmix.pretext.views import make_views
 from dabsmix.registry import algorithm_class
-from dabsmix.run import Run, commit, device_name, newest_run
+from dabsmix.run import Run, RunRecord, commit, device_name, newest_run
 from dabsmix.scoring.collapse import collapsed, health
 from dabsmix.scoring.online import Online, watch_online
 from dabsmix.source import Source, batch_size, load
@@ -86,7 +86,7 @@ def pretrain(
         raise UserError(f"--views augment: {source.name} has no augmentation of its own")
 
     # Where it is written.
-    run = _open_run(config, data, algorithm, accelerator, begin)
+    run = _open_run(config, recipe, data, algorithm, accelerator, begin)
     if run.finished:
         say(f"{run.path} is finished already: nothing to resume")
         return run
@@ -277,59 +277,61 @@ def _restore(state: _Training, optimizer: Any, checkpoint: dict[str, Any]) -> No
         state.online.probe.optimizer.load_state_dict(checkpoint["probe_optimizer"])
 
 
-def _open_run(config: PretrainConfig, data: Data, algorithm: Algorithm, accelerator: Accelerator, begin: bool) -> Run:
+def _open_run(
+    config: PretrainConfig, recipe: Recipe, data: Data, algorithm: Algorithm, accelerator: Accelerator, begin: bool
+) -> Run:
     """A new run's folder, or with --resume the one to go on with; made by the main process, known to all."""
     path = [""]
     if accelerator.is_main_process:
-        path = [str(_find_or_create(config, data, algorithm, accelerator, begin).path)]
+        path = [str(_find_or_create(config, recipe, data, algorithm, accelerator, begin).path)]
     if accelerator.num_processes > 1:
         path = broadcast_object_list(path)
     return Run(Path(path[0]))
 
 
 def _find_or_create(
-    config: PretrainConfig, data: Data, algorithm: Algorithm, accelerator: Accelerator, begin: bool
+    config: PretrainConfig, recipe: Recipe, data: Data, algorithm: Algorithm, accelerator: Accelerator, begin: bool
 ) -> Run:
     key = config_hash(config)
-    begun = any(Run(path.parent).record.get("config_hash") == key for path in config.out.glob("*/run.json"))
+    begun = any(Run(path.parent).record.config_hash == key for path in config.out.glob("*/run.json"))
     if config.resume and (begun or not begin):
 
         def same(run: Run) -> bool:
-            return bool(run.record.get("config_hash") == key)
+            return run.record.config_hash == key
 
         try:
             run = newest_run(config.out, lambda r: same(r) and not r.finished, "unfinished run of this configuration")
         except UserError:
             return newest_run(config.out, same, "run of this configuration to resume")
-        if run.record["data_fingerprint"] != data.fingerprint:
+        if run.record.data_fingerprint != data.fingerprint:
             raise UserError(f"cannot resume {run.path}: the data have changed since it began; start a new run")
         return run
     encoder = algorithm.encoder
-    record = {
-        "status": "running",
-        "domain": config.source.name,
-        "own_data": config.source.modality,
-        "algorithm": config.algo,
-        "hyper": dict(config.hyper),
-        "views": algorithm.views,
-        "uses_labels": algorithm.needs_labels,
-        "encoder": config.encoder,
-        "parameters": sum(p.numel() for p in encoder.parameters()),
-        "protocol": config.source.protocol,
-        "online": config.online,
-        "seed": config.seed,
-        "steps": config.steps if algorithm.trains else 0,
-        "batch_size": config.batch_size,
-        "config_hash": key,
-        "data_fingerprint": data.fingerprint,
-        "data_state": dict(data.state),
-        "notes": list(data.notes),
-        "version": dabsmix.__version__,
-        "commit": commit(),
-        "torch": torch.__version__,
-        "device": device_name(accelerator.device),
-        "processes": accelerator.num_processes,
-        "created": datetime.now(UTC).isoformat(),
-    }
+    record = RunRecord(
+        status="running",
+        domain=config.source.name,
+        own_data=config.source.modality,
+        algorithm=config.algo,
+        hyper=dict(config.hyper),
+        views=algorithm.views,
+        uses_labels=algorithm.needs_labels,
+        encoder=config.encoder,
+        parameters=sum(p.numel() for p in encoder.parameters()),
+        protocol=config.source.protocol,
+        online=config.online,
+        seed=config.seed,
+        steps=recipe.steps if algorithm.trains else 0,
+        batch_size=recipe.batch_size,
+        config_hash=key,
+        data_fingerprint=data.fingerprint,
+        data_state=dict(data.state),
+        notes=data.notes,
+        version=dabsmix.__version__,
+        commit=commit(),
+        torch=torch.__version__,
+        device=device_name(accelerator.device),
+        processes=accelerator.num_processes,
+        created=datetime.now(UTC).isoformat(),
+    )
     name = f"{config.source.name}-{config.algo.replace(':', '.')}-s{config.seed}"
     return Run.create(config.out, name, as_plain(config), record)

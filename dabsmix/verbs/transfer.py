@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,15 +38,16 @@ from dabsmix.scoring.finetune import FINETUNE, finetune, supervised
 from dabsmix.scoring.heads import Features, scored
 from dabsmix.scoring.metrics import metric
 from dabsmix.scoring.protocols import Protocol, protocol, v1
+from dabsmix.scoring.results import Result, TransferRecord, read_transfer
 from dabsmix.source import Source, batch_size, load
 from dabsmix.terminal import watched
 
-__all__ = ["show", "transfer"]
+__all__ = ["transfer"]
 
 
 def transfer(
     config: TransferConfig, *, accelerator: Accelerator, say: Callable[[str], None] = lambda _: None
-) -> list[dict[str, Any]]:
+) -> list[TransferRecord]:
     """Score each run's encoder on each task and write ``transfer/TASK.json`` with the predictions beside it.
 
     What is there already is not scored again; further shares of the labels are added to it.
@@ -61,7 +63,7 @@ def transfer(
     records = []
     for run in runs:
         say(f"run: {run.path}")
-        name = config.protocol or run.record["protocol"]
+        name = config.protocol or run.record.protocol
         records += [_transfer_to(task, name, run, config, accelerator, say) for task in config.task or _own_tasks(run)]
     return records
 
@@ -69,7 +71,7 @@ def transfer(
 class Scored(NamedTuple):
     """What one look at the test split gave, and what it is held against."""
 
-    results: list[dict[str, Any]]
+    results: list[Result]
     predictions: dict[str, NDArray[Any]]
     train_value: float | None
     frechet: float | None
@@ -77,7 +79,7 @@ class Scored(NamedTuple):
 
 def _transfer_to(
     task: str, name: str, run: Run, config: TransferConfig, accelerator: Accelerator, say: Callable[[str], None]
-) -> dict[str, Any]:
+) -> TransferRecord:
     # What to score on, and what is scored.
     data, batch_size = _load(task, name, run, config)
     if data.task is None or data.train is None or data.validation is None or data.test is None:
@@ -91,46 +93,44 @@ def _transfer_to(
         share(label, data.task)  # a mistake is told before anything is computed
 
     # What is there already.
-    path = run.path / "transfer" / (f"{task}.json" if name == run.record["protocol"] else f"{task}-{name}.json")
+    path = run.path / "transfer" / (f"{task}.json" if name == run.record.protocol else f"{task}-{name}.json")
     before = _read(path, data, run)
-    done = {each["label_fraction"]: None for each in before.get("results", ())}
-    wanted = tuple(label for label in labels if label not in done)
-    beside = dict(before.get("yardsticks", {}))
+    results = () if before is None else before.results
+    done = dict.fromkeys(each.label_fraction for each in results)
+    missing = tuple(label for label in labels if label not in done)
+    beside = {} if before is None else dict(before.yardsticks)
     if config.supervised and "supervised" not in beside:
         beside["supervised"] = supervised(encoder, data, accelerator=accelerator, watch=watched)
-    if not wanted:
-        record = before | {"yardsticks": beside}
+    if before is not None and not missing:
+        record = replace(before, yardsticks=beside)
         if record == before:
             say(f"{path}: scored already")
         else:
             _write(path, record, {}, accelerator)
         return record
-    beside |= yardsticks(data, rules, (*done, *wanted), accelerator.device)
+    beside |= yardsticks(data, rules, (*done, *missing), accelerator.device)
 
     if name == "finetune":
-        found = _score_finetuned(encoder, data, wanted, accelerator)
+        found = _score_finetuned(encoder, data, missing, accelerator)
     else:
-        found = _score_frozen(encoder, data, rules, wanted, task, run, accelerator)
-    results = [*before.get("results", ()), *found.results]
-    notes = [*data.notes, *([rules.note] if rules.note else [])]
-    record = {
-        "run": run.path.name,
-        "task": task,
-        "protocol": name,
-        "kind": data.task.kind,
-        "metric": data.task.metric,
-        **{key: results[0][key] for key in ("value", "low", "high", "n", "probe", "label_fraction", "selected")},
-        "test_reads": before.get("test_reads", 0) + 1,
-        "results": results,
-        "yardsticks": beside,
-        "train_value": before.get("train_value") if found.train_value is None else found.train_value,
-        "frechet_distance": found.frechet,
-        "classes": list(data.task.classes),
-        "data_fingerprint": data.fingerprint,
-        "encoder_sha256": run.record["encoder_sha256"],
-        "notes": notes,
-    }
-    _write(path, record, (_predictions(path) if before else {}) | found.predictions, accelerator)
+        found = _score_frozen(encoder, data, rules, missing, task, run, accelerator)
+    notes = (*data.notes, *([rules.note] if rules.note else []))
+    record = TransferRecord(
+        run=run.path.name,
+        task=task,
+        protocol=name,
+        kind=data.task.kind,
+        results=(*results, *found.results),
+        yardsticks=beside,
+        test_reads=1 if before is None else before.test_reads + 1,
+        train_value=before.train_value if before is not None and found.train_value is None else found.train_value,
+        frechet_distance=found.frechet,
+        classes=data.task.classes,
+        data_fingerprint=data.fingerprint,
+        encoder_sha256=run.record.encoder_sha256,
+        notes=notes,
+    )
+    _write(path, record, ({} if before is None else _predictions(path)) | found.predictions, accelerator)
     for note in notes:
         say(note)
     return record
@@ -182,13 +182,13 @@ def _score_finetuned(encoder: Encoder, data: Data, labels: tuple[str, ...], acce
 
 
 def _write(
-    path: Path, record: Mapping[str, Any], predictions: Mapping[str, NDArray[Any]], accelerator: Accelerator
+    path: Path, record: TransferRecord, predictions: Mapping[str, NDArray[Any]], accelerator: Accelerator
 ) -> None:
     """The predictions, if there are new ones, and then the record."""
     if accelerator.is_main_process:
         if predictions:
             write(path.with_suffix(".predictions.npz"), lambda p: _save_arrays(p, predictions))
-        write(path, lambda p: p.write_text(json.dumps(record, indent=1), encoding="utf-8"))
+        write(path, lambda p: p.write_text(json.dumps(record.as_plain(), indent=1), encoding="utf-8"))
     accelerator.wait_for_everyone()
 
 
@@ -198,39 +198,21 @@ def _truth(test: Split) -> dict[str, NDArray[Any]]:
     return {"label": test.label} if test.group is None else {"label": test.label, "group": test.group}
 
 
-def show(records: list[dict[str, Any]]) -> str:
-    """Plain lines for a person: one per score, the yardsticks beneath."""
-    lines = []
-    for record in records:
-        rows = [("encoder", r) for r in record["results"]]
-        rows += [(name, r) for name, found in record["yardsticks"].items() for r in found]
-        lines.append(
-            f"{record['run']}  {record['task']}  {record['metric']}  protocol {record['protocol']}  n {record['n']}"
-        )
-        factor = 100 if metric(record["metric"]).span[1] == 1 else 1  # shares and correlations in per cent
-        for name, r in rows:
-            interval = "" if r["low"] is None else f"  [{factor * r['low']:.1f}, {factor * r['high']:.1f}]"
-            lines.append(
-                f"  {name:<10} {r['probe']:<8} labels {r['label_fraction']:<8} {factor * r['value']:6.2f}{interval}"
-            )
-    return "\n".join(lines)
-
-
 # --- pieces
 
 
 def _own_tasks(run: Run) -> tuple[str, ...]:
     """The tasks that the pretraining data name; themselves where they name none."""
-    name = run.record["domain"]
-    return (name,) if run.record["own_data"] else domain(name).transfers or (name,)
+    name = run.record.domain
+    return (name,) if run.record.own_data else domain(name).transfers or (name,)
 
 
 def _load(task: str, name: str, run: Run, config: TransferConfig) -> tuple[Data, int]:
-    if run.record["own_data"] and task == run.record["domain"]:
+    if run.record.own_data and task == run.record.domain:
         values = yaml.safe_load((run.path / "config.yaml").read_text(encoding="utf-8"))
         source = Source.from_plain(values)
         data = load(source)
-        if data.fingerprint != run.record["data_fingerprint"]:
+        if data.fingerprint != run.record.data_fingerprint:
             raise UserError(f"{values['data']} or its options have changed since {run.path} was made: pretrain again")
     else:
         source = Source(task, protocol="dabs" if name == "dabs" else "v1", data_root=config.data_root)
@@ -241,7 +223,7 @@ def _load(task: str, name: str, run: Run, config: TransferConfig) -> tuple[Data,
 def _load_encoder(run: Run, data: Data) -> Encoder:
     path = run.path / "encoder.safetensors"
     encoder = load_encoder(path, data.specs)
-    if sha256(path) != run.record["encoder_sha256"]:
+    if sha256(path) != run.record.encoder_sha256:
         raise UserError(f"{path} is not the encoder that this run ended with: put that one back, or pretrain again")
     return encoder
 
@@ -258,7 +240,7 @@ def _kept_features(
     encoder: Encoder, split: Split, data: Data, accelerator: Accelerator, run: Run, title: str, keep: Path
 ) -> Features:
     """Features of a split, from the run's folder where this encoder has read these very data before."""
-    key = f"{run.record['encoder_sha256']} {data.fingerprint} {len(split)} {dabsmix.__version__}"
+    key = f"{run.record.encoder_sha256} {data.fingerprint} {len(split)} {dabsmix.__version__}"
     found = _kept(keep, key)
     if found is None:
         found = _encode(encoder, split, data, accelerator, watch=partial(watched, title))
@@ -300,13 +282,13 @@ def _rows(part: Features) -> NDArray[np.float32]:
     return scored(part.pooled[name], part.label)[0].cpu().numpy()
 
 
-def _read(path: Path, data: Data, run: Run) -> dict[str, Any]:
-    """What this very encoder scored on these very data before; empty where it did not."""
+def _read(path: Path, data: Data, run: Run) -> TransferRecord | None:
+    """What this very encoder scored on these very data before; None where it did not."""
     if not path.exists():
-        return {}
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    same = (found["data_fingerprint"], found["encoder_sha256"]) == (data.fingerprint, run.record["encoder_sha256"])
-    return found if same else {}
+        return None
+    found = read_transfer(path)
+    same = (found.data_fingerprint, found.encoder_sha256) == (data.fingerprint, run.record.encoder_sha256)
+    return found if same else None
 
 
 def _predictions(path: Path) -> dict[str, NDArray[Any]]:

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from dabsmix.board.page import page
 from dabsmix.board.row import METRIC_RANGES, Row
 from dabsmix.board.standings import Line, standings
-from dabsmix.board.table import PERCENT, published, render, show
+from dabsmix.board.table import published, render, show
 from dabsmix.scoring.metrics import METRICS
+from dabsmix.scoring.results import in_percent
 
 BLOCK = {"domain": "digits", "task": "digits", "encoder": "tiny", "protocol": "v1", "probe": "linear"}
 RUN = {"algorithm": "dmix", "seed": 0, "views": "identical", "uses_labels": False, "steps": 300, "hyper": "{}"}
@@ -49,7 +50,7 @@ def write_record(
     """The record behind a row, as far as a table reads it; scores: the predicted class, (draws, n)."""
     folder = row.record / "transfer"
     folder.mkdir(parents=True)
-    result = {name: getattr(row, name) for name in ("probe", "label_fraction", "metric")}
+    result = {name: getattr(row, name) for name in ("probe", "label_fraction", "metric", "value", "low", "high", "n")}
     content: dict[str, Any] = {"task": row.task, "protocol": row.protocol, "kind": "classes", "results": [result]}
     content |= {"notes": notes, "yardsticks": yardsticks or {}}
     (folder / "digits-v1.json").write_text(json.dumps(content))
@@ -326,4 +327,5 @@ def test_empty_leaderboard_says_so() -> None:
 
 def test_every_metric_has_a_range_and_a_way_to_be_written() -> None:
     assert set(METRIC_RANGES) == set(METRICS)
-    assert set(PERCENT) == {name for name, (_, most) in METRIC_RANGES.items() if most == 1}
+    in_units = {name for name in METRICS if not in_percent(name)}
+    assert in_units == {"mse"}

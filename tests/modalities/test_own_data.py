@@ -189,7 +189,7 @@ def test_with_a_label(made: Made, dabsmix: Call, tmp_path: Path, monkeypatch: py
     (record,) = json.loads(out)
     assert record["n"] > 10
     assert len(record["classes"]) > 1
-    assert record["data_fingerprint"] == run.record["data_fingerprint"]
+    assert record["data_fingerprint"] == run.record.data_fingerprint
     assert 0 <= record["low"] <= record["value"] <= record["high"] <= 1
     assert any(note.startswith("The splits are ours") for note in record["notes"])
     monkeypatch.chdir(tmp_path)
@@ -300,7 +300,7 @@ def test_bad_data_are_named_or_skipped_and_listed(made: Made, spoil: Callable[[M
 
     status, out, err = dabsmix("pretrain", *data, "--on-bad", "skip")
     assert status == 0, err
-    (note,) = (note for note in Run(Path(out.strip())).record["notes"] if "skipped" in note)
+    (note,) = (note for note in Run(Path(out.strip())).record.notes if "skipped" in note)
     assert re.match(r"1 of \d+ .* were skipped: .*" + bad.rpartition("/")[2], note)
     assert note in err
 
@@ -337,7 +337,7 @@ def test_a_run_is_known_by_what_its_options_say(made: Made, dabsmix: Call, tmp_p
     data = (*words(made, label=True, stride=32), *SHORT)
     assert dabsmix("pretrain", *data, "--resume")[0] == 2
     other = dabsmix("pretrain", *data)[1].strip()
-    fingerprints = {Run(Path(each)).record["data_fingerprint"] for each in (first, other)}
+    fingerprints = {Run(Path(each)).record.data_fingerprint for each in (first, other)}
     assert len(fingerprints) == 2
     words(made, label=True, window=32)
     status, _, err = dabsmix("transfer", "--run", other)

@@ -73,9 +73,9 @@ def test_raw_input_and_majority_class_and_a_second_look(monkeypatch: pytest.Monk
     data = labelled(Task("classes", "accuracy", ("a", "b")), label)
     rules = replace(v1(), linear=LinearGrid(rates=(0.1,), epochs=20), draws=2)
     found = yardsticks.yardsticks(data, rules, ("1", "0.5"), torch.device("cpu"))
-    assert [(each["probe"], each["label_fraction"]) for each in found["raw"]] == [("linear", "1"), ("linear", "0.5")]
-    assert found["raw"][0]["value"] > 0.95
-    assert [each["value"] for each in found["majority"]] == [(label[150:] == 1).mean()]
+    assert [(each.probe, each.label_fraction) for each in found["raw"]] == [("linear", "1"), ("linear", "0.5")]
+    assert found["raw"][0].value > 0.95
+    assert [each.value for each in found["majority"]] == [(label[150:] == 1).mean()]
     monkeypatch.setattr(yardsticks, "choose", lambda *_: pytest.fail("computed again"))
     assert yardsticks.yardsticks(data, v1_like(rules), ("1", "0.5"), torch.device("cpu")) == found
     assert data.test is not None
@@ -97,4 +97,4 @@ def test_tokens_have_no_raw_probe() -> None:
     found = yardsticks.yardsticks(data, v1(), ("1",), torch.device("cpu"))
     assert found.keys() == {"majority"}
     scored = label[150:][label[150:] >= 0]
-    assert found["majority"][0]["value"] == pytest.approx((scored == 1).mean())
+    assert found["majority"][0].value == pytest.approx((scored == 1).mean())

@@ -37,7 +37,7 @@ def test_features_that_collapse_are_reported(
     store = np.random.default_rng(0).normal(size=(64, 4)).astype(np.float32)
     run, reported = train(store, monkeypatch, algo=algo, hyper=hyper, steps=60, lr=3e-3, out=tmp_path)
     assert reported == expected
-    assert (run.record["metrics"]["feature_std"] < 0.05 / 8) == expected  # of width 64
+    assert (run.record.metrics["feature_std"] < 0.05 / 8) == expected  # of width 64
 
 
 def test_features_that_were_alike_from_the_start_have_not_collapsed(
@@ -45,7 +45,7 @@ def test_features_that_were_alike_from_the_start_have_not_collapsed(
 ) -> None:
     store = (1 + 1e-3 * np.random.default_rng(0).normal(size=(64, 4))).astype(np.float32)
     run, reported = train(store, monkeypatch, algo="dmix", steps=1, lr=0.0, out=tmp_path)
-    assert run.record["metrics"]["feature_std"] < 0.05 / 8
+    assert run.record.metrics["feature_std"] < 0.05 / 8
     assert not reported
 
 

@@ -29,7 +29,7 @@ def test_permuted_labels_give_chance(name: str) -> None:
         train, validation, test = parts
         redraw = (lambda epoch: train) if rules.dropout else None
         results, _ = score(choose(train, validation, task, rules, ("1",), redraw=redraw), test, task)
-        return max(abs(float(each["value"]) - 0.5) for each in results)
+        return max(abs(float(each.value) - 0.5) for each in results)
 
     assert value(permuted=True) < 0.06  # 4.6 standard deviations
     assert value(permuted=False) > 0.4

@@ -83,17 +83,17 @@ def test_it_learns_chooses_on_validation_and_leaves_the_encoder_alone() -> None:
     recipe = replace(SHORT, rates=(1e-9, 3e-3), steps=(60, 60))
     found = finetune(start, data, ("1", "0.2", "8/class"), recipe, accelerator=accelerate())
     assert all(torch.equal(value, before[name]) for name, value in start.state_dict().items())
-    assert [each["label_fraction"] for each in found.results] == ["1", "0.2", "8/class"]
-    assert [each["draws"] for each in found.results] == [1, 2, 2]
-    assert {each["probe"] for each in found.results} == {"finetune"}
+    assert [each.label_fraction for each in found.results] == ["1", "0.2", "8/class"]
+    assert [each.draws for each in found.results] == [1, 2, 2]
+    assert {each.probe for each in found.results} == {"finetune"}
     best = found.results[0]
-    assert best["selected"]["rate"] == 3e-3
-    assert best["selected"]["candidates"] == 2
-    assert best["value"] > 0.9
+    assert best.selected["rate"] == 3e-3
+    assert best.selected["candidates"] == 2
+    assert best.value > 0.9
     assert found.train_value is not None
     assert found.train_value > 0.9
     assert data.test is not None
-    assert (found.predictions["finetune@1"][0] == data.test.label).mean() == pytest.approx(best["value"])
+    assert (found.predictions["finetune@1"][0] == data.test.label).mean() == pytest.approx(best.value)
     again = finetune(start, data, ("1",), recipe, accelerator=accelerate())
     assert again.results[0] == best
 
@@ -125,7 +125,7 @@ def test_permuted_labels_give_chance() -> None:
         return np.random.default_rng(1).permutation(sign(x))
 
     found = finetune(encoder(), table(CLASSES, permuted), ("1",), SHORT, accelerator=accelerate())
-    assert abs(found.results[0]["value"] - 0.5) < 0.12  # 4 standard deviations
+    assert abs(found.results[0].value - 0.5) < 0.12  # 4 standard deviations
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_every_kind_of_task(
     data = table(Task(kind, metric, classes), answer)
     recipe = replace(SHORT, steps=(80, 80))
     found = finetune(encoder(), data, ("1", "0.5"), recipe, accelerator=accelerate())
-    assert found.results[0]["value"] > 0.9
+    assert found.results[0].value > 0.9
     assert data.test is not None
     assert data.test.label is not None
     outputs = found.predictions["finetune@1"]
@@ -156,8 +156,8 @@ def test_supervised_training_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "SUPERVISED", replace(SHORT, layer_decay=1.0, steps=(60, 60)))
     data, start = table(CLASSES, sign), encoder()
     found = supervised(start, data, accelerator=accelerate())
-    assert [(each["probe"], each["label_fraction"]) for each in found] == [("finetune", "1")]
-    assert found[0]["value"] > 0.85
+    assert [(each.probe, each.label_fraction) for each in found] == [("finetune", "1")]
+    assert found[0].value > 0.85
     torch.manual_seed(5)
     other = Encoder(start.specs, start.config)  # other weights, the same encoder
     monkeypatch.setattr(module, "finetune", lambda *_, **__: pytest.fail("trained again"))
@@ -184,10 +184,10 @@ def test_transfer_under_the_finetune_protocol(tmp_path: Path, monkeypatch: pytes
     )
     config = TransferConfig(run=(run.path,), protocol="finetune", supervised=True)
     (record,) = transfer.transfer(config, accelerator=accelerate())
-    assert [(each["probe"], each["label_fraction"]) for each in record["results"]] == [("finetune", "1")]
-    assert record["yardsticks"].keys() == {"raw", "majority", "supervised"}
+    assert [(each.probe, each.label_fraction) for each in record.results] == [("finetune", "1")]
+    assert record.yardsticks.keys() == {"raw", "majority", "supervised"}
     assert (run.path / "transfer" / "digits-finetune.json").exists()
-    assert record["value"] > record["yardsticks"]["majority"][0]["value"]
+    assert record.headline.value > record.yardsticks["majority"][0].value
     assert [row.probe for row in submit(run.path, "somebody", tmp_path / "board" / "results.csv")] == ["finetune"]
     said: list[str] = []
     assert transfer.transfer(config, accelerator=accelerate(), say=said.append) == [record]

@@ -1,6 +1,5 @@
 """Pretrain and transfer on the real files of every modality, with the tiny encoder and a few steps."""
 
-import json
 import os
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from safetensors.torch import load_file
 from dabsmix.config import PretrainConfig, TransferConfig
 from dabsmix.registry import domain
 from dabsmix.scoring.metrics import metric
+from dabsmix.scoring.results import prediction_key, read_transfer
 from dabsmix.source import Source
 from dabsmix.training import accelerate
 from dabsmix.verbs.pretrain import pretrain
@@ -47,7 +47,7 @@ def test_from_raw_files_to_a_score(source: str, task: str, algo: str, tmp_path: 
     )
     run = pretrain(config, accelerator=accelerator)
     assert run.finished
-    assert run.record["data_fingerprint"]
+    assert run.record.data_fingerprint
     last = run.metrics()[-1]
     assert last["step"] == STEPS
     assert all(np.isfinite(value) for value in last.values())
@@ -61,14 +61,16 @@ def test_from_raw_files_to_a_score(source: str, task: str, algo: str, tmp_path: 
     assert data.test is not None
     assert data.test.label is not None
     label = data.test.label
-    assert record == json.loads((run.path / "transfer" / f"{task}.json").read_text())
-    assert (record["metric"], record["n"], record["test_reads"]) == (data.task.metric, len(data.test), 1)
-    assert record["yardsticks"].keys() >= {"raw", "majority"}
+    assert record == read_transfer(run.path / "transfer" / f"{task}.json")
+    assert (record.headline.metric, record.headline.n, record.test_reads) == (data.task.metric, len(data.test), 1)
+    assert record.yardsticks.keys() >= {"raw", "majority"}
     with np.load(run.path / "transfer" / f"{task}.predictions.npz") as predictions:
         assert np.array_equal(predictions["label"], label)
-        for result in record["results"]:
-            assert result["low"] <= result["value"] <= result["high"]
-            predicted = predictions[f"{result['probe']}@1"][0]
+        for result in record.results:
+            assert result.low is not None
+            assert result.high is not None
+            assert result.low <= result.value <= result.high
+            predicted = predictions[prediction_key(result.probe, "1")][0]
             classes = data.task.kind == "classes"
             score = (predicted == label).mean() if classes else metric(data.task.metric)(predicted, label)
-            assert result["value"] == pytest.approx(score)
+            assert result.value == pytest.approx(score)

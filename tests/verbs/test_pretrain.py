@@ -84,16 +84,16 @@ def test_a_run_holds_what_it_promises(tmp_path: Path) -> None:
         step in (9, 18, 27, 30) for step in (7, 9, 14, 18, 20, 21, 27, 28, 30)
     ]
     assert all(math.isfinite(value) for line in logged for value in line.values())
-    assert run.record["metrics"]["step"] == 30
-    assert 0 <= run.record["metrics"]["online_test"] <= 1
+    assert run.record.metrics["step"] == 30
+    assert 0 <= run.record.metrics["online_test"] <= 1
     encoder = load_encoder(run.path / "encoder.safetensors")
-    assert run.record["parameters"] == sum(p.numel() for p in encoder.parameters())
+    assert run.record.parameters == sum(p.numel() for p in encoder.parameters())
 
 
 def test_none_is_written_at_step_0_and_is_where_the_others_begin(tmp_path: Path) -> None:
     none = go(tmp_path, algo="none")
     assert none.finished
-    assert none.record["steps"] == 0
+    assert none.record.steps == 0
     assert not (none.path / "metrics.jsonl").exists()
     still = go(tmp_path, steps=1, lr=0.0, weight_decay=0.0)
     assert weights(still) == weights(none)
@@ -175,7 +175,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(
     assert lines(run) == lines(whole)
     assert weights(run) == weights(whole)
     for key in ("loss", "online_test"):
-        assert run.record["metrics"][key] == whole.record["metrics"][key]
+        assert run.record.metrics[key] == whole.record.metrics[key]
 
 
 def test_killed_at_a_random_step_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
@@ -249,7 +249,7 @@ def test_without_labels_nothing_is_scored(tmp_path: Path, monkeypatch: pytest.Mo
     with_data(monkeypatch, tabular())
     run = go(tmp_path, steps=10)
     assert not any(name.startswith("online") for line in run.metrics() for name in line)
-    assert "online_test" not in run.record["metrics"]
+    assert "online_test" not in run.record.metrics
 
 
 def test_labels_for_the_probe_alone_do_not_score_pretraining(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -263,7 +263,7 @@ def test_a_class_for_each_token_is_scored_by_token(tmp_path: Path, monkeypatch: 
     label = np.where(np.abs(store) < 0.2, -1, store > 0).astype(np.int64)
     with_data(monkeypatch, tabular(label, Task("tokens", "accuracy", ("a", "b"))))
     run = go(tmp_path, steps=400, lr=1e-4, evaluate_every=400, checkpoint_every=400)
-    assert run.record["metrics"]["online_test"] > 0.8
+    assert run.record.metrics["online_test"] > 0.8
 
 
 def test_the_online_probe_learns_on_another_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -273,8 +273,8 @@ def test_the_online_probe_learns_on_another_data_set(tmp_path: Path, monkeypatch
     other = Data((Table(4),), replace(split, label=None), split, split, split, task, "1" * 64)
     with_data(monkeypatch, tabular(), other)
     run = go(tmp_path, online="other", steps=300, lr=1e-4, evaluate_every=300, checkpoint_every=300)
-    assert run.record["online"] == "other"
-    assert run.record["metrics"]["online_test"] > 0.7
+    assert run.record.online == "other"
+    assert run.record.metrics["online_test"] > 0.7
     logged = [line["step"] for line in run.metrics() if "online_loss" in line]
     assert logged == list(range(20, 301, 20))
     plain = go(tmp_path, steps=300, lr=1e-4, evaluate_every=300, checkpoint_every=300)
@@ -396,8 +396,8 @@ def test_two_processes_train_as_one(algo: str, tmp_path: Path) -> None:
         (run,) = [Run(path) for path in (tmp_path / name).iterdir()]
         found.append(run)
     one, two = found
-    assert (one.record["processes"], two.record["processes"]) == (1, 2)
-    assert one.record["config_hash"] == two.record["config_hash"]
+    assert (one.record.processes, two.record.processes) == (1, 2)
+    assert one.record.config_hash == two.record.config_hash
     for a, b in zip(lines(one), lines(two), strict=True):
         for name in a.keys() - {"accuracy", "online_validation"}:  # counts, which rounding moves by whole examples
             assert a[name] == pytest.approx(b[name], rel=2e-3, abs=2e-3), (a["step"], name)

@@ -142,11 +142,10 @@ def test_several_runs(tmp_path: Path, quick: None) -> None:
     runs = [pretrained(tmp_path, seed=seed) for seed in (0, 1)]
     config = TransferConfig(run=tuple(run.path for run in runs), labels=("1",))
     records = module.transfer(config, accelerator=accelerate())
-    assert [record["run"] for record in records] == ["digits-none-s0", "digits-none-s1"]
-    assert records[0]["encoder_sha256"] != records[1]["encoder_sha256"]
-    shown = module.show(records)
-    assert "digits-none-s0  digits  accuracy  protocol v1" in shown
-    assert f"{100 * records[1]['value']:6.2f}" in shown
+    assert [record.run for record in records] == ["digits-none-s0", "digits-none-s1"]
+    assert records[0].encoder_sha256 != records[1].encoder_sha256
+    assert str(records[0]).startswith("digits-none-s0  digits  accuracy  protocol v1")
+    assert f"{100 * records[1].headline.value:6.2f}" in str(records[1])
 
 
 # --- refused
@@ -178,7 +177,7 @@ def test_mistakes_are_one_line_and_status_2(
         assert f"--labels {label}: give a fraction" in refused(f"--labels={label}")
     run.update(status="running")
     assert "is unfinished" in refused()
-    assert "is no run" in call(monkeypatch, capsys, "--run", tmp_path)
+    assert "is not a run" in call(monkeypatch, capsys, "--run", tmp_path)
     assert "no finished run under" in call(monkeypatch, capsys, "--out", tmp_path / "nowhere")
     assert not (run.path / "transfer").exists()
 
@@ -203,7 +202,7 @@ def test_an_encoder_that_is_not_the_run_s(
 
     torch.manual_seed(7)
     save_encoder(path, make_encoder("tiny", load_encoder_specs(whole, tmp_path)), "tiny")
-    assert sha256(path) != run.record["encoder_sha256"]
+    assert sha256(path) != run.record.encoder_sha256
     assert "is not the encoder that this run ended with" in call(monkeypatch, capsys, "--run", run.path)
 
 

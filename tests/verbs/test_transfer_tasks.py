@@ -128,7 +128,7 @@ def test_pretrained_on_one_set_and_transferred_to_another(source: str, task: str
     run = pretrained(tmp_path, domain=source, algo="emix", steps=3, batch_size=8)
     record = go(run, task=(task,), labels=("1",))
     assert (record["run"], record["task"]) == (f"{source}-emix-s0", task)
-    assert record["data_fingerprint"] != run.record["data_fingerprint"]
+    assert record["data_fingerprint"] != run.record.data_fingerprint
     assert record["n"] > 50
     assert record["yardsticks"].keys() == {"raw", "majority"}
     if task == "traffic_sign":  # of the others, a small encoder tells nothing on so few rows

@@ -1,0 +1,191 @@
+"""What a transfer gives: one result per probe and share of the labels, and the record that its file keeps of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from dabsmix.errors import UserError
+from dabsmix.files import parsed
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = [
+    "BY_CLASS",
+    "PROTOCOLS",
+    "Protocols",
+    "Result",
+    "TransferRecord",
+    "in_percent",
+    "prediction_key",
+    "read_transfer",
+]
+
+Protocols = Literal["v1", "dabs", "imix", "finetune"]
+"""How a run may be scored. Scores of two protocols are never ranked together."""
+
+PROTOCOLS: tuple[str, ...] = get_args(Protocols)
+
+BY_CLASS = ("accuracy", "f1_macro", "f1_weighted", "matthews")
+"""Metrics of the predicted class alone: their predictions are kept as class numbers, those of others as scores."""
+
+
+def prediction_key(probe: str, share: str) -> str:
+    """The name of a result's predictions in ``TASK.predictions.npz``: ``linear@1``, ``knn@5 per class``."""
+    return f"{probe}@{share.replace('/', ' per ')}"
+
+
+def in_percent(metric: str) -> bool:
+    """Whether a score is shown in per cent: shares and correlations are, other quantities are not."""
+    from dabsmix.scoring.metrics import METRICS
+
+    return metric in METRICS and METRICS[metric].span[1] == 1
+
+
+@dataclass(frozen=True)
+class Result:
+    """One score.
+
+    Attributes:
+        probe: what was fitted on the features.
+        label_fraction: the share of the training labels that it was fitted with (``1``, ``0.1``, ``5/class``).
+        metric: a name of ``metrics.METRICS``.
+        value: in the metric's own unit; ``low`` and ``high`` are its 95 % interval, None where there is none.
+        n: test examples; ``units`` is the number of independent ones among them (groups), 0 where nobody counted.
+        draws: subsets of the labels that the value is the mean over.
+        selected: the setting that validation chose, its validation score, and from how many candidates.
+        test_reads: how often the test split was read for it.
+    """
+
+    probe: str
+    label_fraction: str
+    metric: str
+    value: float
+    low: float | None
+    high: float | None
+    n: int
+    units: int = 0
+    draws: int = 1
+    selected: Mapping[str, Any] = field(default_factory=dict)
+    test_reads: int = 1
+
+    @classmethod
+    def from_plain(cls, values: Any) -> Result:
+        """From JSON values; ValueError says what is wrong."""
+        return parsed(cls, values)
+
+
+@dataclass(frozen=True)
+class TransferRecord:
+    """The scores of one run on one task: what ``transfer/TASK.json`` holds.
+
+    Attributes:
+        run: the name of the run's folder.
+        task: the data set that was scored on.
+        protocol: one of `PROTOCOLS`.
+        kind: the task's, see ``domain.Task``.
+        results: one per probe and share of the labels; the first is the headline.
+        yardsticks: what the results are held against, by name.
+        test_reads: how often this run's scores on this task have read the test split.
+        train_value: the headline's score on its own training examples.
+        frechet_distance: between the training features and the test features.
+        classes: the class names in label order.
+        data_fingerprint: digest of the task's data; ``encoder_sha256`` that of the encoder.
+        notes: what a reader of the scores has to know, in whole sentences.
+    """
+
+    task: str
+    protocol: str
+    results: tuple[Result, ...]
+    run: str = ""
+    kind: str = ""
+    yardsticks: Mapping[str, tuple[Result, ...]] = field(default_factory=dict)
+    test_reads: int = 1
+    train_value: float | None = None
+    frechet_distance: float | None = None
+    classes: tuple[str, ...] = ()
+    data_fingerprint: str = ""
+    encoder_sha256: str = ""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def headline(self) -> Result:
+        """The first result: the linear probe with the largest share of the labels, under most protocols."""
+        return self.results[0]
+
+    def as_plain(self) -> dict[str, Any]:
+        """JSON values as the file holds them, the headline's among them for whoever reads the file by eye."""
+        first = asdict(self.headline)
+        return {
+            "run": self.run,
+            "task": self.task,
+            "protocol": self.protocol,
+            "kind": self.kind,
+            "metric": first["metric"],
+            **{key: first[key] for key in ("value", "low", "high", "n", "probe", "label_fraction", "selected")},
+            "test_reads": self.test_reads,
+            "results": [asdict(each) for each in self.results],
+            "yardsticks": {name: [asdict(each) for each in found] for name, found in self.yardsticks.items()},
+            "train_value": self.train_value,
+            "frechet_distance": self.frechet_distance,
+            "classes": list(self.classes),
+            "data_fingerprint": self.data_fingerprint,
+            "encoder_sha256": self.encoder_sha256,
+            "notes": list(self.notes),
+        }
+
+    @classmethod
+    def from_plain(cls, values: Any) -> TransferRecord:
+        """From JSON values, of older and newer versions too: unknown entries are ignored, missing ones get defaults.
+
+        Raises:
+            ValueError: it lacks its task, protocol or results, or an entry is of another type.
+        """
+        found = parsed(cls, values)
+        return replace(
+            found,
+            results=tuple(Result.from_plain(each) for each in found.results),
+            yardsticks={
+                name: tuple(Result.from_plain(each) for each in results) for name, results in found.yardsticks.items()
+            },
+            classes=tuple(found.classes),
+            notes=tuple(found.notes),
+        )
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per score, the run's first and the yardsticks' after them; ``of`` says whose it is."""
+        import pandas as pd
+
+        each = [("encoder", result) for result in self.results]
+        each += [(name, result) for name, found in self.yardsticks.items() for result in found]
+        columns = ("probe", "label_fraction", "metric", "value", "low", "high", "n", "units", "draws")
+        rows = [{"of": of} | {name: getattr(result, name) for name in columns} for of, result in each]
+        return pd.DataFrame(rows).assign(run=self.run, task=self.task, protocol=self.protocol)
+
+    def __str__(self) -> str:
+        """Plain lines for a person: one per score, the yardsticks beneath."""
+        first = self.headline
+        lines = [f"{self.run}  {self.task}  {first.metric}  protocol {self.protocol}  n {first.n}"]
+        rows = [("encoder", result) for result in self.results]
+        rows += [(name, result) for name, found in self.yardsticks.items() for result in found]
+        factor = 100 if in_percent(first.metric) else 1
+        for name, r in rows:
+            interval = "" if r.low is None or r.high is None else f"  [{factor * r.low:.1f}, {factor * r.high:.1f}]"
+            lines.append(f"  {name:<10} {r.probe:<8} labels {r.label_fraction:<8} {factor * r.value:6.2f}{interval}")
+        return "\n".join(lines)
+
+
+def read_transfer(path: Path) -> TransferRecord:
+    """The record that a transfer file holds.
+
+    Raises:
+        UserError: the file cannot be read, or is not a transfer's.
+    """
+    try:
+        return TransferRecord.from_plain(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"cannot read {path}: {error}; delete it and transfer again") from None

@@ -1,0 +1,87 @@
+"""What a transfer file holds, written and read: of this version, of older ones, of newer ones, and damaged."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dabsmix.errors import UserError
+from dabsmix.scoring.metrics import METRICS
+from dabsmix.scoring.protocols import PROTOCOLS as PROBED
+from dabsmix.scoring.results import BY_CLASS, PROTOCOLS, Result, TransferRecord, prediction_key, read_transfer
+
+FIRST = Result("linear", "1", "accuracy", 0.9, 0.88, 0.92, 360, 360, 1, {"rate": 0.1, "validation": 0.91})
+FEW = replace(FIRST, label_fraction="5/class", value=0.6, low=None, high=None, draws=20)
+RECORD = TransferRecord(
+    task="digits",
+    protocol="v1",
+    results=(FIRST, FEW),
+    run="digits-dmix-s0",
+    kind="classes",
+    yardsticks={"majority": (replace(FIRST, probe="majority", value=0.1),)},
+    classes=("0", "1"),
+    data_fingerprint="d" * 64,
+    encoder_sha256="e" * 64,
+    notes=("The splits are ours.",),
+)
+
+
+def written(path: Path, **changes: Any) -> Path:
+    path.write_text(json.dumps(RECORD.as_plain() | changes), encoding="utf-8")
+    return path
+
+
+def test_a_record_comes_back_as_it_was(tmp_path: Path) -> None:
+    path = written(tmp_path / "digits.json")
+    assert read_transfer(path) == RECORD
+    plain = json.loads(path.read_text())
+    headline = {name: plain[name] for name in ("value", "low", "high", "n", "probe", "label_fraction", "selected")}
+    assert headline == {name: plain["results"][0][name] for name in headline}
+
+
+def test_what_a_newer_version_adds_is_ignored_and_what_an_older_one_lacks_has_a_default(tmp_path: Path) -> None:
+    results = [each | {"colour": "green"} for each in RECORD.as_plain()["results"]]
+    assert read_transfer(written(tmp_path / "new.json", taste="sour", results=results)) == RECORD
+    old = {name: RECORD.as_plain()[name] for name in ("task", "protocol")}
+    few = {"probe": "linear", "label_fraction": "1", "metric": "accuracy", "value": 0.9, "low": 0.8, "high": 1, "n": 9}
+    (tmp_path / "old.json").write_text(json.dumps(old | {"results": [few]}))
+    assert read_transfer(tmp_path / "old.json").headline == Result("linear", "1", "accuracy", 0.9, 0.8, 1, 9)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("{", "Expecting"),
+        ("[]", "expected a JSON object, found a list"),
+        ('{"task": "digits", "protocol": "v1"}', "it lacks 'results'"),
+        ('{"task": 3, "protocol": "v1", "results": []}', "task is 3, not str"),
+        ('{"task": "digits", "protocol": "v1", "results": [7]}', "found a int"),
+        ('{"task": "digits", "protocol": "v1", "results": [{"probe": "knn"}]}', "it lacks 'label_fraction'"),
+        ("[" * 100_000, "cannot read"),
+    ],
+)
+def test_what_is_not_a_record_is_one_line(content: str, says: str, tmp_path: Path) -> None:
+    (tmp_path / "digits.json").write_text(content)
+    with pytest.raises(UserError, match=says) as caught:
+        read_transfer(tmp_path / "digits.json")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_person_reads_lines_and_pandas_a_frame() -> None:
+    lines = str(RECORD).splitlines()
+    assert lines[0] == "digits-dmix-s0  digits  accuracy  protocol v1  n 360"
+    assert [line.split()[:2] for line in lines[1:]] == [["encoder", "linear"]] * 2 + [["majority", "majority"]]
+    assert lines[1].endswith("90.00  [88.0, 92.0]")
+    assert lines[2].endswith(" 60.00")
+    frame = RECORD.to_frame()
+    assert list(frame["of"]) == ["encoder", "encoder", "majority"]
+    assert list(frame["value"]) == [0.9, 0.6, 0.1]
+    assert set(frame["run"]) == {"digits-dmix-s0"}
+
+
+def test_names_that_stand_in_one_place() -> None:
+    assert prediction_key("knn", "5/class") == "knn@5 per class"
+    assert set(PROTOCOLS) == {*PROBED, "finetune"}
+    assert set(BY_CLASS) <= set(METRICS)

@@ -1,0 +1,62 @@
+"""Files: values that are computed once, and dataclasses read from JSON."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from dabsmix.files import cached, parsed
+
+
+def test_values_are_computed_once_per_key(cache: Path) -> None:
+    computed: list[int] = []
+
+    def compute() -> list[int]:
+        computed.append(1)
+        return [1, 2]
+
+    assert [cached("squares", "a", compute) for _ in range(3)] == [[1, 2]] * 3
+    assert len(computed) == 1
+    assert cached("squares", "b", compute) == [1, 2]
+    assert len(computed) == 2
+    path = cache / "squares" / f"{hashlib.sha256(b'a').hexdigest()[:32]}.json"
+    assert json.loads(path.read_text()) == [1, 2]
+    path.write_text("[1,")  # a damaged file is computed again
+    assert cached("squares", "a", compute) == [1, 2]
+    assert json.loads(path.read_text()) == [1, 2]
+
+
+def test_a_process_that_does_not_keep_writes_nothing(cache: Path) -> None:
+    assert cached("cubes", "a", lambda: 8, keep=False) == 8
+    assert not (cache / "cubes").exists()
+
+
+@dataclass(frozen=True)
+class Mixed:
+    name: "str"
+    size: "float | None" = None
+    ready: "bool" = False
+    places: "tuple[int, ...]" = ()
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({}, "it lacks 'name'"),
+        ({"name": None}, "name is None, not str"),
+        ({"name": "a", "size": "2"}, r"size is '2', not float \| None"),
+        ({"name": "a", "size": True}, "size is True"),
+        ({"name": "a", "ready": 1}, "ready is 1, not bool"),
+        ({"name": "a", "places": {}}, "places is"),
+        ("a", "expected a JSON object, found a str"),
+    ],
+)
+def test_values_of_another_type_are_named(values: object, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        parsed(Mixed, values)
+
+
+def test_unknown_entries_are_ignored_and_missing_ones_have_their_default() -> None:
+    assert parsed(Mixed, {"name": "a", "size": 2, "colour": "red"}) == Mixed("a", 2)
