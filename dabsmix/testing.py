@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dabsmix.data.domain import Data, Domain, Split
+from dabsmix.data.domain import Data, Domain, Split, Task
 from dabsmix.model.encoder import Encoder, EncoderConfig
 from dabsmix.pretext.algorithm import Algorithm
 from dabsmix.registry import algorithm_class, algorithm_flags
@@ -179,23 +179,19 @@ def check_domain(domain: Domain, folder: Path, *, protocol: str = "v1", sample: 
     data, again = domain.load(folder, protocol), domain.load(folder, protocol)
     assert data.specs, f"{domain.name}: no input"
     assert data.fingerprint == again.fingerprint, f"{domain.name}: two loads give two fingerprints"
-    labelled = {"train": data.train, "validation": data.validation, "test": data.test}
-    missing = [name for name, split in labelled.items() if split is None]
-    assert missing in ([], list(labelled)), f"{domain.name}: of the labelled splits only {missing} are missing"
-    assert (data.task is None) == bool(missing), f"{domain.name}: a task and labelled splits go together"
 
-    splits = {"pretrain": data.pretrain, **{name: split for name, split in labelled.items() if split is not None}}
-    repeated = {"pretrain": again.pretrain, "train": again.train, "validation": again.validation, "test": again.test}
+    splits, repeated = (
+        {"pretrain": each.pretrain, **(each.labelled.splits if each.labelled else {})} for each in (data, again)
+    )
     for name, split in splits.items():
         where = f"{domain.name}, {name}"
         assert len(split), f"{where}: empty"
-        other = repeated[name]
-        assert other is not None, f"{where}: a second load has no such split"
-        assert np.array_equal(other.rows, split.rows), f"{where}: a second load gives other rows"
+        assert name in repeated, f"{where}: a second load has no such split"
+        assert np.array_equal(repeated[name].rows, split.rows), f"{where}: a second load gives other rows"
         _check_examples(where, data, split, sample)
-        if name != "pretrain":
+        if data.labelled is not None and name != "pretrain":
             assert split.label is not None, f"{where}: no labels"
-            _check_labels(where, data, split.label)
+            _check_labels(where, data.labelled.task, split.label)
     dabs = protocol == "dabs"
     pairs = [("train", "test"), ("pretrain", "test"), ("train", "validation")]
     for one, two in pairs if dabs else [*pairs, ("validation", "test")]:
@@ -233,9 +229,7 @@ def _check_examples(where: str, data: Data, split: Split, sample: int) -> None:
     assert same, f"{where}: reading twice gives other examples"
 
 
-def _check_labels(where: str, data: Data, label: NDArray[np.generic]) -> None:
-    task = data.task
-    assert task is not None
+def _check_labels(where: str, task: Task, label: NDArray[np.generic]) -> None:
     numbers = np.asarray(label)
     match task.kind:
         case "classes" | "tokens":

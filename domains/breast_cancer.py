@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dabsmix.data.domain import Data, Domain, Split, Task
+from dabsmix.data.domain import Data, Domain, Labelled, Split, Task
 from dabsmix.data.splits import carve
 from dabsmix.modalities.sensor import Standardise
 from dabsmix.spec import Table
@@ -23,10 +23,12 @@ def _load(folder: Path, protocol: str) -> Data:
     return Data(
         specs=(Table(table.shape[1]),),
         pretrain=splits[0],
-        train=splits[0],
-        validation=splits[1],
-        test=splits[2],
-        task=Task("classes", "accuracy", tuple(str(name) for name in cancer.target_names)),
+        labelled=Labelled(
+            Task("classes", "accuracy", tuple(str(name) for name in cancer.target_names)),
+            splits[0],
+            splits[1],
+            splits[2],
+        ),
         fingerprint=hashlib.sha256(table.tobytes() + label.tobytes()).hexdigest(),
         normalise=Standardise.of(table, train),
         notes=("The splits are ours (60/10/30 %, by class).",),

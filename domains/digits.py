@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dabsmix.data.domain import Data, Domain, Split, Task
+from dabsmix.data.domain import Data, Domain, Labelled, Split, Task
 from dabsmix.data.splits import carve
 from dabsmix.spec import Grid
 
@@ -22,10 +22,7 @@ def _load(folder: Path, protocol: str) -> Data:
     return Data(
         specs=(Grid(1, (8, 8), (2, 2)),),
         pretrain=splits[0],
-        train=splits[0],
-        validation=splits[1],
-        test=splits[2],
-        task=Task("classes", "accuracy", tuple("0123456789")),
+        labelled=Labelled(Task("classes", "accuracy", tuple("0123456789")), splits[0], splits[1], splits[2]),
         fingerprint=hashlib.sha256(images.tobytes() + label.tobytes()).hexdigest(),
         notes=("The splits are ours (60/10/30 %, by class); scikit-learn's copy does not say who wrote which digit.",),
     )

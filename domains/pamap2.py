@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dabsmix.data.cache import allocate, fingerprint, prepared
-from dabsmix.data.domain import Data, Domain, Split, Task
+from dabsmix.data.domain import Data, Domain, Labelled, Split, Task
 from dabsmix.data.download import Download
 from dabsmix.data.splits import carve
 from dabsmix.errors import UserError
@@ -90,10 +90,7 @@ def _v1(ready: Path, source: str, notes: list[str]) -> Data:
     return Data(
         specs=(SPEC,),
         pretrain=split(TRAIN, STRIDE),
-        train=train,
-        validation=validation,
-        test=test,
-        task=Task("classes", "accuracy", tuple(ACTIVITIES.values())),
+        labelled=Labelled(Task("classes", "accuracy", tuple(ACTIVITIES.values())), train, validation, test),
         fingerprint=source,
         normalise=Standardise(np.load(ready / "mean.npy"), np.load(ready / "std.npy")),
         notes=(f"Intervals are over bouts of activity; people in the test: {people}.", *notes),
@@ -129,10 +126,12 @@ def _dabs(ready: Path, source: str, notes: list[str]) -> Data:
     return Data(
         specs=(SPEC,),
         pretrain=train,
-        train=train,
-        validation=draw(seen[validated], DABS_TEST),
-        test=draw(tested, DABS_TEST),
-        task=Task("classes", "accuracy", tuple(ACTIVITIES[activity] for activity in ids)),
+        labelled=Labelled(
+            Task("classes", "accuracy", tuple(ACTIVITIES[activity] for activity in ids)),
+            train,
+            draw(seen[validated], DABS_TEST),
+            draw(tested, DABS_TEST),
+        ),
         fingerprint=source,
         notes=(
             "DABS's terms: raw values, no ironing, test on subject 5 alone, windows overlap and may join two bouts.",

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dabsmix.data.domain import Data, Domain, Split, Task
+from dabsmix.data.domain import Data, Domain, Labelled, Split, Task
 from dabsmix.spec import Grid, Spec, Table, Tokens
 
 TRAIN, VALIDATION, TEST = 3000, 500, 1000
@@ -102,10 +102,9 @@ def _load(seed: int, draw: Draw, folder: Path, protocol: str) -> Data:
     return Data(
         specs=(spec,),
         pretrain=train,
-        train=train,
-        validation=validation,
-        test=test,
-        task=Task("classes", "accuracy", tuple(f"arrangement {i}" for i in range(CLASSES))),
+        labelled=Labelled(
+            Task("classes", "accuracy", tuple(f"arrangement {i}" for i in range(CLASSES))), train, validation, test
+        ),
         fingerprint=hashlib.sha256(examples.tobytes() + label.tobytes()).hexdigest(),
         notes=(
             "Synthetic: drawn by a program, for tests and first trials; no score on it says anything of real data.",

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dabsmix.data.cache import allocate, fingerprint, prepared
-from dabsmix.data.domain import Data, Domain, Split, Task
+from dabsmix.data.domain import Data, Domain, Labelled, Split, Task
 from dabsmix.data.download import Download
 from dabsmix.data.splits import carve
 from dabsmix.errors import UserError
@@ -66,10 +66,12 @@ def _load(folder: Path, protocol: str) -> Data:
     return Data(
         specs=(Grid(len(CHANNELS), (LENGTH,), (2,)),),
         pretrain=split("train", train),
-        train=split("train", train),
-        validation=split("train", validation),
-        test=split("test", np.arange(len(label["test"]))),
-        task=Task("classes", "accuracy", CLASSES),
+        labelled=Labelled(
+            Task("classes", "accuracy", CLASSES),
+            split("train", train),
+            split("train", validation),
+            split("test", np.arange(len(label["test"]))),
+        ),
         fingerprint=source,
         normalise=Standardise.of(windows["train"], train),
         notes=(note,),

@@ -49,7 +49,7 @@ def main() -> None:
     accelerator = accelerate()
     device = accelerator.device
     data = load(Source(options.domain))
-    assert data.task
+    task = data.require_labelled().task
     parts = first_rows(data, options.examples)
     torch.manual_seed(0)
     encoder = make_encoder(options.encoder, data.specs).to(device).eval()
@@ -66,7 +66,7 @@ def main() -> None:
         train, validation, test = (encode(split) for split in parts)
         passes.append(began())
         began = timed(device)
-        results, _ = score(choose(train, validation, data.task, v1(), LABELS), test, data.task)
+        results, _ = score(choose(train, validation, task, v1(), LABELS), test, task)
         probes.append(began())
         began = timed(device)
         for _ in range(options.epochs):
@@ -94,10 +94,7 @@ def main() -> None:
 
 def first_rows(data: Data, examples: int | None) -> tuple[Split, Split, Split]:
     """The beginnings of train, validation and test, in the proportion that the data set has them."""
-    assert data.train
-    assert data.validation
-    assert data.test
-    splits = data.train, data.validation, data.test
+    splits = tuple(data.require_labelled().splits.values())
     whole = sum(len(split) for split in splits)
     examples = examples or whole
     if examples > whole:
@@ -120,9 +117,8 @@ def timed(device: torch.device) -> Callable[[], float]:
 
 def epoch(encoder: Encoder, train: Split, data: Data, device: torch.device) -> None:
     """One epoch of a linear head, every batch encoded anew."""
-    assert data.task
     assert train.label is not None
-    head = nn.Linear(encoder.width, data.task.num_outputs, device=device)
+    head = nn.Linear(encoder.width, data.require_labelled().task.num_outputs, device=device)
     optimizer = torch.optim.AdamW(head.parameters(), lr=1e-3)
     label = torch.from_numpy(train.label).to(device)
     order = np.random.default_rng(0).permutation(len(train))

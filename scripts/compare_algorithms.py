@@ -304,8 +304,9 @@ def provenance(name: str, cells: Sequence[Scored], config: Config) -> str:
         return ", ".join(sorted({str(getattr(cell.run.record, field)) for cell in cells}))
 
     data = load(Source(name, data_root=config.data_root))
-    parts = {"pretrain": data.pretrain, "train": data.train, "validation": data.validation}
-    sizes = ", ".join(f"{len(split):,} {part}" for part, split in parts.items() if split is not None)
+    labelled = data.require_labelled()
+    parts = {"pretrain": data.pretrain, "train": labelled.train, "validation": labelled.validation}
+    sizes = ", ".join(f"{len(split):,} {part}" for part, split in parts.items())
     result = linear(cells[0].record, config.labels[0])
     groups = f" in {result.units} groups" if result.units != result.n else ""
     return (

@@ -34,9 +34,8 @@ def test_what_is_here_and_how_the_rest_is_had(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["digits", "breast_cancer", "synthetic_text"])
 def test_sizes_are_those_of_the_splits(name: str) -> None:
     data = domains()[name].load(Path(), "v1")
-    assert data.train is not None
-    assert data.test is not None
-    assert entries(Path())[name]["sizes"] == f"{len(data.train):,} / {len(data.test):,}"
+    labelled = data.require_labelled()
+    assert entries(Path())[name]["sizes"] == f"{len(labelled.train):,} / {len(labelled.test):,}"
 
 
 def test_a_domain_is_a_line_of_120_columns(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from dabsmix.config import PretrainConfig, TransferConfig
-from dabsmix.data.domain import Data, Domain, Split, Task
+from dabsmix.data.domain import Data, Domain, Labelled, Split, Task
 from dabsmix.registry import domain as named
 from dabsmix.run import Run
 from dabsmix.scoring.linear import LinearGrid
@@ -48,7 +48,7 @@ def small(labels: Callable[[NDArray[np.int64]], NDArray[Any]] = lambda y: y, tas
     rows = np.split(np.arange(361), [200, 260])
     train, validation, test = (Split((x,), r, labels(y)[r]) for r in rows)
     task = task or Task("classes", "accuracy", ("a", "b"))
-    return Data((Table(6),), train, train, validation, test, task, "0" * 64)
+    return Data((Table(6),), train, Labelled(task, train, validation, test), "0" * 64)
 
 
 def installed(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,17 +57,9 @@ class Finding:
 
 def audit(data: Data) -> list[Finding]:
     """All that is found in a data set, errors first."""
-    splits = {
-        name: split
-        for name, split in (
-            ("pretrain", data.pretrain),
-            ("train", data.train),
-            ("validation", data.validation),
-            ("test", data.test),
-        )
-        if split is not None
-    }
-    if data.train is not None and _same(data.train, data.pretrain):
+    labelled = data.labelled
+    splits = {"pretrain": data.pretrain, **(labelled.splits if labelled else {})}
+    if labelled is not None and _same(labelled.train, data.pretrain):
         del splits["pretrain"]  # one split under two names
     found = list(_sizes(data, splits))
     digests = {}
@@ -78,11 +70,11 @@ def audit(data: Data) -> list[Finding]:
         found += _duplicates(name, split, digests[name])
     found += _leaks(splits, digests)
     found += _groups(splits)
-    if data.task is not None:
+    if labelled is not None:
         for name, split in splits.items():
             if split.label is not None and len(split):
-                found += _classes(name, split, data.task)
-                found += _order(name, split, data.task)
+                found += _classes(name, split, labelled.task)
+                found += _order(name, split, labelled.task)
     order = ("error", "warning", "info")
     return sorted(found, key=lambda finding: order.index(finding.severity))
 
@@ -147,7 +139,7 @@ def _sizes(data: Data, splits: dict[str, Split]) -> Iterator[Finding]:
             yield Finding("splits", "error", name, "the split is empty")
     sizes = ", ".join(f"{len(split)} {name}" for name, split in splits.items())
     yield Finding("splits", "info", "all", f"rows: {sizes}")
-    if data.task is None:
+    if data.labelled is None:
         yield Finding("splits", "info", "all", "there are no labels: nothing to transfer to")
 
 

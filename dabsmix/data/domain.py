@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-__all__ = ["BATCH_SIZE", "Data", "Domain", "Rows", "Split", "Task", "as_stored"]
+__all__ = ["BATCH_SIZE", "Data", "Domain", "Labelled", "Rows", "Split", "Task", "as_stored"]
 
 
 BATCH_SIZE = 256
@@ -107,15 +107,43 @@ def as_stored(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 
 @dataclass(frozen=True)
+class Labelled:
+    """A task and the three splits that have its labels.
+
+    Attributes:
+        task: what is predicted.
+        train: what probes are fitted on.
+        validation: what they are chosen on; carved from the data set's training part, by group where there are groups.
+        test: what they are scored on, once.
+
+    Raises:
+        ValueError: a split has no labels.
+    """
+
+    task: Task
+    train: Split
+    validation: Split
+    test: Split
+
+    def __post_init__(self) -> None:
+        for name, split in self.splits.items():
+            if split.label is None:
+                raise ValueError(f"the {name} split of a labelled data set has no labels")
+
+    @property
+    def splits(self) -> dict[str, Split]:
+        """The three splits by name."""
+        return {"train": self.train, "validation": self.validation, "test": self.test}
+
+
+@dataclass(frozen=True)
 class Data:
     """A loaded data set.
 
     Attributes:
         specs: one per input.
         pretrain: what pretraining sees; its labels, if any, serve the online probe alone.
-        train, validation, test: what probes are fitted on, chosen on, and scored on once. ``validation`` is carved
-            from the data set's training part, by group where there are groups. None where the set has no labels.
-        task: None where the set has no labels.
+        labelled: the task and its splits; None where the set has no labels.
         normalise: stored inputs to what the specs state, a whole batch at a time and on whatever device it lies
             (uint8 to float, standardising). Deterministic.
         augment: the domain's own augmentation of this process's normalised inputs on their device, or None. The
@@ -129,15 +157,31 @@ class Data:
 
     specs: tuple[Spec, ...]
     pretrain: Split
-    train: Split | None
-    validation: Split | None
-    test: Split | None
-    task: Task | None
+    labelled: Labelled | None
     fingerprint: str
     normalise: Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]] = as_stored
     augment: Callable[[tuple[Tensor, ...], torch.Generator], tuple[Tensor, ...]] | None = None
     notes: tuple[str, ...] = ()
     state: Mapping[str, Any] = field(default_factory=dict)
+
+    def __new__(cls, *values: Any, **named: Any) -> Self:
+        """Refuse the former fields train, validation, test and task, of which `labelled` took the place."""
+        if named.keys() & {"train", "validation", "test", "task"} or isinstance((*values, None, None, None)[2], Split):
+            raise TypeError(
+                "Data takes labelled=Labelled(task, train, validation, test), or labelled=None without labels, in "
+                "place of train, validation, test and task; update the domain's file"
+            )
+        return super().__new__(cls)
+
+    def require_labelled(self) -> Labelled:
+        """`labelled`, for what needs labels.
+
+        Raises:
+            ValueError: there are none.
+        """
+        if self.labelled is None:
+            raise ValueError("these data have no labels")
+        return self.labelled
 
 
 @dataclass(frozen=True)

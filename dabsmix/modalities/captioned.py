@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dabsmix.data.cache import fingerprint, prepared
-from dabsmix.data.domain import Data, Domain, Rows, Split, Task
+from dabsmix.data.domain import Data, Domain, Labelled, Rows, Split, Task
 from dabsmix.data.download import Download
 from dabsmix.errors import UserError
 from dabsmix.modalities.files import digest
@@ -150,10 +150,7 @@ def _load(name: str, read: Callable[[Path, str], Examples], side: int, patch: in
         pictures,
         specs=(*pictures.specs, Tokens(LENGTH, tokens.vocab, tokens.pad)),
         pretrain=train,
-        train=train,
-        validation=split(examples.validation),
-        test=split(examples.test),
-        task=examples.task,
+        labelled=Labelled(examples.task, train, split(examples.validation), split(examples.test)),
         fingerprint=digest([pictures.fingerprint, tables]),
         normalise=normalise,
         notes=examples.notes,

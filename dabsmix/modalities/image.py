@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dabsmix.data.cache import allocate, fingerprint, prepared
-from dabsmix.data.domain import Data, Domain, Split, Task
+from dabsmix.data.domain import Data, Domain, Labelled, Split, Task
 from dabsmix.data.download import Download
 from dabsmix.data.splits import carve
 from dabsmix.errors import UserError
@@ -179,10 +179,7 @@ def load(
     return Data(
         specs=(Grid(listing.channels, (side, side), (patch, patch)),),
         pretrain=pretrain,
-        train=split(train),
-        validation=split(validation),
-        test=split(test),
-        task=listing.task,
+        labelled=Labelled(listing.task, split(train), split(validation), split(test)),
         fingerprint=source,
         normalise=pixels.normalise,
         augment=None if views == "none" else pixels.augment,
@@ -346,10 +343,7 @@ def _unsplit(images: NDArray[Any], rows: NDArray[np.int64], source: str, state: 
     return Data(
         specs=(Grid(3, side, patch),),
         pretrain=Split((images,), rows),
-        train=None,
-        validation=None,
-        test=None,
-        task=None,
+        labelled=None,
         fingerprint=source,
         normalise=pixels.normalise,
         augment=pixels.augment,

@@ -13,7 +13,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from dabsmix.data.cache import fingerprint
-from dabsmix.data.domain import Data, Split, Task
+from dabsmix.data.domain import Data, Labelled, Split, Task
 from dabsmix.data.splits import carve
 from dabsmix.errors import UserError, did_you_mean
 from dabsmix.modalities.files import skipped_note
@@ -235,7 +235,7 @@ def own(
             f"{np.diff(bounds).max()}; sort rows by group and time, or set a shorter window"
         )
     windows, members = Windows(found.readings, starts, window), found.group[starts]
-    train, validation, test = np.arange(len(starts)), None, None
+    train, labelled = np.arange(len(starts)), None
     notes = [
         *_unused_note(starts, window, len(found.row)),
         *skipped_note("rows", found.skipped, len(found.row) + len(found.skipped)),
@@ -251,14 +251,14 @@ def own(
     def split(part: NDArray[np.int64]) -> Split:
         return Split((windows,), part, None if label is None else found.label[starts[part]], members[part])
 
+    if label is not None:
+        task = Task("classes", "accuracy", found.classes)
+        labelled = Labelled(task, split(train), split(validation), split(test))
     standardise = Standardise.of(windows, train)
     return Data(
         specs=(Grid(len(channels), (window,), (patch,)),),
         pretrain=split(train),
-        train=None if label is None else split(train),
-        validation=None if validation is None else split(validation),
-        test=None if test is None else split(test),
-        task=None if label is None else Task("classes", "accuracy", found.classes),
+        labelled=labelled,
         fingerprint=source,
         normalise=standardise,
         notes=tuple(notes),
@@ -306,10 +306,7 @@ def own_rows(path: Path, state: Mapping[str, Any]) -> tuple[Data, list[str]]:
     data = Data(
         specs=(Grid(len(state["channels"]), (window,), (int(state["patch"]),)),),
         pretrain=Split((Windows(found.readings, starts, window),), np.arange(len(starts)), None, found.group[starts]),
-        train=None,
-        validation=None,
-        test=None,
-        task=None,
+        labelled=None,
         fingerprint=fingerprint(path if path.is_dir() else path.parent, [each.path for each in sources]),
         normalise=Standardise(np.array(state["mean"], np.float32), np.array(state["std"], np.float32)),
         state=dict(state),

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dabsmix.data.cache import allocate, fingerprint, prepared
-from dabsmix.data.domain import Data, Domain, Split, Task
+from dabsmix.data.domain import Data, Domain, Labelled, Split, Task
 from dabsmix.data.download import Download
 from dabsmix.data.splits import carve
 from dabsmix.errors import UserError
@@ -157,22 +157,16 @@ def load(
         train, validation = train[kept], train[held]
     if not len(train):
         raise UserError(f"{name}: no clip to train on; is {clips.folder} complete?")
+    whole = Split((spectrograms,), np.arange(len(clips.files)), clips.label, clips.group)
+    labelled = None
     if clips.task is not None and clips.label is not None and validation is not None:
         _check(name, clips, clips.task, clips.label[train], clips.label[validation], clips.label[test])
-
-    def split(rows: NDArray[np.int64] | None) -> Split | None:
-        if rows is None or clips.label is None:
-            return None
-        return Split((spectrograms,), rows, clips.label[rows], None if clips.group is None else clips.group[rows])
-
+        labelled = Labelled(clips.task, whole.take(train), whole.take(validation), whole.take(test))
     standardise = Standardise(*dabs) if as_dabs and dabs is not None else Standardise.of(sums[train], form)
     return Data(
         specs=(form.grid,),
-        pretrain=split(train) or Split((spectrograms,), train),
-        train=split(train),
-        validation=split(validation),
-        test=split(test),
-        task=clips.task,
+        pretrain=Split((spectrograms,), train) if labelled is None else labelled.train,
+        labelled=labelled,
         fingerprint=key,
         normalise=standardise,
         notes=(*clips.notes, about.cut_note(len(clips.files), form, as_dabs=as_dabs)),

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dabsmix.data.cache import fingerprint
-from dabsmix.data.domain import Data, Split, Task
+from dabsmix.data.domain import Data, Labelled, Split, Task
 from dabsmix.data.splits import carve
 from dabsmix.errors import UserError, did_you_mean
 from dabsmix.modalities.columns import Column, Fitted, Matrix, encoded, fit, refuse, scan, store
@@ -87,10 +87,7 @@ def supervised(
     return Data(
         specs=(fitted.spec,),
         pretrain=train,
-        train=train,
-        validation=validation,
-        test=test,
-        task=task,
+        labelled=Labelled(task, train, validation, test),
         fingerprint=source,
         normalise=fitted.normalise(),
         notes=(*notes, *_unseen_note(sum(fitted.unseen(matrix.x, part) for part in rows[1:]))),
@@ -160,10 +157,7 @@ def own(
         return Data(
             specs=(fitted.spec,),
             pretrain=whole,
-            train=None,
-            validation=None,
-            test=None,
-            task=None,
+            labelled=None,
             fingerprint=source,
             normalise=fitted.normalise(),
             notes=notes,
@@ -241,10 +235,7 @@ def own_rows(path: Path, state: Mapping[str, Any]) -> tuple[Data, list[str]]:
     data = Data(
         specs=(fitted.spec,),
         pretrain=Split((x,), np.arange(len(x))),
-        train=None,
-        validation=None,
-        test=None,
-        task=None,
+        labelled=None,
         fingerprint=fingerprint(folder, [each.path for each in sources]),
         normalise=fitted.normalise(),
         notes=_unseen_note(unseen),

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dabsmix.data.cache import allocate, fingerprint, prepared
-from dabsmix.data.domain import Data, Split, Task
+from dabsmix.data.domain import Data, Labelled, Split, Task
 from dabsmix.data.download import Download
 from dabsmix.data.splits import carve
 from dabsmix.errors import UserError
@@ -108,10 +108,7 @@ def _unlabelled(rows: NDArray[np.int32], tokens: Tokenizer, source: str, *notes:
     return Data(
         specs=(Tokens(rows.shape[1], tokens.vocab, tokens.pad),),
         pretrain=Split((rows,), np.arange(len(rows))),
-        train=None,
-        validation=None,
-        test=None,
-        task=None,
+        labelled=None,
         fingerprint=source,
         normalise=as_int64,
         notes=(*notes, _cut_note(rows, tokens)),
@@ -175,10 +172,7 @@ def labelled(
     return Data(
         specs=(Tokens(LENGTH, tokens.vocab, tokens.pad),),
         pretrain=train,
-        train=train,
-        validation=validation,
-        test=test,
-        task=task,
+        labelled=Labelled(task, train, validation, test),
         fingerprint=source,
         normalise=as_int64,
         notes=(
@@ -273,8 +267,6 @@ def own(
         raise UserError(f"length {length}: a sample needs room for a token between its two special ones")
     rows, bad = read_own(path, column, label, group, on_bad)
     train = np.arange(len(rows))
-    test = validation = train[:0]
-    code, groups, task = None, None, None
     notes: tuple[str, ...] = ()
     if label is not None:
         classes = tuple(sorted({row.label for row in rows}))
@@ -289,17 +281,12 @@ def own(
         notes = (f"The splits are ours, of {'whole groups' if group else 'texts of every class'}, seeded.",)
     tokens = _own_tokenizer(tokenizer, (rows[row].text for row in train), vocab_size)
     data = _own_data(path, rows, tokens, length)
-
-    def split(part: NDArray[np.int64]) -> Split | None:
-        return None if code is None else replace(data.pretrain, label=code, group=groups).take(part)
-
+    if label is not None:
+        whole = replace(data.pretrain, label=code, group=groups)
+        labelled = Labelled(task, whole.take(train), whole.take(validation), whole.take(test))
+        data = replace(data, pretrain=labelled.train, labelled=labelled)
     return replace(
         data,
-        pretrain=split(train) or data.pretrain,
-        train=split(train),
-        validation=split(validation),
-        test=split(test),
-        task=task,
         notes=(*notes, *data.notes, *skipped_note("texts", bad, len(rows) + len(bad))),
         state={"column": column, "length": length, "tokenizer": tokens.state(), "skipped": bad},
     )

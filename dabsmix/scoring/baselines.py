@@ -42,21 +42,19 @@ def yardsticks(data: Data, rules: Protocol, labels: tuple[str, ...], device: tor
     ``raw``. The raw input is cut down to 768 numbers, see `RawReader`.
 
     Args:
-        data: with a task and all three labelled splits.
+        data: with labels.
         rules: the protocol.
         labels: shares of the labels, as for the encoder.
         device: where the probe is fitted.
     """
-    assert data.task
-    assert data.train
-    assert data.validation
-    assert data.test
+    labelled = data.require_labelled()
+    task = labelled.task
     # a schedule's text is its address: the protocol's name and the version stand for it
     grid = {f.name: str(getattr(rules.linear, f.name)) for f in fields(rules.linear) if f.name != "schedule"}
     rules_said = [rules.name, rules.draws, grid, RAW_WIDTH, dabsmix.__version__]
     # files are divided in more than one way: higgs_transfer reads the last tenth of higgs
-    rows = [hashlib.sha256(split.rows.tobytes()).hexdigest() for split in (data.train, data.validation, data.test)]
-    asked = json.dumps([data.fingerprint, rows, describe(data.specs), str(data.task), labels, rules_said])
+    rows = [hashlib.sha256(split.rows.tobytes()).hexdigest() for split in labelled.splits.values()]
+    asked = json.dumps([data.fingerprint, rows, describe(data.specs), str(task), labels, rules_said])
     found = cached("yardsticks", asked, lambda: _plain(_yardsticks(data, rules, labels, device)))
     return {name: tuple(Result.from_plain(each) for each in results) for name, results in found.items()}
 
@@ -66,22 +64,19 @@ def _plain(found: Yardsticks) -> dict[str, list[dict[str, Any]]]:
 
 
 def _yardsticks(data: Data, rules: Protocol, labels: tuple[str, ...], device: torch.device) -> Yardsticks:
-    assert data.task
-    assert data.train
-    assert data.validation
-    assert data.test
+    labelled, task = data.require_labelled(), data.require_labelled().task
     found: dict[str, tuple[Result, ...]] = {}
-    if data.task.kind == "tokens":
-        train, validation, test = (_labels(split) for split in (data.train, data.validation, data.test))
+    if task.kind == "tokens":
+        train, validation, test = (_labels(split) for split in labelled.splits.values())
     else:
-        every = data.train
+        every = labelled.train
         reader = raw_reader(data.specs, (data.normalise(every.batch(index)) for index in _batches(every)))
-        train, validation, test = (_read_all(reader, s, data, device) for s in (every, data.validation, data.test))
+        train, validation, test = (_read_all(reader, s, data, device) for s in labelled.splits.values())
         plain = replace(rules, neighbours=(), penalties=(), pinv=False)
-        results, _ = score(choose(train, validation, data.task, plain, labels), test, data.task)
+        results, _ = score(choose(train, validation, task, plain, labels), test, task)
         found["raw"] = tuple(results)
-    constant = select(partial(fit_constant, task=data.task), [(train, validation)], metric(data.task.metric))
-    results, _ = score({("majority", "1"): constant}, test, data.task)
+    constant = select(partial(fit_constant, task=task), [(train, validation)], metric(task.metric))
+    results, _ = score({("majority", "1"): constant}, test, task)
     found["majority"] = tuple(results)
     return found
 

@@ -97,14 +97,13 @@ def finetune(
         Undefined: the metric has no value on the validation labels.
         ValueError: every rate diverged.
     """
-    assert data.task
-    assert data.train
-    assert data.validation
-    assert data.test
-    task, wanted = data.task, metric(data.task.metric)
+    labelled = data.require_labelled()
+    task, wanted = labelled.task, metric(labelled.task.metric)
     results, predictions, train_value = [], {}, None
     for label in labels:
-        draws = few_labels(data.train, data.validation, task, draws=recipe.draws, seed=seed, **share(label, task))
+        draws = few_labels(
+            labelled.train, labelled.validation, task, draws=recipe.draws, seed=seed, **share(label, task)
+        )
         values, trained = [], []
         for rate in recipe.rates:
             networks, scores = [], []
@@ -119,12 +118,12 @@ def finetune(
         if not math.isfinite(values[best]):
             raise ValueError(f"finetuning diverged at all of the rates {recipe.rates}")
 
-        outputs = [_predict(network, data.test, data, accelerator) for network in trained[best]]
+        outputs = [_predict(network, labelled.test, data, accelerator) for network in trained[best]]
         chosen = {"rate": recipe.rates[best]}
-        results.append(result("finetune", label, outputs, data.test, task, chosen, values[best], len(values)))
+        results.append(result("finetune", label, outputs, labelled.test, task, chosen, values[best], len(values)))
         predictions[prediction_key("finetune", label)] = kept(outputs, task)
         if label == "1":
-            train_value = _value(wanted, trained[best][0], data.train, data, accelerator)
+            train_value = _value(wanted, trained[best][0], labelled.train, data, accelerator)
     return Finetuned(results, predictions, train_value)
 
 
@@ -132,7 +131,8 @@ def supervised(
     encoder: Encoder, data: Data, *, accelerator: Accelerator, watch: Watch = lambda title, items: items
 ) -> tuple[Result, ...]:
     """The same encoder trained with all labels from random weights: a yardstick, kept for the data set and encoder."""
-    asked = [data.fingerprint, describe(data.specs), str(data.task), asdict(encoder.config), asdict(SUPERVISED)]
+    task = data.require_labelled().task
+    asked = [data.fingerprint, describe(data.specs), str(task), asdict(encoder.config), asdict(SUPERVISED)]
 
     def train() -> list[dict[str, Any]]:
         torch.manual_seed(step_seed(0, 0, "weights"))
@@ -209,7 +209,7 @@ def _train(
     seed: int,
     watch: Callable[[Iterable[int]], Iterable[int]],
 ) -> Network:
-    assert data.task
+    task = data.require_labelled().task
     assert part.label is not None
     world, device = accelerator.num_processes, accelerator.device
     size = max(1, min(recipe.batch_size, len(part)) // world) * world
@@ -217,10 +217,8 @@ def _train(
     steps = min(max(recipe.epochs * batches.steps_per_epoch, recipe.steps[0]), recipe.steps[1])
 
     torch.manual_seed(step_seed(seed, 0, "head"))
-    target = (
-        (float(part.label.mean()), float(part.label.std()) or 1.0) if data.task.kind == "regression" else (0.0, 1.0)
-    )
-    network = Network(copy.deepcopy(encoder), data.task, *target).train()
+    target = (float(part.label.mean()), float(part.label.std()) or 1.0) if task.kind == "regression" else (0.0, 1.0)
+    network = Network(copy.deepcopy(encoder), task, *target).train()
     groups = layer_groups(network, rate, recipe.layer_decay, recipe.weight_decay)
     model, optimizer = accelerator.prepare(network, torch.optim.AdamW(groups, lr=rate, fused=True))
     for step, raw in zip(watch(range(steps)), batches.iterate(0, steps, device), strict=True):

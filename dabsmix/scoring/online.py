@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dabsmix.data.batches import Batches, Raw
-from dabsmix.data.domain import Data, Split, Task
+from dabsmix.data.domain import Data, Labelled, Split, Task
 from dabsmix.distributed import gather
 from dabsmix.model.encoder import Encoder
 from dabsmix.scoring.features import features, token_features
@@ -30,7 +30,8 @@ class Online:
 
     Attributes:
         probe: learns as long as training lasts.
-        data: with a task.
+        data: which data set these are.
+        labelled: its labels.
         batches: of another data set's training part, from which the probe learns every tenth step by an encoder pass
             of its own; None where it learns from the examples that are pretrained on, whose clean features most
             algorithms have anyway (else by a pass every tenth step).
@@ -38,6 +39,7 @@ class Online:
 
     probe: OnlineProbe
     data: Data
+    labelled: Labelled
     batches: Batches | None
 
     def learn(
@@ -103,17 +105,19 @@ def watch_online(
         accelerator: says which process of how many this is.
     """
     watched = data if other is None else other
-    source = data.pretrain if other is None else other.train
-    if watched.task is None or source is None or source.label is None:
+    if watched.labelled is None:
+        return None
+    source, task = data.pretrain if other is None else watched.labelled.train, watched.labelled.task
+    if source.label is None:
         return None
     label, world = source.label, accelerator.num_processes
-    target = (float(label.mean()), float(label.std()) or 1.0) if watched.task.kind == "regression" else (0.0, 1.0)
-    probe = OnlineProbe(encoder.width, watched.task, protocol, target)
+    target = (float(label.mean()), float(label.std()) or 1.0) if task.kind == "regression" else (0.0, 1.0)
+    probe = OnlineProbe(encoder.width, task, protocol, target)
     if other is None:
-        return Online(probe, data, None)
+        return Online(probe, data, watched.labelled, None)
     size = min(batches.batch_size, len(source)) // world * world
     own = Batches(source, size, seed=batches.seed, rank=accelerator.process_index, world_size=world)
-    return Online(probe, other, own)
+    return Online(probe, other, watched.labelled, own)
 
 
 class OnlineProbe(nn.Module):

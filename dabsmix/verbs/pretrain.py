@@ -80,7 +80,9 @@ def pretrain(
     encoder = make_encoder(config.encoder, data.specs, attend_padding=recipe.attend_padding, columns=recipe.columns)
     algorithm = algorithm_class(config.algo)(encoder, **config.hyper)
     check_fit(algorithm, recipe.batch_size, encoder.num_tokens)
-    if algorithm.needs_labels and (data.pretrain.label is None or data.task is None or data.task.kind != "classes"):
+    if algorithm.needs_labels and (
+        data.pretrain.label is None or data.labelled is None or data.labelled.task.kind != "classes"
+    ):
         raise UserError(f"--algo {config.algo} learns from one class per example, and {source.name} has none")
     if algorithm.views == "augment" and data.augment is None:
         raise UserError(f"--views augment: {source.name} has no augmentation of its own")
@@ -102,8 +104,8 @@ def pretrain(
 
     # What came of it.
     metrics = run.metrics()[-1] if algorithm.trains and accelerator.is_main_process else {}
-    if online is not None and algorithm.trains and online.data.test is not None:
-        metrics["online_test"] = online.score(encoder, online.data.test, accelerator)
+    if online is not None and algorithm.trains:
+        metrics["online_test"] = online.score(encoder, online.labelled.test, accelerator)
     if accelerator.is_main_process:
         save_encoder(run.path / "encoder.safetensors", encoder, config.encoder)
         run.update(
@@ -213,8 +215,8 @@ def _train(
                     )
                 if evaluate:
                     line |= health(encoder, data, accelerator)
-                    if online is not None and online.data.validation is not None:
-                        line["online_validation"] = online.score(encoder, online.data.validation, accelerator)
+                    if online is not None:
+                        line["online_validation"] = online.score(encoder, online.labelled.validation, accelerator)
                 now = time.perf_counter()
                 rate = (state.step - logged_step) * batches.batch_size / (now - logged_at)
                 logged_at, logged_step = now, state.step
@@ -252,7 +254,7 @@ def _online_data(config: PretrainConfig, data: Data) -> Data:
             f"--online {config.online} is {describe(other.specs)}, and the encoder reads {describe(data.specs)}: "
             "name a data set of the same input"
         )
-    if other.task is None or other.train is None:
+    if other.labelled is None:
         raise UserError(f"--online {config.online} has no labels: name another data set")
     return other
 

@@ -82,7 +82,7 @@ def _transfer_to(
 ) -> TransferRecord:
     # What to score on, and what is scored.
     data, batch_size = _load(task, name, run, config)
-    if data.task is None or data.train is None or data.validation is None or data.test is None:
+    if data.labelled is None:
         raise UserError(f"{task} has no labels to transfer to: name another --task")
     rules = v1() if name == "finetune" else protocol(name, batch_size)  # when finetuning, of the yardsticks alone
     encoder = _load_encoder(run, data)
@@ -90,7 +90,7 @@ def _transfer_to(
     labels = config.labels or tuple(str(part) for part in sorted(fractions, reverse=True))
     labels = tuple(dict.fromkeys(_plain(label) for label in labels))
     for label in labels:
-        share(label, data.task)  # a mistake is told before anything is computed
+        share(label, data.labelled.task)  # a mistake is told before anything is computed
 
     # What is there already.
     path = run.path / "transfer" / (f"{task}.json" if name == run.record.protocol else f"{task}-{name}.json")
@@ -119,13 +119,13 @@ def _transfer_to(
         run=run.path.name,
         task=task,
         protocol=name,
-        kind=data.task.kind,
+        kind=data.labelled.task.kind,
         results=(*results, *found.results),
         yardsticks=beside,
         test_reads=1 if before is None else before.test_reads + 1,
         train_value=before.train_value if before is not None and found.train_value is None else found.train_value,
         frechet_distance=found.frechet,
-        classes=data.task.classes,
+        classes=data.labelled.task.classes,
         data_fingerprint=data.fingerprint,
         encoder_sha256=run.record.encoder_sha256,
         notes=notes,
@@ -146,39 +146,36 @@ def _score_frozen(
     accelerator: Accelerator,
 ) -> Scored:
     """Features of the frozen encoder, once per split; every probe chosen, then scored."""
-    assert data.task
-    assert data.train
-    assert data.validation
-    assert data.test
+    labelled = data.require_labelled()
     encoder.to(accelerator.device)
 
     def encode(split: Split, part: str) -> Features:
         title, keep = f"{task}: features of {part}", run.path / "features" / f"{task}-{rules.name}-{part}.safetensors"
         return _kept_features(encoder, split, data, accelerator, run, title, keep)
 
-    train, validation = encode(data.train, "train"), encode(data.validation, "validation")
+    train, validation = encode(labelled.train, "train"), encode(labelled.validation, "validation")
 
     # Chosen without the test split, which nothing below this line and above the next has seen.
-    redraw = partial(_with_dropout, encoder, data.train, data, accelerator) if rules.dropout else None
-    chosen = choose(train, validation, data.task, rules, labels, redraw=redraw)
+    redraw = partial(_with_dropout, encoder, labelled.train, data, accelerator) if rules.dropout else None
+    chosen = choose(train, validation, labelled.task, rules, labels, redraw=redraw)
 
     # Read once.
-    test = encode(data.test, "test")
-    results, predictions = score(chosen, test, data.task)
+    test = encode(labelled.test, "test")
+    results, predictions = score(chosen, test, labelled.task)
     full = chosen.get(("linear", "1"))
     return Scored(
         results,
-        predictions | _truth(data.test),
-        metric(data.task.metric)(full[0].head.predict(train), train.label) if full else None,
+        predictions | _truth(labelled.test),
+        metric(labelled.task.metric)(full[0].head.predict(train), train.label) if full else None,
         frechet_distance(_rows(train), _rows(test)),
     )
 
 
 def _score_finetuned(encoder: Encoder, data: Data, labels: tuple[str, ...], accelerator: Accelerator) -> Scored:
     """The whole network trained, the rate chosen on validation; no features to compare."""
-    assert data.test
+    test = data.require_labelled().test
     found = finetune(encoder, data, labels, FINETUNE, accelerator=accelerator, watch=watched)
-    return Scored(found.results, found.predictions | _truth(data.test), found.train_value, None)
+    return Scored(found.results, found.predictions | _truth(test), found.train_value, None)
 
 
 def _write(
@@ -256,8 +253,7 @@ def _with_dropout(encoder: Encoder, split: Split, data: Data, accelerator: Accel
 
 
 def _encode(encoder: Encoder, split: Split, data: Data, accelerator: Accelerator, **how: Any) -> dict[str, Tensor]:
-    assert data.task
-    if data.task.kind == "tokens":
+    if data.require_labelled().task.kind == "tokens":
         return {"tokens": token_features(encoder, split, data.normalise, accelerator=accelerator, **how)}
     return features(encoder, split, data.normalise, accelerator=accelerator, **how)._asdict()
 

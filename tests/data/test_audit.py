@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from dabsmix.data.audit import Finding, audit, render
-from dabsmix.data.domain import Data, Split, Task
+from dabsmix.data.domain import Data, Labelled, Split, Task
 from dabsmix.spec import Grid, Spec, Table, Tokens
 
 
@@ -33,10 +33,7 @@ def make(
     return Data(
         specs=(spec or Table(4),),
         pretrain=train,
-        train=train,
-        validation=validation,
-        test=test,
-        task=task or Task("classes", "accuracy", ("a", "b", "c")),
+        labelled=Labelled(task or Task("classes", "accuracy", ("a", "b", "c")), train, validation, test),
         fingerprint="",
     )
 
@@ -59,30 +56,28 @@ def test_clean_set_has_nothing_but_information() -> None:
 
 def test_planted_copy_of_a_test_row_in_train_is_found_with_its_row() -> None:
     data = make()
-    assert data.test
-    assert data.train
-    x = np.asarray(data.test.inputs[0])
-    x[data.train.rows[17]] = x[data.test.rows[5]]
+    labelled = data.require_labelled()
+    x = np.asarray(labelled.test.inputs[0])
+    x[labelled.train.rows[17]] = x[labelled.test.rows[5]]
     found = only(audit(data), "leak")
     assert (found.severity, found.split, found.count) == ("error", "test", 1)
-    assert found.rows == (int(data.test.rows[5]),)
+    assert found.rows == (int(labelled.test.rows[5]),)
 
 
 def test_pretraining_on_test_rows_is_a_leak() -> None:
     data = make()
-    assert data.test
-    assert data.train
-    both = np.concatenate([data.train.rows, data.test.rows[:7]])
-    found = only(audit(replace(data, pretrain=Split(data.train.inputs, both))), "leak")
+    labelled = data.require_labelled()
+    both = np.concatenate([labelled.train.rows, labelled.test.rows[:7]])
+    found = only(audit(replace(data, pretrain=Split(labelled.train.inputs, both))), "leak")
     assert found.count == 7
     assert "pretrain" in found.message
 
 
 def test_duplicates_within_a_split_and_labels_that_contradict() -> None:
     data = make()
-    assert data.train
-    assert data.train.label is not None
-    x, rows, label = np.asarray(data.train.inputs[0]), data.train.rows, data.train.label
+    labelled = data.require_labelled()
+    assert labelled.train.label is not None
+    x, rows, label = np.asarray(labelled.train.inputs[0]), labelled.train.rows, labelled.train.label
     label[[1, 2, 3]] = [0, 0, 1]
     x[rows[2]] = x[rows[1]]  # same label
     x[rows[3]] = x[rows[1]]  # another label
@@ -94,8 +89,8 @@ def test_duplicates_within_a_split_and_labels_that_contradict() -> None:
 
 def test_rows_that_differ_in_one_bit_are_no_duplicates() -> None:
     data = make()
-    assert data.train
-    x, rows = np.asarray(data.train.inputs[0]), data.train.rows
+    labelled = data.require_labelled()
+    x, rows = np.asarray(labelled.train.inputs[0]), labelled.train.rows
     x[rows[2]] = x[rows[1]]
     x[rows[2], 3] = np.nextafter(x[rows[1], 3], np.float32(9))
     assert not [each for each in audit(data) if each.check == "duplicates"]
@@ -111,33 +106,33 @@ def test_shared_groups_are_named() -> None:
 
 def test_missing_class_and_constant_label() -> None:
     data = make()
-    assert data.train is not None
-    assert data.train.label is not None
-    data.train.label[data.train.label == 1] = 0
+    labelled = data.require_labelled()
+    assert labelled.train.label is not None
+    labelled.train.label[labelled.train.label == 1] = 0
     found = only(audit(data), "classes", "train", "error")
     assert "1 of 3 classes do not occur: b" in found.message
-    data.train.label[:] = 2
+    labelled.train.label[:] = 2
     messages = [each.message for each in audit(data) if each.split == "train" and each.severity == "error"]
     assert "the label is constant: c" in messages
 
 
 def test_labels_outside_the_classes_are_named() -> None:
     data = make()
-    assert data.test is not None
-    assert data.test.label is not None
-    data.test.label[4] = 3
+    labelled = data.require_labelled()
+    assert labelled.test.label is not None
+    labelled.test.label[4] = 3
     found = only(audit(data), "classes", "test", "error")
-    assert found.rows == (int(data.test.rows[4]),)
+    assert found.rows == (int(labelled.test.rows[4]),)
 
 
 def test_regression_labels() -> None:
     label = np.random.default_rng(2).normal(size=600).astype(np.float32)
     data = make(label=label, task=Task("regression", "spearman"))
     assert {each.severity for each in audit(data)} == {"info"}
-    assert data.test is not None
-    assert data.test.label is not None
-    data.test.label[9] = np.nan
-    assert only(audit(data), "classes", "test", "error").rows == (int(data.test.rows[9]),)
+    labelled = data.require_labelled()
+    assert labelled.test.label is not None
+    labelled.test.label[9] = np.nan
+    assert only(audit(data), "classes", "test", "error").rows == (int(labelled.test.rows[9]),)
 
 
 @pytest.mark.parametrize("kind", ["classes", "regression"])
@@ -157,14 +152,14 @@ def test_values_of_a_table() -> None:
     x[:, 1] = 5
     x[:, 3] = np.random.default_rng(0).integers(0, 2, 600)
     data = make(x=x, spec=Table(4, (0, 0, 0, 2)))
-    assert data.test
-    x[data.test.rows[3], 0] = np.inf
-    x[data.test.rows[4], 3] = 2  # there are categories 0 and 1
-    x[data.test.rows[5], :] = np.nan
+    labelled = data.require_labelled()
+    x[labelled.test.rows[3], 0] = np.inf
+    x[labelled.test.rows[4], 3] = 2  # there are categories 0 and 1
+    x[labelled.test.rows[5], :] = np.nan
     findings = [each for each in audit(data) if each.check == "values" and each.split == "test"]
     told = {each.message.partition(":")[0]: each for each in findings}
-    assert told["1 rows have infinite values"].rows == (int(data.test.rows[3]),)
-    assert told["1 rows have a code that is no category"].rows == (int(data.test.rows[4]),)
+    assert told["1 rows have infinite values"].rows == (int(labelled.test.rows[3]),)
+    assert told["1 rows have a code that is no category"].rows == (int(labelled.test.rows[4]),)
     assert told["1 rows hold nothing but empty cells"].severity == "warning"
     assert told["columns that are constant"].message.endswith(": 1")
     assert told["4 empty cells, in columns 0, 1, 2, 3"].severity == "info"
@@ -173,19 +168,17 @@ def test_values_of_a_table() -> None:
 def test_values_of_a_grid_and_of_tokens() -> None:
     x = np.random.default_rng(0).normal(size=(600, 2, 8)).astype(np.float32)
     data = make(x=x, spec=Grid(2, (8,), (4,)))
-    assert data.train
-    x[data.train.rows[0], 1, 3] = np.nan
-    x[data.train.rows[1]] = 0
+    x[data.require_labelled().train.rows[0], 1, 3] = np.nan
+    x[data.require_labelled().train.rows[1]] = 0
     found = {each.message: each for each in audit(data) if each.check == "values" and each.count}
     assert found["1 rows have NaN"].severity == "error"
-    assert found["1 rows hold one value everywhere"].rows == (int(data.train.rows[1]),)
+    assert found["1 rows hold one value everywhere"].rows == (int(data.require_labelled().train.rows[1]),)
     ids = np.random.default_rng(0).integers(1, 50, (600, 6))
     data = make(x=ids, spec=Tokens(6, 50, pad=0))
-    assert data.train
-    ids[data.train.rows[2]] = 0
-    ids[data.train.rows[3], 0] = 50
+    ids[data.require_labelled().train.rows[2]] = 0
+    ids[data.require_labelled().train.rows[3], 0] = 50
     found = {each.message: each for each in audit(data) if each.check == "values"}
-    assert found["1 rows hold nothing but padding"].rows == (int(data.train.rows[2]),)
+    assert found["1 rows hold nothing but padding"].rows == (int(data.require_labelled().train.rows[2]),)
     assert found["1 rows have an id outside the vocabulary"].severity == "error"
 
 
@@ -201,19 +194,19 @@ def test_reading_in_small_batches_finds_the_same(monkeypatch: pytest.MonkeyPatch
 
 def test_no_labels_and_an_empty_split() -> None:
     data = make()
-    bare = replace(data, train=None, validation=None, test=None, task=None)
+    bare = replace(data, labelled=None)
     assert [each.message for each in audit(bare) if each.check == "splits"][1].startswith("there are no labels")
-    assert data.test
-    found = only(audit(replace(data, test=data.test.take(np.arange(0)))), "splits", "test")
+    labelled = data.require_labelled()
+    emptied = replace(labelled, test=labelled.test.take(np.arange(0)))
+    found = only(audit(replace(data, labelled=emptied)), "splits", "test")
     assert found.severity == "error"
 
 
 def test_rendering() -> None:
     data = make()
-    assert data.test
-    assert data.train
-    x = np.asarray(data.test.inputs[0])
-    x[data.test.rows[:30]] = x[data.train.rows[:30]]
+    labelled = data.require_labelled()
+    x = np.asarray(labelled.test.inputs[0])
+    x[labelled.test.rows[:30]] = x[labelled.train.rows[:30]]
     findings = audit(data)
     lines = render(findings).splitlines()
     assert len(lines) == len(findings)

@@ -75,13 +75,11 @@ def test_mscoco_under_dabs_takes_the_last_caption_and_object() -> None:
     number = {category["id"]: place for place, category in enumerate(instances["categories"])}
     label = {each["image_id"]: number[each["category_id"]] for each in instances["annotations"]}
     order = [image for image in captions if image in label]
-    assert data.test
-    assert data.test.label is not None
-    assert data.test.label.tolist() == [label[image] for image in order]
-    assert texts(data.test, tokens) == ids(tokens, [captions[image] for image in order])
-    assert data.train
-    assert data.validation
-    assert (len(data.train), data.validation.rows.tolist()) == (40, data.test.rows.tolist())
+    labelled = data.require_labelled()
+    assert labelled.test.label is not None
+    assert labelled.test.label.tolist() == [label[image] for image in order]
+    assert texts(labelled.test, tokens) == ids(tokens, [captions[image] for image in order])
+    assert (len(labelled.train), labelled.validation.rows.tolist()) == (40, labelled.test.rows.tolist())
 
 
 def test_mscoco_under_v1_asks_for_every_category_on_an_image() -> None:
@@ -95,15 +93,12 @@ def test_mscoco_under_v1_asks_for_every_category_on_an_image() -> None:
     for each in instances["annotations"]:
         shown.setdefault(each["image_id"], set()).add(names[each["category_id"]])
     order = sorted(shown.keys() & captions.keys())
-    assert data.test
-    assert data.test.label is not None
-    assert data.task
+    labelled = data.require_labelled()
+    assert labelled.test.label is not None
     for row, image in enumerate(order):
-        assert {data.task.classes[place] for place in np.flatnonzero(data.test.label[row])} == shown[image]
-    assert texts(data.test, tokens) == ids(tokens, [captions[image][min(captions[image])] for image in order])
-    assert data.train
-    assert data.validation
-    assert not set(data.train.rows.tolist()) & set(data.validation.rows.tolist())
+        assert {labelled.task.classes[place] for place in np.flatnonzero(labelled.test.label[row])} == shown[image]
+    assert texts(labelled.test, tokens) == ids(tokens, [captions[image][min(captions[image])] for image in order])
+    assert not set(labelled.train.rows.tolist()) & set(labelled.validation.rows.tolist())
 
 
 def test_a_picture_is_squeezed_and_cut_as_dabs_does() -> None:
@@ -122,8 +117,7 @@ def test_a_picture_is_squeezed_and_cut_as_dabs_does() -> None:
     )
     with Image.open(data_root() / "coco-mini/val2017" / f"{first:012d}.jpg") as image:
         expected = steps(image.convert("RGB"))
-    assert data.test
-    found, _ = data.normalise(data.test.batch(np.arange(1)))
+    found, _ = data.normalise(data.require_labelled().test.batch(np.arange(1)))
     assert torch.equal(found[0], expected)
 
 
@@ -157,10 +151,11 @@ def test_no_part_sees_a_caption_of_another() -> None:
         plain, mixed = load("mscoco", protocol), load("mismatched_caption", protocol)
         tokens = tokenizer(BERT, data_root())
         for part in ("train", "validation", "test"):
-            one, other = getattr(plain, part), getattr(mixed, part)
+            one, other = plain.require_labelled().splits[part], mixed.require_labelled().splits[part]
             assert sorted(texts(one, tokens)) == sorted(texts(other, tokens))
             assert np.array_equal(one.inputs[0][one.rows], other.inputs[0][other.rows])
             same = [first == second for first, second in zip(texts(one, tokens), texts(other, tokens), strict=True)]
+            assert other.label is not None
             assert same == (other.label == 1).tolist()
 
 
@@ -182,16 +177,15 @@ def vocabulary(root: Path) -> Tokenizer:
 def test_vqa_pairs_a_question_with_an_answer(tmp_path: Path) -> None:
     folder, tokens = upstream.write_vqa(tmp_path), vocabulary(tmp_path)
     data = domain("vqa").load(folder, "dabs")
-    assert data.train
-    assert data.test
-    assert data.train.label is not None
-    assert (len(data.train), len(data.test)) == (71, 17), "one question of each part has no right choice"
+    labelled = data.require_labelled()
+    assert labelled.train.label is not None
+    assert (len(labelled.train), len(labelled.test)) == (71, 17), "one question of each part has no right choice"
     assert any(note.startswith("2 questions") for note in data.notes)
     rights = {tuple(row) for row in tokens.encode([(f"what is it {n}", "dog") for n in range(3)], 32).tolist()}
-    rows = np.asarray(data.train.inputs[1][data.train.rows])
-    assert [tuple(row) in rights for row in rows.tolist()] == (data.train.label == 1).tolist()
-    assert 20 < data.train.label.sum() < 51
-    red = np.asarray(data.train.inputs[0][data.train.rows])[:, 0, 16, 16]
+    rows = np.asarray(labelled.train.inputs[1][labelled.train.rows])
+    assert [tuple(row) in rights for row in rows.tolist()] == (labelled.train.label == 1).tolist()
+    assert 20 < labelled.train.label.sum() < 51
+    red = np.asarray(labelled.train.inputs[0][labelled.train.rows])[:, 0, 16, 16]
     image = np.repeat(np.arange(24), 3)[1:]  # ordered by question; the first one is left out
     assert np.abs(red - (20.0 + 10 * (image % 10))).max() <= 2
 
@@ -200,7 +194,7 @@ def test_vqa_keeps_the_questions_of_an_image_together(tmp_path: Path) -> None:
     folder = upstream.write_vqa(tmp_path)
     vocabulary(tmp_path)
     data = domain("vqa").load(folder, "v1")
-    parts = [split for split in (data.train, data.validation, data.test) if split]
+    parts = data.require_labelled().splits.values()
     groups = [set(split.group.tolist()) for split in parts if split.group is not None]
     assert len(groups) == 3
     assert sum(map(len, groups)) == len(set.union(*groups)) == 30

@@ -34,26 +34,23 @@ def test_cifar10_equals_numpys_own_reading() -> None:
     assert np.array_equal(found["data"], expected[b"data"])
     assert found["labels"] == expected[b"labels"]
     data = domain("cifar10").load(folder, "dabs")
-    assert data.task is not None
-    assert data.task.classes[3] == "cat"
-    assert data.train
-    assert data.train.label is not None
-    assert data.test
-    assert (len(data.train), len(data.test)) == (5000, 1000)
-    second = data.train.rows[1000:2000]
-    assert np.array_equal(data.train.inputs[0][second], expected[b"data"].reshape(-1, 3, 32, 32))
-    assert data.train.label[1000:2000].tolist() == expected[b"labels"]
+    labelled = data.require_labelled()
+    assert labelled.task.classes[3] == "cat"
+    assert labelled.train.label is not None
+    assert (len(labelled.train), len(labelled.test)) == (5000, 1000)
+    second = labelled.train.rows[1000:2000]
+    assert np.array_equal(labelled.train.inputs[0][second], expected[b"data"].reshape(-1, 3, 32, 32))
+    assert labelled.train.label[1000:2000].tolist() == expected[b"labels"]
 
 
 def test_cifar10_keeps_a_tenth_of_each_class_for_validation() -> None:
     data = domain("cifar10").load(real(), "v1")
-    assert data.train
-    assert data.train.label is not None
-    assert data.validation
-    assert data.validation.label is not None
-    held = np.bincount(data.validation.label)
-    assert np.abs(held - (held + np.bincount(data.train.label)) / 10).max() <= 0.5
-    assert not set(data.train.rows.tolist()) & set(data.validation.rows.tolist())
+    labelled = data.require_labelled()
+    assert labelled.train.label is not None
+    assert labelled.validation.label is not None
+    held = np.bincount(labelled.validation.label)
+    assert np.abs(held - (held + np.bincount(labelled.train.label)) / 10).max() <= 0.5
+    assert not set(labelled.train.rows.tolist()) & set(labelled.validation.rows.tolist())
 
 
 def test_the_generated_pickle_is_one_that_numpy_reads(tmp_path: Path) -> None:

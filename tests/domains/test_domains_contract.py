@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from dabsmix.data.domain import Data, Domain, Split, Task
+from dabsmix.data.domain import Data, Domain, Labelled, Split, Task
 from dabsmix.errors import UserError
 from dabsmix.registry import domain, domains
 from dabsmix.spec import Grid
@@ -45,14 +45,18 @@ VALUES = np.random.default_rng(0).normal(size=(30, 2, 8)).astype(np.float32)
 
 
 def sound(**changes: object) -> Data:
-    """Generated data: 30 series in three parts of ten, from two subjects each."""
+    """Generated data: 30 series in three parts of ten, from two subjects each; with fields of the data changed, or
+    of what is labelled."""
 
     def part(start: int) -> Split:
         rows = np.arange(start, start + 10)
         return Split((VALUES,), rows, rows % 3, start + rows % 2)
 
     task = Task("classes", "accuracy", ("a", "b", "c"))
-    data = Data((Grid(2, (8,), (2,)),), part(0), part(0), part(10), part(20), task, fingerprint="0")
+    labelled = Labelled(task, part(0), part(10), part(20))
+    inner = {name: changes.pop(name) for name in ("task", *labelled.splits) if name in changes}
+    labelled = replace(labelled, **inner)  # type: ignore[arg-type]  # by name
+    data = Data((Grid(2, (8,), (2,)),), part(0), labelled, fingerprint="0")
     return replace(data, **changes)  # type: ignore[arg-type]  # by name
 
 
@@ -65,15 +69,14 @@ def test_contract_passes_what_keeps_it() -> None:
 
 
 def split(name: str, **changes: object) -> dict[str, object]:
-    return {name: replace(getattr(sound(), name), **changes)}
+    data = sound()
+    return {name: replace({"pretrain": data.pretrain, **data.require_labelled().splits}[name], **changes)}  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"specs": (Grid(2, (12,), (2,)),)}, r"torch.float32 \(10, 2, 8\), .* states"),
-        ({"task": None}, "a task and labelled splits go together"),
-        ({"test": None}, "of the labelled splits only"),
         ({"task": Task("classes", "accuracy", ("a", "b"))}, "a label beyond the 2 classes"),
         ({"normalise": lambda inputs: tuple(x / 0 for x in inputs)}, "not finite"),
         ({"normalise": lambda inputs: tuple(x + torch.rand(()) for x in inputs)}, "reading twice"),
@@ -103,3 +106,21 @@ def test_contract_wants_the_same_rows_again() -> None:
     again = card(lambda: sound(**split("test", rows=20 + rng.permutation(10))))
     with pytest.raises(AssertionError, match="a second load gives other rows"):
         check_domain(again, Path())
+
+
+def test_data_in_the_form_of_the_first_release_are_refused_with_the_new_one() -> None:
+    data = sound()
+    specs, pretrain, labelled = data.specs, data.pretrain, data.require_labelled()
+    by_name: dict[str, object] = {**labelled.splits, "task": labelled.task}
+    by_place = (*labelled.splits.values(), labelled.task)
+    for load in (
+        lambda: Data(specs, pretrain, fingerprint="0", **by_name),  # type: ignore[arg-type]
+        lambda: Data(specs, pretrain, *by_place, "0"),  # type: ignore[arg-type, call-arg]
+    ):
+        with pytest.raises(TypeError, match=r"Data takes labelled=Labelled\(task, train, validation, test\)"):
+            check_domain(card(load), Path())
+
+
+def test_labelled_splits_have_labels() -> None:
+    with pytest.raises(ValueError, match="the test split of a labelled data set has no labels"):
+        sound(**split("test", label=None))

@@ -17,10 +17,8 @@ NAMES = ("digits", "breast_cancer")
 
 
 def splits(data: Data) -> tuple[Split, Split, Split]:
-    assert data.train is not None
-    assert data.validation is not None
-    assert data.test is not None
-    return data.train, data.validation, data.test
+    labelled = data.require_labelled()
+    return labelled.train, labelled.validation, labelled.test
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -29,11 +27,10 @@ def test_every_row_is_in_one_split_and_every_class_in_each(name: str) -> None:
     parts = splits(data)
     rows = np.concatenate([part.rows for part in parts])
     assert sorted(rows) == list(range(len(data.pretrain.inputs[0])))
-    assert data.task is not None
     for part, share in zip(parts, (0.6, 0.1, 0.3), strict=True):
         assert len(part) / len(rows) == pytest.approx(share, abs=0.01)
         assert part.label is not None
-        assert set(part.label) == set(range(len(data.task.classes)))
+        assert set(part.label) == set(range(len(data.require_labelled().task.classes)))
 
 
 def test_digits_are_images_between_0_and_1() -> None:
@@ -65,11 +62,12 @@ def test_another_process_gets_the_same_rows() -> None:
     script = (
         "from pathlib import Path; from dabsmix.registry import domain\n"
         f"for name in {NAMES}:\n"
-        "    d = domain(name).load(Path(), 'v1'); print(d.fingerprint, d.train.rows.tolist(), d.test.rows.tolist())"
+        "    data = domain(name).load(Path(), 'v1')\n"
+        "    print(data.fingerprint, *(split.rows.tolist() for split in data.labelled.splits.values()))"
     )
     environment = {**os.environ, "PYTHONHASHSEED": "7"}
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment)
     for name, line in zip(NAMES, done.stdout.splitlines(), strict=True):
         data = domain(name).load(Path(), "v1")
-        train, _, test = splits(data)
-        assert line == f"{data.fingerprint} {train.rows.tolist()} {test.rows.tolist()}"
+        rows = " ".join(str(split.rows.tolist()) for split in splits(data))
+        assert line == f"{data.fingerprint} {rows}"

@@ -31,28 +31,23 @@ def real(folder: str) -> Path:
     return Path(root) / folder
 
 
-def stored(split: Split | None) -> NDArray[Any]:
-    assert split is not None
+def stored(split: Split) -> NDArray[Any]:
     return np.asarray(split.inputs[0][split.rows])
 
 
-def labels(split: Split | None) -> NDArray[Any]:
-    assert split is not None
+def labels(split: Split) -> NDArray[Any]:
     assert split.label is not None
     return split.label
 
 
-def groups(split: Split | None) -> set[int]:
-    assert split is not None
+def groups(split: Split) -> set[int]:
     assert split.group is not None
     return set(split.group.tolist())
 
 
 def sizes(data: Data) -> tuple[int, ...]:
-    assert data.train
-    assert data.validation
-    assert data.test
-    return len(data.pretrain), len(data.train), len(data.validation), len(data.test)
+    labelled = data.require_labelled()
+    return len(data.pretrain), len(labelled.train), len(labelled.validation), len(labelled.test)
 
 
 # --- every set: pixels and labels belong together, in both sizes and under both protocols
@@ -79,12 +74,12 @@ def test_labels_belong_to_their_pixels(name: str, protocol: str, tmp_path: Path)
     write, v1, dabs = SETS[name]
     data = domain(name).load(write(tmp_path), protocol)
     assert sizes(data) == (v1 if protocol == "v1" else dabs)
-    assert data.task is not None
-    for split in (data.train, data.validation, data.test):
+    labelled = data.require_labelled()
+    for split in labelled.splits.values():
         red = stored(split)[:, 0]
         expected = 20 + 10 * labels(split)
         assert np.abs(red - expected[:, None, None].astype(int)).max() <= 3, "pixels of another class, or cut wrongly"
-    assert sorted(set(labels(data.train).tolist())) == list(range(len(data.task.classes)))
+    assert sorted(set(labels(labelled.train).tolist())) == list(range(len(labelled.task.classes)))
     (image,) = data.normalise(data.pretrain.batch(np.arange(len(data.pretrain))))
     if protocol == "dabs":
         assert 0 <= image.min() <= image.max() <= 1
@@ -97,8 +92,9 @@ def test_labels_belong_to_their_pixels(name: str, protocol: str, tmp_path: Path)
 def test_the_large_size_is_224_in_patches_of_16(name: str, tmp_path: Path) -> None:
     data = domain(f"{name}_224").load(SETS[name][0](tmp_path), "v1")
     assert data.specs == (Grid(3, (224, 224), (16, 16)),)
-    assert stored(data.test).shape[1:] == (3, 224, 224)
-    assert np.abs(stored(data.test)[:, 0].mean(axis=(1, 2)) - 20 - 10 * labels(data.test)).max() <= 1
+    labelled = data.require_labelled()
+    assert stored(labelled.test).shape[1:] == (3, 224, 224)
+    assert np.abs(stored(labelled.test)[:, 0].mean(axis=(1, 2)) - 20 - 10 * labels(labelled.test)).max() <= 1
 
 
 @pytest.mark.parametrize("name", SETS)
@@ -112,7 +108,11 @@ def test_no_split_depends_on_the_order_of_the_file_system(
     monkeypatch.setenv("DABSMIX_CACHE", str(tmp_path / "other"))
     second = domain(name).load(folder, "v1")
     assert first.fingerprint == second.fingerprint
-    for one, other in ((first.train, second.train), (first.validation, second.validation), (first.test, second.test)):
+    for one, other in (
+        (first.require_labelled().train, second.require_labelled().train),
+        (first.require_labelled().validation, second.require_labelled().validation),
+        (first.require_labelled().test, second.require_labelled().test),
+    ):
         assert np.array_equal(stored(one), stored(other))
         assert np.array_equal(labels(one), labels(other))
 
@@ -126,14 +126,13 @@ def test_dtd_reads_the_lists() -> None:
     assert sizes(data) == (50, 50, 50, 50)
     together = domain("dtd").load(folder, "dabs")
     assert sizes(together) == (100, 100, 50, 50)
-    assert data.test
-    assert data.test.label is not None
+    labelled = data.require_labelled()
+    assert labelled.test.label is not None
     first = (folder / "labels/test1.txt").read_text().splitlines()[0]
     with Image.open(folder / "images" / first) as image:
         expected = np.asarray(image.convert("RGB").resize((32, 32), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
-    assert np.array_equal(stored(data.test)[0], expected)
-    assert data.task is not None
-    assert data.task.classes[data.test.label[0]] == first.split("/")[0]
+    assert np.array_equal(stored(labelled.test)[0], expected)
+    assert labelled.task.classes[labelled.test.label[0]] == first.split("/")[0]
 
 
 def test_a_list_that_names_a_missing_image_is_an_error_with_its_line(tmp_path: Path) -> None:
@@ -153,16 +152,18 @@ def test_traffic_signs_of_validation_are_not_those_of_train() -> None:
     data = domain("traffic_sign").load(real("GTSRB"), "v1")
     assert sizes(data)[1] + sizes(data)[2] == 1032
     assert sizes(data)[3] == 430
-    assert not groups(data.train) & groups(data.validation)
-    assert not (groups(data.train) | groups(data.validation)) & groups(data.test)
-    assert len(groups(data.train) | groups(data.validation)) == 43 * 4  # tracks here
-    assert labels(data.test)[:2].tolist() == [16, 1]  # the first rows of GT-final_test.csv
+    labelled = data.require_labelled()
+    assert not groups(labelled.train) & groups(labelled.validation)
+    assert not (groups(labelled.train) | groups(labelled.validation)) & groups(labelled.test)
+    assert len(groups(labelled.train) | groups(labelled.validation)) == 43 * 4  # tracks here
+    assert labels(labelled.test)[:2].tolist() == [16, 1]  # the first rows of GT-final_test.csv
 
 
 def test_traffic_signs_under_dabs_are_four_fifths_of_each_class() -> None:
     data = domain("traffic_sign").load(real("GTSRB"), "dabs")
-    assert np.bincount(labels(data.train)).tolist() == [19] * 43  # int(.8 * 24)
-    assert np.bincount(labels(data.test)).tolist() == [5] * 43
+    labelled = data.require_labelled()
+    assert np.bincount(labels(labelled.train)).tolist() == [19] * 43  # int(.8 * 24)
+    assert np.bincount(labels(labelled.test)).tolist() == [5] * 43
     assert any("both have frames" in note for note in data.notes)
 
 
@@ -173,7 +174,7 @@ def test_a_traffic_sign_of_an_unknown_class_is_named(tmp_path: Path) -> None:
             upstream.picture(folder / f"Final_Training/Images/{number:05d}/{track:05d}_00000.ppm", number)
     upstream.picture(folder / "Final_Test/Images/00000.ppm", 1)
     upstream.text(folder / "GT-final_test.csv", ["Filename;Width;ClassId", "00000.ppm;40;1"])
-    assert labels(domain("traffic_sign").load(folder, "v1").test).tolist() == [1]
+    assert labels(domain("traffic_sign").load(folder, "v1").require_labelled().test).tolist() == [1]
     upstream.text(folder / "GT-final_test.csv", ["Filename;Width;ClassId", "00000.ppm;40;7"])
     with pytest.raises(UserError, match=r"GT-final_test\.csv, row 2: class 00007"):
         domain("traffic_sign").load(folder, "v1")
@@ -187,8 +188,9 @@ def test_stl10_pretrains_on_what_has_no_label(tmp_path: Path) -> None:
     assert sizes(data) == (3, 10, 10, 10)
     assert data.pretrain.label is None
     assert stored(data.pretrain)[:, 0, :, 20:].mean(axis=(1, 2)).tolist() == [130, 140, 150]
-    test = stored(data.test)
-    assert (test[:, 0, :, 17:] == 20 + 10 * labels(data.test)[:, None, None]).all()
+    labelled = data.require_labelled()
+    test = stored(labelled.test)
+    assert (test[:, 0, :, 17:] == 20 + 10 * labels(labelled.test)[:, None, None]).all()
     assert (test[:, :, :, :15] == 0).all(), "the left half is black: columns and rows were exchanged"
 
 
@@ -200,8 +202,7 @@ def test_vgg_flower_under_dabs_draws_as_dabs_does(tmp_path: Path) -> None:
         order = np.arange(10)
         rng.shuffle(order)
         expected += [places[place] for place in order[:8]]
-    assert data.train
-    assert data.train.rows.tolist() == expected
+    assert data.require_labelled().train.rows.tolist() == expected
 
 
 def test_eurosat_under_dabs_keeps_a_tenth_from_pretraining(tmp_path: Path) -> None:
@@ -210,9 +211,8 @@ def test_eurosat_under_dabs_keeps_a_tenth_from_pretraining(tmp_path: Path) -> No
         upstream.picture(folder / f"Class{number % 2}" / f"Class{number % 2}_{number}.jpg", number % 2, (8, 8))
     data = domain("eurosat").load(folder, "dabs")
     assert sizes(data) == (162, 18, 2, 2)
-    assert data.train
-    assert data.test
-    rows = [set(split.rows.tolist()) for split in (data.pretrain, data.train, data.test)]
+    labelled = data.require_labelled()
+    rows = [set(split.rows.tolist()) for split in (data.pretrain, labelled.train, labelled.test)]
     assert len(set.union(*rows)) == 162 + 18 + 2
 
 
@@ -225,11 +225,12 @@ def test_eurosat_has_thirteen_bands_of_sixteen_bits(protocol: str, tmp_path: Pat
                 upstream.write_tiff(folder / kind / f"{kind}_{number}.tif", upstream.bands(place))
     data = domain("eurosat_all").load(folder, protocol)
     assert data.specs == (Grid(13, (64, 64), (8, 8)),)
-    for image, number in zip(stored(data.test), labels(data.test), strict=True):
+    labelled = data.require_labelled()
+    for image, number in zip(stored(labelled.test), labels(labelled.test), strict=True):
         assert np.array_equal(image, upstream.bands(int(number)))
-    (image,) = data.normalise(data.test.batch(np.arange(2)))  # type: ignore[union-attr]  # there is a test split
+    (image,) = data.normalise(labelled.test.batch(np.arange(2)))
     if protocol == "dabs":
-        assert image[0, 2, 5, 0] == pytest.approx((2005 + 7 * labels(data.test)[0] - 1042.28) / 385.0928, rel=1e-5)
+        assert image[0, 2, 5, 0] == pytest.approx((2005 + 7 * labels(labelled.test)[0] - 1042.28) / 385.0928, rel=1e-5)
 
 
 @pytest.mark.parametrize(("planar", "order"), [(False, "<"), (True, "<"), (False, ">"), (True, ">")])
@@ -261,13 +262,13 @@ def test_eurosat_asks_for_its_lists(tmp_path: Path) -> None:
 
 def test_chexpert_counts_blank_and_uncertain_as_absent(tmp_path: Path) -> None:
     data = domain("chexpert").load(upstream.write_chexpert(tmp_path), "v1")
-    assert data.task is not None
-    assert data.task.classes == ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion")
-    assert labels(data.test).tolist() == [[0, 1, 0, 0, 1]] * 2 + [[1, 0, 0, 0, 0]] * 2 + [[1, 0, 1, 1, 1]] * 2
-    for split in (data.train, data.validation, data.test):
+    labelled = data.require_labelled()
+    assert labelled.task.classes == ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion")
+    assert labels(labelled.test).tolist() == [[0, 1, 0, 0, 1]] * 2 + [[1, 0, 0, 0, 0]] * 2 + [[1, 0, 1, 1, 1]] * 2
+    for split in labelled.splits.values():
         assert np.abs(stored(split)[:, 0, 5, 5] - 20.0 - 10 * labels(split).sum(axis=1)).max() <= 2
-    assert not groups(data.train) & groups(data.validation)
-    assert len(groups(data.train) | groups(data.validation)) == 12
+    assert not groups(labelled.train) & groups(labelled.validation)
+    assert len(groups(labelled.train) | groups(labelled.validation)) == 12
 
 
 def test_chexpert_names_the_row_of_a_strange_cell(tmp_path: Path) -> None:
@@ -282,11 +283,12 @@ def test_xray8_keeps_patients_apart_under_v1_alone(tmp_path: Path) -> None:
     folder = upstream.write_xray8(tmp_path)
     data = domain("xray8").load(folder, "v1")
     assert sizes(data)[3] == 8
-    assert not groups(data.train) & groups(data.validation)
-    assert not (groups(data.train) | groups(data.validation)) & groups(data.test)
+    labelled = data.require_labelled()
+    assert not groups(labelled.train) & groups(labelled.validation)
+    assert not (groups(labelled.train) | groups(labelled.validation)) & groups(labelled.test)
     expected = {0: [0] * 8, 1: [0, 1, 1, 0, 0, 0, 0, 0], 2: [0, 0, 0, 0, 1, 0, 0, 1]}
-    kinds = (stored(data.test)[:, 0, 0, 0] - 20) // 10
-    assert labels(data.test).tolist() == [expected[int(kind)] for kind in kinds]
+    kinds = (stored(labelled.test)[:, 0, 0, 0] - 20) // 10
+    assert labels(labelled.test).tolist() == [expected[int(kind)] for kind in kinds]
     as_dabs = domain("xray8").load(folder, "dabs")
     assert sizes(as_dabs) == (36, 36, 4, 4)
     assert any("same patients" in note for note in as_dabs.notes)

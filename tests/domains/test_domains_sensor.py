@@ -45,10 +45,8 @@ def real(*parts: str) -> Path:
 
 
 def splits(data: Data) -> tuple[Split, Split, Split]:
-    assert data.train is not None
-    assert data.validation is not None
-    assert data.test is not None
-    return data.train, data.validation, data.test
+    labelled = data.require_labelled()
+    return labelled.train, labelled.validation, labelled.test
 
 
 def store(split: Split) -> Windows:
@@ -89,9 +87,9 @@ def test_pamap2_with_the_authentic_row_alone_says_what_is_missing() -> None:
 def test_pamap2_has_the_shape_and_the_people_of_the_protocol(generated: Path) -> None:
     data = domain("pamap2").load(generated, "v1")
     assert data.specs == (Grid(52, (320,), (5,)),)
-    assert data.task is not None
-    assert len(data.task.classes) == 12
-    assert "ironing" in data.task.classes
+    labelled = data.require_labelled()
+    assert len(labelled.task.classes) == 12
+    assert "ironing" in labelled.task.classes
     # each person did 14 bouts of 3.6 s: one window of 3.2 s each, and two where one begins every 0.32 s
     assert [len(part) for part in splits(data)] == [6 * 14, 14, 2 * 14]
     assert len(data.pretrain) == 2 * 6 * 14
@@ -100,11 +98,11 @@ def test_pamap2_has_the_shape_and_the_people_of_the_protocol(generated: Path) ->
 def test_pamap2_windows_are_the_readings_of_one_bout(generated: Path) -> None:
     """Each window of subject 5, found again in the file by reading it plainly."""
     data = domain("pamap2").load(generated, "v1")
-    assert data.task is not None
     _, _, test = splits(data)
     rows = plain_rows(generated, 5)
     activity = rows[:, 1].astype(int)
-    names = dict(zip((1, 2, 3, 4, 5, 6, 7, 12, 13, 16, 17, 24), data.task.classes, strict=True))
+    labelled = data.require_labelled()
+    names = dict(zip((1, 2, 3, 4, 5, 6, 7, 12, 13, 16, 17, 24), labelled.task.classes, strict=True))
     begins = [i for i in range(1, len(rows)) if activity[i] and activity[i] != activity[i - 1]]
     expected = {}
     for begin in begins:
@@ -126,7 +124,7 @@ def test_pamap2_windows_are_the_readings_of_one_bout(generated: Path) -> None:
         (x,) = test.batch(np.array([place]))
         if (key := x[0, 3].numpy().tobytes()) in expected:
             name, window = expected[key]
-            assert data.task.classes[test.label[place]] == name
+            assert labelled.task.classes[test.label[place]] == name
             np.testing.assert_allclose(x[0].numpy(), window, rtol=1e-5)
             found += 1
     assert found == len(expected) == 14
@@ -178,9 +176,9 @@ def test_pamap2_is_standardised_by_its_training_windows(generated: Path) -> None
 
 def test_pamap2_under_dabs_is_raw_without_ironing_and_tests_on_subject_5(generated: Path) -> None:
     data = domain("pamap2").load(generated, "dabs")
-    assert data.task is not None
-    assert len(data.task.classes) == 11
-    assert "ironing" not in data.task.classes
+    labelled = data.require_labelled()
+    assert len(labelled.task.classes) == 11
+    assert "ironing" not in labelled.task.classes
     train, validation, test = splits(data)
     assert (len(train), len(test)) == (50_000, 10_000)
     again = domain("pamap2").load(generated, "dabs")

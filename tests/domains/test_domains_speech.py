@@ -39,18 +39,15 @@ def load(root: Path, name: str, protocol: str = "v1") -> Data:
 
 
 def sizes(data: Data) -> tuple[int, ...]:
-    return tuple(len(part) for part in (data.train, data.validation, data.test) if part is not None)
+    return tuple(len(part) for part in data.require_labelled().splits.values())
 
 
-def named(data: Data, split: Split | None) -> list[str]:
-    assert data.task is not None
-    assert split is not None
+def named(data: Data, split: Split) -> list[str]:
     assert split.label is not None
-    return [data.task.classes[code] for code in split.label]
+    return [data.require_labelled().task.classes[code] for code in split.label]
 
 
-def groups(split: Split | None) -> set[int]:
-    assert split is not None
+def groups(split: Split) -> set[int]:
     assert split.group is not None
     return set(split.group.tolist())
 
@@ -62,11 +59,10 @@ def test_fsdd_tests_on_the_first_five_takes(tmp_path: Path) -> None:
     folder = upstream.write_fsdd(tmp_path)
     data = load(tmp_path, "fsdd")
     assert data.specs == (SMALL_GRID,)
-    assert data.test is not None
     files = sorted(path.name for path in (folder / "recordings").iterdir())
-    takes = [int(files[row].removesuffix(".wav").split("_")[2]) for row in data.test.rows]
+    takes = [int(files[row].removesuffix(".wav").split("_")[2]) for row in data.require_labelled().test.rows]
     assert set(takes) == {0, 1, 2, 3, 4}
-    assert named(data, data.test) == [files[row][0] for row in data.test.rows]
+    assert named(data, data.require_labelled().test) == [files[row][0] for row in data.require_labelled().test.rows]
     assert sizes(data) == (130, 10, 100)  # a tenth of the 14 training takes of each digit is for validation
     assert any("Every speaker is in train and in test" in note for note in data.notes)
 
@@ -80,7 +76,11 @@ def test_fsdd_does_not_depend_on_the_order_of_the_folder(tmp_path: Path, monkeyp
     )
     monkeypatch.setenv("DABSMIX_CACHE", str(tmp_path / "another"))
     after = load(tmp_path, "fsdd")
-    for one, two in ((before.train, after.train), (before.validation, after.validation), (before.test, after.test)):
+    for one, two in (
+        (before.require_labelled().train, after.require_labelled().train),
+        (before.require_labelled().validation, after.require_labelled().validation),
+        (before.require_labelled().test, after.require_labelled().test),
+    ):
         assert one is not None
         assert two is not None
         assert np.array_equal(one.rows, two.rows)
@@ -97,7 +97,7 @@ def test_fsdd_with_a_stray_file(tmp_path: Path) -> None:
 def test_real_fsdd() -> None:
     data = load(real("free-spoken-digit-dataset").parent, "fsdd")
     assert sizes(data) == (1080, 120, 300)
-    assert all(named(data, data.test).count(digit) == 30 for digit in "0123456789")
+    assert all(named(data, data.require_labelled().test).count(digit) == 30 for digit in "0123456789")
 
 
 # --- Speech Commands
@@ -107,27 +107,23 @@ def test_speech_commands_split_by_upstreams_lists(tmp_path: Path) -> None:
     folder = upstream.write_speech_commands(tmp_path, "v0.01", WORDS, noise=[3.0])
     data = load(tmp_path, "speech_commands")
     assert data.specs == (SMALL_GRID,)
-    assert data.task is not None
-    assert data.task.classes == tuple(sorted(WORDS))
+    assert data.require_labelled().task.classes == tuple(sorted(WORDS))
     assert sizes(data) == (32, 8, 8)
     files = sorted(path.relative_to(folder).as_posix() for path in folder.glob("[a-z]*/*.wav"))
     listed = (folder / "testing_list.txt").read_text().split()
-    assert data.test is not None
-    assert [files[row] for row in data.test.rows] == sorted(listed)
-    assert named(data, data.test) == [file.split("/")[0] for file in sorted(listed)]
+    assert [files[row] for row in data.require_labelled().test.rows] == sorted(listed)
+    assert named(data, data.require_labelled().test) == [file.split("/")[0] for file in sorted(listed)]
     # the fault of DABS's loader: line ends kept in the lists, so that train holds the test clips
-    assert data.train is not None
-    assert not {files[row] for row in data.train.rows} & set(listed)
-    assert not groups(data.train) & groups(data.test)
+    assert not {files[row] for row in data.require_labelled().train.rows} & set(listed)
+    assert not groups(data.require_labelled().train) & groups(data.require_labelled().test)
 
 
 def test_dabs_trains_on_all_but_test(tmp_path: Path) -> None:
     upstream.write_speech_commands(tmp_path, "v0.02", WORDS)
     data = load(tmp_path, "speech_commands_v2", "dabs")
     assert sizes(data) == (40, 8, 8)
-    assert data.train is not None
-    assert data.test is not None
-    assert not set(data.train.rows) & set(data.test.rows)
+    labelled = data.require_labelled()
+    assert not set(labelled.train.rows) & set(labelled.test.rows)
 
 
 def test_speech_commands_large_is_dabs_recipe(tmp_path: Path) -> None:
@@ -144,16 +140,15 @@ def test_twelve_classes(tmp_path: Path) -> None:
         tmp_path, "v0.01", (*speech_commands.COMMANDS, "cat", "dog"), noise=[10, 20.5]
     )
     data = load(tmp_path, "speech_commands_12")
-    assert data.task is not None
-    assert len(data.task.classes) == 12
+    labelled = data.require_labelled()
+    assert len(labelled.task.classes) == 12
     assert sizes(data) == (8 * 12 + 8 + 16, 2 * 12 + 1 + 2, 2 * 12 + 1 + 2)
-    for part, words, silent in ((data.train, 16, 24), (data.validation, 4, 3), (data.test, 4, 3)):
+    for part, words, silent in ((labelled.train, 16, 24), (labelled.validation, 4, 3), (labelled.test, 4, 3)):
         names = named(data, part)
         assert (names.count("unknown"), names.count("silence")) == (words, silent)
     # the last clip of all is the last whole second of the last noise
-    assert data.test is not None
     wave = read_clip(folder / "_background_noise_" / "noise_1.wav", small(16_000), begin=19)
-    stored = data.test.inputs[0][data.test.rows[-1:]]
+    stored = labelled.test.inputs[0][labelled.test.rows[-1:]]
     np.testing.assert_allclose(stored, log_mel(wave.wave[None], 16_000, small(16_000)), atol=0.04)
 
 
@@ -182,8 +177,7 @@ def test_speech_commands_mistakes(tmp_path: Path) -> None:
 def test_real_speech_commands() -> None:
     data = load(real("speech_commands_v0.01").parent, "speech_commands")
     assert sizes(data) == (205, 44, 51)
-    assert data.task is not None
-    assert len(data.task.classes) == 30
+    assert len(data.require_labelled().task.classes) == 30
 
 
 # --- AudioMNIST, Fluent Speech Commands, VoxCeleb1
@@ -192,8 +186,10 @@ def test_real_speech_commands() -> None:
 def test_audio_mnist_splits_by_speaker(tmp_path: Path) -> None:
     upstream.write_audio_mnist(tmp_path, speakers=(1, 4, 5, 12, 26, 57, 58))
     data = load(tmp_path, "audio_mnist")
-    assert [groups(part) for part in (data.train, data.validation, data.test)] == [{1, 57, 58}, {4, 12}, {5, 26}]
-    assert named(data, data.test) == list("0123456789") * 2  # files are sorted by speaker, then digit
+    assert [groups(part) for part in data.require_labelled().splits.values()] == [{1, 57, 58}, {4, 12}, {5, 26}]
+    assert (
+        named(data, data.require_labelled().test) == list("0123456789") * 2
+    )  # files are sorted by speaker, then digit
     assert len(set(audio_mnist.TEST) | set(audio_mnist.VALIDATION)) == 24  # of 60 speakers
 
 
@@ -204,8 +200,8 @@ def test_fluent_speech(tmp_path: Path, target: str) -> None:
     assert sizes(data) == (28, 14, 14)
     column = {"action": -3, "object": -2, "location": -1}[target]
     lines = (folder / "data" / "test_data.csv").read_text().splitlines()[1:]
-    assert named(data, data.test) == [line.split(",")[column] for line in lines]
-    assert len(groups(data.train)) == 2
+    assert named(data, data.require_labelled().test) == [line.split(",")[column] for line in lines]
+    assert len(groups(data.require_labelled().train)) == 2
 
 
 def test_fluent_speech_bad_rows(tmp_path: Path) -> None:
@@ -223,7 +219,7 @@ def test_voxceleb1(tmp_path: Path) -> None:
     folder = upstream.write_voxceleb1(tmp_path)
     data = load(tmp_path, "voxceleb1")
     assert sizes(data) == (6, 6, 6)
-    assert named(data, data.test) == ["id10000"] * 2 + ["id10001"] * 2 + ["id10002"] * 2
+    assert named(data, data.require_labelled().test) == ["id10000"] * 2 + ["id10001"] * 2 + ["id10002"] * 2
     assert sizes(load(tmp_path, "voxceleb1", "dabs")) == (12, 6, 6)
     (folder / "iden_split.txt").write_text("1 id10000/video0/00000.wav\n4 id10000/video0/00001.wav\n")
     with pytest.raises(UserError, match=r"iden_split\.txt:2: '4 id10000/video0/00001\.wav' is not"):
@@ -237,7 +233,7 @@ def test_librispeech_pretrains_on_what_is_there_and_says_so(tmp_path: Path) -> N
     upstream.write_librispeech(tmp_path, ["train-clean-100", "dev-clean"], speakers=2)
     data = load(tmp_path, "librispeech")
     assert data.specs == (Grid(1, (224, 224), (16, 16)),)
-    assert (len(data.pretrain), data.task) == (20, None)
+    assert (len(data.pretrain), data.labelled) == (20, None)
     assert "Without train-clean-360 and train-other-500, which is not there." in data.notes
 
 
@@ -258,9 +254,8 @@ def test_librispeech_transfer_draws_as_dabs_does(tmp_path: Path) -> None:
         rows = np.where(speakers == speaker)[0]
         draw.shuffle(rows)
         train.extend(rows[:8])
-    assert data.train is not None
-    assert data.train.rows.tolist() == sorted(train)
-    assert named(data, data.train) == [str(speakers[row]) for row in sorted(train)]
+    assert data.require_labelled().train.rows.tolist() == sorted(train)
+    assert named(data, data.require_labelled().train) == [str(speakers[row]) for row in sorted(train)]
     assert sizes(data) == (32, 8, 8)
     assert sizes(load(tmp_path, "librispeech_transfer")) == (28, 4, 8)
 

@@ -22,17 +22,15 @@ def load(modality: str) -> Data:
     return domain(f"synthetic_{modality}").load(Path("nowhere"), "v1")
 
 
-def stored(split: Split | None) -> NDArray[np.float64]:
-    assert split is not None
+def stored(split: Split) -> NDArray[np.float64]:
     return np.asarray(np.nan_to_num(split.inputs[0][split.rows]), dtype=np.float64)
 
 
 def accuracy(train: NDArray[np.float64], test: NDArray[np.float64], data: Data) -> float:
-    assert data.train
-    assert data.test
     mean, std = train.mean(axis=0), train.std(axis=0) + 1e-6
-    model = RidgeClassifier(alpha=100.0).fit((train - mean) / std, data.train.label)
-    return float(model.score((test - mean) / std, data.test.label))
+    labelled = data.require_labelled()
+    model = RidgeClassifier(alpha=100.0).fit((train - mean) / std, labelled.train.label)
+    return float(model.score((test - mean) / std, labelled.test.label))
 
 
 def binding(x: NDArray[np.float64], modality: str) -> NDArray[np.float64]:
@@ -68,13 +66,11 @@ def test_sizes_names_and_determinism(modality: str) -> None:
     card, data = domain(f"synthetic_{modality}"), load(modality)
     assert card.modality == modality
     assert card.title.startswith("Synthetic")
-    assert data.train
-    assert data.validation
-    assert data.test
-    assert (len(data.train), len(data.validation), len(data.test)) == (3000, 500, 1000)
+    labelled = data.require_labelled()
+    assert (len(labelled.train), len(labelled.validation), len(labelled.test)) == (3000, 500, 1000)
     again = load(modality)
     assert again.fingerprint == data.fingerprint
-    np.testing.assert_array_equal(stored(again.test), stored(data.test))
+    np.testing.assert_array_equal(stored(again.require_labelled().test), stored(labelled.test))
     assert len({load(each).fingerprint for each in MODALITIES}) == len(MODALITIES)
 
 
@@ -88,9 +84,8 @@ def test_the_encoder_takes_it(modality: str) -> None:
 @pytest.mark.parametrize("modality", MODALITIES)
 def test_what_lies_where_tells_the_classes_and_a_linear_map_of_the_input_does_not(modality: str) -> None:
     data = load(modality)
-    assert data.train
-    assert data.test
-    train, test = stored(data.train), stored(data.test)
+    labelled = data.require_labelled()
+    train, test = stored(labelled.train), stored(labelled.test)
     assert accuracy(binding(train, modality), binding(test, modality), data) > 0.85
     if isinstance(spec := data.specs[0], Tokens):
         # raw input of a sentence is its bag of words
@@ -102,13 +97,12 @@ def test_what_lies_where_tells_the_classes_and_a_linear_map_of_the_input_does_no
 @pytest.mark.parametrize("modality", MODALITIES)
 def test_an_encoder_with_random_weights_does_not_read_it_off(modality: str) -> None:
     data = load(modality)
-    assert data.train
-    assert data.test
     torch.manual_seed(0)
     encoder = make_encoder("tiny", data.specs).eval()
+    labelled = data.require_labelled()
     with torch.no_grad():
         train, test = (
             torch.cat([encoder(split.batch(part)).mean for part in np.array_split(np.arange(len(split)), 8)])
-            for split in (data.train, data.test)
+            for split in (labelled.train, labelled.test)
         )
     assert accuracy(train.double().numpy(), test.double().numpy(), data) < 0.6

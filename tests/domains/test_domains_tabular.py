@@ -33,10 +33,8 @@ def real(folder: str) -> Path:
 
 
 def splits(data: Data) -> tuple[Split, Split, Split]:
-    assert data.train is not None
-    assert data.validation is not None
-    assert data.test is not None
-    return data.train, data.validation, data.test
+    labelled = data.require_labelled()
+    return labelled.train, labelled.validation, labelled.test
 
 
 def values(data: Data, split: Split) -> NDArray[np.float32]:

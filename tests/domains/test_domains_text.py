@@ -39,13 +39,11 @@ def load(root: Path, name: str, protocol: str = "v1") -> Data:
     return check_domain(card, root / card.folder)
 
 
-def stored(split: Split | None) -> NDArray[Any]:
-    assert split is not None
+def stored(split: Split) -> NDArray[Any]:
     return np.asarray(split.inputs[0][split.rows])
 
 
-def labels(split: Split | None) -> NDArray[Any]:
-    assert split is not None
+def labels(split: Split) -> NDArray[Any]:
     assert split.label is not None
     return split.label
 
@@ -79,8 +77,8 @@ def test_glue_rows_are_the_files_rows(tmp_path: Path, name: str) -> None:
     data = load(tmp_path, name, "dabs")
     tokens = tokenizer(BERT, tmp_path)
     assert data.specs == (Tokens(128, tokens.vocab, tokens.pad),)
-    assert data.task is not None
-    for part, split in (("train", data.train), ("test", data.test)):
+    labelled = data.require_labelled()
+    for part, split in (("train", labelled.train), ("test", labelled.test)):
         rows = plain_rows(folder, name, part)
         samples = [text[0] if len(text) == 1 else (text[0], text[1]) for text, _ in rows]
         assert np.array_equal(stored(split), tokens.encode(samples, 128))
@@ -103,9 +101,7 @@ def test_glue_rows_are_the_files_rows(tmp_path: Path, name: str) -> None:
 def test_glue_metrics(tmp_path: Path, name: str, kind: str, metric: str, dabs_metric: str) -> None:
     upstream.write_bert_vocab(tmp_path)
     upstream.write_glue(tmp_path, TABLES[name].folder)
-    ours, theirs = load(tmp_path, name).task, load(tmp_path, name, "dabs").task
-    assert ours is not None
-    assert theirs is not None
+    ours, theirs = (load(tmp_path, name, protocol).require_labelled().task for protocol in ("v1", "dabs"))
     assert (ours.kind, ours.metric, theirs.metric) == (kind, metric, dabs_metric)
 
 
@@ -114,19 +110,19 @@ def test_v1_carves_validation_from_train_and_keeps_premises_together(tmp_path: P
     folder = upstream.write_glue(tmp_path, "RTE")
     data = load(tmp_path, "rte")
     first = [texts[0] for texts, _ in plain_rows(folder, "rte", "train")]
-    assert data.train is not None
-    assert data.validation is not None
-    assert data.pretrain is data.train
-    assert sorted([*data.train.rows, *data.validation.rows]) == list(range(60))
-    assert not {first[row] for row in data.train.rows} & {first[row] for row in data.validation.rows}
-    assert len(data.test or ()) == 12
+    labelled = data.require_labelled()
+    assert data.pretrain is labelled.train
+    assert sorted([*labelled.train.rows, *labelled.validation.rows]) == list(range(60))
+    assert not {first[row] for row in labelled.train.rows} & {first[row] for row in labelled.validation.rows}
+    assert len(labelled.test) == 12
 
 
 def test_dabs_watches_the_split_that_it_reports(tmp_path: Path) -> None:
     upstream.write_bert_vocab(tmp_path)
     upstream.write_glue(tmp_path, "SST-2")
     data = load(tmp_path, "sst2", "dabs")
-    assert data.validation is data.test
+    labelled = data.require_labelled()
+    assert labelled.validation is labelled.test
     assert len(data.pretrain) == 60
 
 
@@ -142,7 +138,11 @@ def test_mrpc_as_first_published_equals_glues_two_files(tmp_path: Path) -> None:
     (folder / "mrpc_dev_ids.tsv").write_text("\n".join("\t".join(row.split("\t")[1:3]) for row in dev) + "\n")
     (folder / "train.tsv").unlink()
     data = load(tmp_path, "mrpc", "dabs")
-    for ours, theirs in ((data.train, expected.train), (data.test, expected.test)):
+    labelled = data.require_labelled()
+    for ours, theirs in (
+        (labelled.train, expected.require_labelled().train),
+        (labelled.test, expected.require_labelled().test),
+    ):
         assert np.array_equal(stored(ours), stored(theirs))
         assert labels(ours).tolist() == labels(theirs).tolist()
 
@@ -201,17 +201,18 @@ def test_another_tokenizer_is_another_data_set(tmp_path: Path) -> None:
     vocab.write_text(vocab.read_text().replace("river", "lake"))
     after = load(tmp_path, "sst2")
     assert before.fingerprint != after.fingerprint
-    assert not np.array_equal(stored(before.test), stored(after.test))
+    assert not np.array_equal(stored(before.require_labelled().test), stored(after.require_labelled().test))
 
 
 @pytest.mark.parametrize(("name", "train", "dev", "positive"), [("sst2", 67349, 872, 37569), ("rte", 2490, 277, 1241)])
 def test_real_glue_is_complete(name: str, train: int, dev: int, positive: int) -> None:
     root = real(domain(name).folder).parents[1]
     data = load(root, name, "dabs")
-    assert (len(data.pretrain), len(data.test or ())) == (train, dev)
-    assert int(labels(data.train).sum()) == positive
+    labelled = data.require_labelled()
+    assert (len(data.pretrain), len(labelled.test)) == (train, dev)
+    assert int(labels(labelled.train).sum()) == positive
     ours = load(root, name)
-    assert len(ours.train or ()) + len(ours.validation or ()) == train
+    assert len(ours.require_labelled().train) + len(ours.require_labelled().validation) == train
 
 
 # --- WikiText
@@ -267,8 +268,10 @@ def test_paws_x(tmp_path: Path, language: str) -> None:
         data = load(tmp_path, f"paws_{language}", protocol)
         rows = [line.split("\t") for line in (folder / file).read_text().splitlines()[1:]]
         assert len(rows) == n
-        assert np.array_equal(stored(data.test), tokens.encode([(one, two) for _, one, two, _ in rows], 128))
-        assert labels(data.test).tolist() == [int(label) for *_, label in rows]
+        assert np.array_equal(
+            stored(data.require_labelled().test), tokens.encode([(one, two) for _, one, two, _ in rows], 128)
+        )
+        assert labels(data.require_labelled().test).tolist() == [int(label) for *_, label in rows]
     assert len(LANGUAGES) == 7
 
 

@@ -164,13 +164,11 @@ def test_statistics_are_those_of_pretrain_alone(tmp_path: Path) -> None:
 
 def test_dabs_trains_on_all_and_watches_the_test_part(tmp_path: Path) -> None:
     data = load("generated", listing(tmp_path / "images", [0, 1] * 10, 16), 32, 4, "dabs")
-    assert data.train
-    assert data.validation
-    assert data.test
-    assert data.train.rows.tolist() == list(range(16))
-    assert data.validation.rows.tolist() == data.test.rows.tolist() == list(range(16, 20))
-    (image,) = data.normalise(data.train.batch(np.arange(16)))
-    assert torch.equal(image, torch.from_numpy(data.train.inputs[0][np.arange(16)]).float() / 255)
+    labelled = data.require_labelled()
+    assert labelled.train.rows.tolist() == list(range(16))
+    assert labelled.validation.rows.tolist() == labelled.test.rows.tolist() == list(range(16, 20))
+    (image,) = data.normalise(labelled.train.batch(np.arange(16)))
+    assert torch.equal(image, torch.from_numpy(labelled.train.inputs[0][np.arange(16)]).float() / 255)
 
 
 def test_bad_splits_are_named(tmp_path: Path) -> None:
@@ -206,26 +204,25 @@ def test_walk_sorts_and_leaves_out_what_is_no_image(tmp_path: Path) -> None:
 
 
 def rows(data: Data) -> tuple[int, ...]:
-    assert data.train
-    assert data.validation
-    assert data.test
-    return len(data.pretrain), len(data.train), len(data.validation), len(data.test)
+    labelled = data.require_labelled()
+    return len(data.pretrain), len(labelled.train), len(labelled.validation), len(labelled.test)
 
 
 def test_images_without_a_label_are_for_pretraining_alone(tmp_path: Path) -> None:
     data = own(folders(tmp_path / "photos", {"cat": 6, "dog": 4}), size=16, patch=8)
     assert data.specs == (Grid(3, (16, 16), (8, 8)),)
     assert len(data.pretrain) == 10
-    assert (data.train, data.validation, data.test, data.task) == (None,) * 4
+    assert data.labelled is None
     (image,) = data.normalise(data.pretrain.batch(np.arange(10)))
     assert image.mean(dim=(0, 2, 3)).abs().max() < 1e-4
 
 
 def test_class_folders_are_labels(tmp_path: Path) -> None:
     data = own(folders(tmp_path / "photos", {"cat": 30, "dog": 20}), label="folder")
-    assert data.task == Task("classes", "accuracy", ("cat", "dog"))
+    labelled = data.require_labelled()
+    assert labelled.task == Task("classes", "accuracy", ("cat", "dog"))
     assert rows(data) == (36, 36, 4, 10)
-    for split in (data.train, data.validation, data.test):
+    for split in labelled.splits.values():
         assert split
         assert split.label is not None
         assert (split.label == (split.rows >= 30)).all()
@@ -236,7 +233,7 @@ def test_a_csv_gives_labels_and_groups(tmp_path: Path) -> None:
     lines = [f"all/{number:02d}.png,{'cat' if number % 2 else 'dog'},place{number // 4}" for number in range(40)]
     (tmp_path / "labels.csv").write_text("\n".join(["file,kind,place", *reversed(lines)]))
     data = own(root, label="kind", labels=str(tmp_path / "labels.csv"), group="place")
-    parts = [split for split in (data.train, data.validation, data.test) if split]
+    parts = data.require_labelled().splits.values()
     for split in parts:
         assert split.label is not None
         assert (split.label == (split.rows % 2 == 0)).all()  # cat 0, dog 1
@@ -299,7 +296,7 @@ def test_damaged_and_unlabelled_images_are_named_or_listed(tmp_path: Path) -> No
     assert note.startswith("2 of 41 images were skipped")
     assert "cat/03.png" in note
     assert "stray.png: no label" in note
-    used = np.concatenate([split.rows for split in (data.train, data.validation, data.test) if split])
+    used = np.concatenate([split.rows for split in data.require_labelled().splits.values()])
     assert 3 not in used, "the damaged image"
     assert 40 not in used, "the stray image"
     assert (data.pretrain.inputs[0][data.pretrain.rows].sum(axis=(1, 2, 3)) > 0).all()
@@ -325,7 +322,7 @@ def test_further_images_are_read_alike(tmp_path: Path) -> None:
     further, keys = own_rows(root / "dog", state)
     assert keys == [f"{number:02d}.png" for number in range(20)]
     assert further.specs == data.specs
-    assert further.train is None
+    assert further.labelled is None
     (expected,) = data.normalise((torch.from_numpy(data.pretrain.inputs[0][np.arange(30, 50)]),))
     (found,) = further.normalise(further.pretrain.batch(np.arange(20)))
     assert torch.equal(found, expected)

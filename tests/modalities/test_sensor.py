@@ -196,23 +196,20 @@ def test_own_recordings_are_split_by_group_into_windows_of_one_label(tmp_path: P
     frame.to_csv(tmp_path / "r.csv", index=False)
     data = own(tmp_path / "r.csv", label="activity", window=16, patch=4)
     assert data.specs == (Grid(2, (16,), (4,)),)
-    assert data.task is not None
-    assert data.task.classes == ("sit", "walk")
-    assert data.train is not None
-    assert data.validation is not None
-    assert data.test is not None
-    parts = (data.train, data.validation, data.test)
+    labelled = data.require_labelled()
+    assert labelled.task.classes == ("sit", "walk")
+    parts = labelled.splits.values()
     groups = [set(part.group.tolist()) for part in parts if part.group is not None]
     assert sum(len(group) for group in groups) == len(set.union(*groups)) == 8
     # 40 readings give two windows of 16; people by 4 bouts by 2
     assert sum(len(part) for part in parts) == 8 * 4 * 2
-    store = data.train.inputs[0]
+    store = labelled.train.inputs[0]
     assert isinstance(store, Windows)
     for part in parts:
         assert part.label is not None
         for place, row in enumerate(part.rows):
             lines = frame.iloc[store.starts[row] : store.starts[row] + 16]
-            assert set(lines["activity"]) == {data.task.classes[part.label[place]]}
+            assert set(lines["activity"]) == {labelled.task.classes[part.label[place]]}
             assert lines["group"].nunique() == 1
             (x,) = part.batch(np.array([place]))
             np.testing.assert_array_equal(x[0].numpy(), lines[["x", "y"]].to_numpy(np.float32).T)
@@ -222,7 +219,7 @@ def test_own_recordings_are_split_by_group_into_windows_of_one_label(tmp_path: P
 def test_own_recordings_without_a_label_only_pretrain(tmp_path: Path) -> None:
     table().drop(columns="activity").to_parquet(tmp_path / "r.parquet")
     data = own(tmp_path / "r.parquet", window=16)
-    assert (data.train, data.validation, data.test, data.task) == (None, None, None, None)
+    assert data.labelled is None
     assert len(data.pretrain) == 8 * 10
     assert data.pretrain.label is None
 

@@ -25,13 +25,11 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DABSMIX_CACHE", str(tmp_path / "cache"))
 
 
-def stored(split: Split | None) -> NDArray[Any]:
-    assert split is not None
+def stored(split: Split) -> NDArray[Any]:
     return np.asarray(split.inputs[0][split.rows])
 
 
-def label(split: Split | None) -> NDArray[Any]:
-    assert split is not None
+def label(split: Split) -> NDArray[Any]:
     assert split.label is not None
     return split.label
 
@@ -199,10 +197,10 @@ def test_stored_rows_are_the_clips_spectrograms_and_standardised_by_train(tmp_pa
     expected = np.concatenate(
         [log_mel(read_clip(tmp_path / file, TINY).wave[None], 2000, TINY) for file in clips.files]
     )
-    assert data.train is not None
-    assert data.train.inputs[0].__getitem__(np.arange(20)).dtype == np.float16
-    np.testing.assert_allclose(data.train.inputs[0][np.arange(20)], expected, atol=0.04)  # float16
-    seen = expected[data.train.rows]
+    labelled = data.require_labelled()
+    assert labelled.train.inputs[0].__getitem__(np.arange(20)).dtype == np.float16
+    np.testing.assert_allclose(labelled.train.inputs[0][np.arange(20)], expected, atol=0.04)  # float16
+    seen = expected[labelled.train.rows]
     assert isinstance(data.normalise, Standardise)
     np.testing.assert_allclose([data.normalise.mean, data.normalise.std], [seen.mean(), seen.std()], rtol=1e-4)
     (x,) = data.normalise(data.pretrain.batch(np.arange(len(data.pretrain))))
@@ -214,14 +212,11 @@ def test_stored_rows_are_the_clips_spectrograms_and_standardised_by_train(tmp_pa
 def test_dabs_takes_all_of_train_and_watches_test(tmp_path: Path) -> None:
     clips = listing(tmp_path)
     ours, theirs = load("set", clips, TINY, "v1"), load("set", clips, TINY, "dabs", (1.0, 2.0))
-    assert ours.train is not None
-    assert ours.validation is not None
-    assert sorted([*ours.train.rows, *ours.validation.rows]) == list(range(16))
+    assert sorted([*ours.require_labelled().train.rows, *ours.require_labelled().validation.rows]) == list(range(16))
     assert len(theirs.pretrain) == 16
-    assert theirs.validation is not None
-    assert theirs.validation.rows.tolist() == [16, 17, 18, 19]
+    assert theirs.require_labelled().validation.rows.tolist() == [16, 17, 18, 19]
     # DABS has no small form, so its statistics and its squared power do not apply to one
-    assert np.array_equal(stored(theirs.test), stored(ours.test))
+    assert np.array_equal(stored(theirs.require_labelled().test), stored(ours.require_labelled().test))
     assert theirs.normalise != Standardise(1.0, 2.0)
 
 
@@ -232,8 +227,7 @@ def test_the_dabs_recipe_for_the_large_form(tmp_path: Path) -> None:
     wave = read_clip(tmp_path / clips.files[5], LARGE, own_rate=True)
     assert wave.rate == 2000  # not resampled
     expected = (log_mel(wave.wave[None], 2000, LARGE, squared=True) + 20) / 10
-    assert data.test is not None
-    (x,) = data.normalise(data.test.batch(np.array([1])))
+    (x,) = data.normalise(data.require_labelled().test.batch(np.array([1])))
     np.testing.assert_allclose(x.numpy(), expected, atol=0.01)
 
 
@@ -269,13 +263,13 @@ def test_own_class_folders(tmp_path: Path) -> None:
     path = write_own(tmp_path / "sounds")
     data = own(path, label="folder", rate=8000, seconds=0.4, mels=32)
     assert data.specs == (Grid(1, (32, 32), (8, 8)),)
-    assert data.task is not None
-    assert data.task.classes == ("hum", "whistle")
-    parts = [part for part in (data.train, data.validation, data.test) if part]
+    labelled = data.require_labelled()
+    assert labelled.task.classes == ("hum", "whistle")
+    parts = labelled.splits.values()
     assert sorted(int(row) for part in parts for row in part.rows) == list(range(40))
     further, keys = own_rows(path, json.loads(json.dumps(data.state)))
     for part in parts:
-        assert [data.task.classes[code] for code in label(part)] == [keys[row].split("/")[0] for row in part.rows]
+        assert [labelled.task.classes[code] for code in label(part)] == [keys[row].split("/")[0] for row in part.rows]
     assert further.specs == data.specs
     assert further.normalise == data.normalise
     assert np.array_equal(stored(further.pretrain)[data.pretrain.rows], stored(data.pretrain))
@@ -287,9 +281,7 @@ def test_own_table_of_labels_and_groups(tmp_path: Path) -> None:
     lines = [f"s{i % 8},{file},{'yn'[i % 2]}" for i, file in enumerate(files)]
     (tmp_path / "labels.csv").write_text("\n".join(["who,file,answer", *lines]))
     data = own(path, label="answer", labels=str(tmp_path / "labels.csv"), group="who", rate=8000, mels=32)
-    groups = [
-        set(part.group.tolist()) for part in (data.train, data.validation, data.test) if part and part.group is not None
-    ]
+    groups = [set(part.group.tolist()) for part in data.require_labelled().splits.values() if part.group is not None]
     assert len(groups) == 3
     assert len(set.union(*groups)) == sum(len(each) for each in groups) == 8
 
@@ -297,7 +289,7 @@ def test_own_table_of_labels_and_groups(tmp_path: Path) -> None:
 def test_own_without_labels_and_a_single_file(tmp_path: Path) -> None:
     path = write_own(tmp_path / "sounds")
     data = own(path, rate=8000, mels=32)
-    assert (len(data.pretrain), data.task, data.train) == (40, None, None)
+    assert (len(data.pretrain), data.labelled) == (40, None)
     one, keys = own_rows(path / "hum" / "00.wav", data.state)
     assert (len(one.pretrain), keys) == (1, ["00.wav"])
 
@@ -309,7 +301,7 @@ def test_damaged_own_sounds_are_named_or_counted(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"hum/04\.wav: damaged sound file"):
         own(path, label="folder", rate=8000, mels=32)
     data = own(path, label="folder", rate=8000, mels=32, on_bad="skip")
-    assert sum(len(part) for part in (data.train, data.validation, data.test) if part) == 39
+    assert sum(len(part) for part in data.require_labelled().splits.values()) == 39
     (note,) = (note for note in data.notes if "skipped" in note)
     assert "2 of 41 sounds were skipped" in note
     assert "04.wav: damaged" in note

@@ -50,15 +50,9 @@ def table(tmp_path: Path) -> Path:
     return write(tmp_path / "people.csv", generated())
 
 
-def part(split: Split | None) -> Split:
-    assert split is not None
-    return split
-
-
-def read(data: Data, split: Split | None) -> NDArray[np.float32]:
+def read(data: Data, split: Split) -> NDArray[np.float32]:
     """A whole split as the encoder gets it."""
-    rows = part(split)
-    values: NDArray[np.float32] = data.normalise(rows.batch(np.arange(len(rows))))[0].numpy()
+    values: NDArray[np.float32] = data.normalise(split.batch(np.arange(len(split))))[0].numpy()
     return values
 
 
@@ -81,10 +75,11 @@ def test_values_equal_a_plain_reading_whatever_the_format(raw_name: str, table: 
     data = own(path, label="y", categorical="code", ignore=["person"])
     with table.open() as stream:
         rows = list(csv.DictReader(stream))
-    train = [rows[i] for i in part(data.train).rows]
-    for split in (data.train, data.validation, data.test):
+    labelled = data.require_labelled()
+    train = [rows[i] for i in labelled.train.rows]
+    for split in labelled.splits.values():
         values = read(data, split)
-        for place, number in enumerate(part(split).rows):
+        for place, number in enumerate(split.rows):
             for j, name in enumerate(("age", "city", "income", "code")):
                 cell = rows[number][name]
                 if cell == "":
@@ -96,7 +91,7 @@ def test_values_equal_a_plain_reading_whatever_the_format(raw_name: str, table: 
                     mean = sum(filled) / len(filled)
                     expected = (float(cell) - mean) / math.sqrt(sum((v - mean) ** 2 for v in filled) / len(filled))
                 assert values[place, j] == pytest.approx(expected, abs=2e-4, nan_ok=True)
-            assert "ab"[part(split).label[place]] == rows[number]["y"]  # type: ignore[index]  # there are labels
+            assert "ab"[split.label[place]] == rows[number]["y"]  # type: ignore[index]  # there are labels
     assert data.specs == (Table(4, (0, 3, 0, 3)),)
 
 
@@ -110,7 +105,9 @@ def test_reading_a_few_bytes_at_a_time_gives_the_same(table: Path, monkeypatch: 
     monkeypatch.setenv("DABSMIX_CACHE", str(table.parent / "another"))
     small = own(table, label="y", on_bad="skip")
     assert (small.notes, small.specs) == (whole.notes, whole.specs)
-    np.testing.assert_allclose(read(small, small.test), read(whole, whole.test), rtol=1e-5)
+    np.testing.assert_allclose(
+        read(small, small.require_labelled().test), read(whole, whole.require_labelled().test), rtol=1e-5
+    )
 
 
 def test_statistics_are_those_of_training_rows_alone(tmp_path: Path) -> None:
@@ -119,7 +116,7 @@ def test_statistics_are_those_of_training_rows_alone(tmp_path: Path) -> None:
     pd.DataFrame({"x": values, "y": np.arange(100) % 2}).to_csv(path, index=False)
     data = own(path, label="y")
     before = dict(data.state)
-    values[part(data.test).rows] *= 1e6  # what the test holds changes nothing
+    values[data.require_labelled().test.rows] *= 1e6  # what the test holds changes nothing
     pd.DataFrame({"x": values, "y": np.arange(100) % 2}).to_csv(path, index=False)
     assert dict(own(path, label="y").state) == before
 
@@ -127,7 +124,7 @@ def test_statistics_are_those_of_training_rows_alone(tmp_path: Path) -> None:
 def test_constant_and_empty_columns_stay_finite(tmp_path: Path) -> None:
     lines = ["x,constant,empty,y", *(f"{i},0.1,,{i % 2}" for i in range(50))]
     data = own(write(tmp_path / "t.csv", lines), label="y")
-    values = read(data, data.train)
+    values = read(data, data.require_labelled().train)
     assert np.abs(values[:, 1]).max() < 1e-3
     assert np.isnan(values[:, 2]).all()
 
@@ -135,12 +132,12 @@ def test_constant_and_empty_columns_stay_finite(tmp_path: Path) -> None:
 def test_category_that_training_rows_lack_is_missing_and_counted(tmp_path: Path) -> None:
     lines = ["c,g,y", *(f"{'uv'[i % 2]},{i // 10},{i % 2}" for i in range(100))]
     path = write(tmp_path / "t.csv", lines)
-    test_group = part(own(path, label="y", group="g").test).rows[0] // 10
+    test_group = own(path, label="y", group="g").require_labelled().test.rows[0] // 10
     for i in range(4):
         lines[1 + test_group * 10 + i] = f"new,{test_group},{i % 2}"
     data = own(write(path, lines), label="y", group="g")
     assert data.specs == (Table(1, (2,)),)
-    assert np.isnan(read(data, data.test)).sum() == 4
+    assert np.isnan(read(data, data.require_labelled().test)).sum() == 4
     assert any(note.startswith("4 cells hold a category that no training row has") for note in data.notes)
 
 
@@ -207,7 +204,7 @@ def test_bad_row_is_refused_with_file_and_row_or_skipped_and_listed(line: str, t
     assert "\n" not in str(caught.value)
     data = own(path, label="y", group="person", on_bad="skip")
     assert data.notes[-1].startswith(f"1 of 301 rows were skipped: people.csv: row 101: {BAD[line]}")
-    np.testing.assert_allclose(read(data, data.train), read(good, good.train))
+    np.testing.assert_allclose(read(data, data.require_labelled().train), read(good, good.require_labelled().train))
 
 
 def test_row_numbers_after_skipped_rows_are_those_of_the_file(tmp_path: Path) -> None:
@@ -295,11 +292,12 @@ def test_constant_label(tmp_path: Path) -> None:
 )
 def test_what_the_label_is_taken_for(labels: list[str], expected: Task, tmp_path: Path) -> None:
     data = own(write(tmp_path / "t.csv", ["x,y", *(f"{i},{y}" for i, y in enumerate(labels))]), label="y")
-    assert data.task == expected
-    label = part(data.test).label
+    labelled = data.require_labelled()
+    assert labelled.task == expected
+    label = labelled.test.label
     assert label is not None
     assert label.dtype == (np.float32 if expected.kind == "regression" else np.int64)
-    values = [labels[i] for i in part(data.test).rows]
+    values = [labels[i] for i in labelled.test.rows]
     if expected.kind == "regression":
         np.testing.assert_allclose(label, [float(value) for value in values], rtol=1e-6)
         assert any("predicted as a quantity" in note for note in data.notes)
@@ -308,9 +306,8 @@ def test_what_the_label_is_taken_for(labels: list[str], expected: Task, tmp_path
 
 
 def test_the_task_can_be_stated(table: Path) -> None:
-    assert own(table, label="code", task="regression").task == Task("regression", "spearman")
-    task = own(table, label="age", task="classes").task
-    assert task is not None
+    assert own(table, label="code", task="regression").require_labelled().task == Task("regression", "spearman")
+    task = own(table, label="age", task="classes").require_labelled().task
     assert task.kind == "classes"
     with pytest.raises(UserError, match="task=regression: the label 'y' holds text such as 'a'"):
         own(table, label="y", task="regression")
@@ -318,7 +315,7 @@ def test_the_task_can_be_stated(table: Path) -> None:
 
 def test_groups_are_kept_whole(table: Path) -> None:
     data = own(table, label="y", group="person")
-    groups = [set(part(split).group.tolist()) for split in (data.train, data.validation, data.test)]  # type: ignore[union-attr]  # there are groups
+    groups = [set(split.group.tolist()) for split in data.require_labelled().splits.values()]  # type: ignore[union-attr]  # there are groups
     assert sum(map(len, groups)) == len(set.union(*groups)) == 30
     assert data.specs == (Table(4, (0, 3, 0, 0)),)  # neither the group nor the label is a feature
 
@@ -332,7 +329,7 @@ def test_a_class_that_a_split_lacks_is_said(tmp_path: Path) -> None:
 def test_without_a_label_every_row_is_pretrained_on(table: Path) -> None:
     data = own(table)
     assert len(data.pretrain) == 300
-    assert (data.task, data.train, data.validation, data.test) == (None,) * 4
+    assert data.labelled is None
 
 
 def test_too_few_rows(tmp_path: Path) -> None:
@@ -347,7 +344,7 @@ def test_folder_of_tables_does_not_depend_on_the_order_of_columns(table: Path, t
     frame.iloc[:100].to_csv(folder / "b.csv", index=False)
     frame.iloc[100:][list(reversed(frame.columns))].to_parquet(folder / "c.parquet", index=False)
     data, whole = own(folder, label="y"), own(table, label="y")
-    np.testing.assert_array_equal(read(data, data.test), read(whole, whole.test))
+    np.testing.assert_array_equal(read(data, data.require_labelled().test), read(whole, whole.require_labelled().test))
     frame.rename(columns={"age": "years"}).to_csv(folder / "a.csv", index=False)
     with pytest.raises(UserError, match=r"other columns than .*: age, years"):
         own(folder, label="y")
@@ -371,8 +368,9 @@ def test_further_rows_are_read_as_the_training_run_did(table: Path, tmp_path: Pa
     state = json.loads(json.dumps(data.state))  # as a run's record gives it back
     again, keys = own_rows(table, state)
     assert keys == [f"people.csv:{row}" for row in range(2, 302)]
-    assert (again.specs, again.task, again.train) == (data.specs, None, None)
-    np.testing.assert_array_equal(read(again, again.pretrain)[part(data.test).rows], read(data, data.test))
+    assert (again.specs, again.labelled) == (data.specs, None)
+    labelled = data.require_labelled()
+    np.testing.assert_array_equal(read(again, again.pretrain)[labelled.test.rows], read(data, labelled.test))
     # without label and group, columns in another order, one city unheard of
     further = write(tmp_path / "more.csv", ["code,city,age,income", "1,Genf,40,3000", "2,Bern,,"])
     few, keys = own_rows(further, state)

@@ -34,13 +34,11 @@ def texts(n: int, seed: int = 0) -> list[str]:
     return [sentence(rng, int(rng.integers(3, 12))) for _ in range(n)]
 
 
-def stored(split: Split | None) -> NDArray[Any]:
-    assert split is not None
+def stored(split: Split) -> NDArray[Any]:
     return np.asarray(split.inputs[0][split.rows])
 
 
-def label(split: Split | None) -> NDArray[Any]:
-    assert split is not None
+def label(split: Split) -> NDArray[Any]:
     assert split.label is not None
     return split.label
 
@@ -244,17 +242,16 @@ def test_own_table_with_labels_and_groups(tmp_path: Path, kind: str) -> None:
     frame = write_table(path)
     data = own(path, label="kind", column="body", group="author", vocab_size=300, length=24)
     assert data.specs == (Tokens(24, data.specs[0].vocab, 0),)  # type: ignore[union-attr]  # text has tokens
-    assert data.task is not None
-    assert data.task.classes == ("bad", "good", "none of it")
-    parts = [data.train, data.validation, data.test]
-    assert sorted(int(row) for part in parts if part for row in part.rows) == list(range(60))
-    authors = [set(frame["author"].iloc[part.rows]) for part in parts if part]
+    labelled = data.require_labelled()
+    assert labelled.task.classes == ("bad", "good", "none of it")
+    parts = [labelled.train, labelled.validation, labelled.test]
+    assert sorted(int(row) for part in parts for row in part.rows) == list(range(60))
+    authors = [set(frame["author"].iloc[part.rows]) for part in parts]
     assert len(set.union(*authors)) == sum(len(each) for each in authors)  # nobody is in two parts
     for part in parts:
-        assert part is not None
-        assert [data.task.classes[code] for code in label(part)] == frame["kind"].iloc[part.rows].tolist()
+        assert [labelled.task.classes[code] for code in label(part)] == frame["kind"].iloc[part.rows].tolist()
     tokens = Tokenizer.from_state(data.state["tokenizer"])
-    assert np.array_equal(stored(data.test), tokens.encode(frame["body"].iloc[data.test.rows].tolist(), 24))  # type: ignore[union-attr]  # seen above
+    assert np.array_equal(stored(labelled.test), tokens.encode(frame["body"].iloc[labelled.test.rows].tolist(), 24))
 
 
 def test_tokenizer_is_trained_on_what_pretraining_sees(tmp_path: Path) -> None:
@@ -267,7 +264,7 @@ def test_tokenizer_is_trained_on_what_pretraining_sees(tmp_path: Path) -> None:
 def test_own_rows_are_read_as_in_training(tmp_path: Path) -> None:
     write_table(tmp_path / "posts.csv")
     data = own(tmp_path / "posts.csv", column="body", vocab_size=300, length=24)
-    assert (data.task, data.train, data.validation, data.test) == (None, None, None, None)
+    assert data.labelled is None
     state = json.loads(json.dumps(data.state))
     further, keys = own_rows(tmp_path / "posts.csv", state)
     assert keys[:2] == ["posts.csv:2", "posts.csv:3"]
@@ -282,11 +279,11 @@ def test_own_lines_and_folders(tmp_path: Path) -> None:
         (tmp_path / "docs" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "docs" / name).write_text(f"text of {name}\nand more")
     data = own(tmp_path / "docs", label="folder", length=32)
-    assert data.task is not None
-    assert data.task.classes == ("a", "b")
+    labelled = data.require_labelled()
+    assert labelled.task.classes == ("a", "b")
     _, keys = own_rows(tmp_path / "docs", data.state)
     assert keys == ["a/x.txt", "a/y.txt", "a/z.txt", "b/1.txt", "b/2.txt", "b/3.txt"]
-    assert [("a", "b")[code] for code in label(data.train)] == [keys[row][0] for row in data.pretrain.rows]
+    assert [("a", "b")[code] for code in label(labelled.train)] == [keys[row][0] for row in data.pretrain.rows]
 
 
 def bad_table(tmp_path: Path) -> Path:
@@ -306,7 +303,7 @@ def test_bad_rows_are_named_or_counted(tmp_path: Path) -> None:
     data = own(path, label="kind", on_bad="skip")
     assert "5 of 26 texts were skipped: bad.csv:22: no text; bad.csv:23: no kind; bad.csv:24: no kind" in data.notes[-1]
     assert "bad.csv:25: 1 cells where the table has 2 columns; bad.csv:26: 3 cells" in data.notes[-1]
-    assert sum(len(part) for part in (data.train, data.validation, data.test) if part) == 21
+    assert sum(len(part) for part in data.require_labelled().splits.values()) == 21
 
 
 def give(tmp_path: Path, content: str, name: str = "t.csv", **options: Any) -> Data:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from dabsmix.data.domain import Data, Split, Task
+from dabsmix.data.domain import Data, Labelled, Split, Task
 from dabsmix.scoring import baselines as yardsticks
 from dabsmix.scoring.baselines import raw_reader
 from dabsmix.scoring.linear import LinearGrid
@@ -65,7 +65,7 @@ def labelled(task: Task, label: NDArray[Any], seed: int = 0) -> Data:
     """A table of two columns whose sign tells the first two classes apart."""
     x = np.random.default_rng(seed).normal(size=(len(label), 2)).astype(np.float32) + 4 * (label.reshape(-1, 1) > 0)
     train, validation, test = (Split((x,), rows, label[rows]) for rows in np.split(np.arange(len(label)), [100, 150]))
-    return Data((Table(2),), train, train, validation, test, task, f"{seed:064}")
+    return Data((Table(2),), train, Labelled(task, train, validation, test), f"{seed:064}")
 
 
 def test_raw_input_and_majority_class_and_a_second_look(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,8 +78,8 @@ def test_raw_input_and_majority_class_and_a_second_look(monkeypatch: pytest.Monk
     assert [each.value for each in found["majority"]] == [(label[150:] == 1).mean()]
     monkeypatch.setattr(yardsticks, "choose", lambda *_: pytest.fail("computed again"))
     assert yardsticks.yardsticks(data, v1_like(rules), ("1", "0.5"), torch.device("cpu")) == found
-    assert data.test is not None
-    divided = replace(data, test=data.test.take(np.arange(50)))  # other rows of the same files
+    splits = data.require_labelled()
+    divided = replace(data, labelled=replace(splits, test=splits.test.take(np.arange(50))))  # other rows of the files
     with pytest.raises(pytest.fail.Exception, match="computed again"):
         yardsticks.yardsticks(divided, rules, ("1", "0.5"), torch.device("cpu"))
 
@@ -93,7 +93,7 @@ def test_tokens_have_no_raw_probe() -> None:
     label = np.random.default_rng(0).choice(3, size=(250, 2), p=[0.2, 0.3, 0.5]) - 1
     x = np.zeros((250, 2), dtype=np.float32)
     train, validation, test = (Split((x,), rows, label[rows]) for rows in np.split(np.arange(250), [100, 150]))
-    data = Data((Table(2),), train, train, validation, test, Task("tokens", "accuracy", ("a", "b")), "t" * 64)
+    data = Data((Table(2),), train, Labelled(Task("tokens", "accuracy", ("a", "b")), train, validation, test), "t" * 64)
     found = yardsticks.yardsticks(data, v1(), ("1",), torch.device("cpu"))
     assert found.keys() == {"majority"}
     scored = label[150:][label[150:] >= 0]

@@ -22,7 +22,7 @@ COLLAPSING = {"momentum": 0.0, "head_norm": "none", "predictor_norm": "none"}
 
 def train(store: NDArray[np.float32], monkeypatch: pytest.MonkeyPatch, **changes: Any) -> tuple[Run, bool]:
     """A run on rows of a table, and whether it reported a collapse."""
-    data = Data((Table(4),), Split((store,), np.arange(64)), None, None, None, None, "0" * 64)
+    data = Data((Table(4),), Split((store,), np.arange(64)), None, "0" * 64)
     monkeypatch.setattr("dabsmix.verbs.pretrain.load", lambda source: data)
     said: list[str] = []
     config = PretrainConfig(Source("digits"), encoder="tiny", batch_size=32, **changes)

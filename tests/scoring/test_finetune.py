@@ -11,7 +11,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from dabsmix.data.domain import Data, Split, Task
+from dabsmix.data.domain import Data, Labelled, Split, Task
 from dabsmix.model.encoder import Encoder, EncoderConfig
 from dabsmix.scoring import finetune as module
 from dabsmix.scoring.finetune import FINETUNE, Network, Recipe, finetune, layer_groups, supervised
@@ -32,7 +32,7 @@ def table(task: Task, answer: Callable[[NDArray[np.float32]], NDArray[Any]]) -> 
     x = np.random.default_rng(0).normal(size=(800, 4)).astype(np.float32)
     label = answer(x)
     train, validation, test = (Split((x,), rows, label[rows]) for rows in np.split(np.arange(800), [400, 500]))
-    return Data((Table(4),), train, train, validation, test, task, "0" * 64)
+    return Data((Table(4),), train, Labelled(task, train, validation, test), "0" * 64)
 
 
 def sign(x: NDArray[np.float32]) -> NDArray[np.int64]:
@@ -92,25 +92,26 @@ def test_it_learns_chooses_on_validation_and_leaves_the_encoder_alone() -> None:
     assert best.value > 0.9
     assert found.train_value is not None
     assert found.train_value > 0.9
-    assert data.test is not None
-    assert (found.predictions["finetune@1"][0] == data.test.label).mean() == pytest.approx(best.value)
+    label = data.require_labelled().test.label
+    assert (found.predictions["finetune@1"][0] == label).mean() == pytest.approx(best.value)
     again = finetune(start, data, ("1",), recipe, accelerator=accelerate())
     assert again.results[0] == best
 
 
 def test_the_test_split_is_read_once_per_draw_and_after_choosing(monkeypatch: pytest.MonkeyPatch) -> None:
     data = table(CLASSES, sign)
-    assert data.test is not None
     happened: list[str] = []
     predict, train = module._predict, module._train
 
+    labelled = data.require_labelled()
+
     def spy_predict(network: Network, split: Split, *words: Any) -> Any:
-        happened.append("test" if split is data.test else "other")
+        happened.append("test" if split is labelled.test else "other")
         return predict(network, split, *words)
 
     def spy_train(start: Encoder, part: Split, *words: Any) -> Network:
-        assert part is not data.test
-        assert data.test not in words
+        assert part is not labelled.test
+        assert labelled.test not in words
         happened.append("train")
         return train(start, part, *words)
 
@@ -144,10 +145,10 @@ def test_every_kind_of_task(
     recipe = replace(SHORT, steps=(80, 80))
     found = finetune(encoder(), data, ("1", "0.5"), recipe, accelerator=accelerate())
     assert found.results[0].value > 0.9
-    assert data.test is not None
-    assert data.test.label is not None
+    labelled = data.require_labelled()
+    assert labelled.test.label is not None
     outputs = found.predictions["finetune@1"]
-    assert outputs.shape == (1, *data.test.label.shape, *((2,) if kind == "tokens" else ()))
+    assert outputs.shape == (1, *labelled.test.label.shape, *((2,) if kind == "tokens" else ()))
     if kind == "regression":
         assert abs(outputs.mean() - 100) < 1
 

@@ -57,12 +57,15 @@ def test_from_raw_files_to_a_score(source: str, task: str, algo: str, tmp_path: 
     asked = TransferConfig(run=(run.path,), task=(task,), labels=("1",), data_root=root)
     (record,) = transfer(asked, accelerator=accelerator)
     data = domain(task).load(domain(task).present(root) or root, "v1")
-    assert data.task is not None
-    assert data.test is not None
-    assert data.test.label is not None
-    label = data.test.label
+    labelled = data.require_labelled()
+    assert labelled.test.label is not None
+    label = labelled.test.label
     assert record == read_transfer(run.path / "transfer" / f"{task}.json")
-    assert (record.headline.metric, record.headline.n, record.test_reads) == (data.task.metric, len(data.test), 1)
+    assert (record.headline.metric, record.headline.n, record.test_reads) == (
+        labelled.task.metric,
+        len(labelled.test),
+        1,
+    )
     assert record.yardsticks.keys() >= {"raw", "majority"}
     with np.load(run.path / "transfer" / f"{task}.predictions.npz") as predictions:
         assert np.array_equal(predictions["label"], label)
@@ -71,6 +74,6 @@ def test_from_raw_files_to_a_score(source: str, task: str, algo: str, tmp_path: 
             assert result.high is not None
             assert result.low <= result.value <= result.high
             predicted = predictions[prediction_key(result.probe, "1")][0]
-            classes = data.task.kind == "classes"
-            score = (predicted == label).mean() if classes else metric(data.task.metric)(predicted, label)
+            classes = labelled.task.kind == "classes"
+            score = (predicted == label).mean() if classes else metric(labelled.task.metric)(predicted, label)
             assert result.value == pytest.approx(score)

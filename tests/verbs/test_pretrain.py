@@ -19,7 +19,7 @@ import torch
 from accelerate.state import AcceleratorState
 
 from dabsmix.config import PretrainConfig
-from dabsmix.data.domain import Data, Split, Task
+from dabsmix.data.domain import Data, Labelled, Split, Task
 from dabsmix.errors import UserError
 from dabsmix.model.checkpoint import load_encoder
 from dabsmix.model.encoder import make_encoder
@@ -54,8 +54,8 @@ def weights(run: Run) -> bytes:
 def tabular(label: Any = None, task: Task | None = None) -> Data:
     store = np.random.default_rng(0).normal(size=(64, 4)).astype(np.float32)
     split = Split((store,), np.arange(64), label)
-    labelled = None if task is None else split
-    return Data((Table(4),), split, labelled, labelled, labelled, task, "0" * 64)
+    labelled = None if task is None else Labelled(task, split, split, split)
+    return Data((Table(4),), split, labelled, "0" * 64)
 
 
 def with_data(monkeypatch: pytest.MonkeyPatch, data: Data, other: Data | None = None) -> None:
@@ -270,7 +270,7 @@ def test_the_online_probe_learns_on_another_data_set(tmp_path: Path, monkeypatch
     store = np.random.default_rng(1).normal(size=(48, 4)).astype(np.float32)
     split = Split((store,), np.arange(48), (store[:, 0] > 0).astype(np.int64))
     task = Task("classes", "accuracy", ("a", "b"))
-    other = Data((Table(4),), replace(split, label=None), split, split, split, task, "1" * 64)
+    other = Data((Table(4),), replace(split, label=None), Labelled(task, split, split, split), "1" * 64)
     with_data(monkeypatch, tabular(), other)
     run = go(tmp_path, online="other", steps=300, lr=1e-4, evaluate_every=300, checkpoint_every=300)
     assert run.record.online == "other"

@@ -84,18 +84,16 @@ def test_predictions_reproduce_the_value(tmp_path: Path, quick: None) -> None:
 def test_test_is_read_once_and_after_choosing(tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
     run = pretrained(tmp_path)
     data = named("digits").load(tmp_path, "v1")
-    assert data.test is not None
     happened: list[str] = []
-    parts = {len(split.rows): name for name, split in vars(data).items() if isinstance(split, Split)}
+    parts = {len(split): name for name, split in data.require_labelled().splits.items()}
 
     def spy_features(encoder: Any, split: Split, *words: Any, **how: Any) -> Any:
         happened.append(parts[len(split.rows)])
         return features(encoder, split, *words, **how)
 
     def spy_choose(train: Features, validation: Features, *words: Any, **how: Any) -> Any:
-        assert data.test is not None
         for given in (train, validation):
-            assert len(given) != len(data.test)
+            assert len(given) != len(data.require_labelled().test)
         assert not any(isinstance(word, Features | Split | Data) for word in (*words, *how.values()))
         happened.append("choose")
         return choose(train, validation, *words, **how)
@@ -213,7 +211,7 @@ def load_encoder_specs(content: bytes, folder: Path) -> Any:
 
 def test_without_labels_there_is_nothing_to_transfer_to(tmp_path: Path, install: Callable[[Data], None]) -> None:
     data = small()
-    install(replace(data, task=None, train=None, validation=None, test=None))
+    install(replace(data, labelled=None))
     run = pretrained(tmp_path, domain="small", batch_size=8)
     with pytest.raises(UserError, match="small has no labels to transfer to"):
         go(run)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from transferring import QUICK, go, installed, pretrained, small
 
 from dabsmix.board.submit import submit, validate
-from dabsmix.data.domain import Data, Split, Task
+from dabsmix.data.domain import Data, Labelled, Split, Task
 from dabsmix.errors import UserError
 from dabsmix.files import data_root
 from dabsmix.registry import domain as named
@@ -93,7 +93,7 @@ def test_every_kind_of_task(
     group = np.arange(361) // 3
     train, validation, test = (Split((x,), r, label[r], group[r]) for r in np.split(np.arange(361), [200, 260]))
     task = Task(kind, metric, () if kind == "regression" else ("p", "q"))
-    install(Data((Table(6),), train, train, validation, test, task, "2" * 64))
+    install(Data((Table(6),), train, Labelled(task, train, validation, test), "2" * 64))
     run = pretrained(tmp_path, domain="small", batch_size=8)
     record = go(run, labels=("1", "0.5"))
     probes = {"linear", "ridge"} | ({"knn"} if kind != "tokens" else set())
