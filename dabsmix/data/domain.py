@@ -58,6 +58,39 @@ class Task:
         """Outputs of a linear head: one per class, one for regression."""
         return max(1, len(self.classes))
 
+    def target_scale(self, label: NDArray[Any]) -> tuple[float, float]:
+        """Mean and standard deviation of a regression's training labels, 1 where they are constant; else (0, 1).
+
+        A head predicts the standardised target; `scores` gives it in its own unit again.
+        """
+        return (float(label.mean()), float(label.std()) or 1.0) if self.kind == "regression" else (0.0, 1.0)
+
+    def loss(self, outputs: Tensor, label: Tensor, center: float | Tensor = 0.0, scale: float | Tensor = 1.0) -> Tensor:
+        """The mean loss of a head's outputs.
+
+        Cross-entropy for classes and scored tokens, binary cross-entropy for several labels, squared error for
+        regression.
+
+        Args:
+            outputs: ``(B, C)``, or ``(B, L, C)`` for tokens; ``(B, 1)`` for regression.
+            label: of these examples, in the form of the task's kind.
+            center, scale: of `target_scale`.
+        """
+        import torch.nn.functional as F
+
+        match self.kind:
+            case "regression":
+                return F.mse_loss(outputs[:, 0], (label - center) / scale)
+            case "multilabel":
+                return F.binary_cross_entropy_with_logits(outputs, label.to(outputs.dtype))
+            case _:
+                total = F.cross_entropy(outputs.flatten(0, -2), label.flatten(), ignore_index=-1, reduction="sum")
+                return total / (label >= 0).sum().clamp(min=1)
+
+    def scores(self, outputs: Tensor, center: float | Tensor = 0.0, scale: float | Tensor = 1.0) -> Tensor:
+        """A head's outputs as metrics take them: those of a regression ``(B,)``, in the unit of its labels."""
+        return outputs[:, 0] * scale + center if self.kind == "regression" else outputs
+
 
 @dataclass(frozen=True)
 class Split:

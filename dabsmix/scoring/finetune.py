@@ -14,7 +14,6 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -167,15 +166,8 @@ class Network(nn.Module):
         return cast(Tensor, self.head(self.norm(x)))
 
     def loss(self, outputs: Tensor, label: Tensor) -> Tensor:
-        """Mean over examples, or over the scored tokens."""
-        match self.task.kind:
-            case "regression":
-                return F.mse_loss(outputs[:, 0], (label - self.center) / self.scale)
-            case "multilabel":
-                return F.binary_cross_entropy_with_logits(outputs, label.to(outputs.dtype))
-            case _:
-                total = F.cross_entropy(outputs.flatten(0, -2), label.flatten(), ignore_index=-1, reduction="sum")
-                return total / (label >= 0).sum().clamp(min=1)
+        """The task's, of a regression's standardised target."""
+        return self.task.loss(outputs, label, self.center, self.scale)
 
 
 def layer_groups(network: Network, rate: float, layer_decay: float, weight_decay: float) -> list[dict[str, Any]]:
@@ -217,8 +209,7 @@ def _train(
     steps = min(max(recipe.epochs * batches.steps_per_epoch, recipe.steps[0]), recipe.steps[1])
 
     torch.manual_seed(step_seed(seed, 0, "head"))
-    target = (float(part.label.mean()), float(part.label.std()) or 1.0) if task.kind == "regression" else (0.0, 1.0)
-    network = Network(copy.deepcopy(encoder), task, *target).train()
+    network = Network(copy.deepcopy(encoder), task, *task.target_scale(part.label)).train()
     groups = layer_groups(network, rate, recipe.layer_decay, recipe.weight_decay)
     model, optimizer = accelerator.prepare(network, torch.optim.AdamW(groups, lr=rate, fused=True))
     for step, raw in zip(watch(range(steps)), batches.iterate(0, steps, device), strict=True):
@@ -238,8 +229,9 @@ def _predict(network: Network, split: Split, data: Data, accelerator: Accelerato
     outputs = (network.task.num_outputs,)
     shape = (network.encoder.num_tokens, *outputs) if network.task.kind == "tokens" else outputs
     network.to(accelerator.device)
-    found: NDArray[np.float32] = each_row(network, network, shape, split, data.normalise, accelerator).numpy()
-    return found[:, 0] * network.scale + network.center if network.task.kind == "regression" else found
+    found = each_row(network, network, shape, split, data.normalise, accelerator)
+    scores: NDArray[np.float32] = network.task.scores(found, network.center, network.scale).numpy()
+    return scores
 
 
 def _value(wanted: Metric, network: Network, split: Split, data: Data, accelerator: Accelerator) -> float:

@@ -81,10 +81,9 @@ def fit_linear(
     like = views[0]
     one_logit = grid.one_logit and task.kind == "classes" and task.num_outputs == 2
     target = _target(train.label, task, one_logit, like)
-    offset, spread = like.new_zeros(()), like.new_ones(())
-    if grid.standardise and task.kind == "regression":
-        spread, offset = torch.std_mean(target, correction=0)
-        target = (target - offset) / spread if spread > 0 else target - offset
+    offset, spread = task.target_scale(target.cpu().numpy()) if grid.standardise else (0.0, 1.0)
+    if task.kind == "regression":
+        target = (target - offset) / spread
     scales = [Scale.of(scored(view, train.label)[0]) if grid.standardise else Scale.none(view) for view in views]
     mean, std = (torch.stack([getattr(scale, part) for scale in scales])[:, None] for part in ("mean", "std"))
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -111,8 +110,7 @@ def watch_online(
     if source.label is None:
         return None
     label, world = source.label, accelerator.num_processes
-    target = (float(label.mean()), float(label.std()) or 1.0) if task.kind == "regression" else (0.0, 1.0)
-    probe = OnlineProbe(encoder.width, task, protocol, target)
+    probe = OnlineProbe(encoder.width, task, protocol, task.target_scale(label))
     if other is None:
         return Online(probe, data, watched.labelled, None)
     size = min(batches.batch_size, len(source)) // world * world
@@ -131,7 +129,7 @@ class OnlineProbe(nn.Module):
         task: what is predicted; a regression target is standardised by ``center`` and ``scale``.
         protocol: ``v1`` standardises features over the batch (running statistics in eval mode) and uses AdamW 1e-3;
             ``dabs`` is the reference's: dropout 0.2, no normalisation, Adam 1e-4 (its online_evaluator).
-        target: mean and standard deviation of a regression target in train.
+        target: ``Task.target_scale`` of the training labels.
     """
 
     def __init__(self, width: int, task: Task, protocol: str, target: tuple[float, float] = (0.0, 1.0)) -> None:
@@ -167,26 +165,18 @@ class OnlineProbe(nn.Module):
             generator = torch.Generator(features.device).manual_seed(seed)
             kept = torch.rand(features.shape, device=features.device, generator=generator) >= self.dropout
             features = features * kept / (1 - self.dropout)
-        loss = self._loss(self.head(features), label)
+        loss = self.task.loss(self.head(features), label, self.center, self.scale)
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         self.optimizer.step()
         return loss.detach()
-
-    def _loss(self, outputs: Tensor, label: Tensor) -> Tensor:
-        if self.task.kind == "regression":
-            return F.mse_loss(outputs[:, 0], (label - self.center) / self.scale)
-        if self.task.kind == "multilabel":
-            return F.binary_cross_entropy_with_logits(outputs, label.float())
-        return F.cross_entropy(outputs, label)
 
     @torch.no_grad()
     def score(self, features: Tensor, label: NDArray[Any]) -> float:
         """The task's metric on a whole split's features, computed once; NaN where it has no value there."""
         self.eval()
         outputs = self.head(self.norm(features.float().flatten(0, -2))).unflatten(0, features.shape[:-1])
-        if self.task.kind == "regression":
-            outputs = outputs[:, 0] * self.scale + self.center
+        outputs = self.task.scores(outputs, self.center, self.scale)
         try:
             return metric(self.task.metric)(outputs.double().cpu().numpy(), label)
         except Undefined:  # no reason to end a training
