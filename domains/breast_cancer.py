@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from dabsmix.data.domain import Data, Domain, Labelled, Split, Task
-from dabsmix.data.splits import carve
-from dabsmix.modalities.sensor import Standardise
+from dabsmix.data.splits import divide_in_three
+from dabsmix.data.standardise import Standardise
 from dabsmix.spec import Table
 
 
@@ -17,9 +17,8 @@ def _load(folder: Path, protocol: str) -> Data:
     cancer = load_breast_cancer()
     table = cancer.data.astype(np.float32)
     label = cancer.target.astype(np.int64)
-    rest, test = carve(len(label), label=label, fraction=0.3, seed=0)
-    train, validation = (rest[part] for part in carve(len(rest), label=label[rest], fraction=1 / 7, seed=1))
-    splits = [Split((table,), rows, label[rows]) for rows in (train, validation, test)]
+    parts = divide_in_three(len(label), label=label, test=0.3, validation=1 / 7)
+    splits = [Split((table,), rows, label[rows]) for rows in parts]
     return Data(
         specs=(Table(table.shape[1]),),
         pretrain=splits[0],
@@ -30,7 +29,7 @@ def _load(folder: Path, protocol: str) -> Data:
             splits[2],
         ),
         fingerprint=hashlib.sha256(table.tobytes() + label.tobytes()).hexdigest(),
-        normalise=Standardise.of(table, train),
+        normalise=Standardise.of(table, parts[0]),
         notes=("The splits are ours (60/10/30 %, by class).",),
     )
 

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from dabsmix.data.cache import fingerprint
 from dabsmix.data.domain import Data, Domain, Task
 from dabsmix.data.download import Download
-from dabsmix.data.splits import carve
+from dabsmix.data.splits import divide_in_three
 from dabsmix.errors import UserError
 from dabsmix.modalities.columns import fit
 from dabsmix.modalities.tables import Source
@@ -76,8 +76,7 @@ def _split(label: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int6
             "train and validation together."
         )
         return rows[:TRAIN], rows[TRAIN : TRAIN + VALIDATION], rows[TRAIN + VALIDATION :], note
-    rest, test = carve(len(label), label=label, fraction=0.2, seed=0)
-    train, validation = (rest[part] for part in carve(len(rest), label=label[rest], seed=1))
+    train, validation, test = divide_in_three(len(label), label=label)
     note = (
         f"These are {len(label)} of Covertype's {ROWS} rows, so upstream's split by row number does not apply: a "
         "seeded fifth of every class is the test, a tenth of the rest validation. Not comparable with published scores."

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from dabsmix.data.domain import Data, Domain, Labelled, Split, Task
-from dabsmix.data.splits import carve
+from dabsmix.data.splits import divide_in_three
 from dabsmix.spec import Grid
 
 
@@ -16,9 +16,8 @@ def _load(folder: Path, protocol: str) -> Data:
     digits = load_digits()
     images = (digits.images[:, None] / 16).astype(np.float32)  # counts of ink from 0 to 16
     label = digits.target.astype(np.int64)
-    rest, test = carve(len(label), label=label, fraction=0.3, seed=0)
-    train, validation = (rest[part] for part in carve(len(rest), label=label[rest], fraction=1 / 7, seed=1))
-    splits = [Split((images,), rows, label[rows]) for rows in (train, validation, test)]
+    parts = divide_in_three(len(label), label=label, test=0.3, validation=1 / 7)
+    splits = [Split((images,), rows, label[rows]) for rows in parts]
     return Data(
         specs=(Grid(1, (8, 8), (2, 2)),),
         pretrain=splits[0],

@@ -14,8 +14,9 @@ from dabsmix.data.cache import allocate, fingerprint, prepared
 from dabsmix.data.domain import Data, Domain, Labelled, Split, Task
 from dabsmix.data.download import Download
 from dabsmix.data.splits import carve
+from dabsmix.data.standardise import Standardise
 from dabsmix.errors import UserError
-from dabsmix.modalities.sensor import Standardise, Windows, fill_gaps, read_numbers, runs, window_starts
+from dabsmix.modalities.sensor import Windows, fill_gaps, read_numbers, runs, window_starts
 from dabsmix.spec import Grid
 from dabsmix.terminal import progress
 
@@ -87,12 +88,13 @@ def _v1(ready: Path, source: str, notes: list[str]) -> Data:
     people = len(np.unique(bouts[test.group, 0]))
     if short := int((bouts[:, 3] - bouts[:, 2] < LENGTH).sum()):
         notes.append(f"{short} of {len(bouts)} bouts are shorter than a window (3.2 s) and are not used.")
+    mean, std = (np.load(ready / f"{name}.npy") for name in ("mean", "std"))
     return Data(
         specs=(SPEC,),
         pretrain=split(TRAIN, STRIDE),
         labelled=Labelled(Task("classes", "accuracy", tuple(ACTIVITIES.values())), train, validation, test),
         fingerprint=source,
-        normalise=Standardise(np.load(ready / "mean.npy"), np.load(ready / "std.npy")),
+        normalise=Standardise(tuple(mean.tolist()), tuple(std.tolist())),
         notes=(f"Intervals are over bouts of activity; people in the test: {people}.", *notes),
     )
 
@@ -177,8 +179,8 @@ def _build(into: Path, files: dict[int, Path]) -> None:
     if len(starts) == 0:
         return  # v1 will say so; DABS's terms need no statistics
     statistics = Standardise.of(Windows(stored, starts, LENGTH), np.arange(len(starts)))
-    np.save(into / "mean.npy", statistics.mean)
-    np.save(into / "std.npy", statistics.std)
+    np.save(into / "mean.npy", np.array(statistics.mean, np.float32))
+    np.save(into / "std.npy", np.array(statistics.std, np.float32))
 
 
 SPEC = Grid(CHANNELS, (LENGTH,), (5,))

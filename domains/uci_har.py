@@ -9,8 +9,9 @@ from dabsmix.data.cache import allocate, fingerprint, prepared
 from dabsmix.data.domain import Data, Domain, Labelled, Split, Task
 from dabsmix.data.download import Download
 from dabsmix.data.splits import carve
+from dabsmix.data.standardise import Standardise
 from dabsmix.errors import UserError
-from dabsmix.modalities.sensor import Standardise, read_numbers, runs
+from dabsmix.modalities.sensor import read_numbers, runs
 from dabsmix.spec import Grid
 
 CHANNELS = tuple(f"{signal}_{axis}" for signal in ("body_acc", "body_gyro", "total_acc") for axis in "xyz")

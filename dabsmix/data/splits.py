@@ -1,11 +1,11 @@
-"""Carving a validation part from train: seeded, by class, whole groups only, the same on every machine."""
+"""Training, validation and test parts: seeded, by class or in whole groups, the same on every machine."""
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dabsmix.errors import UserError
 
-__all__ = ["carve"]
+__all__ = ["carve", "divide", "divide_in_three"]
 
 
 def carve(
@@ -50,3 +50,68 @@ def carve(
         of_what = "rows" if label is None else f"rows in {len(np.unique(label))} classes"
         raise UserError(f"cannot carve a part to validate or test on from {n} {of_what}: each class needs two rows")
     return np.flatnonzero(~chosen), np.flatnonzero(chosen)
+
+
+def divide(
+    train: NDArray[np.int64],
+    test: NDArray[np.int64],
+    protocol: str,
+    *,
+    validation: NDArray[np.int64] | None = None,
+    label: NDArray[np.int64] | None = None,
+    group: NDArray[np.int64] | None = None,
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Training and validation rows of a set whose training and test rows are fixed.
+
+    Under ``dabs`` the validation part *is* the test part: DABS reports the split that it watches. Else it is the
+    source's own, or carved from train.
+
+    Args:
+        train, test: rows of the set.
+        protocol: the pretraining's.
+        validation: rows of the source's own validation part, if it has one.
+        label, group: of every row of the set, as for `carve`.
+
+    Raises:
+        UserError: as `carve`.
+    """
+    if protocol == "dabs":
+        return train, test
+    if validation is not None:
+        return train, validation
+    kept, held = carve(
+        len(train), label=None if label is None else label[train], group=None if group is None else group[train]
+    )
+    return train[kept], train[held]
+
+
+def divide_in_three(
+    n: int,
+    *,
+    label: NDArray[np.int64] | None = None,
+    group: NDArray[np.int64] | None = None,
+    test: float = 0.2,
+    validation: float = 0.1,
+    seeds: tuple[int, int] = (0, 1),
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Training, validation and test rows among ``n``, for a set that comes undivided.
+
+    Args:
+        n: how many rows there are.
+        label, group: of every row, as for `carve`.
+        test: share of all rows.
+        validation: share of what is left.
+        seeds: of the two draws.
+
+    Raises:
+        UserError: as `carve`.
+    """
+    rest, tested = carve(n, label=label, group=group, fraction=test, seed=seeds[0])
+    kept, held = carve(
+        len(rest),
+        label=None if label is None else label[rest],
+        group=None if group is None else group[rest],
+        fraction=validation,
+        seed=seeds[1],
+    )
+    return rest[kept], rest[held], tested

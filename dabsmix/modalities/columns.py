@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dabsmix.data.cache import prepared
+from dabsmix.data.standardise import Standardise, is_constant
 from dabsmix.errors import UserError
 from dabsmix.modalities.tables import Block, Refuse, Source, blocks
 from dabsmix.spec import Table
@@ -303,16 +304,17 @@ class Fitted:
         table = [float("nan") if code < 0 else float(code) for j in coded for code in self.places[j]]
         offsets = [sum(sizes[:i]) for i in range(len(sizes))]
 
+        standardise = Standardise(self.mean, self.std)
+
         @cache
         def on(device: torch.device) -> tuple[Tensor, ...]:
-            floats = (torch.tensor(each, dtype=torch.float32, device=device) for each in (self.mean, self.std, table))
-            return (*floats, *(torch.tensor(each, dtype=torch.long, device=device) for each in (coded, offsets)))
+            places = (torch.tensor(each, dtype=torch.long, device=device) for each in (coded, offsets))
+            return torch.tensor(table, dtype=torch.float32, device=device), *places
 
         def normalise(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            (x,) = inputs
-            mean, std, codes, columns, starts = on(x.device)
-            out = (x - mean) / std
+            (x,), (out,) = inputs, standardise(inputs)
             if coded:
+                codes, columns, starts = on(x.device)
                 stored = x[:, columns]
                 found = codes[stored.nan_to_num(nan=0.0).long() + starts]
                 out[:, columns] = torch.where(stored.isnan(), stored, found)
@@ -383,6 +385,5 @@ def _statistics(matrix: Matrix, rows: NDArray[np.int64]) -> tuple[list[float], l
     for chunk in chunks:
         squares += np.nansum((matrix.x[chunk].astype(np.float64) - mean) ** 2, axis=0)
     std = np.sqrt(squares / np.maximum(count, 1))
-    # a constant column stays constant instead of becoming rounding noise
-    constant = std <= 1e-6 * np.abs(mean)
-    return mean.tolist(), np.where(numeric & ~constant & (std > 0), std, 1.0).tolist(), [sorted(each) for each in used]
+    varies = numeric & ~is_constant(mean, std)
+    return mean.tolist(), np.where(varies, std, 1.0).tolist(), [sorted(each) for each in used]

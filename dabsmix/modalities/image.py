@@ -24,10 +24,11 @@ from numpy.typing import NDArray
 from dabsmix.data.cache import allocate, fingerprint, prepared
 from dabsmix.data.domain import Data, Domain, Labelled, Split, Task
 from dabsmix.data.download import Download
-from dabsmix.data.splits import carve
+from dabsmix.data.splits import divide
+from dabsmix.data.standardise import Standardise
 from dabsmix.errors import UserError
 from dabsmix.modalities.files import digest, own_files, own_labels, own_split
-from dabsmix.modalities.image_pixels import Pixels, moments
+from dabsmix.modalities.image_pixels import Pixels
 from dabsmix.modalities.image_read import IMAGE_SUFFIXES, file_pixels
 from dabsmix.spec import Grid
 from dabsmix.terminal import progress
@@ -150,18 +151,18 @@ def load(
     if listing.tables:
         tables = fingerprint(listing.folder, listing.tables)
         source = digest([source, tables])
-    train, validation, test, notes = listing.train, listing.validation, listing.test, listing.notes
-    if protocol == "dabs":
-        validation = test
-    elif validation is None:
-        kept, held = carve(
-            len(train),
-            label=listing.label[train] if listing.task.kind == "classes" else None,
-            group=None if listing.group is None else listing.group[train],
-        )
-        train, validation = train[kept], train[held]
+    test, notes = listing.test, listing.notes
+    train, validation = divide(
+        listing.train,
+        test,
+        protocol,
+        validation=listing.validation,
+        label=listing.label if listing.task.kind == "classes" else None,
+        group=listing.group,
+    )
+    if protocol != "dabs" and listing.validation is None:
         how = "by class" if listing.group is None else "in whole groups"
-        notes = (*notes, f"Validation is {len(held)} images of the training part, drawn {how}.")
+        notes = (*notes, f"Validation is {len(validation)} images of the training part, drawn {how}.")
     check_splits(name, listing, train, validation, test)
 
     def split(rows: NDArray[np.int64]) -> Split:
@@ -170,12 +171,12 @@ def load(
 
     pretrain = split(train if listing.pretrain is None else listing.pretrain)
     if listing.statistics is not None:
-        mean, std = listing.statistics
+        standardise = Standardise(*listing.statistics)
     elif protocol == "dabs":
-        mean, std = (0.0,) * listing.channels, (2.0**listing.depth - 1,) * listing.channels
+        standardise = Standardise((0.0,) * listing.channels, (2.0**listing.depth - 1,) * listing.channels)
     else:
-        mean, std = moments(sums[pretrain.rows], side * side)
-    pixels = Pixels(mean, std, 2**listing.depth - 1, views == "flip")
+        standardise = _statistics(sums[pretrain.rows], side)
+    pixels = Pixels(standardise, 2**listing.depth - 1, views == "flip")
     return Data(
         specs=(Grid(listing.channels, (side, side), (patch, patch)),),
         pretrain=pretrain,
@@ -184,8 +185,14 @@ def load(
         normalise=pixels.normalise,
         augment=None if views == "none" else pixels.augment,
         notes=notes,
-        state={"size": side, "patch": patch, "mean": mean, "std": std},
+        state={"size": side, "patch": patch, "mean": standardise.mean, "std": standardise.std},
     )
+
+
+def _statistics(sums: NDArray[np.int64], side: int) -> Standardise:
+    """From the sums ``(n, 2, channels)`` of the images that pretraining sees."""
+    total, squares = sums.sum(axis=0)
+    return Standardise.from_sums(len(sums) * side * side, total, squares)
 
 
 def check_splits(name: str, listing: Listing, *parts: NDArray[np.int64]) -> None:
@@ -297,8 +304,8 @@ def own(
     images, sums, bad, source = stored("own_images", unlabelled, _side(size, patch), "skip")
     own = own_split("images", folder, files, named, bad, grouped=group is not None, on_bad=on_bad)
     if own.label is None or own.task is None:
-        mean, std = moments(sums[own.train], size * size)
-        state = {"size": size, "patch": patch, "mean": mean, "std": std, "skipped": own.skipped}
+        found = _statistics(sums[own.train], size)
+        state = {"size": size, "patch": patch, "mean": found.mean, "std": found.std, "skipped": own.skipped}
         return replace(_unsplit(images, own.train, source, state), notes=own.notes)
     listing = replace(
         unlabelled,
@@ -339,7 +346,7 @@ def _own_listing(folder: Path, files: list[str]) -> Listing:
 def _unsplit(images: NDArray[Any], rows: NDArray[np.int64], source: str, state: Mapping[str, Any]) -> Data:
     """Images without labels; the state has size, patch, mean and std."""
     side, patch = (state["size"],) * 2, (state["patch"],) * 2
-    pixels = Pixels(tuple(state["mean"]), tuple(state["std"]), 255, flip=True)
+    pixels = Pixels(Standardise(tuple(state["mean"]), tuple(state["std"])), 255, flip=True)
     return Data(
         specs=(Grid(3, side, patch),),
         pretrain=Split((images,), rows),

@@ -6,14 +6,13 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
+from dabsmix.data.standardise import Standardise
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-__all__ = ["Pixels", "augmented", "moments"]
+__all__ = ["Pixels", "augmented"]
 
 PADDING = 4  # pixels that a small image may be shifted by, as usual for CIFAR
 AREA = (0.2, 1.0)  # share of a large image that a crop covers, as in MoCo (He et al., 2020)
@@ -21,45 +20,27 @@ RATIO = 4 / 3  # the widest crop; the tallest is its inverse
 JITTER = 0.4  # brightness, contrast and saturation are scaled by 1 - JITTER to 1 + JITTER
 
 
-def moments(sums: NDArray[np.int64], count: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation by channel from `stored`'s sums ``(n, 2, channels)`` over ``count`` pixels an image.
-
-    A channel that is constant gets a deviation of 1: it is centred and no more.
-    """
-    first, second = sums.sum(axis=0) / (len(sums) * count)
-    variance = np.maximum(second - first**2, 0)
-    std = np.sqrt(np.where(variance > 1e-9 * (1 + second), variance, 1.0))
-    return tuple(first.tolist()), tuple(std.tolist())
-
-
 @dataclass(frozen=True)
 class Pixels:
     """Stored integers to what the encoder sees: ``(x - mean) / std`` by channel, and the augmentation of that.
 
     Attributes:
-        mean, std: by channel, on the scale of the stored values.
+        standardise: mean and standard deviation by channel, on the scale of the stored values.
         top: the largest value that can be stored.
         flip: whether `augment` mirrors.
     """
 
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    standardise: Standardise
     top: int
     flip: bool
 
-    def _by_channel(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        mean, std = like.new_tensor(self.mean), like.new_tensor(self.std)
-        return mean.view(-1, 1, 1), std.view(-1, 1, 1)
-
     def normalise(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """The first input, integers ``(B, channels, side, side)``, to float32; others pass."""
-        images = inputs[0].float()
-        mean, std = self._by_channel(images)
-        return (images - mean) / std, *inputs[1:]
+        return *self.standardise(inputs[:1]), *inputs[1:]
 
     def augment(self, inputs: tuple[Tensor, ...], generator: torch.Generator) -> tuple[Tensor, ...]:
         """The first input, normalised, augmented on the [0, 1] scale by `augmented`; others pass."""
-        mean, std = self._by_channel(inputs[0])
+        mean, std = self.standardise.by_channel(inputs[0])
         images = augmented((inputs[0] * std + mean) / self.top, generator, flip=self.flip)
         return (images * self.top - mean) / std, *inputs[1:]
 

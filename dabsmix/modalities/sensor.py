@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,7 +13,8 @@ from numpy.typing import NDArray
 
 from dabsmix.data.cache import fingerprint
 from dabsmix.data.domain import Data, Labelled, Split, Task
-from dabsmix.data.splits import carve
+from dabsmix.data.splits import divide_in_three
+from dabsmix.data.standardise import Standardise
 from dabsmix.errors import UserError, did_you_mean
 from dabsmix.modalities.files import skipped_note
 from dabsmix.modalities.recordings import kept, read, stretches
@@ -22,9 +22,9 @@ from dabsmix.modalities.tables import Source, column_names, table_files
 from dabsmix.spec import Grid
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    pass
 
-__all__ = ["Standardise", "Windows", "fill_gaps", "own", "own_rows", "read_numbers", "runs", "window_starts"]
+__all__ = ["Windows", "fill_gaps", "own", "own_rows", "read_numbers", "runs", "window_starts"]
 
 # T readings, C channels, B windows
 
@@ -53,44 +53,6 @@ class Windows:
     def __getitem__(self, rows: NDArray[np.int64], /) -> NDArray[np.float32]:
         """Windows ``(B, C, length)``, copied."""
         return self.views[self.starts[rows]]
-
-
-@dataclass(frozen=True)
-class Standardise:
-    """``Data.normalise``: each channel less its mean, over its standard deviation, on the batch's device.
-
-    Attributes:
-        mean, std: float32 ``(C,)``; a channel that is constant in training has ``std`` 1.
-    """
-
-    mean: NDArray[np.float32]
-    std: NDArray[np.float32]
-
-    @classmethod
-    def of(cls, examples: Windows | NDArray[np.float32], rows: NDArray[np.int64]) -> Standardise:
-        """The statistics of these training examples, each ``(C, ...)``, summed in double precision."""
-        count, total, square = 0, np.zeros(1), np.zeros(1)
-        for part in np.array_split(rows, -(-len(rows) // 1024)):
-            values = examples[part].astype(np.float64)
-            values = np.moveaxis(values, 1, 0).reshape(values.shape[1], -1)
-            count += values.shape[1]
-            total = total + values.sum(1)
-            square = square + np.square(values).sum(1)
-        mean = total / count
-        variance = square / count - mean**2
-        # what cancellation leaves of a constant channel is about 1e-16 of its square
-        constant = variance <= 1e-12 * mean**2
-        std = np.sqrt(np.where(constant, 1.0, variance))
-        return cls(mean.astype(np.float32), std.astype(np.float32))
-
-    def __call__(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """The one input ``(B, C, ...)``, standardised."""
-        import torch
-
-        (x,) = inputs
-        shape = (-1, *[1] * (x.dim() - 2))
-        mean, std = (torch.from_numpy(values).to(x.device).view(shape) for values in (self.mean, self.std))
-        return ((x - mean) / std,)
 
 
 def runs(*keys: NDArray[Any]) -> NDArray[np.int64]:
@@ -241,8 +203,7 @@ def own(
         *skipped_note("rows", found.skipped, len(found.row) + len(found.skipped)),
     ]
     if label is not None:
-        rest, test = carve(len(starts), group=members, fraction=0.2, seed=0)
-        train, validation = (rest[part] for part in carve(len(rest), group=members[rest], seed=1))
+        train, validation, test = divide_in_three(len(starts), group=members)
         notes.insert(0, "The splits are ours, of whole groups, seeded.")
         for name, part in (("train", train), ("validation", validation), ("test", test)):
             if absent := sorted(set(range(len(found.classes))) - set(found.label[starts[part]].tolist())):
@@ -269,8 +230,8 @@ def own(
             "window": window,
             "stride": stride,
             "patch": patch,
-            "mean": standardise.mean.tolist(),
-            "std": standardise.std.tolist(),
+            "mean": standardise.mean,
+            "std": standardise.std,
             "skipped": list(found.skipped),
         },
     )
@@ -308,7 +269,7 @@ def own_rows(path: Path, state: Mapping[str, Any]) -> tuple[Data, list[str]]:
         pretrain=Split((Windows(found.readings, starts, window),), np.arange(len(starts)), None, found.group[starts]),
         labelled=None,
         fingerprint=fingerprint(path if path.is_dir() else path.parent, [each.path for each in sources]),
-        normalise=Standardise(np.array(state["mean"], np.float32), np.array(state["std"], np.float32)),
+        normalise=Standardise(tuple(state["mean"]), tuple(state["std"])),
         state=dict(state),
     )
     places = zip(found.file[starts], found.row[starts], strict=True)

@@ -22,19 +22,19 @@ from numpy.typing import NDArray
 from dabsmix.data.cache import allocate, fingerprint, prepared
 from dabsmix.data.domain import Data, Domain, Labelled, Split, Task
 from dabsmix.data.download import Download
-from dabsmix.data.splits import carve
+from dabsmix.data.splits import divide
+from dabsmix.data.standardise import Standardise
 from dabsmix.errors import UserError
 from dabsmix.modalities.files import digest, own_files, own_labels, own_split, walk
 from dabsmix.modalities.sound import LARGE, SUFFIXES, Clip, Form, duration, log_mel, read_clip, small
 from dabsmix.terminal import progress
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    pass
 
 __all__ = [
     "LARGE",
     "Clips",
-    "Standardise",
     "duration",
     "family",
     "load",
@@ -147,22 +147,22 @@ def load(
     key = _fingerprint(clips)
     as_dabs = protocol == "dabs" and form is LARGE
     spectrograms, sums, about = stored(name, clips, key, form, as_dabs=as_dabs, on_bad=on_bad)
-    train, validation, test = clips.train, clips.validation, clips.test
-    if protocol == "dabs":
-        train = train if validation is None else np.union1d(train, validation)
-        validation = test
-    elif validation is None and clips.label is not None:
-        group = None if clips.group is None else clips.group[train]
-        kept, held = carve(len(train), label=clips.label[train], group=group)
-        train, validation = train[kept], train[held]
+    train, test = clips.train, clips.test
+    if protocol == "dabs" and clips.validation is not None:
+        train = np.union1d(train, clips.validation)
+    validation = test
+    if clips.label is not None:
+        train, validation = divide(
+            train, test, protocol, validation=clips.validation, label=clips.label, group=clips.group
+        )
     if not len(train):
         raise UserError(f"{name}: no clip to train on; is {clips.folder} complete?")
     whole = Split((spectrograms,), np.arange(len(clips.files)), clips.label, clips.group)
     labelled = None
-    if clips.task is not None and clips.label is not None and validation is not None:
+    if clips.task is not None and clips.label is not None:
         _check(name, clips, clips.task, clips.label[train], clips.label[validation], clips.label[test])
         labelled = Labelled(clips.task, whole.take(train), whole.take(validation), whole.take(test))
-    standardise = Standardise(*dabs) if as_dabs and dabs is not None else Standardise.of(sums[train], form)
+    standardise = Standardise(*dabs) if as_dabs and dabs is not None else _statistics(sums[train], form)
     return Data(
         specs=(form.grid,),
         pretrain=Split((spectrograms,), train) if labelled is None else labelled.train,
@@ -172,6 +172,12 @@ def load(
         notes=(*clips.notes, about.cut_note(len(clips.files), form, as_dabs=as_dabs)),
         state={"form": asdict(form), "mean": standardise.mean, "std": standardise.std},
     )
+
+
+def _statistics(sums: NDArray[np.float64], form: Form) -> Standardise:
+    """From the sums ``(n, 2)`` of the spectrograms that pretraining sees."""
+    total, squares = sums.sum(axis=0)
+    return Standardise.from_sums(len(sums) * form.mels * form.frames, total, squares)
 
 
 def _fingerprint(clips: Clips) -> str:
@@ -261,24 +267,6 @@ def _read(clips: Clips, form: Form, own_rate: bool, on_bad: Literal["error", "sk
 def sounds(folder: Path) -> list[str]:
     """All sound files below a folder, as `walk` lists them."""
     return walk(folder, SUFFIXES)
-
-
-@dataclass(frozen=True)
-class Standardise:
-    """``Data.normalise``: stored decibels to ``(x - mean) / std`` in float32."""
-
-    mean: float
-    std: float
-
-    @classmethod
-    def of(cls, sums: NDArray[np.float64], form: Form) -> Standardise:
-        """From the sums ``(n, 2)`` of the spectrograms that pretraining sees."""
-        mean, square = sums.sum(axis=0) / (len(sums) * form.mels * form.frames)
-        return cls(float(mean), float(np.sqrt(max(square - mean**2, 1e-6))))
-
-    def __call__(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """``(B, 1, mels, frames)`` to the same."""
-        return tuple((x.float() - self.mean) / self.std for x in inputs)
 
 
 # --- a user's own sounds

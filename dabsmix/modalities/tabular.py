@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from dabsmix.data.cache import fingerprint
 from dabsmix.data.domain import Data, Labelled, Split, Task
-from dabsmix.data.splits import carve
+from dabsmix.data.splits import divide_in_three
 from dabsmix.errors import UserError, did_you_mean
 from dabsmix.modalities.columns import Column, Fitted, Matrix, encoded, fit, refuse, scan, store
 from dabsmix.modalities.files import skipped_note
@@ -165,16 +165,7 @@ def own(
         )
     target, target_task, said = _target(matrix, label, task)
     classes = target.astype(np.int64) if target_task.kind == "classes" else None
-    rest, test = carve(len(target), label=classes, group=members, fraction=0.2, seed=0)
-    train, validation = (
-        rest[part]
-        for part in carve(
-            len(rest),
-            label=None if classes is None else classes[rest],
-            group=None if members is None else members[rest],
-            seed=1,
-        )
-    )
+    train, validation, test = divide_in_three(len(target), label=classes, group=members)
     parts = {"train": train, "validation": validation, "test": test}
     fitted = fit("own_tabular", key, matrix, train)
     by = "whole groups" if group else "rows of every class" if classes is not None else "rows"

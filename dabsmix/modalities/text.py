@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from dabsmix.data.cache import allocate, fingerprint, prepared
 from dabsmix.data.domain import Data, Labelled, Split, Task
 from dabsmix.data.download import Download
-from dabsmix.data.splits import carve
+from dabsmix.data.splits import carve, divide_in_three
 from dabsmix.errors import UserError
 from dabsmix.modalities.files import codes, skipped_note
 from dabsmix.modalities.text_files import OwnText, read_own
@@ -275,9 +275,7 @@ def own(
         task = Task("classes", "accuracy", classes)
         code = np.array([classes.index(row.label) for row in rows], np.int64)
         groups = codes([row.group for row in rows]) if group else None
-        rest, test = carve(len(rows), label=code, group=groups, fraction=0.2)
-        kept, held = carve(len(rest), label=code[rest], group=None if groups is None else groups[rest])
-        train, validation = rest[kept], rest[held]
+        train, validation, test = divide_in_three(len(rows), label=code, group=groups, seeds=(0, 0))
         notes = (f"The splits are ours, of {'whole groups' if group else 'texts of every class'}, seeded.",)
     tokens = _own_tokenizer(tokenizer, (rows[row].text for row in train), vocab_size)
     data = _own_data(path, rows, tokens, length)

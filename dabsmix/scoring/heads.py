@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dabsmix.data.domain import Task
+from dabsmix.data.standardise import is_constant
 
 __all__ = [
     "ConstantHead",
@@ -90,9 +91,7 @@ class Scale:
     def of(rows: Tensor) -> "Scale":
         """The statistics of these rows, ``(m, D)``."""
         std, mean = torch.std_mean(rows, dim=0, correction=0)
-        # rounding leaves a constant feature a tiny spread, which must not be blown up to one
-        constant = std <= 1e-6 * (1e-6 + mean.abs())
-        return Scale(mean, std.masked_fill(constant, torch.inf))
+        return Scale(mean, std.masked_fill(is_constant(mean, std), torch.inf))
 
     @staticmethod
     def none(x: Tensor) -> "Scale":

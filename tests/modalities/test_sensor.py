@@ -7,11 +7,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 
 from dabsmix.errors import UserError
 from dabsmix.modalities.sensor import (
-    Standardise,
     Windows,
     fill_gaps,
     own,
@@ -67,37 +65,6 @@ def test_a_window_is_its_readings_with_channels_first(tmp_path: Path) -> None:
 def test_a_window_beyond_the_readings_is_refused() -> None:
     with pytest.raises(ValueError, match="leaves the 10"):
         Windows(np.zeros((10, 1), np.float32), np.array([7]), 4)
-
-
-# --- standardising
-
-
-def test_statistics_are_of_the_given_rows_and_apply_on_the_batch() -> None:
-    rng = np.random.default_rng(0)
-    x = rng.normal([[3.0], [-200.0]], [[2.0], [0.1]], size=(3000, 2, 8)).astype(np.float32)
-    rows = np.arange(0, 3000, 2)
-    standardise = Standardise.of(x, rows)
-    for channel in range(2):
-        values = x[rows, channel].astype(np.float64)
-        assert standardise.mean[channel] == pytest.approx(values.mean(), rel=1e-6)
-        assert standardise.std[channel] == pytest.approx(values.std(), rel=1e-5)
-    (out,) = standardise((torch.from_numpy(x[rows]),))
-    assert out.dtype == torch.float32
-    torch.testing.assert_close(out.mean((0, 2)), torch.zeros(2), atol=1e-3, rtol=0)
-    torch.testing.assert_close(out.std((0, 2)), torch.ones(2), atol=1e-3, rtol=0)
-
-
-@pytest.mark.parametrize("constant", [0.0, 0.1, 1.0, -61.1888])
-def test_a_constant_channel_becomes_zero(constant: float) -> None:
-    x = np.full((100, 1, 3), constant, np.float32)
-    (out,) = Standardise.of(x, np.arange(100))((torch.from_numpy(x),))
-    assert out.abs().max() < 1e-5
-
-
-def test_a_table_row_is_standardised_by_column() -> None:
-    x = np.array([[1.0, 10.0], [3.0, 30.0]], np.float32)
-    (out,) = Standardise.of(x, np.arange(2))((torch.from_numpy(x),))
-    assert out.tolist() == [[-1, -1], [1, 1]]
 
 
 # --- gaps
