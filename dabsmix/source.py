@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Modality", "Source", "batch_size", "load", "read_options"]
 
-Modality = Literal["image", "spectrogram", "sensor", "tabular", "text"]
+Modality = Literal["image", "spectrogram", "sensor", "tabular", "text", "sequence"]
 
 FLAGS = ("path", "label", "on_bad", "root")
 """What a reader takes from the command line; its other keywords are options."""
@@ -75,7 +75,7 @@ class Source:
                 if (given := getattr(self, flag)) is not None:
                     raise UserError(f"--{flag} {given} is for your own data (--data PATH); leave it out with --domain")
         elif self.modality is None:
-            raise UserError("--data also needs --modality image, spectrogram, sensor, tabular or text")
+            raise UserError("--data also needs --modality image, spectrogram, sensor, tabular, text or sequence")
 
     @classmethod
     def from_plain(cls, values: Mapping[str, Any]) -> Source:

@@ -1,0 +1,348 @@
+"""Sequences over an alphabet (proteins, DNA, any string): one token per symbol, kept as one byte each."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dabsmix.data.cache import prepared
+from dabsmix.data.domain import Data, Labelled, Split, Task
+from dabsmix.data.splits import carve
+from dabsmix.errors import UserError
+from dabsmix.modalities.files import codes, skipped_note
+from dabsmix.modalities.text import as_int64
+from dabsmix.modalities.text_files import OwnText, read_own
+from dabsmix.spec import Tokens
+
+__all__ = ["Alphabet", "Sample", "own", "own_rows", "records", "samples", "store", "stored"]
+
+LENGTH = 128
+"""Symbols that are kept of a user's sequence by default: an encoder's positions are fixed."""
+
+UNSCORED = -1
+"""The label of a symbol that is not scored."""
+
+CHUNK = 1 << 20
+LARGEST = 1 << 24
+"""Characters that are read at once, and the most that one record of a JSON file may have."""
+
+
+@dataclass(frozen=True)
+class Alphabet:
+    """Symbols, whose ids are their places.
+
+    Attributes:
+        symbols: at most 255 different characters.
+        pad: the id that fills short sequences; None where every sequence is full.
+    """
+
+    symbols: str
+    pad: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < len(set(self.symbols)) == len(self.symbols) < 256:
+            raise ValueError(f"an alphabet has 1 to 255 different symbols, got {self.symbols!r}")
+
+    def spec(self, length: int) -> Tokens:
+        """The spec of sequences of this length."""
+        return Tokens(length, len(self.symbols), self.pad)
+
+    def encode(self, text: str, length: int) -> NDArray[np.uint8]:
+        """Ids of the first ``length`` symbols, filled up on the right: uint8 ``(length,)``.
+
+        Raises:
+            ValueError: a symbol is not in the alphabet, or the text is too short and there is no padding.
+        """
+        points = np.frombuffer(text[:length].encode("utf-32-le"), np.uint32)
+        known = np.array([ord(symbol) for symbol in self.symbols], np.uint32)
+        order = np.argsort(known)
+        places: NDArray[np.int64] = order[np.searchsorted(known, points, sorter=order).clip(max=len(known) - 1)]
+        if len(unknown := np.flatnonzero(known[places] != points)):
+            raise ValueError(f"symbol {text[unknown[0]]!r} at place {unknown[0] + 1} is none of {self.symbols}")
+        if len(points) == length:
+            return places.astype(np.uint8)
+        if self.pad is None:
+            raise ValueError(f"{len(points)} symbols where {length} are expected")
+        row = np.full(length, self.pad, np.uint8)
+        row[: len(points)] = places
+        return row
+
+
+class Sample(NamedTuple):
+    """One sequence, its label (a number, or one class per symbol), its group, and where it stands, for messages."""
+
+    text: str
+    label: float | Sequence[int] = UNSCORED
+    group: str = ""
+    place: str = ""
+
+
+# --- files to stored rows
+
+
+def records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The objects of a JSON file that is one list of objects, numbered from 1, one at a time: the file may be huge.
+
+    Raises:
+        UserError: the file is missing, truncated or damaged.
+    """
+    fault = f"{path}: damaged or truncated; fetch it again"
+    decoder = json.JSONDecoder()
+    number, place, begun = 0, 0, False
+    try:
+        with path.open(encoding="utf-8") as file:
+            buffer = file.read(CHUNK)
+            while True:
+                while place < len(buffer) and buffer[place] in " \t\r\n,":
+                    place += 1
+                if not begun and place < len(buffer):
+                    if buffer[place] != "[":
+                        raise UserError(f"{path}: expected a JSON list of objects; fetch it again")
+                    begun, place = True, place + 1
+                    continue
+                if buffer[place : place + 1] == "]":
+                    return
+                try:
+                    value, place = decoder.raw_decode(buffer, place)
+                except json.JSONDecodeError as error:
+                    more = file.read(CHUNK)
+                    if not more or len(buffer) - place > LARGEST:
+                        raise UserError(f"{fault} (after record {number})") from error
+                    buffer, place = buffer[place:] + more, 0
+                    continue
+                number += 1
+                if not isinstance(value, dict):
+                    raise UserError(f"{path}: record {number} is not an object; fetch it again")
+                yield number, value
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); fetch it again") from error
+
+
+def samples(path: Path, read: Callable[[dict[str, Any]], Sample]) -> Iterator[Sample]:
+    """The records of a JSON file as samples.
+
+    Raises:
+        UserError: see `records`; a record lacks a field or has another kind of value in it.
+    """
+    for number, record in records(path):
+        place = f"{path}, record {number}"
+        try:
+            yield read(record)._replace(place=place)
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise UserError(f"{place}: no usable {error}; fetch the file again") from error
+
+
+def store(folder: Path, part: str, alphabet: Alphabet, length: int, samples: Iterable[Sample]) -> None:
+    """Write the rows of a part, uint8 ``(n, length)``, its labels and its groups.
+
+    Labels of one class per symbol become int64 ``(n, length)``, `UNSCORED` beyond the sequence; others ``(n,)``.
+
+    Raises:
+        UserError: a symbol is not in the alphabet, or a sequence has another number of labels than of symbols.
+    """
+    label: list[Any] = []
+    group: list[str] = []
+    with (folder / f"{part}.u8").open("wb") as file:
+        for text, value, of_group, place in samples:
+            try:
+                file.write(alphabet.encode(text, length).tobytes())
+                label.append(value if isinstance(value, int | float) else _per_symbol(value, len(text), length))
+            except ValueError as error:
+                raise UserError(f"{place}: {error}; fix or remove it") from error
+            group.append(of_group)
+    whole = np.array(label)
+    np.save(folder / f"{part}_label.npy", whole.astype(np.float32 if whole.dtype.kind == "f" else np.int64))
+    np.save(folder / f"{part}_group.npy", codes(group) if len(set(group)) > 1 else np.zeros(0, np.int64))
+
+
+def _per_symbol(label: Sequence[int], symbols: int, length: int) -> NDArray[np.int64]:
+    if len(label) != symbols:
+        raise ValueError(f"{len(label)} labels for {symbols} symbols")
+    row = np.full(length, UNSCORED, np.int64)
+    row[: min(symbols, length)] = label[:length]
+    return row
+
+
+def stored(folder: Path, part: str, length: int) -> Split:
+    """A part as `store` wrote it, whole.
+
+    Raises:
+        UserError: it is empty.
+    """
+    path = folder / f"{part}.u8"
+    if not path.stat().st_size:
+        raise UserError(f"not one sequence in the {part} part; is its file complete?")
+    # a plain array over the map: np.memmap's own bookkeeping would be paid at every batch
+    rows = np.asarray(np.memmap(path, np.uint8, "r").reshape(-1, length))
+    group = np.load(folder / f"{part}_group.npy")
+    label = np.load(folder / f"{part}_label.npy")
+    return Split((rows,), np.arange(len(rows)), label, group if len(group) else None)
+
+
+def cut_note(rows: NDArray[np.uint8], alphabet: Alphabet) -> str:
+    """How many sequences fill all their symbols, and so may have been cut."""
+    full = int(np.count_nonzero(rows[:, -1] != alphabet.pad))
+    return f"{full} of {len(rows)} sequences fill all {rows.shape[1]} symbols; what lies beyond is cut."
+
+
+# --- a user's own sequences
+
+
+def own(
+    path: Path,
+    *,
+    label: str | None = None,
+    on_bad: Literal["error", "skip"] = "error",
+    column: str = "sequence",
+    alphabet: str = "",
+    length: int = LENGTH,
+    group: str | None = None,
+) -> Data:
+    """Sequences of any alphabet, each a sample. With a label a fifth of them (or of the groups) are the test.
+
+    Args:
+        path: a FASTA file (``.fasta``, ``.fa``, ``.faa``, ``.fna``), a CSV, TSV or Parquet, a ``.txt`` file with a
+            sequence a line, or a folder of ``.txt`` files, one sequence each.
+        label: a table's column of classes; ``folder`` where each class has a folder of its own; in a FASTA file the
+            word of a header that follows ``LABEL=``.
+        on_bad: ``skip`` leaves out sequences that are empty, have no label or a symbol outside the alphabet, counts
+            and lists them.
+        column: a table's column of sequences.
+        alphabet: the symbols, in the order of their ids; where empty, those that occur in what pretraining sees, so
+            that a symbol which only the test has is an error.
+        length: symbols a sample; what lies beyond is cut.
+        group: a table's column, or a FASTA header's word, that tells which sequences belong together (family, genome).
+
+    Raises:
+        UserError: an unknown column, a bad sequence, only one class, no sequence.
+    """
+    if length < 1:
+        raise UserError(f"length {length}: a sample needs a symbol; give a length of at least 1")
+    rows, bad = _read(path, column, label, group, on_bad)
+    if alphabet:
+        rows, bad = _within(rows, bad, alphabet, on_bad)
+    train = np.arange(len(rows))
+    test = validation = train[:0]
+    task, code, groups = None, None, None
+    if label is not None:
+        classes = tuple(sorted({row.label for row in rows}))
+        if len(classes) < 2:
+            raise UserError(f"{path}: every sequence has the label {classes[0]!r}; a task needs two classes")
+        task = Task("classes", "accuracy", classes)
+        code = np.array([classes.index(row.label) for row in rows], np.int64)
+        groups = codes([row.group for row in rows]) if group else None
+        rest, test = carve(len(rows), label=code, group=groups, fraction=0.2)
+        kept, held = carve(len(rest), label=code[rest], group=None if groups is None else groups[rest])
+        train, validation = rest[kept], rest[held]
+    symbols = alphabet or "".join(sorted({symbol for row in train for symbol in rows[row].text[:length]}))
+    data = _own_data(path, rows, symbols, length)
+    notes = (*data.notes, *skipped_note("sequences", bad, len(rows) + len(bad)))
+    state = {"column": column, "length": length, "alphabet": symbols, "skipped": bad}
+    if task is None:
+        return replace(data, notes=notes, state=state)
+    whole = replace(data.pretrain, label=code, group=groups)
+    labelled = Labelled(task, whole.take(train), whole.take(validation), whole.take(test))
+    how = f"The splits are ours, of {'whole groups' if group else 'sequences of every class'}, seeded."
+    return replace(data, pretrain=labelled.train, labelled=labelled, notes=(how, *notes), state=state)
+
+
+def own_rows(path: Path, state: Mapping[str, Any]) -> tuple[Data, list[str]]:
+    """Further sequences read with a training run's state, all as ``pretrain``; keys are names or ``file:row``.
+
+    Raises:
+        UserError: as `own`.
+    """
+    rows, _ = _read(path, state["column"], None, None, "error")
+    return replace(_own_data(path, rows, state["alphabet"], state["length"]), state=state), [row.key for row in rows]
+
+
+FASTA = (".fasta", ".fa", ".faa", ".fna")
+
+
+def _read(
+    path: Path, column: str, label: str | None, group: str | None, on_bad: Literal["error", "skip"]
+) -> tuple[list[OwnText], list[str]]:
+    if path.name.lower().endswith(FASTA):
+        return _fasta(path, label, group, on_bad)
+    return read_own(path, column, label, group, on_bad)
+
+
+def _fasta(
+    path: Path, label: str | None, group: str | None, on_bad: Literal["error", "skip"]
+) -> tuple[list[OwnText], list[str]]:
+    """Headers ``>name word=value ...`` and the lines of each sequence, joined."""
+    found: list[OwnText] = []
+    bad: list[str] = []
+    try:
+        blocks = path.read_text(encoding="utf-8-sig").split(">")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); fix the file") from error
+    if blocks[0].strip():
+        raise UserError(f"{path}: a FASTA file begins with a header line `>name`; fix the file")
+    for number, block in enumerate(blocks[1:], 1):
+        header, _, body = block.partition("\n")
+        name, *words = header.split() or [""]
+        values = dict(word.partition("=")[::2] for word in words)
+        text = "".join(body.split())
+        missing = [word for word in (label, group) if word and not values.get(word)]
+        fault = "is empty" if not text else f"has no word {missing[0]}=... in its header" if missing else ""
+        if fault:
+            bad.append(f"{path.name}:{number} ({name}) {fault}")
+        else:
+            found.append(OwnText(name or str(number), text, values.get(label or "", ""), values.get(group or "", "")))
+    if bad and on_bad == "error":
+        raise UserError(f"{path}: sequence {bad[0]}; fix it, or leave such sequences out with --on-bad skip")
+    if not found:
+        raise UserError(f"{path}: no sequence in it can be used" + (f"; the first fault: {bad[0]}" if bad else ""))
+    return found, bad
+
+
+def _within(
+    rows: list[OwnText], bad: list[str], alphabet: str, on_bad: Literal["error", "skip"]
+) -> tuple[list[OwnText], list[str]]:
+    """The sequences all of whose symbols are in the alphabet."""
+    if len(set(alphabet)) < len(alphabet):
+        raise UserError(f"alphabet {alphabet}: a symbol occurs twice; leave one of them out")
+    known = set(alphabet)
+    outside = {row.key: sorted(set(row.text) - known) for row in rows}
+    found = [f"{key}: symbol {symbols[0]!r} is not in the alphabet" for key, symbols in outside.items() if symbols]
+    if found and on_bad == "error":
+        raise UserError(f"{found[0]} ({alphabet}); add it, or leave such sequences out with --on-bad skip")
+    kept = [row for row in rows if not outside[row.key]]
+    if not kept:
+        raise UserError(f"no sequence is over the alphabet {alphabet}; the first fault: {found[0]}")
+    return kept, [*bad, *found]
+
+
+def _own_data(path: Path, rows: list[OwnText], symbols: str, length: int) -> Data:
+    """Unlabelled sequences; the padding is one more symbol, a blank before the others."""
+    try:
+        alphabet = Alphabet(" " + symbols, pad=0)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}, a blank not among them; name them in the option alphabet") from error
+    texts = hashlib.sha256()
+    for row in rows:
+        texts.update(row.text.encode() + b"\0")
+    source = texts.hexdigest()
+    entries = (Sample(row.text, place=f"{path}: {row.key}") for row in rows)
+    ready = prepared(
+        "own_sequences",
+        f"{source} {symbols} {length}",
+        lambda folder: store(folder, "rows", alphabet, length, entries),
+    )
+    whole = stored(ready, "rows", length)
+    return Data(
+        specs=(alphabet.spec(length),),
+        pretrain=replace(whole, label=None, group=None),
+        labelled=None,
+        fingerprint=source,
+        normalise=as_int64,
+        notes=(cut_note(np.asarray(whole.inputs[0]), alphabet),),
+    )

@@ -1,0 +1,100 @@
+"""Alphabets, JSON read a record at a time, and a user's own sequences."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dabsmix.errors import UserError
+from dabsmix.modalities import sequence
+from dabsmix.modalities.sequence import Alphabet, own, own_rows, records
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DABSMIX_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.mark.parametrize("symbols", ["ACGT", "TGCA", "αβγ日"])
+def test_ids_are_places_in_the_alphabet(symbols: str) -> None:
+    alphabet = Alphabet("-" + symbols, pad=0)
+    text = "".join(np.random.default_rng(0).choice(list(symbols), 20))
+    expected = [alphabet.symbols.index(symbol) for symbol in text] + [0] * 5
+    assert alphabet.encode(text, 25).tolist() == expected
+    assert alphabet.encode(text, 7).tolist() == expected[:7]
+    with pytest.raises(ValueError, match="symbol '!' at place 3"):
+        alphabet.encode(symbols[:2] + "!", 25)
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 1 << 20])
+def test_records_are_those_of_json(tmp_path: Path, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sequence, "CHUNK", chunk)
+    values = [{"primary": "AC" * i, "score": [i / 3], "name": 'say "é]"'} for i in range(9)]
+    path = tmp_path / "list.json"
+    for text in (json.dumps(values), json.dumps(values, indent=1, ensure_ascii=False)):
+        path.write_text(text, encoding="utf-8")
+        assert list(records(path)) == list(enumerate(values, 1))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("[{}, {", "damaged or truncated"), ("[3]", "not an object"), ("", "damaged or truncated")]
+)
+def test_damaged_lists(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "list.json").write_text(text)
+    with pytest.raises(UserError, match=message):
+        list(records(tmp_path / "list.json"))
+
+
+def fasta(path: Path, count: int = 40) -> list[str]:
+    rng = np.random.default_rng(0)
+    texts = ["".join(rng.choice(list("ACGT"), 60 + i)) for i in range(count)]
+    entries = (f">read{i} kind={'ab'[i % 2]} genome=g{i // 4}\n{t[:50]}\n{t[50:]}\n" for i, t in enumerate(texts))
+    path.write_text("".join(entries))
+    return texts
+
+
+def test_own_fasta(tmp_path: Path) -> None:
+    texts = fasta(tmp_path / "reads.fasta")
+    data = own(tmp_path / "reads.fasta", label="kind", group="genome", length=64)
+    labelled = data.require_labelled()
+    assert labelled.task.classes == ("a", "b")
+    assert sum(map(len, labelled.splits.values())) == 40
+    groups = [set(np.asarray(split.group).tolist()) for split in labelled.splits.values()]
+    assert not groups[0] & groups[1]
+    assert not groups[0] & groups[2]
+    row = int(labelled.test.rows[0])
+    ids = labelled.test.batch(np.array([0]))[0][0]
+    assert "".join(" ACGT"[each] for each in ids).rstrip() == texts[row][:64]
+    again, keys = own_rows(tmp_path / "reads.fasta", data.state)
+    assert keys[:2] == ["read0", "read1"]
+    assert again.specs == data.specs
+
+
+def test_own_table_lines_and_the_alphabet(tmp_path: Path) -> None:
+    texts = fasta(tmp_path / "reads.fasta")
+    table = "sequence,kind\n" + "".join(f"{text},{'ab'[i % 2]}\n" for i, text in enumerate(texts))
+    (tmp_path / "reads.csv").write_text(table)
+    (tmp_path / "reads.txt").write_text("\n".join(texts))
+    for path, label in (("reads.csv", "kind"), ("reads.txt", None)):
+        data = own(tmp_path / path, label=label)
+        assert data.state["alphabet"] == "ACGT"
+        assert len(data.pretrain) == (40 if label is None else len(data.require_labelled().train))
+    with pytest.raises(UserError, match="symbol 'T' is not in the alphabet"):
+        own(tmp_path / "reads.txt", alphabet="ACG")
+    (tmp_path / "odd.txt").write_text("\n".join([*texts, "ACN"]))
+    data = own(tmp_path / "odd.txt", alphabet="ACGT", on_bad="skip")
+    assert len(data.pretrain) == 40
+    assert any("1 of 41 sequences were skipped" in note for note in data.notes)
+
+
+def test_bad_fasta(tmp_path: Path) -> None:
+    path = tmp_path / "reads.fa"
+    path.write_text(">a kind=x\nACGT\n>b\nAC\n>c kind=y\n\n")
+    with pytest.raises(UserError, match=r"has no word kind=\.\.\. in its header"):
+        own(path, label="kind")
+    with pytest.raises(UserError, match=r"3 \(c\) is empty"):
+        own(path)
+    path.write_text("ACGT\n")
+    with pytest.raises(UserError, match="begins with a header line"):
+        own(path)
