@@ -58,14 +58,19 @@ def data_root(given: Path | None) -> Path:
         return given.expanduser()
     if os.environ.get("DABSMIX_DATA"):
         return Path(os.environ["DABSMIX_DATA"]).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "dabsmix" / "data"
+    return _user_cache() / "dabsmix" / "data"
+
+
+def _user_cache() -> Path:
+    """``$XDG_CACHE_HOME`` unless it is unset or empty, else ``~/.cache``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
 
 
 def cache_folder() -> Path:
     """``$DABSMIX_CACHE``, else the user's cache folder for dabsmix (``$XDG_CACHE_HOME`` or ``~/.cache``)."""
     if own := os.environ.get("DABSMIX_CACHE"):
         return Path(own).expanduser().absolute()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "dabsmix"
+    return _user_cache().absolute() / "dabsmix"
 
 
 def cached(kind: str, key: str, compute: Callable[[], Any], *, keep: bool = True) -> Any:

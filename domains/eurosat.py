@@ -76,37 +76,26 @@ def _read(suffix: str, folder: Path, protocol: str) -> Listing:
 
 
 def _bands(folder: Path, files: list[str], row: int, side: int) -> NDArray[np.uint16]:
-    """One 13-band TIFF as uint16 ``(13, side, side)``. PIL reads its directory, but no image of 13 bands.
+    """One 13-band TIFF as uint16 ``(13, side, side)``.
 
     Raises:
-        UserError: it is damaged, compressed, or not 13 bands of 16 bits.
+        UserError: it is damaged, or not 13 bands of 16 bits.
     """
-    from PIL.TiffImagePlugin import ImageFileDirectory_v2
+    import tifffile
 
     path = folder / files[row]
-    width, height, bits, compression, offsets, lengths, planar = 256, 257, 258, 259, 273, 279, 284
     try:
-        with path.open("rb") as file:
-            head = file.read(8)
-            tags = ImageFileDirectory_v2(head)
-            file.seek(tags.next)
-            tags.load(file)
-            shape = (tags[height], tags[width], len(tags[bits]))
-            if shape != (side, side, BANDS) or set(tags[bits]) != {16} or tags.get(compression, 1) != 1:
-                raise UserError(f"{path}: {shape} in {tags[bits][0]} bits, compression {tags.get(compression, 1)}; "
-                                f"expected {(side, side, BANDS)} in 16 bits, uncompressed")  # fmt: skip
-            strips = []
-            for offset, length in zip(tags[offsets], tags[lengths], strict=True):
-                file.seek(offset)
-                strips.append(file.read(length))
-        values = np.frombuffer(b"".join(strips), "<u2" if head[:2] == b"II" else ">u2").astype(np.uint16)
-        if tags.get(planar, 1) == 2:  # band after band
-            return values.reshape(BANDS, side, side)
-        return np.ascontiguousarray(values.reshape(side, side, BANDS).transpose(2, 0, 1))
-    except UserError:
-        raise
+        with tifffile.TiffFile(path) as file:
+            page = file.pages.first
+            values = page.asarray()
+            axes = page.axes
     except Exception as error:  # a damaged directory can raise nearly anything
-        raise UserError(f"{path}: damaged TIFF ({error}); fetch the data set again") from error
+        raise UserError(f"{path}: damaged TIFF ({' '.join(str(error).split())}); fetch the data set again") from error
+    if axes == "YXS":  # else band after band
+        values = values.transpose(2, 0, 1)
+    if values.shape != (BANDS, side, side) or values.dtype != np.uint16:
+        raise UserError(f"{path}: {values.shape} {values.dtype}; expected {(BANDS, side, side)} in 16 bits")
+    return np.ascontiguousarray(values)
 
 
 def _downloads(folder: str) -> tuple[Download, ...]:

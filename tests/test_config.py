@@ -8,7 +8,7 @@ import pytest
 
 from dabsmix.config import PRETRAIN_PROTOCOLS, PretrainConfig, Recipe, as_plain, config_hash, resolve
 from dabsmix.errors import UserError
-from dabsmix.files import data_root
+from dabsmix.files import cache_folder, data_root
 from dabsmix.source import Source
 
 CONFIG = PretrainConfig(Source("digits"), algo="emix")
@@ -103,5 +103,9 @@ def test_data_root_is_the_flag_then_the_variable_then_the_cache(monkeypatch: pyt
     monkeypatch.delenv("DABSMIX_DATA")
     monkeypatch.setenv("XDG_CACHE_HOME", "/cache")
     assert data_root(None) == Path("/cache/dabsmix/data")
+    monkeypatch.delenv("DABSMIX_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", "")  # as if it were unset
+    assert data_root(None) == Path("/home/me/.cache/dabsmix/data")
+    assert cache_folder() == Path("/home/me/.cache/dabsmix")
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert data_root(None) == Path("/home/me/.cache/dabsmix/data")

@@ -18,6 +18,7 @@ from dabsmix.data.domain import Data, Labelled, Split, Task
 from dabsmix.data.download import Download
 from dabsmix.data.splits import carve, divide_in_three
 from dabsmix.errors import UserError
+from dabsmix.files import data_root
 from dabsmix.modalities.files import codes, skipped_note
 from dabsmix.modalities.text_files import OwnText, read_own
 from dabsmix.modalities.tokenizer import Sample, Tokenizer, tokenizer, train_tokenizer
@@ -242,6 +243,7 @@ def own(
     *,
     label: str | None = None,
     on_bad: Literal["error", "skip"] = "error",
+    root: Path | None = None,
     column: str = "text",
     tokenizer: str = "",
     vocab_size: int = 8000,
@@ -254,6 +256,7 @@ def own(
         path: a folder of ``.txt`` files, one text each; one ``.txt`` file, a text a line; or a CSV, TSV or Parquet.
         label: a table's column of classes; ``folder`` where each class has a folder of its own.
         on_bad: ``skip`` leaves out texts that are empty or have no label, counts and lists them.
+        root: the data root, where tokenizers lie; by default `data_root`'s.
         column: a table's column of texts.
         tokenizer: name or file of one; where empty, one is trained on the texts that pretraining sees.
         vocab_size: of the trained tokenizer, at most.
@@ -277,7 +280,7 @@ def own(
         groups = codes([row.group for row in rows]) if group else None
         train, validation, test = divide_in_three(len(rows), label=code, group=groups, seeds=(0, 0))
         notes = (f"The splits are ours, of {'whole groups' if group else 'texts of every class'}, seeded.",)
-    tokens = _own_tokenizer(tokenizer, (rows[row].text for row in train), vocab_size)
+    tokens = _own_tokenizer(tokenizer, root, (rows[row].text for row in train), vocab_size)
     data = _own_data(path, rows, tokens, length)
     if label is not None:
         whole = replace(data.pretrain, label=code, group=groups)
@@ -301,10 +304,8 @@ def own_rows(path: Path, state: Mapping[str, Any]) -> tuple[Data, list[str]]:
     return replace(data, state=state), [row.key for row in rows]
 
 
-def _own_tokenizer(name: str, texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    from dabsmix.files import data_root
-
-    return tokenizer(name, data_root(None)) if name else train_tokenizer(texts, vocab_size)
+def _own_tokenizer(name: str, root: Path | None, texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    return tokenizer(name, data_root(root)) if name else train_tokenizer(texts, vocab_size)
 
 
 def _own_data(path: Path, rows: list[OwnText], tokens: Tokenizer, length: int) -> Data:

@@ -56,13 +56,13 @@ class Tokenizer:
         self.vocab = 1 + max(self._inner.get_vocab(with_added_tokens=True).values())
         self.digest = hashlib.sha256(self.text.encode()).hexdigest()
 
-    def encode(self, texts: Sequence[Sample], length: int, pairs: Sequence[str] | None = None) -> NDArray[np.int32]:
+    def encode(self, samples: Sequence[Sample], length: int) -> NDArray[np.int32]:
         """Token ids, int32 ``(n, length)``: cut or padded on the right, the tokenizer's own special tokens included.
 
-        With ``pairs`` each row is a text and its partner (BERT: ``[CLS] text [SEP] pair [SEP]``); where both do not
-        fit, the longer one of the two loses tokens first.
+        A pair becomes one row (BERT: ``[CLS] first [SEP] second [SEP]``); where both do not fit, the longer one of
+        the two loses tokens first.
         """
-        samples = list(texts) if pairs is None else list(zip(texts, pairs, strict=True))
+        samples = list(samples)
         rows = np.full((len(samples), length), self.pad, dtype=np.int32)
         if samples:
             self._inner.enable_truncation(length, strategy="longest_first")

@@ -77,7 +77,7 @@ def test_pairs_lose_tokens_of_the_longer_text_first(tmp_path: Path, length: int)
     (cls, *_), sep = tokens.encode(["red"], 3)[0].tolist(), int(tokens.encode(["red"], 3)[0, -1])
     expected = [cls, *one, sep, *two, sep]
     expected += [tokens.pad] * (length - len(expected))
-    assert tokens.encode([first], length, [second]).tolist() == [expected]
+    assert tokens.encode([(first, second)], length).tolist() == [expected]
 
 
 def test_real_bert_vocabulary_gives_what_transformers_gives() -> None:
@@ -93,7 +93,7 @@ def test_real_bert_vocabulary_gives_what_transformers_gives() -> None:
     first = ["Crème brûlée, please!", "unaffable <unk> @-@ 3", "日本 and naïve", "x" * 150, ""]
     second = ["It's 5°C.", "a b c d e f g h i j k l m n o p q r s t", "[MASK] me", "", "q"]
     expected = theirs(first, second, max_length=16, padding="max_length", truncation=True)["input_ids"]
-    assert ours.encode(first, 16, second).tolist() == expected
+    assert ours.encode(list(zip(first, second, strict=True)), 16).tolist() == expected
 
 
 def test_cased_vocabulary_keeps_capitals(tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_xlm_roberta_has_its_own_special_tokens(tmp_path: Path) -> None:
     write_xlm_roberta(tmp_path)
     tokens = tokenizer("xlm-roberta-base", tmp_path)
     red, river = 4 + WORDS.index("red"), 4 + WORDS.index("river")
-    assert tokens.encode(["red"], 8, ["river"]).tolist() == [[0, red, 2, 2, river, 2, 1, 1]]
+    assert tokens.encode([("red", "river")], 8).tolist() == [[0, red, 2, 2, river, 2, 1, 1]]
     assert (tokens.pad, tokens.vocab) == (1, 4 + len(WORDS) + 1)
 
 
