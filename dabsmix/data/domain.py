@@ -133,6 +133,13 @@ class Split:
             None if self.group is None else self.group[index],
         )
 
+    def drop_partial_label(self) -> Split:
+        """This split without its labels where some of its rows have none (-1 or NaN); else itself."""
+        if self.label is None:
+            return self
+        lacking = np.isnan(self.label) if self.label.dtype.kind == "f" else self.label < 0
+        return Split(self.inputs, self.rows, None, self.group) if lacking.any() else self
+
 
 def as_stored(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """The default ``Data.normalise``: examples are stored as the specs state them."""

@@ -1,11 +1,13 @@
 """Training, validation and test parts: seeded, by class or in whole groups, the same on every machine."""
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
 from dabsmix.errors import UserError
 
-__all__ = ["carve", "divide", "divide_in_three"]
+__all__ = ["Parts", "carve", "divide", "divide_in_three", "divide_labelled"]
 
 
 def carve(
@@ -115,3 +117,47 @@ def divide_in_three(
         seed=seeds[1],
     )
     return rest[kept], rest[held], tested
+
+
+class Parts(NamedTuple):
+    """Rows of a set of which some have a label: what pretraining sees, and the three parts that are scored with."""
+
+    pretrain: NDArray[np.int64]
+    train: NDArray[np.int64]
+    validation: NDArray[np.int64]
+    test: NDArray[np.int64]
+
+
+def divide_labelled(
+    labelled: NDArray[np.bool_],
+    *,
+    label: NDArray[np.int64] | None = None,
+    group: NDArray[np.int64] | None = None,
+    seeds: tuple[int, int] = (0, 1),
+) -> Parts:
+    """Divide the labelled rows in three; pretraining sees the training part and the rows without a label.
+
+    Rows without a label whose group is in validation or test are not seen by pretraining, for they are not independent
+    of what is scored.
+
+    Args:
+        labelled: ``(n,)``, whether a row has a label.
+        label, group: of every row, as for `carve`.
+        seeds: as for `divide_in_three`.
+
+    Raises:
+        UserError: as `carve`.
+    """
+    rows, others = np.flatnonzero(labelled), np.flatnonzero(~labelled)
+    train, validation, test = (
+        rows[part]
+        for part in divide_in_three(
+            len(rows),
+            label=None if label is None else label[rows],
+            group=None if group is None else group[rows],
+            seeds=seeds,
+        )
+    )
+    if group is not None:
+        others = others[~np.isin(group[others], group[np.concatenate([validation, test])])]
+    return Parts(np.sort(np.concatenate([train, others])), train, validation, test)

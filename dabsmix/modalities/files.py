@@ -5,23 +5,25 @@ from __future__ import annotations
 import csv
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dabsmix.data.cache import fingerprint
 from dabsmix.data.domain import Task
-from dabsmix.data.splits import carve
+from dabsmix.data.splits import Parts, divide_labelled
 from dabsmix.errors import UserError
 
 __all__ = [
     "OwnSplit",
+    "class_names",
     "codes",
     "digest",
+    "division_notes",
     "lines",
     "own_files",
     "own_labels",
@@ -152,16 +154,15 @@ class OwnSplit:
     """What becomes of a user's files; rows are their places in the list.
 
     Attributes:
-        train, test: the rows; without labels all that can be used are train. Validation is carved later.
-        label: int64 ``(n,)``, -1 for rows that are not used; None without labels.
+        parts: the rows; without labels all that can be used are for pretraining.
+        label: int64 ``(n,)``, -1 for rows that have none or are not used; None without labels.
         task: None without labels.
         group: int64 ``(n,)``, or None.
         notes: whose splits these are, and what was skipped.
         skipped: what was wrong with each file that was.
     """
 
-    train: NDArray[np.int64]
-    test: NDArray[np.int64]
+    parts: Parts
     label: NDArray[np.int64] | None
     task: Task | None
     group: NDArray[np.int64] | None
@@ -179,7 +180,9 @@ def own_split(
     grouped: bool,
     on_bad: Literal["error", "skip"],
 ) -> OwnSplit:
-    """A fifth of the files of every class, or of the groups, for the test, the rest for training.
+    """A fifth of the labelled files of every class, or of the groups, for the test; the rest for training.
+
+    Files without a label are for pretraining alone.
 
     Args:
         what: what they are, for messages: ``images``.
@@ -188,15 +191,11 @@ def own_split(
         named: see `own_labels`.
         bad: what is wrong with which row.
         grouped: whether the groups are to be kept whole.
-        on_bad: ``skip`` leaves out the bad rows and those without a label, counts and lists them.
+        on_bad: ``skip`` leaves out the bad rows, counts and lists them.
 
     Raises:
         UserError: a bad row, unless they are skipped; none that can be used; one class only.
     """
-    bad = dict(bad)
-    for row, file in enumerate(files if named is not None else ()):
-        if file not in named:  # type: ignore[operator]  # there is nothing to loop over without it
-            bad.setdefault(row, f"{folder / file}: no label; put it into a class folder, or give it a row in labels")
     if bad and on_bad == "error":
         others = f" ({len(bad) - 1} more of {len(files)} {what} are bad)" if len(bad) > 1 else ""
         raise UserError(f"{bad[min(bad)]}, or leave such files out with --on-bad skip{others}")
@@ -205,18 +204,80 @@ def own_split(
         raise UserError(f"none of the {len(files)} {what} can be used; the first: {bad[0]}")
     skipped = tuple(bad[row] for row in sorted(bad))
     if named is None:
-        return OwnSplit(rows, rows[:0], None, None, None, skipped_note(what, skipped, len(files)), skipped)
-    classes = tuple(sorted({named[files[row]][0] for row in rows}))
-    if len(classes) < 2:
-        raise UserError(f"{folder}: all {what} have the label {classes[0]!r}; a task needs two classes")
+        parts = Parts(rows, rows[:0], rows[:0], rows[:0])
+        return OwnSplit(parts, None, None, None, skipped_note(what, skipped, len(files)), skipped)
     label, group = np.full(len(files), -1, dtype=np.int64), np.full(len(files), -1, dtype=np.int64)
-    label[rows] = [classes.index(named[files[row]][0]) for row in rows]
-    group[rows] = codes([named[files[row]][1] for row in rows])
-    rest, test = carve(len(rows), label=label[rows], group=group[rows] if grouped else None, fraction=0.2)
-    note = f"The splits are ours, of {'whole groups' if grouped else f'{what} of every class'}, seeded."
+    of_class = [named[files[row]][0] if files[row] in named else "" for row in rows]
+    classes = class_names(of_class, folder, what)
+    label[rows] = [classes.index(name) if name else -1 for name in of_class]
+    # a file of which the table says nothing is a group of its own
+    group[rows] = codes([named[files[row]][1] if files[row] in named else f"/{files[row]}" for row in rows])
+    found = divide_labelled(label[rows] >= 0, label=label[rows], group=group[rows] if grouped else None, seeds=(0, 0))
+    parts = Parts(*(rows[part] for part in found))
     task = Task("classes", "accuracy", classes)
-    notes = (note, *skipped_note(what, skipped, len(files)))
-    return OwnSplit(rows[rest], rows[test], label, task, group if grouped else None, notes, skipped)
+    notes = (
+        *division_notes(what, task, parts, label, len(rows), grouped=grouped),
+        *skipped_note(what, skipped, len(files)),
+    )
+    return OwnSplit(parts, label, task, group if grouped else None, notes, skipped)
+
+
+def class_names(labels: Iterable[str], path: Path, what: str) -> tuple[str, ...]:
+    """The distinct labels in order, the empty one, for none, left out.
+
+    Raises:
+        UserError: there are fewer than two.
+    """
+    classes = tuple(sorted(set(labels) - {""}))
+    if not classes:
+        raise UserError(f"{path}: none of the {what} has a label; leave out --label, or fill some in")
+    if len(classes) < 2:
+        raise UserError(f"{path}: all {what} with a label have {classes[0]!r}; a task needs two classes")
+    return classes
+
+
+def division_notes(
+    what: str, task: Task, parts: Parts, label: NDArray[Any], total: int, *, grouped: bool
+) -> tuple[str, ...]:
+    """For ``Data.notes``: whose splits these are, their sizes, what has no label, and the classes that a part lacks.
+
+    Args:
+        what: what the rows are: ``images``.
+        task: what is predicted.
+        parts: of the rows.
+        label: of all rows; -1 or NaN where there is none.
+        total: how many rows can be used.
+        grouped: whether groups were kept whole.
+    """
+    by_class = task.kind == "classes"
+    how = "whole groups" if grouped else f"{what} of every class" if by_class else what
+    sizes = {"train": parts.train, "validation": parts.validation, "test": parts.test}
+    named = ", ".join(f"{len(rows)} {name}" for name, rows in sizes.items())
+    notes = [f"The splits are ours, of {how}, seeded: {named}."]
+    scored = sum(map(len, sizes.values()))
+    if scored < total:
+        seen = len(parts.pretrain) - len(parts.train)
+        beside = total - scored - seen
+        kept_out = f"; {beside} in groups of validation or test are not used" if beside else ""
+        notes.append(
+            f"{total - scored} of {total} {what} have no label: pretraining sees {seen} of them beside the "
+            f"{len(parts.train)} of train{kept_out}."
+        )
+    if not by_class:
+        return tuple(notes)
+    counts = np.bincount(label[label >= 0].astype(np.int64), minlength=len(task.classes))
+    if single := [name for name, count in zip(task.classes, counts, strict=True) if count == 1]:
+        notes.append(f"Classes with one example, which cannot be both trained on and scored: {_listed(single)}.")
+    for name, rows in sizes.items():
+        present = set(np.unique(label[rows]).tolist())
+        if absent := [each for code, each in enumerate(task.classes) if code not in present]:
+            notes.append(f"None of the {name} {what} has the class {_listed(absent)}.")
+    return tuple(notes)
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return ", ".join(repr(name) for name in names[:LISTED]) + more
 
 
 def skipped_note(what: str, skipped: Sequence[str], total: int) -> tuple[str, ...]:
@@ -251,8 +312,8 @@ def read_labels(path: Path, files: Sequence[str], label: str, group: str | None)
                     raise UserError(f"{path}, row {number}: no file {file!r} below the data folder")
                 if file in found:
                     raise UserError(f"{path}, row {number}: {file!r} had a row before; leave one of them out")
-                if not all(values):
-                    raise UserError(f"{path}, row {number}: {wanted[1 + values.index('')]} is empty; fill it in")
+                if not values[-1] and group:
+                    raise UserError(f"{path}, row {number}: {group} is empty; fill it in")
                 found[file] = (values[0], values[-1] if group else file)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"labels {path}: cannot be read ({error})") from error

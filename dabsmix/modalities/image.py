@@ -166,10 +166,9 @@ def load(
     check_splits(name, listing, train, validation, test)
 
     def split(rows: NDArray[np.int64]) -> Split:
-        label = None if (listing.label[rows] < 0).any() else listing.label[rows]
-        return Split((images,), rows, label, None if listing.group is None else listing.group[rows])
+        return Split((images,), rows, listing.label[rows], None if listing.group is None else listing.group[rows])
 
-    pretrain = split(train if listing.pretrain is None else listing.pretrain)
+    pretrain = split(train if listing.pretrain is None else listing.pretrain).drop_partial_label()
     if listing.statistics is not None:
         standardise = Standardise(*listing.statistics)
     elif protocol == "dabs":
@@ -283,12 +282,14 @@ def own(
     labels: str = "",
     group: str | None = None,
 ) -> Data:
-    """All images below a folder. With a label a fifth of them (or of the groups) are the test.
+    """All images below a folder. With a label a fifth of the labelled ones (or of the groups) are the test.
+
+    Images without a label are pretrained on and not scored.
 
     Args:
         path: the folder.
         label: ``folder`` where each class has a folder of its own; with `labels`, the column of the class.
-        on_bad: ``skip`` leaves out images that are damaged or have no label, counts and lists them.
+        on_bad: ``skip`` leaves out images that are damaged, counts and lists them.
         size: side of the square that every image is resized to.
         patch: side of a patch.
         labels: a CSV with a header: the column ``file`` (below the folder), the label's, the group's; its own path
@@ -296,7 +297,7 @@ def own(
         group: the column of `labels` that tells which images belong together (patient, place, day).
 
     Raises:
-        UserError: no image, a damaged one, one without a label; a label without an image; only one class.
+        UserError: no image, a damaged one; a label without an image; only one class.
     """
     folder, files = own_files(path, IMAGE_SUFFIXES)
     named, table = own_labels(folder, files, label, labels, group)
@@ -304,14 +305,16 @@ def own(
     images, sums, bad, source = stored("own_images", unlabelled, _side(size, patch), "skip")
     own = own_split("images", folder, files, named, bad, grouped=group is not None, on_bad=on_bad)
     if own.label is None or own.task is None:
-        found = _statistics(sums[own.train], size)
+        found = _statistics(sums[own.parts.pretrain], size)
         state = {"size": size, "patch": patch, "mean": found.mean, "std": found.std, "skipped": own.skipped}
-        return replace(_unsplit(images, own.train, source, state), notes=own.notes)
+        return replace(_unsplit(images, own.parts.pretrain, source, state), notes=own.notes)
     listing = replace(
         unlabelled,
         label=own.label,
-        train=own.train,
-        test=own.test,
+        train=own.parts.train,
+        validation=own.parts.validation,
+        test=own.parts.test,
+        pretrain=own.parts.pretrain,
         task=own.task,
         group=own.group,
         notes=own.notes,

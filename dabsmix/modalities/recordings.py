@@ -33,7 +33,7 @@ class Recordings:
         readings: float32 ``(T, C)``.
         file, row: int64 ``(T,)``: which file, and which row of it.
         seconds: float64 ``(T,)``, in the unit that the user's column has.
-        group, label: int64 ``(T,)``, codes; without a label column ``label`` is 0.
+        group, label: int64 ``(T,)``, codes; ``label`` is -1 where the cell is empty, and 0 without a label column.
         classes: the names of the labels.
         skipped: ``file: row N: what is wrong`` for every row that was left out.
     """
@@ -67,7 +67,9 @@ def kept(
         text = {"classes": found.classes, "skipped": found.skipped}
         (folder / "text.json").write_text(json.dumps(text), encoding="utf-8")
 
-    folder = prepared("own_sensor", json.dumps([VERSION, key, channels, others, on_bad]), build)
+    # before rows without a label were kept, `skip` left them out
+    unlabelled = ["rows without a label too"] if on_bad == "skip" and len(others) > 2 else []
+    folder = prepared("own_sensor", json.dumps([VERSION, key, channels, others, on_bad, *unlabelled]), build)
     text = json.loads((folder / "text.json").read_text(encoding="utf-8"))
     arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ARRAYS}
     return Recordings(**arrays, classes=tuple(text["classes"]), skipped=tuple(text["skipped"]))
@@ -76,7 +78,7 @@ def kept(
 def read(
     sources: Sequence[Source], channels: Sequence[str], others: Sequence[str], on_bad: Literal["error", "skip"]
 ) -> Recordings:
-    """The readings of these files, which have the same columns; no cell may be empty.
+    """The readings of these files, which have the same columns; no cell but a label's may be empty.
 
     Args:
         sources: the files.
@@ -109,7 +111,7 @@ def read(
     for number, source in enumerate(sources):
         left_out: list[tuple[int, str]] = []
         on_row = refuse if on_bad == "error" else partial(_list, left_out)
-        for rows, cells, _ in encoded(source, columns, on_row, filled=frozenset(wanted)):
+        for rows, cells, _ in encoded(source, columns, on_row, filled=frozenset(wanted[: len(channels) + 2])):
             places.append(np.column_stack([np.full(len(rows), number), rows]))
             values.append((cells[:, : len(channels)].astype(np.float32), cells[:, len(channels) :]))
         skipped += [f"{source.path.name}: row {row}: {reason}" for row, reason in sorted(left_out)]
@@ -162,12 +164,15 @@ def _seconds(values: NDArray[np.float64], column: Column, path: Path) -> NDArray
 
 
 def _classes(values: NDArray[np.float64], column: Column) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-    distinct, codes = np.unique(values, return_inverse=True)
+    filled = ~np.isnan(values)
+    distinct, codes = np.unique(values[filled], return_inverse=True)
+    label = np.full(len(values), -1, np.int64)
+    label[filled] = codes
     if column.categories is not None:
         names = [column.categories[int(code)] for code in distinct]
     else:
         names = [f"{value:g}" for value in distinct]
-    return codes.astype(np.int64), tuple(names)
+    return label, tuple(names)
 
 
 def stretches(

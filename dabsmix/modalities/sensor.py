@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from dabsmix.data.cache import fingerprint
 from dabsmix.data.domain import Data, Labelled, Split, Task
-from dabsmix.data.splits import divide_in_three
+from dabsmix.data.splits import divide_labelled
 from dabsmix.data.standardise import Standardise
 from dabsmix.errors import UserError, did_you_mean
-from dabsmix.modalities.files import skipped_note
+from dabsmix.modalities.files import division_notes, skipped_note
 from dabsmix.modalities.recordings import kept, read, stretches
 from dabsmix.modalities.tables import Source, column_names, table_files
 from dabsmix.spec import Grid
@@ -159,7 +159,7 @@ def own(
 
     Args:
         path: CSV or TSV with a header line, gzipped or not, or Parquet.
-        label: the column with the class of each reading.
+        label: the column with the class of each reading; windows where it is empty are pretrained on, not scored.
         on_bad: ``skip`` leaves bad rows out, counts and lists them.
         time: the column of times: numbers, or dates as ISO 8601 has them.
         group: the column that tells which readings belong together (person, machine, recording).
@@ -188,7 +188,8 @@ def own(
     source = fingerprint(path if path.is_dir() else path.parent, [each.path for each in sources])
     found = kept(source, sources, channels, others, on_bad)
     if label is not None and len(found.classes) < 2:
-        raise UserError(f"--label {label}: every row holds {found.classes[0]!r}; there is nothing to predict")
+        held = f"every row that has one holds {found.classes[0]!r}" if found.classes else "every cell is empty"
+        raise UserError(f"--label {label}: {held}; there is nothing to predict")
     bounds = stretches(found, sources, time, window, by_label=label is not None)
     starts = window_starts(bounds, window, stride)
     if len(starts) < 2:
@@ -197,28 +198,22 @@ def own(
             f"{np.diff(bounds).max()}; sort rows by group and time, or set a shorter window"
         )
     windows, members = Windows(found.readings, starts, window), found.group[starts]
-    train, labelled = np.arange(len(starts)), None
+    whole = Split((windows,), np.arange(len(starts)), None if label is None else found.label[starts], members)
+    pretrain, labelled = whole, None
     notes = [
         *_unused_note(starts, window, len(found.row)),
         *skipped_note("rows", found.skipped, len(found.row) + len(found.skipped)),
     ]
     if label is not None:
-        train, validation, test = divide_in_three(len(starts), group=members)
-        notes.insert(0, "The splits are ours, of whole groups, seeded.")
-        for name, part in (("train", train), ("validation", validation), ("test", test)):
-            if absent := sorted(set(range(len(found.classes))) - set(found.label[starts[part]].tolist())):
-                notes.append(f"No {name} window has the class {', '.join(found.classes[each] for each in absent)}.")
-
-    def split(part: NDArray[np.int64]) -> Split:
-        return Split((windows,), part, None if label is None else found.label[starts[part]], members[part])
-
-    if label is not None:
-        task = Task("classes", "accuracy", found.classes)
-        labelled = Labelled(task, split(train), split(validation), split(test))
-    standardise = Standardise.of(windows, train)
+        task, of_window = Task("classes", "accuracy", found.classes), found.label[starts]
+        parts = divide_labelled(of_window >= 0, group=members)
+        labelled = Labelled(task, whole.take(parts.train), whole.take(parts.validation), whole.take(parts.test))
+        pretrain = whole.take(parts.pretrain).drop_partial_label()
+        notes = [*division_notes("windows", task, parts, of_window, len(starts), grouped=True), *notes]
+    standardise = Standardise.of(windows, pretrain.rows)
     return Data(
         specs=(Grid(len(channels), (window,), (patch,)),),
-        pretrain=split(train),
+        pretrain=pretrain,
         labelled=labelled,
         fingerprint=source,
         normalise=standardise,

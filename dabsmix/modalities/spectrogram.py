@@ -62,6 +62,7 @@ class Clips:
         label: int64 ``(n,)`` of all clips; None where the set has none, and then all of train is for pretraining.
         task: what is predicted, or None.
         validation: rows of the validation part where the source fixes one; else it is carved from train.
+        pretrain: rows that pretraining sees where these are not just those of train.
         group: int64 ``(n,)``, clips that are not independent (a speaker's, a recording's) share a number, or None.
         begin: int64 ``(n,)``, seconds into the file at which a clip begins; None where all begin with their file.
         lists: other files that decide the above, relative to `folder`.
@@ -75,6 +76,7 @@ class Clips:
     label: NDArray[np.int64] | None = None
     task: Task | None = None
     validation: NDArray[np.int64] | None = None
+    pretrain: NDArray[np.int64] | None = None
     group: NDArray[np.int64] | None = None
     begin: NDArray[np.int64] | None = None
     lists: Sequence[str] = ()
@@ -157,15 +159,16 @@ def load(
         )
     if not len(train):
         raise UserError(f"{name}: no clip to train on; is {clips.folder} complete?")
+    seen = train if clips.pretrain is None else clips.pretrain
     whole = Split((spectrograms,), np.arange(len(clips.files)), clips.label, clips.group)
     labelled = None
     if clips.task is not None and clips.label is not None:
         _check(name, clips, clips.task, clips.label[train], clips.label[validation], clips.label[test])
         labelled = Labelled(clips.task, whole.take(train), whole.take(validation), whole.take(test))
-    standardise = Standardise(*dabs) if as_dabs and dabs is not None else _statistics(sums[train], form)
+    standardise = Standardise(*dabs) if as_dabs and dabs is not None else _statistics(sums[seen], form)
     return Data(
         specs=(form.grid,),
-        pretrain=Split((spectrograms,), train) if labelled is None else labelled.train,
+        pretrain=whole.take(seen).drop_partial_label(),
         labelled=labelled,
         fingerprint=key,
         normalise=standardise,
@@ -284,12 +287,14 @@ def own(
     labels: str = "",
     group: str | None = None,
 ) -> Data:
-    """All sound files below a folder. With a label a fifth of them (or of the groups) are the test.
+    """All sound files below a folder. With a label a fifth of the labelled ones (or of the groups) are the test.
+
+    Sounds without a label are pretrained on and not scored.
 
     Args:
         path: the folder.
         label: ``folder`` where each class has a folder of its own; with `labels`, the column of the class.
-        on_bad: ``skip`` leaves out files that are damaged or have no label, counts and lists them.
+        on_bad: ``skip`` leaves out files that are damaged, counts and lists them.
         rate: Hz, to which all files are resampled.
         seconds: of every file that are looked at, from its beginning.
         mels: mel bands, and as many frames.
@@ -299,15 +304,24 @@ def own(
         group: the column of `labels` that tells which files belong together (speaker, place, day).
 
     Raises:
-        UserError: no sound, a damaged one, one without a label; a label without a sound; only one class.
+        UserError: no sound, a damaged one; a label without a sound; only one class.
     """
     form = _own_form(rate, seconds, mels, patch)
     clips = _own_clips(path)
     named, table = own_labels(clips.folder, clips.files, label, labels, group)
     _, _, about = stored("own_sounds", clips, _fingerprint(clips), form, on_bad="skip")
     own = own_split("sounds", clips.folder, clips.files, named, about.bad, grouped=group is not None, on_bad=on_bad)
+    labelled = own.label is not None
     clips = replace(
-        clips, train=own.train, test=own.test, label=own.label, task=own.task, group=own.group, notes=own.notes
+        clips,
+        train=own.parts.train if labelled else own.parts.pretrain,
+        validation=own.parts.validation if labelled else None,
+        test=own.parts.test,
+        pretrain=own.parts.pretrain,
+        label=own.label,
+        task=own.task,
+        group=own.group,
+        notes=own.notes,
     )
     data = load("own_sounds", clips, form, "v1", on_bad="skip")
     source = digest([data.fingerprint, table])

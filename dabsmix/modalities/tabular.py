@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from dabsmix.data.cache import fingerprint
 from dabsmix.data.domain import Data, Labelled, Split, Task
-from dabsmix.data.splits import divide_in_three
+from dabsmix.data.splits import divide_labelled
 from dabsmix.errors import UserError, did_you_mean
 from dabsmix.modalities.columns import Column, Fitted, Matrix, encoded, fit, refuse, scan, store
-from dabsmix.modalities.files import skipped_note
+from dabsmix.modalities.files import division_notes, skipped_note
 from dabsmix.modalities.tables import Source, column_names, table_files
 
 __all__ = ["numeric_table", "own", "own_rows", "supervised"]
@@ -66,6 +66,7 @@ def supervised(
     source: str,
     notes: tuple[str, ...],
     group: NDArray[np.int64] | None = None,
+    pretrain: NDArray[np.int64] | None = None,
     state: Mapping[str, Any] | None = None,
 ) -> Data:
     """A table with its labels as `Data`.
@@ -74,19 +75,21 @@ def supervised(
         matrix: the table.
         fitted: its columns as the training rows have them.
         task: what the label is.
-        rows: of the training, validation and test part; the training part is what is pretrained on.
+        rows: of the training, validation and test part.
         label: ``(n,)``, of every row of the table.
         source: fingerprint of the files.
         notes: as in `Data`.
         group: int64 ``(n,)``, of every row of the table.
+        pretrain: rows to pretrain on, some of them without a label; by default the training part.
         state: as in `Data`.
     """
-    train, validation, test = (
-        Split((matrix.x,), part, label[part], None if group is None else group[part]) for part in rows
-    )
+    whole = Split((matrix.x,), np.arange(len(label)), label, group)
+    train, validation, test = (whole.take(part) for part in rows)
     return Data(
         specs=(fitted.spec,),
-        pretrain=train,
+        pretrain=train
+        if pretrain is None
+        else Split((matrix.x,), pretrain, None, None if group is None else group[pretrain]),
         labelled=Labelled(task, train, validation, test),
         fingerprint=source,
         normalise=fitted.normalise(),
@@ -109,7 +112,10 @@ def own(
     missing: str | Sequence[str] = "",
     task: Literal["auto", "classes", "regression"] = "auto",
 ) -> Data:
-    """A table file, or a folder of table files with the same columns. A fifth of the rows (or groups) are the test.
+    """A table file, or a folder of table files with the same columns.
+
+    With a label a fifth of the labelled rows (or groups) are the test; rows whose label is empty are pretrained on and
+    not scored.
 
     Args:
         path: CSV or TSV with a header line, gzipped or not, or Parquet.
@@ -135,7 +141,11 @@ def own(
     if not features:
         raise UserError(f"{path}: no column is left beside the label, the group and the ignored ones")
     source = fingerprint(path if path.is_dir() else path.parent, [each.path for each in sources])
-    key = json.dumps([source, label, group, coded, left_out, empty, on_bad])
+    # before rows without a label were kept, `skip` left them out
+    kept = ["rows without a label too"] if on_bad == "skip" and label else []
+    key = json.dumps([source, label, group, coded, left_out, empty, on_bad, *kept])
+
+    grouping = frozenset([group] if group else [])
 
     def columns() -> tuple[tuple[Column, ...], tuple[Column, ...]]:
         found = scan(
@@ -143,11 +153,13 @@ def own(
             empty,
             leave_out=frozenset(left_out),
             categorical=frozenset(coded),
-            many=frozenset([group] if group else []),
+            many=grouping,
         )
         return tuple(found[name] for name in features), tuple(found[name] for name in others)
 
-    matrix = store("own_tabular", key, sources, columns, on_bad=on_bad, missing=empty, filled=frozenset(others))
+    matrix = store(
+        "own_tabular", key, sources, columns, on_bad=on_bad, missing=empty, filled=frozenset([group] if group else [])
+    )
     notes = skipped_note("rows", matrix.skipped, len(matrix.x) + len(matrix.skipped))
     members = None if group is None else matrix.extra[:, others.index(group)].astype(np.int64)
     everything = np.arange(len(matrix.x))
@@ -163,27 +175,25 @@ def own(
             notes=notes,
             state=_state(fitted, matrix, left_out, empty),
         )
-    target, target_task, said = _target(matrix, label, task)
-    classes = target.astype(np.int64) if target_task.kind == "classes" else None
-    train, validation, test = divide_in_three(len(target), label=classes, group=members)
-    parts = {"train": train, "validation": validation, "test": test}
-    fitted = fit("own_tabular", key, matrix, train)
-    by = "whole groups" if group else "rows of every class" if classes is not None else "rows"
-    sizes = ", ".join(f"{len(rows)} {name}" for name, rows in parts.items())
+    target, target_task, decided = _target(matrix, label, task)
+    has_label = ~np.isnan(matrix.extra[:, others.index(label)])
+    classes = target if target_task.kind == "classes" else None
+    parts = divide_labelled(has_label, label=classes, group=members)
+    fitted = fit("own_tabular", key, matrix, parts.pretrain)
     return supervised(
         matrix,
         fitted,
         target_task,
-        (train, validation, test),
+        parts[1:],
         target,
         source=source,
         notes=(
-            f"The splits are ours, of {by}, seeded: {sizes}.",
-            *said,
-            *_class_notes(target_task, parts, classes),
+            *division_notes("rows", target_task, parts, target, len(target), grouped=group is not None),
+            *decided,
             *notes,
         ),
         group=members,
+        pretrain=None if has_label.all() else parts.pretrain,
         state=_state(fitted, matrix, left_out, empty),
     )
 
@@ -270,7 +280,10 @@ def _target(matrix: Matrix, label: str, task: str) -> tuple[NDArray[Any], Task, 
     """The labels in the form that the task states, the task, and what was decided without being told."""
     column = next(each for each in matrix.others if each.name == label)
     values = matrix.extra[:, matrix.others.index(column)]
-    distinct, codes = np.unique(values, return_inverse=True)
+    filled = ~np.isnan(values)
+    distinct, codes = np.unique(values[filled], return_inverse=True)
+    if not len(distinct):
+        raise UserError(f"--label {label}: every cell is empty; leave the label out, or fill some in")
     if len(distinct) < 2:
         held = column.categories[int(distinct[0])] if column.categories else f"{distinct[0]:g}"
         raise UserError(f"--label {label}: every row holds {held!r}; there is nothing to predict from")
@@ -289,18 +302,9 @@ def _target(matrix: Matrix, label: str, task: str) -> tuple[NDArray[Any], Task, 
         names = [column.categories[int(code)] for code in distinct]
     else:
         names = [str(int(value)) if whole else repr(float(value)) for value in distinct]
-    return codes.astype(np.int64), Task("classes", "accuracy", tuple(names)), ()
-
-
-def _class_notes(task: Task, parts: Mapping[str, NDArray[np.int64]], classes: NDArray[np.int64] | None) -> list[str]:
-    if classes is None:
-        return []
-    notes = []
-    for name, rows in parts.items():
-        absent = sorted(set(range(len(task.classes))) - set(np.unique(classes[rows]).tolist()))
-        if absent:
-            notes.append(f"No {name} row has the class {', '.join(repr(task.classes[each]) for each in absent)}.")
-    return notes
+    classes = np.full(len(values), -1, np.int64)
+    classes[filled] = codes
+    return classes, Task("classes", "accuracy", tuple(names)), ()
 
 
 def _state(fitted: Fitted, matrix: Matrix, ignored: tuple[str, ...], missing: tuple[str, ...]) -> dict[str, Any]:

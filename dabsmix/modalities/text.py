@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from dabsmix.data.cache import allocate, fingerprint, prepared
 from dabsmix.data.domain import Data, Labelled, Split, Task
 from dabsmix.data.download import Download
-from dabsmix.data.splits import carve, divide_in_three
+from dabsmix.data.splits import carve, divide_labelled
 from dabsmix.errors import UserError
 from dabsmix.files import data_root
-from dabsmix.modalities.files import codes, skipped_note
+from dabsmix.modalities.files import class_names, codes, division_notes, skipped_note
 from dabsmix.modalities.text_files import OwnText, read_own
 from dabsmix.modalities.tokenizer import Sample, Tokenizer, tokenizer, train_tokenizer
 from dabsmix.spec import Tokens
@@ -250,12 +250,14 @@ def own(
     length: int = LENGTH,
     group: str | None = None,
 ) -> Data:
-    """Texts, each a sample. With a label a fifth of them (or of the groups) are the test.
+    """Texts, each a sample. With a label a fifth of the labelled ones (or of the groups) are the test.
+
+    Texts without a label are pretrained on and not scored.
 
     Args:
         path: a folder of ``.txt`` files, one text each; one ``.txt`` file, a text a line; or a CSV, TSV or Parquet.
         label: a table's column of classes; ``folder`` where each class has a folder of its own.
-        on_bad: ``skip`` leaves out texts that are empty or have no label, counts and lists them.
+        on_bad: ``skip`` leaves out texts that are empty, counts and lists them.
         root: the data root, where tokenizers lie; by default `data_root`'s.
         column: a table's column of texts.
         tokenizer: name or file of one; where empty, one is trained on the texts that pretraining sees.
@@ -269,23 +271,27 @@ def own(
     if length < 3:
         raise UserError(f"length {length}: a sample needs room for a token between its two special ones")
     rows, bad = read_own(path, column, label, group, on_bad)
-    train = np.arange(len(rows))
+    seen = np.arange(len(rows))
     notes: tuple[str, ...] = ()
     if label is not None:
-        classes = tuple(sorted({row.label for row in rows}))
-        if len(classes) < 2:
-            raise UserError(f"{path}: every text has the label {classes[0]!r}; a task needs two classes")
+        classes = class_names((row.label for row in rows), path, "texts")
         task = Task("classes", "accuracy", classes)
-        code = np.array([classes.index(row.label) for row in rows], np.int64)
+        code = np.array([classes.index(row.label) if row.label else -1 for row in rows], np.int64)
         groups = codes([row.group for row in rows]) if group else None
-        train, validation, test = divide_in_three(len(rows), label=code, group=groups, seeds=(0, 0))
-        notes = (f"The splits are ours, of {'whole groups' if group else 'texts of every class'}, seeded.",)
-    tokens = _own_tokenizer(tokenizer, root, (rows[row].text for row in train), vocab_size)
+        parts = divide_labelled(code >= 0, label=code, group=groups, seeds=(0, 0))
+        seen = parts.pretrain
+        notes = division_notes("texts", task, parts, code, len(rows), grouped=group is not None)
+    tokens = _own_tokenizer(
+        tokenizer,
+        root,
+        (rows[row].text for row in seen),
+        vocab_size,
+    )
     data = _own_data(path, rows, tokens, length)
     if label is not None:
         whole = replace(data.pretrain, label=code, group=groups)
-        labelled = Labelled(task, whole.take(train), whole.take(validation), whole.take(test))
-        data = replace(data, pretrain=labelled.train, labelled=labelled)
+        labelled = Labelled(task, whole.take(parts.train), whole.take(parts.validation), whole.take(parts.test))
+        data = replace(data, pretrain=whole.take(seen).drop_partial_label(), labelled=labelled)
     return replace(
         data,
         notes=(*notes, *data.notes, *skipped_note("texts", bad, len(rows) + len(bad))),

@@ -63,7 +63,7 @@ def read_tsv(file: Path, columns: Sequence[str], header: Sequence[str] = ()) -> 
 
 
 class OwnText(NamedTuple):
-    """One text: what it is called (file name, or ``file:row``), and its class and group, empty where none is asked."""
+    """One text: what it is called (file name, or ``file:row``), and its class and group, empty where there is none."""
 
     key: str
     text: str
@@ -81,7 +81,7 @@ def read_own(
         column: a table's column of texts.
         label: a table's column of classes; ``folder`` for a folder of class folders; None where none is wanted.
         group: a table's column of groups, or None.
-        on_bad: ``error`` raises at the first text that is empty, broken or lacks its label; ``skip`` leaves it out.
+        on_bad: ``error`` raises at the first text that is empty or broken, or lacks its group; ``skip`` leaves it out.
 
     Raises:
         UserError: an unknown column, no text at all, or see ``on_bad``.
@@ -91,12 +91,10 @@ def read_own(
     for key, text, of_class, of_group, fault in _candidates(path, column, label, group):
         if not fault and not text.strip():
             fault = "no text"
-        if not fault and label is not None and of_class in EMPTY:
-            fault = f"no {label}"
         if not fault and group is not None and of_group in EMPTY:
             fault = f"no {group}"
         if not fault:
-            found.append(OwnText(key, text, of_class, of_group))
+            found.append(OwnText(key, text, "" if of_class in EMPTY else of_class, of_group))
         elif on_bad == "error":
             raise UserError(f"{path}: {key}: {fault}; mend it, or leave such texts out with --on-bad skip")
         else:
@@ -123,9 +121,7 @@ def _candidates(path: Path, column: str, label: str | None, group: str | None) -
                 text, fault = (path / file).read_text(encoding="utf-8-sig"), ""
             except (OSError, UnicodeDecodeError) as error:
                 text, fault = "", f"cannot be read as UTF-8 ({error})"
-            if label and "/" not in file:
-                fault = fault or "lies in no class folder"
-            yield file, text, file.split("/")[0], "", fault
+            yield file, text, file.split("/")[0] if "/" in file else "", "", fault
     elif label:
         raise UserError(f"{path}: the lines of a file have no class; give a table and its column with --label")
     else:

@@ -1,5 +1,6 @@
 """From features to results: every probe of a protocol chosen on validation, then scored on test with an interval."""
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -113,16 +114,28 @@ def kept(scores: Sequence[Scores], task: Task) -> NDArray[Any]:
     return whole.argmax(axis=-1).astype(np.int32) if by_class else whole
 
 
-def share(text: str, task: Task) -> dict[str, Any]:
-    """``0.1`` or ``5/class`` as arguments of ``probe.few_labels`` and ``probe.label_subsets``.
+def share(text: str, task: Task, train: NDArray[Any] | None = None) -> dict[str, Any]:
+    """``0.1`` or ``5/class`` as arguments of ``selection.few_labels`` and ``selection.label_subsets``.
+
+    Args:
+        text: the share.
+        task: whose labels these are.
+        train: the training labels, to see whether every class has as many.
 
     Raises:
-        UserError: it is neither, or the task has no classes to draw from.
+        UserError: it is neither, the task has no classes to draw from, or a class has fewer examples.
     """
     per_class = re.fullmatch(r"([1-9][0-9]*)/class", text)
     if per_class and task.kind != "classes":
         raise UserError(f"--labels {text}: a task of kind {task.kind} has no labels per class; give a fraction")
     if per_class:
+        counts = np.bincount(train, minlength=task.num_outputs) if train is not None else np.array([math.inf])
+        if counts.min() < int(per_class[1]):
+            fewest = task.classes[int(counts.argmin())]
+            raise UserError(
+                f"--labels {text}: class {fewest!r} has {counts.min()} examples in train; give at most "
+                f"{max(1, counts.min())}/class, or a fraction"
+            )
         return {"per_class": int(per_class[1])}
     with suppress(ValueError):
         if 0 < float(text) <= 1:

@@ -90,7 +90,7 @@ def _transfer_to(
     labels = config.labels or tuple(str(part) for part in sorted(fractions, reverse=True))
     labels = tuple(dict.fromkeys(_plain(label) for label in labels))
     for label in labels:
-        share(label, data.labelled.task)  # a mistake is told before anything is computed
+        share(label, data.labelled.task, data.labelled.train.label)  # a mistake is told before anything is computed
 
     # What is there already.
     path = run.path / "transfer" / (f"{task}.json" if name == run.record.protocol else f"{task}-{name}.json")

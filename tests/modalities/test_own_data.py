@@ -239,11 +239,6 @@ def cut_sound(made: Made) -> str:
     return r"digits/1_theo_2\.wav: cut off, 1000 of \d+ bytes"
 
 
-def unlabelled_sound(made: Made) -> str:
-    shutil.copy(made.path / "1_theo_2.wav", made.path / "stray.wav")
-    return r"digits/stray\.wav: no label"
-
-
 def empty_cell(made: Made) -> str:
     edit(made.path, 100, lambda cells: [*cells[:3], "", *cells[4:]])
     return r"walk\.csv: row 100: column 'body_acc_y' is empty"
@@ -281,7 +276,6 @@ def edit(path: Path, row: int, change: Callable[[list[str]], list[str]]) -> None
     [
         (images, cut_image),
         (sounds, cut_sound),
-        (sounds, unlabelled_sound),
         (readings, empty_cell),
         (readings, infinite_cell),
         (table, short_row),

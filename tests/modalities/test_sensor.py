@@ -239,7 +239,7 @@ def broken(frame: pd.DataFrame, row: int, column: str, value: str | int | None) 
         ("x", "abc", "row 102: column 'x' holds 'abc'"),
         ("x", "inf", "row 102: column 'x' holds 'inf' infinite"),
         ("y", None, "row 102: column 'y' is empty"),
-        ("activity", None, "row 102: column 'activity' is empty"),
+        ("group", None, "row 102: column 'group' is empty"),
         ("time", -1, "row 102: time goes from 9.9 to -1 within one group"),
     ],
 )
@@ -288,7 +288,7 @@ def test_what_cannot_be_meant_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="column 'activity' holds 'sit', no number"):
         own(path, window=16)
     table().assign(activity="sit").to_csv(path, index=False)
-    with pytest.raises(UserError, match="every row holds 'sit'"):
+    with pytest.raises(UserError, match="every row that has one holds 'sit'"):
         own(path, label="activity", window=16)
 
 

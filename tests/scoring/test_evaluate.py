@@ -49,3 +49,10 @@ def test_small_shares_are_drawn_often_and_large_ones_seldom() -> None:
     chosen = choose(parts[0], parts[1], task, rules, ("1", "0.5", "0.1", "0.01", "2/class", "50/class"))
     drawn = {label: len(each) for (probe, label), each in chosen.items() if probe == "ridge"}
     assert drawn == {"1": 1, "0.5": 3, "0.1": 5, "0.01": 20, "2/class": 20, "50/class": 3}
+
+
+def test_more_labels_per_class_than_a_class_has_are_refused_with_the_count() -> None:
+    task, train = Task("classes", "accuracy", ("cat", "dog")), np.repeat([0, 1], [50, 30])
+    assert share("30/class", task, train) == {"per_class": 30}
+    with pytest.raises(UserError, match=r"--labels 1000/class: class 'dog' has 30 examples in train; .* 30/class"):
+        share("1000/class", task, train)
