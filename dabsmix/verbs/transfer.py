@@ -25,7 +25,7 @@ import dabsmix
 from dabsmix.config import TransferConfig
 from dabsmix.data.domain import Data, Split
 from dabsmix.errors import UserError
-from dabsmix.files import sha256, write
+from dabsmix.files import write
 from dabsmix.model.checkpoint import load_encoder
 from dabsmix.model.encoder import Encoder
 from dabsmix.registry import domain
@@ -85,7 +85,7 @@ def _transfer_to(
     if data.labelled is None:
         raise UserError(f"{task} has no labels to transfer to: name another --task")
     rules = v1() if name == "finetune" else protocol(name, batch_size)  # when finetuning, of the yardsticks alone
-    encoder = _load_encoder(run, data)
+    encoder = load_encoder(run.encoder_file(), data.specs)
     fractions = (1.0,) if name == "finetune" else rules.fractions
     labels = config.labels or tuple(str(part) for part in sorted(fractions, reverse=True))
     labels = tuple(dict.fromkeys(_plain(label) for label in labels))
@@ -215,14 +215,6 @@ def _load(task: str, name: str, run: Run, config: TransferConfig) -> tuple[Data,
         source = Source(task, protocol="dabs" if name == "dabs" else "v1", data_root=config.data_root)
         data = load(source)
     return data, batch_size(source)
-
-
-def _load_encoder(run: Run, data: Data) -> Encoder:
-    path = run.path / "encoder.safetensors"
-    encoder = load_encoder(path, data.specs)
-    if sha256(path) != run.record.encoder_sha256:
-        raise UserError(f"{path} is not the encoder that this run ended with: put that one back, or pretrain again")
-    return encoder
 
 
 def _plain(label: str) -> str:
