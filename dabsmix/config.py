@@ -243,6 +243,8 @@ class AuditConfig:
     """Check a data set: duplicates, leaks between splits, class balance, value ranges, dependence on file order."""
 
     source: tyro.conf.OmitArgPrefixes[Source] = field(default_factory=Source)
+    cache: bool = False
+    """Compare every prepared file in the cache with its sum instead; damaged ones are prepared again when used."""
     json: bool = False
     """Print JSON."""
 

@@ -219,7 +219,9 @@ class Run:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the run's folder. The system lets go of it when the process ends, however it ends.
+        """Hold the run's folder, and delete what writes that were killed left in it.
+
+        The system lets go of it when the process ends, however it ends.
 
         Raises:
             UserError: another process holds it.
@@ -238,15 +240,12 @@ class Run:
         except OSError as error:
             raise unwritable(self.path / LOCK, error) from error
         try:
+            for path in self.path.rglob(".*"):
+                if is_temporary(path.name):
+                    path.unlink(missing_ok=True)
             yield
         finally:
             held.release()
-
-    def sweep(self) -> None:
-        """Delete what writes that were killed left behind. Only the holder of the lock may."""
-        for path in self.path.rglob(".*"):
-            if is_temporary(path.name):
-                path.unlink(missing_ok=True)
 
     # checkpoints: everything that training needs to go on
 

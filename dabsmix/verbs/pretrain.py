@@ -308,7 +308,6 @@ def _open_run(
         if accelerator.is_main_process:
             run = _find_or_create(config, recipe, data, algorithm, accelerator, begin)
             held.enter_context(run.lock())
-            run.sweep()
             path = [str(run.path)]
         if accelerator.num_processes > 1:
             path = broadcast_object_list(path)

@@ -109,7 +109,7 @@ def test_a_checkpoint_that_does_not_fit_is_one_line(tmp_path: Path) -> None:
     run = interrupted(tmp_path)
     state = run.load_checkpoint()
     assert state is not None
-    changes: list[dict[str, Any]] = [{"optimizer": {}}, {"algorithm": {}}, {"probe": None}, {"probe": {"weight": torch.zeros(2)}}]
+    changes: list[dict[str, Any]] = [{"optimizer": {}}, {"algorithm": {}}, {"probe": None}, {"probe": {"weight": 1}}]
     for change in changes:
         run.save_checkpoint(6, state | change)
         with pytest.raises(UserError, match="does not fit") as caught:
