@@ -21,6 +21,7 @@ from dabsmix.scoring.results import Protocols
 from dabsmix.source import Source, read_options
 
 __all__ = [
+    "ADDED",
     "PRETRAIN_PROTOCOLS",
     "AuditConfig",
     "EmbedConfig",
@@ -133,8 +134,15 @@ def resolve(config: PretrainConfig, domain_batch_size: int) -> tuple[PretrainCon
     return replace(config, **asdict(recipe), hyper=hyper | dict(config.hyper)), recipe
 
 
-# Where a run is written and read from, and whether it was interrupted, do not change its numbers.
-_NOT_IN_HASH = ("out", "data_root", "resume", "checkpoint_every")
+NOT_IN_HASH = ("out", "data_root", "resume", "checkpoint_every")
+"""Fields that change no number: where a run is written and read from, and whether it was interrupted."""
+
+ADDED: Mapping[str, Any] = {}
+"""Fields of `PretrainConfig` and `Source` that are younger than the hash (commit 6675b1b), each with its default.
+
+A field that has this value is left out of the hash and of ``config.yaml``, so that a run keeps the hash that it had
+before the field existed. An algorithm's hyperparameters are treated alike: see ``Algorithm.added``.
+"""
 
 
 def config_hash(config: PretrainConfig) -> str:
@@ -143,7 +151,7 @@ def config_hash(config: PretrainConfig) -> str:
     Raises:
         UserError: the file of options cannot be read.
     """
-    values: dict[str, Any] = {k: v for k, v in as_plain(config).items() if k not in _NOT_IN_HASH}
+    values: dict[str, Any] = {k: v for k, v in as_plain(config).items() if k not in NOT_IN_HASH}
     values["options"] = read_options(config.source.options)
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
@@ -157,6 +165,7 @@ def as_plain(config: PretrainConfig) -> dict[str, Any]:
     source, hyper = values.pop("source"), values.pop("hyper")
     values.pop("resume")
     values = source | values
+    values = {k: v for k, v in values.items() if k not in ADDED or v != ADDED[k]}
     values |= {k: values[k].expanduser().absolute() for k in ("data", "options") if values[k] is not None}
     return {k: str(v) if isinstance(v, Path) else v for k, v in (values | hyper).items()}
 
