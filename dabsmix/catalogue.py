@@ -24,14 +24,15 @@ def catalogue(what: str, root: Path) -> dict[str, list[dict[str, Any]]]:
                 "name": card.name,
                 "modality": card.modality,
                 "sizes": card.sizes,
-                "files": "here" if card.folder and card.present(root) else _obtained(card),
+                "files": "here" if card.folder and card.complete(root) else _obtained(card),
                 "licence": card.licence,
                 "title": card.title,
-                "present": not card.folder or card.present(root) is not None,
+                "present": card.complete(root),
                 "obtained": _obtained(card),
                 "batch_size": card.batch_size,
                 "folder": card.folder,
                 "transfers": list(card.transfers),
+                "aliases": list(card.aliases),
                 "manual": card.manual,
             }
             for card in domains().values()

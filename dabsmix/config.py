@@ -16,12 +16,11 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from dabsmix.errors import UserError
-from dabsmix.registry import algorithm_dabs, algorithm_flags
+from dabsmix.registry import algorithm_dabs, algorithm_flags, domain
 from dabsmix.scoring.results import Protocols
 from dabsmix.source import Source, read_options
 
 __all__ = [
-    "ADDED",
     "PRETRAIN_PROTOCOLS",
     "AuditConfig",
     "EmbedConfig",
@@ -128,21 +127,16 @@ def resolve(config: PretrainConfig, domain_batch_size: int) -> tuple[PretrainCon
     if config.seed < 0:
         raise UserError(f"--seed {config.seed}: must be at least 0")
     recipe = Recipe(**values)
+    if config.source.domain is not None:  # an alias is the same data
+        config = replace(config, source=replace(config.source, domain=domain(config.source.domain).name))
     hyper = {flag.name: flag.default for flag in algorithm_flags(config.algo)}
     if config.source.protocol == "dabs":
         hyper |= algorithm_dabs(config.algo)
     return replace(config, **asdict(recipe), hyper=hyper | dict(config.hyper)), recipe
 
 
-NOT_IN_HASH = ("out", "data_root", "resume", "checkpoint_every")
-"""Fields that change no number: where a run is written and read from, and whether it was interrupted."""
-
-ADDED: Mapping[str, Any] = {}
-"""Fields of `PretrainConfig` and `Source` that are younger than the hash (commit 6675b1b), each with its default.
-
-A field that has this value is left out of the hash and of ``config.yaml``, so that a run keeps the hash that it had
-before the field existed. An algorithm's hyperparameters are treated alike: see ``Algorithm.added``.
-"""
+# Where a run is written and read from, and whether it was interrupted, do not change its numbers.
+_NOT_IN_HASH = ("out", "data_root", "resume", "checkpoint_every")
 
 
 def config_hash(config: PretrainConfig) -> str:
@@ -151,8 +145,12 @@ def config_hash(config: PretrainConfig) -> str:
     Raises:
         UserError: the file of options cannot be read.
     """
-    values: dict[str, Any] = {k: v for k, v in as_plain(config).items() if k not in NOT_IN_HASH}
+    values: dict[str, Any] = {k: v for k, v in as_plain(config).items() if k not in _NOT_IN_HASH}
     values["options"] = read_options(config.source.options)
+    if config.source.domain is not None and (
+        revision := domain(config.source.domain).revisions.get(values["protocol"])
+    ):
+        values["revision"] = revision  # of the data: the same name, other examples
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -165,7 +163,6 @@ def as_plain(config: PretrainConfig) -> dict[str, Any]:
     source, hyper = values.pop("source"), values.pop("hyper")
     values.pop("resume")
     values = source | values
-    values = {k: v for k, v in values.items() if k not in ADDED or v != ADDED[k]}
     values |= {k: values[k].expanduser().absolute() for k in ("data", "options") if values[k] is not None}
     return {k: str(v) if isinstance(v, Path) else v for k, v in (values | hyper).items()}
 
@@ -252,8 +249,6 @@ class AuditConfig:
     """Check a data set: duplicates, leaks between splits, class balance, value ranges, dependence on file order."""
 
     source: tyro.conf.OmitArgPrefixes[Source] = field(default_factory=Source)
-    cache: bool = False
-    """Compare every prepared file in the cache with its sum instead; damaged ones are prepared again when used."""
     json: bool = False
     """Print JSON."""
 

@@ -235,7 +235,7 @@ def domains() -> dict[str, Domain]:
 
 
 def domain(name: str) -> Domain:
-    """The domain of this name.
+    """The domain of this name, or of which this is an alias.
 
     Raises:
         UserError: there is none.
@@ -245,6 +245,9 @@ def domain(name: str) -> Domain:
             if each.name == name:
                 return cast("Domain", each)
     known = domains()
+    for card in known.values():
+        if name in card.aliases:
+            return card
     if name not in known:
         raise UserError(
             f"unknown domain {name!r}{did_you_mean(name, known)}; `dabsmix list domains` shows all {len(known)}"

@@ -56,7 +56,7 @@ class Source:
         """What a run's folder and its record call the data: the domain's name, or the file's or folder's own."""
         self.check()
         if self.domain is not None:
-            return self.domain
+            return domain(self.domain).name
         assert self.data is not None
         path = self.data.expanduser().resolve()
         return path.name if path.is_dir() else path.stem.removesuffix(".csv")  # of .csv.gz
@@ -97,6 +97,10 @@ def load(source: Source) -> Data:
     source.check()
     if source.domain is not None:
         card = domain(source.domain)
+        if source.protocol == "dabs" and card.dabs:
+            raise UserError(
+                f"--protocol dabs: DABS has no {card.name}, it has this data set at another size: name {card.dabs}"
+            )
         return card.load(ensure(card, data_root(source.data_root)), source.protocol)
     from dabsmix.modalities.files import digest
 

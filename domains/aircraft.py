@@ -56,6 +56,7 @@ def _pair(path: Path, number: int, line: str) -> tuple[str, str]:
 DOMAINS = family(
     "aircraft",
     _read,
+    dabs="both sizes",
     title="FGVC-Aircraft, 100 variants (Maji et al., 2013)",
     licence="non-commercial research only",
     folder="fgvc-aircraft-2013b",

@@ -68,6 +68,7 @@ def _table(path: Path) -> list[tuple[str, list[int]]]:
 DOMAINS = family(
     "chexpert",
     _read,
+    dabs="large size",
     title="CheXpert, five findings in chest radiographs (Irvin et al., 2019)",
     licence="Stanford research use agreement, by registration",
     folder="CheXpert-v1.0-small",

@@ -106,6 +106,7 @@ def _read(folder: Path, protocol: str) -> Listing:
 DOMAINS = family(
     "cifar10",
     _read,
+    dabs="both sizes",
     title="CIFAR-10, ten kinds of thing (Krizhevsky, 2009)",
     licence="not stated",
     folder="cifar-10-batches-py",

@@ -49,6 +49,7 @@ def _table(path: Path) -> dict[str, str]:
 DOMAINS = family(
     "cu_birds",
     _read,
+    dabs="both sizes",
     title="Caltech-UCSD Birds 200-2011 (Wah et al., 2011)",
     licence="non-commercial research and education only",
     folder="CUB_200_2011",

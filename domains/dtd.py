@@ -35,6 +35,7 @@ def _read(folder: Path, protocol: str) -> Listing:
 DOMAINS = family(
     "dtd",
     _read,
+    dabs="both sizes",
     title="Describable Textures, 47 kinds (Cimpoi et al., 2014)",
     licence="for research purposes",
     folder="dtd",

@@ -29,7 +29,8 @@ STD = (244.0469, 323.4128, 385.0928, 584.1638, 566.0543, 858.5753, 1083.6704, 11
 def _read(suffix: str, folder: Path, protocol: str) -> Listing:
     """Folders of classes. The split is that of three lists (Neumann et al., 2019); DABS draws its own.
 
-    DABS pretrains on 81 % of the images and transfers to 9 % (train) and 1 % (test) that pretraining does not see.
+    DABS pretrains on 81 % of the images (its ``eurosat``) and transfers to 9 % (train) and 1 % (test) that pretraining
+    does not see (its ``eurosat_transfer``); both are in one domain here.
     """
     files = walk(folder, (suffix,))
     names = [file.split("/")[0] for file in files]
@@ -127,5 +128,7 @@ DOMAINS = (
         sizes="16,200 / 5,400",
         sides=((64, 8),),
         views="none",
+        batch_size=64,
+        aliases=("eurosat_transfer",),
     ),
 )

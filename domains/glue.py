@@ -179,6 +179,14 @@ def _downloads(folder: str) -> tuple[Download, ...]:
     )
 
 
+def _needs(table: Table) -> tuple[str, ...]:
+    folder = f"glue_data/{table.folder}"
+    train, dev = f"{folder}/train.tsv", f"{folder}/{table.dev}"
+    if table.folder == "MRPC":
+        train, dev = f"{train}|{folder}/msr_paraphrase_train.txt", f"{dev}|{folder}/mrpc_dev_ids.tsv"
+    return train, dev, BERT_FILE.file
+
+
 TITLES = {
     "cola": "CoLA: is the sentence acceptable English?",
     "sst2": "SST-2: is the film review positive?",
@@ -208,6 +216,7 @@ DOMAINS = tuple(
         load=partial(load, name),
         downloads=_downloads(table.folder),
         sizes=SIZES[name],
+        needs=_needs(table),
         batch_size=128,
     )
     for name, table in TABLES.items()

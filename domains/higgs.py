@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dabsmix.data.cache import fingerprint
-from dabsmix.data.domain import Data, Domain, Task
+from dabsmix.data.domain import BATCH_SIZE, Data, Domain, Task
 from dabsmix.data.download import Download
 from dabsmix.data.splits import carve
 from dabsmix.errors import UserError
@@ -27,6 +27,7 @@ LOW_LEVEL = (
 HEADER = (*LOW_LEVEL, "m_jj", "m_jjj", "m_lv", "m_jlv", "m_bb", "m_wbb", "m_wwbb")
 LABEL = "class_label"
 ROWS, TEST_ROWS = 11_000_000, 500_000
+DRAWN = {"higgs_100k": 100_000, "higgs_1m": 1_000_000}
 
 Rows = NDArray[np.int64]
 
@@ -36,8 +37,13 @@ def _load(part: str, folder: Path, protocol: str) -> Data:
     digest = fingerprint(folder, [source.path])
     matrix = numeric_table("higgs", digest, source, LABEL, len(CLASSES), first=0)
     label = matrix.extra[:, 0].astype(np.int64)
-    fitted_rows, test, note = (_dabs if protocol == "dabs" else _upstream)(part, len(label))
-    train, validation = (fitted_rows[places] for places in carve(len(fitted_rows), label=label[fitted_rows]))
+    divide = _imix if part in DRAWN else _dabs if protocol == "dabs" else _upstream
+    fitted_rows, test, note = divide(part, len(label))
+    if protocol == "dabs" and part not in DRAWN:
+        train, validation, chosen = fitted_rows, test, "DABS tests on the split that it watches."
+    else:
+        train, validation = (fitted_rows[places] for places in carve(len(fitted_rows), label=label[fitted_rows]))
+        chosen = "Validation is a seeded tenth of the training rows, by class."
     return supervised(
         matrix,
         fit("higgs", digest, matrix, train, HEADER if protocol == "dabs" else ()),
@@ -45,7 +51,7 @@ def _load(part: str, folder: Path, protocol: str) -> Data:
         (train, validation, test),
         label,
         source=digest,
-        notes=(note, "Validation is a seeded tenth of the training rows, by class."),
+        notes=(note, chosen),
     )
 
 
@@ -61,6 +67,19 @@ def _upstream(part: str, n: int) -> tuple[Rows, Rows, str]:
     )
     cut = "" if n == ROWS else f" The file holds {n} of upstream's {ROWS} rows: not comparable with published scores."
     return rows[first : n - held_out], rows[n - held_out :], f"The last {held_out} rows are the test. {whose}{cut}"
+
+
+def _imix(part: str, n: int) -> tuple[Rows, Rows, str]:
+    """i-Mix (Lee et al. 2021): so many rows drawn by seed 1 from all before the test, as its code draws 100,000."""
+    held_out = min(TEST_ROWS, n // 15)
+    count = min(DRAWN[part], n - held_out)
+    rows = np.sort(np.random.RandomState(1).choice(n - held_out, count, replace=False))
+    note = f"{count} rows drawn with seed 1 train, the last {held_out} rows are the test."
+    if part == "higgs_1m":
+        note += " i-Mix's code takes all rows where its paper says a million, so which million it was is not known."
+    if count < DRAWN[part]:
+        note += f" The file holds {n} of upstream's {ROWS} rows: not comparable with published scores."
+    return rows, np.arange(n - held_out, n), note
 
 
 def _dabs(part: str, n: int) -> tuple[Rows, Rows, str]:
@@ -105,9 +124,15 @@ DOMAINS = tuple(
         downloads=DOWNLOADS,
         sizes=sizes,
         transfers=transfers,
+        needs=("higgs/HIGGS.csv.gz|higgs/HIGGS.csv",),
+        batch_size=512 if name in DRAWN else BATCH_SIZE,
+        dabs="higgs" if name in DRAWN else "",
+        revisions={"dabs": 1},  # since then the rows that were held out for validation are trained on
     )
     for name, title, sizes, transfers in (
         ("higgs", "HIGGS, signal or background (Baldi et al. 2014; UCI)", "10,500,000 / 500,000", ("higgs_transfer",)),
         ("higgs_transfer", "HIGGS, the last tenth of its rows (as DABS divides it)", "600,000 / 500,000", ()),
+        ("higgs_100k", "HIGGS, 100,000 of its rows (as i-Mix draws them)", "100,000 / 500,000", ()),
+        ("higgs_1m", "HIGGS, a million of its rows (as i-Mix's paper has it)", "1,000,000 / 500,000", ()),
     )
 )

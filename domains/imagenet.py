@@ -35,6 +35,7 @@ def _read(folder: Path, protocol: str) -> Listing:
 DOMAINS = family(
     "imagenet",
     _read,
+    dabs="large size",
     title="ImageNet, a thousand kinds of thing (ILSVRC 2012; Russakovsky et al., 2015)",
     licence="research and education only, by registration",
     folder="imagenet",

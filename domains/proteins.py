@@ -226,6 +226,7 @@ DOMAINS = (
         folder="pfam",
         load=partial(_pfam, "pfam"),
         downloads=_download("pfam"),
+        needs=(f"pfam/{TRAINED}", f"pfam/{FOUND}"),
         batch_size=128,
         transfers=("pfam_transfer", *TASKS),
     ),
@@ -237,6 +238,7 @@ DOMAINS = (
         folder="pfam",
         load=partial(_pfam, "pfam_transfer"),
         downloads=_download("pfam"),
+        needs=(f"pfam/{TRAINED}", f"pfam/{FOUND}"),
         sizes="180,000 / 20,000",
         batch_size=128,
     ),
@@ -249,6 +251,7 @@ DOMAINS = (
             folder=tape.folder,
             load=partial(_tape, name),
             downloads=_download(tape.folder),
+            needs=tuple(f"{tape.folder}/{tape.folder}_{end}.json" for end in ("train", "valid", tape.test)),
             sizes=tape.sizes,
             batch_size=tape.batch_size,
         )

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from dabsmix.data.domain import Task
 from dabsmix.data.download import Download
 from dabsmix.errors import UserError
+from dabsmix.modalities.sound import Form
 from dabsmix.modalities.spectrogram import LARGE, Clips, duration, family, small, sounds
 
 LISTS = ("validation_list.txt", "testing_list.txt")
@@ -120,6 +121,9 @@ def _download(version: str, sha256: str) -> Download:
 FIRST = (_download("v0.01", "743935421bb51cccdb6bdd152e04c5c70274e935c82119ad7faeec31780d811d"),)
 SECOND = (_download("v0.02", "af14739ee7dc311471de98f5f9d2c9191b18aedfe957f4a6ff791c709868ff58"),)
 
+# i-Mix's: 32 bands by 32 frames of one second.
+IMIX = Form(rate=16_000, samples=16_000, fft=2048, hop=512, mels=32, patch=4)
+
 DOMAINS = (
     *family(
         "speech_commands",
@@ -139,6 +143,7 @@ DOMAINS = (
         folder="speech_commands_v0.02",
         forms=(small(16_000), LARGE),
         dabs=(-46.847, 19.151),
+        aliases=("google_speech",),
         downloads=SECOND,
         sizes="84,843 / 11,005",
     ),
@@ -148,7 +153,7 @@ DOMAINS = (
         title="Speech Commands 0.01, ten commands, unknown and silence (Warden, 2018)",
         licence="CC BY 4.0",
         folder="speech_commands_v0.01",
-        forms=(small(16_000),),
+        forms=(small(16_000), IMIX),
         downloads=FIRST,
     ),
 )

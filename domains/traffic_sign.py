@@ -76,6 +76,7 @@ def _test_labels(path: Path, classes: tuple[str, ...]) -> dict[str, int]:
 DOMAINS = family(
     "traffic_sign",
     _read,
+    dabs="both sizes",
     title="GTSRB, 43 German traffic signs (Stallkamp et al., 2011)",
     licence="not stated",
     folder="GTSRB",

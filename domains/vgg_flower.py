@@ -48,6 +48,7 @@ def _column(path: Path, name: str) -> NDArray[np.int64]:
 DOMAINS = family(
     "vgg_flower",
     _read,
+    dabs="both sizes",
     title="Oxford 102 Flowers (Nilsback & Zisserman, 2008)",
     licence="not stated",
     folder="flowers-102",

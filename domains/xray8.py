@@ -80,6 +80,7 @@ def _table(path: Path) -> dict[str, list[bool]]:
 DOMAINS = family(
     "xray8",
     _read,
+    dabs="large size",
     title="ChestX-ray8, eight findings in chest radiographs (Wang et al., 2017)",
     licence="free use, citing the paper and NIH",
     folder="xray8",

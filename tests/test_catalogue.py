@@ -17,6 +17,9 @@ def entries(root: Path) -> dict[str, dict[str, Any]]:
 def test_what_is_here_and_how_the_rest_is_had(tmp_path: Path) -> None:
     (tmp_path / "cifar-10-batches-py").mkdir()
     (tmp_path / "coco-mini").mkdir()
+    assert entries(tmp_path)["mscoco"]["files"] == "download"  # its tokenizer is not there
+    (tmp_path / "bert-base-uncased").mkdir()
+    (tmp_path / "bert-base-uncased" / "vocab.txt").touch()
     (tmp_path / "imagenet").mkdir()
     found = entries(tmp_path)
     assert found.keys() == domains().keys()

@@ -245,6 +245,11 @@ class Domain:
         batch_size: the global batch that the source trains with.
         transfers: names of the domains to transfer to; empty means itself.
         stand_ins: other folders that will do where `folder` is missing, such as a small part of the set.
+        aliases: other names that it answers to, such as the name that DABS has for it.
+        needs: files under the data root that a load cannot do without, as patterns; ``a|b`` is either of two.
+        dabs: where DABS has the data set at another size only, the domain of that size: ``--protocol dabs`` names it.
+        revisions: by protocol, how often the examples that pretraining sees have changed since the first release.
+            It enters a run's configuration hash.
     """
 
     name: str
@@ -259,7 +264,16 @@ class Domain:
     batch_size: int = BATCH_SIZE
     transfers: tuple[str, ...] = ()
     stand_ins: tuple[str, ...] = ()
+    aliases: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
+    dabs: str = ""
+    revisions: Mapping[str, int] = field(default_factory=dict)
 
     def present(self, root: Path) -> Path | None:
         """The folder of raw files that is there under a data root, its own before a stand-in; None without one."""
         return next((root / name for name in (self.folder, *self.stand_ins) if (root / name).exists()), None)
+
+    def complete(self, root: Path) -> bool:
+        """Whether all the files that a load needs are there."""
+        needed = all(any(any(root.glob(name)) for name in pattern.split("|")) for pattern in self.needs)
+        return not self.folder or (self.present(root) is not None and needed)

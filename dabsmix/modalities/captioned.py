@@ -103,6 +103,8 @@ def family(
             sizes=sizes,
             batch_size=64,
             transfers=tuple(target + suffix for target in transfers),
+            needs=(BERT_FILE.file,),
+            dabs=f"{name}_224" if side < 224 else "",
         )
         for suffix, side, patch in (("", 32, 4), ("_224", 224, 16))
     )

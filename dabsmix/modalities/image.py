@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dabsmix.data.cache import allocate, fingerprint, prepared
-from dabsmix.data.domain import Data, Domain, Labelled, Split, Task
+from dabsmix.data.domain import BATCH_SIZE, Data, Domain, Labelled, Split, Task
 from dabsmix.data.download import Download
 from dabsmix.data.splits import divide
 from dabsmix.data.standardise import Standardise
@@ -93,11 +93,17 @@ def family(
     sides: tuple[tuple[int, int], ...] = ((32, 4), (224, 16)),
     transfers: tuple[str, ...] = (),
     views: Literal["flip", "crop", "none"] = "flip",
+    dabs: Literal["both sizes", "large size", "none"] = "none",
+    batch_size: int = BATCH_SIZE,
+    aliases: tuple[str, ...] = (),
+    needs: tuple[str, ...] = (),
 ) -> tuple[Domain, ...]:
     """The domains of one data set: the first of ``sides`` (side, patch) under its own name, others as ``name_side``.
 
     ``read(folder, protocol)`` lists the images. ``transfers`` are names of the small size. ``views`` says what
     augmentation may do: crop, jitter colours and mirror; the same without mirroring (digits, road signs); nothing.
+    ``dabs`` says at which sizes DABS has the set. ``batch_size`` is that of sides below 224, ``aliases`` are those of
+    the first size.
     """
     return tuple(
         Domain(
@@ -110,8 +116,11 @@ def family(
             downloads=downloads,
             manual=manual,
             sizes=sizes,
-            batch_size=256 if side < 224 else 64,
+            batch_size=batch_size if side < 224 else 64,
             transfers=tuple(target + suffix for target in transfers),
+            aliases=() if suffix else (*aliases, *((f"{name}_small",) if dabs == "both sizes" else ())),
+            needs=needs,
+            dabs=f"{name}_224" if dabs == "large size" and side < 224 else "",
         )
         for suffix, (side, patch) in (("" if each is sides[0] else f"_{each[0]}", each) for each in sides)
     )

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from dabsmix.data.cache import prepared
 from dabsmix.data.domain import Data, Labelled, Split, Task
-from dabsmix.data.splits import carve
+from dabsmix.data.splits import divide_labelled
 from dabsmix.errors import UserError
-from dabsmix.modalities.files import codes, skipped_note
+from dabsmix.modalities.files import class_names, codes, division_notes, skipped_note
 from dabsmix.modalities.text import as_int64
 from dabsmix.modalities.text_files import OwnText, read_own
 from dabsmix.spec import Tokens
@@ -205,15 +205,17 @@ def own(
     length: int = LENGTH,
     group: str | None = None,
 ) -> Data:
-    """Sequences of any alphabet, each a sample. With a label a fifth of them (or of the groups) are the test.
+    """Sequences of any alphabet, each a sample. With a label a fifth of the labelled ones (or groups) are the test.
+
+    Sequences without a label are pretrained on and not scored.
 
     Args:
         path: a FASTA file (``.fasta``, ``.fa``, ``.faa``, ``.fna``), a CSV, TSV or Parquet, a ``.txt`` file with a
             sequence a line, or a folder of ``.txt`` files, one sequence each.
         label: a table's column of classes; ``folder`` where each class has a folder of its own; in a FASTA file the
             word of a header that follows ``LABEL=``.
-        on_bad: ``skip`` leaves out sequences that are empty, have no label or a symbol outside the alphabet, counts
-            and lists them.
+        on_bad: ``skip`` leaves out sequences that are empty or have a symbol outside the alphabet, counts and lists
+            them.
         column: a table's column of sequences.
         alphabet: the symbols, in the order of their ids; where empty, those that occur in what pretraining sees, so
             that a symbol which only the test has is an error.
@@ -228,29 +230,27 @@ def own(
     rows, bad = _read(path, column, label, group, on_bad)
     if alphabet:
         rows, bad = _within(rows, bad, alphabet, on_bad)
-    train = np.arange(len(rows))
-    test = validation = train[:0]
-    task, code, groups = None, None, None
+    seen = np.arange(len(rows))
+    notes: tuple[str, ...] = ()
     if label is not None:
-        classes = tuple(sorted({row.label for row in rows}))
-        if len(classes) < 2:
-            raise UserError(f"{path}: every sequence has the label {classes[0]!r}; a task needs two classes")
+        classes = class_names((row.label for row in rows), path, "sequences")
         task = Task("classes", "accuracy", classes)
-        code = np.array([classes.index(row.label) for row in rows], np.int64)
+        code = np.array([classes.index(row.label) if row.label else -1 for row in rows], np.int64)
         groups = codes([row.group for row in rows]) if group else None
-        rest, test = carve(len(rows), label=code, group=groups, fraction=0.2)
-        kept, held = carve(len(rest), label=code[rest], group=None if groups is None else groups[rest])
-        train, validation = rest[kept], rest[held]
-    symbols = alphabet or "".join(sorted({symbol for row in train for symbol in rows[row].text[:length]}))
+        parts = divide_labelled(code >= 0, label=code, group=groups, seeds=(0, 0))
+        seen = parts.pretrain
+        notes = division_notes("sequences", task, parts, code, len(rows), grouped=group is not None)
+    symbols = alphabet or "".join(sorted({symbol for row in seen for symbol in rows[row].text[:length]}))
     data = _own_data(path, rows, symbols, length)
-    notes = (*data.notes, *skipped_note("sequences", bad, len(rows) + len(bad)))
-    state = {"column": column, "length": length, "alphabet": symbols, "skipped": bad}
-    if task is None:
-        return replace(data, notes=notes, state=state)
-    whole = replace(data.pretrain, label=code, group=groups)
-    labelled = Labelled(task, whole.take(train), whole.take(validation), whole.take(test))
-    how = f"The splits are ours, of {'whole groups' if group else 'sequences of every class'}, seeded."
-    return replace(data, pretrain=labelled.train, labelled=labelled, notes=(how, *notes), state=state)
+    if label is not None:
+        whole = replace(data.pretrain, label=code, group=groups)
+        labelled = Labelled(task, whole.take(parts.train), whole.take(parts.validation), whole.take(parts.test))
+        data = replace(data, pretrain=whole.take(seen).drop_partial_label(), labelled=labelled)
+    return replace(
+        data,
+        notes=(*notes, *data.notes, *skipped_note("sequences", bad, len(rows) + len(bad))),
+        state={"column": column, "length": length, "alphabet": symbols, "skipped": bad},
+    )
 
 
 def own_rows(path: Path, state: Mapping[str, Any]) -> tuple[Data, list[str]]:
@@ -291,8 +291,9 @@ def _fasta(
         name, *words = header.split() or [""]
         values = dict(word.partition("=")[::2] for word in words)
         text = "".join(body.split())
-        missing = [word for word in (label, group) if word and not values.get(word)]
-        fault = "is empty" if not text else f"has no word {missing[0]}=... in its header" if missing else ""
+        fault = "is empty" if not text else ""
+        if group and not values.get(group):
+            fault = fault or f"has no word {group}=... in its header"
         if fault:
             bad.append(f"{path.name}:{number} ({name}) {fault}")
         else:

@@ -100,10 +100,13 @@ def family(
     manual: str = "",
     sizes: str = "",
     transfers: tuple[str, ...] = (),
+    aliases: tuple[str, ...] = (),
+    needs: tuple[str, ...] = (),
 ) -> tuple[Domain, ...]:
     """The domains of one data set: the first form under its own name, another as ``name_bands``.
 
-    ``read(folder, protocol)`` lists the clips; ``dabs`` are the mean and deviation that DABS standardises them with.
+    ``read(folder, protocol)`` lists the clips; ``dabs`` are the mean and deviation that DABS standardises them with,
+    at the large size, which has the ``aliases`` too.
     """
     return tuple(
         Domain(
@@ -119,6 +122,9 @@ def family(
             sizes=sizes,
             batch_size=64 if form is LARGE else 256,
             transfers=transfers,
+            aliases=aliases if form is LARGE else (),
+            needs=needs,
+            dabs=f"{name}_{LARGE.mels}" if dabs and form is not LARGE and LARGE in forms else "",
         )
         for form in forms
     )

@@ -92,7 +92,7 @@ def test_bad_fasta(tmp_path: Path) -> None:
     path = tmp_path / "reads.fa"
     path.write_text(">a kind=x\nACGT\n>b\nAC\n>c kind=y\n\n")
     with pytest.raises(UserError, match=r"has no word kind=\.\.\. in its header"):
-        own(path, label="kind")
+        own(path, label="kind", group="kind")
     with pytest.raises(UserError, match=r"3 \(c\) is empty"):
         own(path)
     path.write_text("ACGT\n")
