@@ -15,6 +15,7 @@ import tyro
 
 from dabsmix.config import (
     AuditConfig,
+    BenchConfig,
     EmbedConfig,
     LeaderboardConfig,
     ListConfig,
@@ -58,11 +59,14 @@ def _run(argv: list[str]) -> None:
         "transfer": (TransferConfig, _transfer),
         "submit": (SubmitConfig, _submit),
         "leaderboard": (LeaderboardConfig, _leaderboard),
+        "bench": (BenchConfig, lambda config: _bench([config], None)),
         "embed": (EmbedConfig, _embed),
         "audit": (AuditConfig, _audit),
         "quickstart": (QuickstartConfig, _quickstart),
     }
     kinds = {name: kind for name, (kind, _) in commands.items()}
+    if argv[:1] == ["bench"] and "--help" not in argv and "-h" not in argv:
+        return _bench(*_plans(argv[1:]))
     if argv[:1] == ["pretrain"]:
         argv, kinds["pretrain"] = _with_algorithm_flags(argv)
     config = tyro.extras.subcommand_cli_from_dict(
@@ -154,6 +158,65 @@ def _read_config(path: str | None) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UserError(f"--config {path}: expected lines `field: value`")
     return values
+
+
+# --- bench's plan: flag > part of the plan > plan > default
+
+
+def _plans(argv: list[str]) -> tuple[list[BenchConfig], Path | None]:
+    """One `BenchConfig` per part of the plan that comes first among the arguments, if one does."""
+    path = Path(argv[0]) if argv and not argv[0].startswith("-") else None
+    if path is None:
+        return [tyro.cli(BenchConfig, prog="dabsmix bench", args=argv)], None
+    plan = _read_plan(path)
+    parts = plan.pop("parts", [{}])
+    if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
+        raise UserError(f"{path}: parts: expected a list of matrices, each with lines `field: value`")
+    known = [f.name for f in fields(BenchConfig)]
+    found = []
+    for part in parts:
+        values = plan | part
+        for name in values:
+            if name not in known:
+                raise UserError(f"{path}: unknown field {name!r}{did_you_mean(name, known)}")
+        words = [word for name, value in values.items() for word in _plan_words(name, value)]
+        given = _last_given([*words, *argv[1:]])
+        found.append(tyro.cli(BenchConfig, prog=f"dabsmix bench {path}", args=given))
+    return found, path
+
+
+def _read_plan(path: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected lines `field: value`")
+    return values
+
+
+def _plan_words(name: str, value: Any) -> list[str]:
+    flag = name.replace("_", "-")
+    if value is None:
+        return []
+    if isinstance(value, bool):
+        return [f"--{flag}" if value else f"--no-{flag}"]
+    return [f"--{flag}", *map(str, value if isinstance(value, list) else [value])]
+
+
+def _last_given(words: list[str]) -> list[str]:
+    """Each flag once, with the values that were given last."""
+    groups: dict[str, list[str]] = {}
+    name = ""
+    for word in words:
+        if word.startswith("--"):
+            name, _, value = word.partition("=")
+            groups[name] = [value] if value else []
+        else:
+            groups.setdefault(name, []).append(word)
+    return [word for name, values in groups.items() for word in (name, *values)]
 
 
 # --- the commands: each imports what it needs
@@ -254,6 +317,54 @@ def _list(config: ListConfig) -> None:
         print(json.dumps(found, indent=1))
     else:
         show(found)
+
+
+def _bench(plans: list[BenchConfig], path: Path | None) -> None:
+    from dabsmix.verbs.bench import bench, dry_run
+
+    first = plans[0]
+    chosen = first.chosen or (path.with_suffix(".chosen.json") if path else first.out / "chosen.json")
+    if first.dry_run:
+        estimates = dry_run(plans, chosen_path=chosen)
+        for each in estimates:
+            time = "" if each.seconds is None else f"  about {each.seconds / 60:.1f} min"
+            print(f"{each.state:<8} {each.cell}{time}")
+        missing = [each for each in estimates if each.state == "missing"]
+        known = [each.seconds for each in missing if each.seconds is not None]
+        print(
+            f"{len(missing)} of {len(estimates)} cells are missing; {len(known)} of them take about "
+            f"{sum(known) / 3600:.1f} h on one worker of this kind; {len(missing) - len(known)} were never measured"
+        )
+        return
+    if first.on == "slurm":
+        from dabsmix.verbs.slurm import submit_jobs
+
+        print("\n".join(submit_jobs(sys.argv[1:], first)))
+        return
+    if first.workers > 1:
+        status = _share(first.workers)
+    else:
+        _accelerate()
+        failed = bench(plans, chosen_path=chosen, say=_say)
+        for entry in failed.values():
+            _say(f"failed: {entry['domain']} {entry['algorithm']} seed {entry['seed']}: {entry['reason']}")
+        status = 1 if failed else 0
+    if status:
+        sys.exit(status)
+
+
+def _share(workers: int) -> int:
+    """The same command in several processes, which share the cells; the worst of their exit statuses."""
+    import subprocess
+
+    command = [sys.executable, "-m", "dabsmix", *sys.argv[1:], "--workers", "1"]
+    children = [subprocess.Popen(command) for _ in range(workers)]
+    try:
+        return max(abs(child.wait()) for child in children)
+    finally:
+        for child in children:
+            if child.poll() is None:
+                child.terminate()
 
 
 def _embed(config: EmbedConfig) -> None:

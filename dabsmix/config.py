@@ -18,11 +18,12 @@ import tyro
 from dabsmix.errors import UserError
 from dabsmix.registry import algorithm_dabs, algorithm_flags, domain
 from dabsmix.scoring.results import Protocols
-from dabsmix.source import Source, read_options
+from dabsmix.source import Modality, Source, read_options
 
 __all__ = [
     "PRETRAIN_PROTOCOLS",
     "AuditConfig",
+    "BenchConfig",
     "EmbedConfig",
     "LeaderboardConfig",
     "ListConfig",
@@ -261,3 +262,74 @@ class QuickstartConfig:
     """Folder for the runs and their leaderboard; numbered where it exists."""
     steps: int = 400
     """Pretraining steps of each algorithm."""
+
+
+@dataclass(frozen=True)
+class BenchConfig:
+    """Fill a matrix: pretrain, transfer and submit every data set x algorithm x seed that the board lacks.
+
+    A plan (YAML) holds the same fields, and may hold several matrices under ``parts``; flags override it. The same
+    command goes on where it was stopped, and may run in several processes and on several machines at once.
+    """
+
+    domains: tuple[str, ...] = ()
+    """Data sets to pretrain on, each scored on its own tasks."""
+    data: tuple[Path, ...] = ()
+    """Your own data, in place of --domains: folders or files."""
+    modality: Modality | None = None
+    """What your own data are."""
+    label: str | None = None
+    """Column (or, for folders, 'folder') that holds the label of your own data."""
+    options: Path | None = None
+    """YAML with further options for reading your own data."""
+    algos: tuple[str, ...] = ("none", "emix", "dmix", "shed", "contdmix", "mae", "imix_npair", "imix_moco")
+    """Algorithms; ALGO:KEY=VALUE,KEY=VALUE for one with other hyperparameters."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds of pretraining."""
+    encoder: str = "tiny"
+    """Encoder of every cell."""
+    steps: int = 1000
+    """Pretraining steps of a cell; with --budget equal-compute, those of emix."""
+    budget: Literal["equal-steps", "equal-compute"] = "equal-steps"
+    """Every algorithm takes --steps steps, or as many as cost the FLOPs of --steps steps of emix."""
+    minutes: float | None = None
+    """In place of --steps: as many steps as take about this long here, measured once per data set and algorithm."""
+    batch_size: int | None = None
+    """Examples a step [the domain's]."""
+    lr: float | None = None
+    """Learning rate of every algorithm, where no --rates are tried [the protocol's]."""
+    rates: tuple[float, ...] = ()
+    """Learning rates to try with the first seed at a third of the steps; validation chooses, for each algorithm and
+    data set."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of the encoder in pretraining."""
+    compile: bool = False
+    """torch.compile the transformer's blocks."""
+    protocol: Protocols | None = None
+    """Transfer's protocol [as `dabsmix transfer` chooses it]."""
+    labels: tuple[str, ...] | None = None
+    """Shares of the labels to score with [the protocol's]."""
+    by: str = "bench"
+    """Who submits: a name or a handle."""
+    leaderboard: Path = Path("leaderboard/results.csv")
+    """The leaderboard's CSV; what failed goes to failures.json beside it."""
+    out: Path = Path("runs/bench")
+    """Folder of the runs, shared by all processes and machines that work on the matrix."""
+    chosen: Path | None = None
+    """File of the chosen rates and measured steps [PLAN.chosen.json beside the plan, else chosen.json in --out]."""
+    data_root: Path | None = None
+    """Where raw data lie [$DABSMIX_DATA, else the user's cache folder]."""
+    on: Literal["local", "slurm"] = "local"
+    """Where the workers run: on this machine, or as an array of SLURM jobs (needs `pip install dabsmix[slurm]`)."""
+    workers: int = 1
+    """Processes or jobs that share the cells."""
+    gpus: int = 1
+    """GPUs of each cell's pretraining; with more than one, a cell starts torchrun."""
+    partition: str | None = None
+    """SLURM partition."""
+    hours: float = 24.0
+    """Time limit of a SLURM job; what is not done by then is queued again."""
+    retry: bool = False
+    """Try the cells again that failed before."""
+    dry_run: bool = False
+    """Only print the cells and their estimated time."""

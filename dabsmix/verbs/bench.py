@@ -1,0 +1,596 @@
+"""`dabsmix bench`, top to bottom: a plan, its cells, and workers that share what the board lacks.
+
+A cell is one data set, algorithm and seed: pretrained, transferred and submitted by the functions of the command line.
+It is done when the board has its rows, so nothing here keeps a second account of what is done. Workers share nothing
+but a folder: each claims a cell by a lock on a file, which the system lets go of however the worker ends.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from filelock import FileLock, Timeout
+
+from dabsmix.board.row import Row, read
+from dabsmix.board.submit import submit
+from dabsmix.config import BenchConfig, PretrainConfig, TransferConfig, as_plain, config_hash, resolve
+from dabsmix.errors import UserError
+from dabsmix.files import write
+from dabsmix.registry import algorithm_class, algorithm_flags, domain
+from dabsmix.run import Run, commit
+from dabsmix.source import Source, batch_size, load
+from dabsmix.verbs.slurm import INTERRUPTED
+
+__all__ = ["Cell", "Trial", "bench", "cells", "dry_run"]
+
+REFERENCE = "emix"  # whose steps an equal-compute budget is stated in
+WAIT = 2.0  # seconds between two looks at cells that other workers hold
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One data set, algorithm and seed.
+
+    Attributes:
+        pretraining: what is asked for; ``lr`` and ``steps`` may still have to be chosen.
+        row: the algorithm as the plan writes it, ``ALGO`` or ``ALGO:KEY=VALUE,...``.
+        plan: the matrix that it belongs to.
+    """
+
+    pretraining: PretrainConfig
+    row: str
+    plan: BenchConfig
+
+    def __str__(self) -> str:
+        return f"{self.pretraining.source.name} {self.row} seed {self.pretraining.seed}"
+
+    @cached_property
+    def trains(self) -> bool:
+        """Whether the algorithm takes steps at all."""
+        return algorithm_class(self.pretraining.algo).trains
+
+    @property
+    def setting(self) -> str:
+        """What a chosen rate and a measured number of steps hold for: all but the seed."""
+        plan, budget = self.plan, self.plan.budget
+        length = f"{plan.minutes:g} min" if plan.minutes else f"{plan.steps} steps"
+        length += "" if budget == "equal-steps" else f" of {REFERENCE} in FLOPs"
+        return f"{self.pretraining.source.name} {self.row} {plan.encoder} {length} of {plan.batch_size or 'default'}"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A short pretraining with one of the rates, scored on validation alone."""
+
+    cell: Cell
+    lr: float
+
+    def __str__(self) -> str:
+        return f"{self.cell.pretraining.source.name} {self.cell.row} rate {self.lr:g}"
+
+
+# --- what there is to do
+
+
+def cells(plans: Sequence[BenchConfig]) -> list[Cell]:
+    """Every cell of the matrices, all algorithms and seeds of a data set before the next: complete blocks come first.
+
+    Raises:
+        UserError: no data are named, or an unknown data set, algorithm or hyperparameter.
+    """
+    found = [
+        Cell(_pretraining(source, row, seed, plan), row, plan)
+        for plan in plans
+        for source in _sources(plan)
+        for seed in plan.seeds
+        for row in plan.algos
+    ]
+    if not found:
+        raise UserError("no cells: name --domains or --data, --algos and --seeds, or a plan that does")
+    return found
+
+
+def _sources(plan: BenchConfig) -> list[Source]:
+    if plan.domains and plan.data:
+        raise UserError("--domains and --data: name one of the two")
+    named = [Source(domain(name).name, data_root=plan.data_root) for name in plan.domains]
+    own = [
+        Source(data=path, modality=plan.modality, label=plan.label, options=plan.options, data_root=plan.data_root)
+        for path in plan.data
+    ]
+    for source in own:
+        source.check()
+        if source.label is None:
+            raise UserError(f"--data {source.data}: bench scores algorithms, so it needs --label")
+    return named + own
+
+
+def _pretraining(source: Source, row: str, seed: int, plan: BenchConfig) -> PretrainConfig:
+    algo, _, settings = row.rpartition(":") if "=" in row else (row, "", "")
+    return PretrainConfig(
+        source,
+        algo=algo,
+        encoder=plan.encoder,
+        steps=plan.steps,
+        batch_size=plan.batch_size,
+        lr=plan.lr,
+        seed=seed,
+        precision=plan.precision,
+        compile=plan.compile,
+        resume=True,
+        out=plan.out,
+        hyper=dict(_hyper(algo, text) for text in settings.split(",") if text),
+    )
+
+
+def _hyper(algo: str, text: str) -> tuple[str, Any]:
+    """``alpha=2`` as a keyword of the algorithm and a value of its type."""
+    key, _, value = text.partition("=")
+    kinds = {flag.name: flag.type for flag in algorithm_flags(algo)}
+    if key not in kinds:
+        raise UserError(f"{algo}:{text}: no hyperparameter {key!r}; there are: {', '.join(kinds)}")
+    kind = kinds[key]
+    choices = {str(choice).lower(): choice for choice in (get_args(kind) or (True, False))}
+    if kind is bool or get_args(kind):
+        if value.lower() not in choices:
+            raise UserError(f"{algo}:{text}: must be one of {', '.join(choices)}")
+        return key, choices[value.lower()]
+    try:
+        return key, kind(value)
+    except ValueError as error:
+        raise UserError(f"{algo}:{text}: must be of type {kind.__name__}") from error
+
+
+# --- rates and steps, chosen once and kept in a small file
+
+
+class Chosen:
+    """The file of tried rates and counted steps: by `Cell.setting`, ``validation`` scores by rate, and ``steps``."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def read(self) -> dict[str, dict[str, Any]]:
+        """What the file holds; nothing where there is none yet."""
+        return _read_json(self.path)
+
+    def note(self, setting: str, change: Callable[[dict[str, Any]], None]) -> None:
+        """Change the entry of one setting; several workers may do so at once."""
+        with FileLock(self.path.with_name(f".{self.path.name}.lock")):
+            values = self.read()
+            change(values.setdefault(setting, {}))
+            _write_json(self.path, dict(sorted(values.items())))
+
+    def untried(self, cell: Cell) -> list[float]:
+        """The rates that were not tried yet."""
+        if not cell.trains or not cell.plan.rates:
+            return []
+        tried = self.read().get(cell.setting, {}).get("validation", {})
+        return [lr for lr in cell.plan.rates if f"{lr:g}" not in tried]
+
+    def lr(self, cell: Cell) -> float | None:
+        """The rate with the best validation score, the smallest of equal ones; the plan's where none are tried.
+
+        Raises:
+            UserError: every rate failed.
+        """
+        if not cell.trains or not cell.plan.rates:
+            return cell.plan.lr
+        tried = self.read()[cell.setting]["validation"]
+        scores = {lr: tried[f"{lr:g}"] for lr in sorted(cell.plan.rates) if tried[f"{lr:g}"] is not None}
+        if not scores:
+            raise UserError(f"{cell}: every one of the rates {', '.join(map(str, cell.plan.rates))} failed")
+        return max(scores, key=lambda lr: scores[lr])
+
+    def steps(self, cell: Cell) -> int:
+        """The steps of the cell's budget; counted or measured once."""
+        plan = cell.plan
+        if not cell.trains or (plan.minutes is None and plan.budget == "equal-steps"):
+            return plan.steps
+        known = self.read().get(cell.setting, {}).get("steps")
+        if known is None:
+            known = _budgeted_steps(cell)
+            self.note(cell.setting, lambda entry: entry.setdefault("steps", known))
+            known = self.read()[cell.setting]["steps"]
+        return int(known)
+
+
+def _budgeted_steps(cell: Cell) -> int:
+    from dabsmix.verbs.budget import step_cost
+
+    cost = step_cost(cell.pretraining)
+    if cell.plan.budget == "equal-steps":
+        assert cell.plan.minutes is not None
+        return max(1, round(60 * cell.plan.minutes / cost.seconds))
+    reference = step_cost(replace(cell.pretraining, algo=REFERENCE, hyper={}))
+    steps = cell.plan.steps if cell.plan.minutes is None else 60 * cell.plan.minutes / reference.seconds
+    return max(1, round(steps * reference.flops / cost.flops))
+
+
+def _settled(cell: Cell, chosen: Chosen) -> PretrainConfig:
+    """The cell's pretraining with its rate and steps, every open field filled in, as its hash needs it."""
+    asked = replace(cell.pretraining, steps=chosen.steps(cell), lr=chosen.lr(cell))
+    return resolve(asked, _usual_batch(asked.source))[0]
+
+
+@cache
+def _usual_batch(source: Source) -> int:
+    usual = batch_size(source)
+    return usual if source.domain else min(usual, len(load(source).pretrain))
+
+
+# --- what is done: rows of the board; what failed: a file beside it
+
+
+def _tasks(source: Source) -> tuple[str, ...]:
+    return (source.name,) if source.domain is None else domain(source.domain).transfers or (source.domain,)
+
+
+def _on_board(cell: Cell, key: str, rows: Sequence[Row]) -> bool:
+    """Whether every task has a row, at every share of the labels that the plan names."""
+    protocol = cell.plan.protocol
+    own = [row for row in rows if row.config_hash == key and protocol in (None, row.protocol)]
+    found = {(row.task, row.label_fraction) for row in own}
+    shares = cell.plan.labels or tuple({row.label_fraction for row in own}) or ("1",)
+    shares = tuple(share if "/" in share else f"{float(share):g}" for share in shares)
+    return {(task, share) for task in _tasks(cell.pretraining.source) for share in shares} <= found
+
+
+class Failures:
+    """``failures.json`` beside the board: by configuration hash, which cell failed, when, and why."""
+
+    def __init__(self, board: Path) -> None:
+        self.path = board.with_name("failures.json")
+
+    def read(self) -> dict[str, dict[str, Any]]:
+        """What failed so far."""
+        return _read_json(self.path)
+
+    def note(self, key: str, cell: Cell, reason: str) -> None:
+        """Record a failure."""
+        asked = cell.pretraining
+        entry = {
+            "domain": asked.source.name,
+            "algorithm": cell.row,
+            "seed": asked.seed,
+            "encoder": asked.encoder,
+            "steps": asked.steps,
+            "reason": reason,
+            "date": datetime.now(UTC).date().isoformat(),
+            "commit": commit(),
+        }
+        self._change(lambda values: values.update({key: entry}))
+
+    def clear(self, key: str) -> None:
+        """Forget a failure: the cell has succeeded, or is tried again."""
+        if key in self.read():
+            self._change(lambda values: values.pop(key, None))
+
+    def _change(self, change: Callable[[dict[str, Any]], object]) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.path.with_name(f".{self.path.name}.lock")):
+            values = self.read()
+            change(values)
+            _write_json(self.path, values)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {error}; delete it, or put back the one before") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected a JSON object; delete it, or put back the one before")
+    return values
+
+
+def _write_json(path: Path, values: Mapping[str, Any]) -> None:
+    write(path, lambda p: p.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8"))
+
+
+# --- the work
+
+
+def bench(
+    plans: Sequence[BenchConfig], *, chosen_path: Path, say: Callable[[str], None] = lambda _: None
+) -> dict[str, dict[str, Any]]:
+    """Work on the matrix until every cell is on the board or has failed, together with whoever else does.
+
+    Args:
+        plans: the matrices, in the order of their cells; they share a board and a folder of runs.
+        chosen_path: the file of chosen rates and counted steps.
+        say: told what was done, a line per cell.
+
+    Returns:
+        The failures among these cells, by configuration hash.
+
+    Raises:
+        UserError: a mistake in the plan.
+    """
+    everything, chosen, failures = cells(plans), Chosen(chosen_path), Failures(plans[0].leaderboard)
+    if plans[0].retry:
+        for key in [_key(cell, chosen) for cell in everything if not chosen.untried(cell)]:
+            failures.clear(key)
+    while work := list(_outstanding(everything, chosen, failures)):
+        worked = False
+        for each in work:
+            with _claimed(each, chosen) as mine:
+                # another worker may have done it between the look at the board and the claim
+                if mine and each in list(_outstanding([_cell_of(each)], chosen, failures)):
+                    _do(each, chosen, failures, say)
+                    worked = True
+                    break  # look again, in order: a chosen rate makes cells ready, a block is finished first
+        if not worked:
+            time.sleep(WAIT)
+    known = failures.read()
+    return {key: known[key] for key in (_key(cell, chosen) for cell in everything) if key in known}
+
+
+def _outstanding(everything: Sequence[Cell], chosen: Chosen, failures: Failures) -> Iterator[Cell | Trial]:
+    """What is neither on the board nor failed: a cell, or the trials that it waits for."""
+    board = everything[0].plan.leaderboard
+    rows, failed = read(board) if board.exists() else [], failures.read()
+    seen = set()
+    for cell in everything:
+        if untried := chosen.untried(cell):
+            yield from (Trial(cell, lr) for lr in untried if (cell.setting, lr) not in seen)
+            seen |= {(cell.setting, lr) for lr in untried}
+            continue
+        key = _key(cell, chosen)
+        if key not in failed and not _on_board(cell, key, rows):
+            yield cell
+
+
+def _cell_of(each: Cell | Trial) -> Cell:
+    return each if isinstance(each, Cell) else each.cell
+
+
+def _key(cell: Cell, chosen: Chosen) -> str:
+    """The cell's configuration hash; where no rate is left to train with, one of what was asked for."""
+    if chosen.untried(cell):
+        return ""
+    try:
+        return config_hash(_settled(cell, chosen))
+    except UserError:
+        return config_hash(cell.pretraining)
+
+
+@contextmanager
+def _claimed(each: Cell | Trial, chosen: Chosen) -> Iterator[bool]:
+    """Whether this worker holds the cell, for as long as the block runs."""
+    cell = _cell_of(each)
+    name = _key(cell, chosen) if isinstance(each, Cell) else config_hash(_tried(each, chosen))
+    folder = cell.plan.out / "claims"
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / f"{name}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
+def _do(each: Cell | Trial, chosen: Chosen, failures: Failures, say: Callable[[str], None]) -> None:
+    """One piece of work; whatever goes wrong in it is recorded, and the rest goes on."""
+    began = time.perf_counter()
+    reason, told = "", ""
+    try:
+        told = _try(each, chosen) if isinstance(each, Trial) else _fill(each, chosen)
+    except UserError as error:
+        reason = str(error)
+    except Exception as error:  # a fault of ours, or memory that ran out: the other cells do not depend on it
+        reason = f"{type(error).__name__}: {error}"
+    seconds = time.perf_counter() - began
+    if reason and isinstance(each, Trial):
+        _note_rate(each, None, chosen)
+    elif reason:
+        failures.note(_key(_cell_of(each), chosen), _cell_of(each), reason)
+    elif isinstance(each, Cell):
+        failures.clear(_key(each, chosen))
+    say(f"failed: {each}: {reason}" if reason else f"{each}: {told} ({seconds:.0f} s)")
+
+
+def _tried(trial: Trial, chosen: Chosen) -> PretrainConfig:
+    cell = trial.cell
+    steps = max(1, chosen.steps(cell) // 3)
+    asked = replace(cell.pretraining, lr=trial.lr, steps=steps, seed=cell.plan.seeds[0], out=cell.plan.out / "rates")
+    return resolve(asked, _usual_batch(asked.source))[0]
+
+
+def _try(trial: Trial, chosen: Chosen) -> str:
+    """Pretrain briefly with one rate, and score on validation: the test split is not read."""
+    config = _tried(trial, chosen)
+    run = _pretrained(config, trial.cell.plan)
+    score = _validation_score(run, config.source)
+    _note_rate(trial, score, chosen)
+    return f"validation {score:.4f}"
+
+
+def _note_rate(trial: Trial, score: float | None, chosen: Chosen) -> None:
+    def change(entry: dict[str, Any]) -> None:
+        tried = entry.setdefault("validation", {})
+        tried[f"{trial.lr:g}"] = score
+        known = {lr: value for lr, value in tried.items() if value is not None}
+        entry["lr"] = float(max(sorted(known, key=float), key=lambda lr: known[lr])) if known else None
+        entry["trial_steps"] = _tried(trial, chosen).steps
+        entry["trial_seed"] = trial.cell.plan.seeds[0]
+        entry["commit"] = commit()
+
+    chosen.note(trial.cell.setting, change)
+
+
+def _validation_score(run: Run, source: Source) -> float:
+    """The best ridge probe's score on the validation split, higher always better: closed form, so it has converged.
+
+    Mean features, all training labels, eight penalties; the first task that the data set names.
+    """
+    from dabsmix.model.checkpoint import load_encoder
+    from dabsmix.scoring.features import features, token_features
+    from dabsmix.scoring.heads import Features, fit_ridge
+    from dabsmix.scoring.metrics import metric
+
+    task = _tasks(source)[0]
+    data = load(source if source.domain in (None, task) else Source(task, data_root=source.data_root))
+    labelled, accelerator = data.require_labelled(), _accelerator("fp32")
+    encoder = load_encoder(run.path / "encoder.safetensors", data.specs).to(accelerator.device)
+
+    def part(split: Any) -> Features:
+        if labelled.task.kind == "tokens":
+            pooled = {"tokens": token_features(encoder, split, data.normalise, accelerator=accelerator)}
+        else:
+            pooled = {"mean": features(encoder, split, data.normalise, accelerator=accelerator).mean}
+        return Features(pooled, split.label, split.group)
+
+    heads = fit_ridge(part(labelled.train), labelled.task, penalties=[10.0**power for power in range(1, -7, -1)])
+    validation, scale = part(labelled.validation), metric(labelled.task.metric)
+    sign = 1 if scale.higher else -1
+    return max(sign * scale(head.predict(validation), validation.label) for head in heads)
+
+
+def _fill(cell: Cell, chosen: Chosen) -> str:
+    """Pretrain, transfer, submit: as the three commands do."""
+    plan, config = cell.plan, _settled(cell, chosen)
+    run = _pretrained(config, plan)
+    wanted = TransferConfig(run=(run.path,), protocol=plan.protocol, labels=plan.labels, data_root=plan.data_root)
+    began = time.perf_counter()
+    if plan.precision == "fp32":
+        from dabsmix.verbs.transfer import transfer
+
+        transfer(wanted, accelerator=_accelerator("fp32"))
+    else:
+        _child([sys.executable, "-m", "dabsmix", "transfer", *_transfer_words(wanted)])
+    seconds = {"pretraining": run.record.seconds or 0.0, "transfer": time.perf_counter() - began}
+    rows = submit(run.path, plan.by, plan.leaderboard)
+    _log_time(cell, config, run, seconds)
+    first = rows[0]
+    return f"{first.probe} {first.label_fraction}: {first.value:.4f}"
+
+
+def _pretrained(config: PretrainConfig, plan: BenchConfig) -> Run:
+    """The finished run: in this process, or in children where a cell needs several or another precision."""
+    if plan.gpus == 1 and plan.precision == "fp32":
+        from dabsmix.verbs.pretrain import pretrain
+
+        return pretrain(config, accelerator=_accelerator("fp32"), begin=True)
+    runs = [Run(path.parent) for path in config.out.glob("*/run.json")]
+    mine = [run for run in runs if run.record.config_hash == config_hash(config)]
+    if finished := [run for run in mine if run.finished]:
+        return finished[0]
+    start = ["torchrun", f"--nproc_per_node={plan.gpus}"] if plan.gpus > 1 else [sys.executable]
+    file = config.out / "claims" / f"{config_hash(config)}.yaml"
+    write(file, lambda p: p.write_text(yaml.safe_dump(as_plain(config), sort_keys=False), encoding="utf-8"))
+    words = ["--config", str(file), "--out", str(config.out), *(["--resume"] if mine else [])]
+    said = _child([*start, "-m", "dabsmix", "pretrain", *words])
+    return Run(Path(said.strip().splitlines()[-1]))
+
+
+def _transfer_words(config: TransferConfig) -> list[str]:
+    words = ["--run", str(config.run[0])]
+    words += ["--protocol", config.protocol] if config.protocol else []
+    words += ["--labels", *config.labels] if config.labels else []
+    return words + (["--data-root", str(config.data_root)] if config.data_root else [])
+
+
+def _child(words: Sequence[str]) -> str:
+    """What a command prints.
+
+    Raises:
+        UserError: it failed; its last line says why.
+        SystemExit: it was interrupted and can go on, so this worker ends too.
+    """
+    done = subprocess.run(words, capture_output=True, text=True)
+    if done.returncode == INTERRUPTED:
+        raise SystemExit(INTERRUPTED)
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+        raise UserError(next((line for line in reversed(lines) if line.startswith("dabsmix: ")), lines[-1]))
+    return done.stdout
+
+
+def _accelerator(precision: str) -> Any:
+    from dabsmix.training import accelerate
+
+    return accelerate(precision)  # one for each use, because it keeps what it has prepared
+
+
+# --- how long it takes
+
+
+def _log_time(cell: Cell, config: PretrainConfig, run: Run, seconds: Mapping[str, float]) -> None:
+    line = {
+        "setting": [config.source.name, cell.row, config.encoder, config.batch_size],
+        "steps": run.record.steps,
+        "device": run.record.device,
+        **{name: round(value, 2) for name, value in seconds.items()},
+    }
+    with (cell.plan.out / "times.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Seconds of a cell, None where nothing like it was measured."""
+
+    cell: Cell
+    state: str
+    seconds: float | None
+
+
+def dry_run(plans: Sequence[BenchConfig], *, chosen_path: Path) -> list[Estimate]:
+    """Every cell, whether it is done, and its time by the finished cells of the same data set and algorithm.
+
+    Times come from ``times.jsonl`` in the folder of the runs; a cell of another algorithm on the same data set stands
+    in where the algorithm was not measured. Steps count in proportion, transfer as it was. Trials of rates are
+    included with the first cell that waits for them.
+    """
+    everything, chosen = cells(plans), Chosen(chosen_path)
+    failures, board = Failures(plans[0].leaderboard).read(), plans[0].leaderboard
+    rows, times = read(board) if board.exists() else [], _times(plans[0].out)
+    found, counted = [], set()
+    for cell in everything:
+        untried = chosen.untried(cell)
+        key = "" if untried else _key(cell, chosen)
+        state = "failed" if key in failures else "done" if key and _on_board(cell, key, rows) else "missing"
+        trials = 0 if cell.setting in counted else len(untried)
+        counted.add(cell.setting)
+        found.append(Estimate(cell, state, _seconds(cell, chosen, times, trials) if state == "missing" else None))
+    return found
+
+
+def _times(out: Path) -> list[dict[str, Any]]:
+    path = out / "times.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def _seconds(cell: Cell, chosen: Chosen, times: Sequence[dict[str, Any]], trials: int) -> float | None:
+    asked = cell.pretraining
+    name, usual = asked.source.name, asked.batch_size or _usual_batch(asked.source)
+    alike = [each for each in times if each["setting"] == [name, cell.row, asked.encoder, usual]]
+    if not alike:
+        like = [each for each in times if each["setting"][0] == name and each["setting"][2] == asked.encoder]
+        alike = [each for each in like if each["steps"] or not cell.trains]
+    if not alike:
+        return None
+    transfer = float(sum(each["transfer"] for each in alike) / len(alike))
+    if not cell.trains:
+        return transfer
+    step = sum(each["pretraining"] for each in alike) / max(1, sum(each["steps"] for each in alike))
+    steps = chosen.steps(cell)
+    return float(steps * step * (1 + trials / 3) + transfer)

@@ -1,0 +1,283 @@
+"""The matrix: what is done is not done again, what failed is kept, and workers share the rest."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from dabsmix import cli
+from dabsmix.board.row import read
+from dabsmix.config import BenchConfig, PretrainConfig
+from dabsmix.errors import UserError
+from dabsmix.source import Source
+from dabsmix.verbs import bench as module
+from dabsmix.verbs.bench import Cell, Chosen, bench, cells, dry_run
+from dabsmix.verbs.budget import step_cost
+
+QUICK: dict[str, Any] = dict(domains=("digits",), seeds=(0,), steps=3, batch_size=16, labels=("1",))
+
+
+def plan(folder: Path, **changes: Any) -> BenchConfig:
+    return BenchConfig(**(QUICK | dict(out=folder / "runs", leaderboard=folder / "board" / "results.csv") | changes))
+
+
+def words(folder: Path, *more: str) -> list[str]:
+    line = "bench --domains digits --algos none emix --seeds 0 --steps 3 --batch-size 16 --labels 1"
+    return [*line.split(), "--out", f"{folder / 'runs'}", "--leaderboard", f"{folder / 'board' / 'results.csv'}", *more]
+
+
+@pytest.fixture
+def filled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What was done, with rows on the board but nothing trained."""
+    told: list[str] = []
+    fill = module._fill
+
+    def noted(cell: Cell, chosen: Chosen) -> str:
+        told.append(str(cell))
+        return fill(cell, chosen)
+
+    monkeypatch.setattr(module, "_fill", noted)
+    return told
+
+
+def test_cells_complete_a_data_set_before_the_next(tmp_path: Path) -> None:
+    found = [str(cell) for cell in cells([plan(tmp_path, domains=("digits", "uci_har"), algos=("none", "emix"))])]
+    assert found == ["digits none seed 0", "digits emix seed 0", "uci_har none seed 0", "uci_har emix seed 0"]
+
+
+def test_a_row_may_set_hyperparameters(tmp_path: Path) -> None:
+    (cell,) = cells([plan(tmp_path, algos=("contpred:score=masked,temperature=1e-1",))])
+    assert cell.pretraining.algo == "contpred"
+    assert cell.pretraining.hyper == {"score": "masked", "temperature": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(domains=()), "no cells: name --domains"),
+        (dict(domains=("digit",)), "did you mean 'digits'"),
+        (dict(data=(Path("x"),)), "name one of the two"),
+        (dict(algos=("emix:beta=1",)), "no hyperparameter 'beta'"),
+        (dict(algos=("emix:alpha=x",)), "float"),
+        (dict(algos=("contpred:score=some",)), "one of all, masked"),
+        (dict(domains=(), data=(Path("x"),), modality="text"), "needs --label"),
+    ],
+)
+def test_mistakes_in_a_plan_are_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        cells([plan(tmp_path, **changes)])
+
+
+def test_a_plan_has_parts_and_flags_override_it(tmp_path: Path) -> None:
+    file = tmp_path / "p.yaml"
+    parts = [{"domains": ["digits"]}, {"domains": ["fsdd", "covtype"], "steps": 7}]
+    file.write_text(yaml.safe_dump({"algos": ["none"], "steps": 5, "compile": True, "parts": parts}))
+    found, path = cli._plans([str(file), "--seeds", "4", "5", "--encoder=vit_small"])
+    assert path == file
+    assert [each.domains for each in found] == [("digits",), ("fsdd", "covtype")]
+    assert [(each.steps, each.seeds, each.encoder, each.compile) for each in found] == [
+        (5, (4, 5), "vit_small", True),
+        (7, (4, 5), "vit_small", True),
+    ]
+    assert [each.steps for each in cli._plans([str(file), "--steps", "9"])[0]] == [9, 9]
+
+
+def test_an_unknown_field_of_a_plan_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "p.yaml"
+    file.write_text("domain: [digits]\n")
+    with pytest.raises(UserError, match=r"unknown field 'domain' \(did you mean 'domains'"):
+        cli._plans([str(file)])
+
+
+def test_what_is_on_the_board_is_not_done_again(tmp_path: Path, filled: list[str]) -> None:
+    asked = plan(tmp_path, algos=("none",))
+    (before,) = dry_run([asked], chosen_path=tmp_path / "c.json")
+    assert (before.state, before.seconds) == ("missing", None)
+    assert bench([asked], chosen_path=tmp_path / "c.json") == {}
+    rows = read(asked.leaderboard)
+    assert {(row.task, row.algorithm, row.label_fraction) for row in rows} == {("digits", "none", "1")}
+    bench([asked], chosen_path=tmp_path / "c.json")
+    assert filled == ["digits none seed 0"]
+    assert read(asked.leaderboard) == rows
+    done, other = dry_run([plan(tmp_path, algos=("none",), seeds=(0, 1))], chosen_path=tmp_path / "c.json")
+    assert (done.state, other.state) == ("done", "missing")
+    assert other.seconds is not None  # from the cell that was measured
+
+
+def test_a_failure_is_kept_with_its_reason_and_the_rest_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = True
+
+    def fill(cell: Cell, chosen: Chosen) -> str:
+        if cell.row == "emix" and broken:
+            raise RuntimeError("out of memory")
+        return original(cell, chosen)
+
+    original = module._fill
+    monkeypatch.setattr(module, "_fill", fill)
+    asked, told = plan(tmp_path, algos=("emix", "none")), list[str]()
+    failed = bench([asked], chosen_path=tmp_path / "c.json", say=told.append)
+    assert [(each["algorithm"], each["reason"]) for each in failed.values()] == [
+        ("emix", "RuntimeError: out of memory")
+    ]
+    assert json.loads((asked.leaderboard.parent / "failures.json").read_text()) == failed
+    assert told[0] == "failed: digits emix seed 0: RuntimeError: out of memory"
+    assert {row.algorithm for row in read(asked.leaderboard)} == {"none"}
+    broken = False
+    assert bench([asked], chosen_path=tmp_path / "c.json").keys() == failed.keys()  # only tried again when asked to
+    assert [each.state for each in dry_run([asked], chosen_path=tmp_path / "c.json")] == ["failed", "done"]
+    again = plan(tmp_path, algos=("emix", "none"), retry=True)
+    assert bench([again], chosen_path=tmp_path / "c.json") == {}
+    assert {row.algorithm for row in read(asked.leaderboard)} == {"none", "emix"}
+    assert json.loads((asked.leaderboard.parent / "failures.json").read_text()) == {}
+
+
+def test_the_rate_is_chosen_on_validation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = {1e-3: 0.5, 1e-2: 0.8, 1e-1: 0.7}
+    trials: list[PretrainConfig] = []
+
+    def pretrained(config: PretrainConfig, of: BenchConfig) -> Any:
+        trials.append(config)
+        return config
+
+    monkeypatch.setattr(module, "_pretrained", pretrained)
+    monkeypatch.setattr(module, "_validation_score", lambda run, source: scores[run.lr])
+    chosen = Chosen(tmp_path / "c.json")
+    asked = plan(tmp_path, algos=("none", "emix"), rates=tuple(scores), seeds=(3, 4), steps=9)
+    for lr in scores:
+        module._try(module.Trial(cells([asked])[1], lr), chosen)
+    assert {(trial.seed, trial.steps) for trial in trials} == {(3, 3)}
+    (entry,) = json.loads((tmp_path / "c.json").read_text()).values()
+    assert (entry["lr"], entry["trial_steps"], entry["trial_seed"]) == (1e-2, 3, 3)
+    assert [module._settled(cell, chosen).lr for cell in cells([asked])] == [3e-4, 1e-2, 3e-4, 1e-2]  # none takes none
+
+
+def test_a_rate_that_diverges_is_not_chosen(tmp_path: Path) -> None:
+    asked = plan(tmp_path, algos=("emix",), rates=(1e-3, 1e-2))
+    (cell,) = cells([asked])
+    chosen = Chosen(tmp_path / "c.json")
+    module._note_rate(module.Trial(cell, 1e-3), None, chosen)
+    module._note_rate(module.Trial(cell, 1e-2), None, chosen)
+    with pytest.raises(UserError, match=r"every one of the rates 0.001, 0.01 failed"):
+        chosen.lr(cell)
+    assert "every one of the rates" in next(iter(bench([asked], chosen_path=chosen.path).values()))["reason"]
+
+
+@pytest.mark.slow
+def test_two_workers_share_the_cells(tmp_path: Path) -> None:
+    more = ["--seeds", "0", "1", "--workers", "2"]
+    done = subprocess.run([sys.executable, "-m", "dabsmix", *words(tmp_path), *more], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    told = [line.partition(":")[0] for line in done.stderr.splitlines() if "linear" in line]
+    assert sorted(told) == sorted({f"digits {algo} seed {seed}" for algo in ("none", "emix") for seed in (0, 1)})
+    assert len(list((tmp_path / "runs").glob("*/run.json"))) == 4
+
+
+@pytest.mark.slow
+def test_a_killed_worker_leaves_only_what_was_missing(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "dabsmix", *words(tmp_path, "--seeds", "0", "1")]
+    first = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert first.stderr is not None
+    assert "digits none seed 0" in next(line for line in first.stderr if line.startswith("digits"))
+    os.kill(first.pid, signal.SIGKILL)
+    first.wait()
+    again = subprocess.run(command, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    told = [line.partition(":")[0] for line in again.stderr.splitlines() if "linear" in line]
+    assert "digits none seed 0" not in told
+    assert len({(row.algorithm, row.seed) for row in read(tmp_path / "board" / "results.csv")}) == 4
+
+
+def test_a_claimed_cell_is_left_alone(tmp_path: Path) -> None:
+    (cell,) = cells([plan(tmp_path, algos=("none",))])
+    chosen = Chosen(tmp_path / "c.json")
+    with module._claimed(cell, chosen) as first, module._claimed(cell, chosen) as second:
+        assert (first, second) == (True, False)
+
+
+# --- budgets
+
+
+def linear_flops(width: int, mlp: int, inner: int, tokens: int) -> int:
+    """Of one block's forward on one example: qkv, both products of attention, projection, MLP."""
+    return 2 * tokens * (width * 3 * inner + inner * width + 2 * width * mlp) + 4 * tokens * tokens * inner
+
+
+def test_flops_are_those_of_the_encoder_passes() -> None:
+    batch, tokens, depth = 8, 64, 4  # digits: 8 x 8 pixels, one a token
+    config = PretrainConfig(Source("digits"), algo="emix", encoder="tiny", batch_size=batch)
+    from dabsmix.source import load
+
+    tokens = sum(spec.num_tokens for spec in load(config.source).specs) + 1
+    block = depth * linear_flops(64, 128, 64, tokens) * batch
+    flops = step_cost(config).flops
+    # emix: one pass of a mixed and a clean batch, each with its backward, which is twice a forward
+    assert flops == pytest.approx(2 * 3 * block, rel=0.05)
+
+
+def test_equal_compute_gives_costly_algorithms_fewer_steps(tmp_path: Path) -> None:
+    asked = plan(tmp_path, algos=("emix", "shed", "none"), steps=100, budget="equal-compute")
+    chosen = Chosen(tmp_path / "c.json")
+    emix, shed, none = (module._settled(cell, chosen).steps for cell in cells([asked]))
+    assert (emix, none) == (100, 100)
+    ratio = step_cost(cells([asked])[0].pretraining).flops / step_cost(cells([asked])[1].pretraining).flops
+    assert shed == round(100 * ratio)
+    assert shed != 100
+
+
+# --- SLURM
+
+
+def test_a_job_passes_the_end_on_and_goes_back_into_the_queue(monkeypatch: pytest.MonkeyPatch) -> None:
+    submitit = pytest.importorskip("submitit")
+    import pickle
+    import threading
+
+    from dabsmix.verbs import slurm
+
+    script = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))"
+    script += "; print('up', flush=True); time.sleep(60)"
+    started = subprocess.Popen
+
+    def child(command: Sequence[str]) -> Any:
+        process = started([sys.executable, "-c", script], stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        process.stdout.readline()
+        return process
+
+    monkeypatch.setattr("dabsmix.verbs.slurm.subprocess.Popen", child)
+    worker = pickle.loads(pickle.dumps(slurm.Worker(["bench"])))
+    queued: list[Any] = []
+
+    def announce() -> None:
+        while worker._child is None:
+            time.sleep(0.01)
+        queued.append(worker.checkpoint())
+
+    thread = threading.Thread(target=announce)
+    thread.start()
+    assert worker() == slurm.INTERRUPTED
+    thread.join()
+    assert isinstance(queued[0], submitit.helpers.DelayedSubmission)
+    assert queued[0].function.words == ["bench"]
+
+
+def test_without_slurm_it_says_so(tmp_path: Path) -> None:
+    pytest.importorskip("submitit")
+    import shutil
+
+    if shutil.which("srun"):
+        pytest.skip("there is a SLURM here")
+    from dabsmix.verbs.slurm import submit_jobs
+
+    with pytest.raises(UserError, match="no `srun` here"):
+        submit_jobs(["bench"], plan(tmp_path))
