@@ -374,10 +374,27 @@ def _embed(config: EmbedConfig) -> None:
 
 
 def _audit(config: AuditConfig) -> None:
+    if config.cache:
+        _audit_cache()
+        return
     from dabsmix.data.audit import audit, render
     from dabsmix.source import load
 
     print(render(audit(load(config.source)), as_json=config.json))
+
+
+def _audit_cache() -> None:
+    from dabsmix.data.cache import check_all
+
+    found = check_all()
+    damaged = {folder: names for folder, names in found.items() if names}
+    for folder, names in damaged.items():
+        print(f"{folder}: damaged: {', '.join(names)}")
+    if damaged:
+        raise UserError(
+            f"{len(damaged)} of {len(found)} prepared folders are damaged: they are prepared again when used"
+        )
+    print(f"{len(found)} prepared folders: intact")
 
 
 def _quickstart(config: QuickstartConfig) -> None:

@@ -21,6 +21,7 @@ from dabsmix.scoring.results import Protocols
 from dabsmix.source import Modality, Source, read_options
 
 __all__ = [
+    "ADDED",
     "PRETRAIN_PROTOCOLS",
     "AuditConfig",
     "BenchConfig",
@@ -136,8 +137,15 @@ def resolve(config: PretrainConfig, domain_batch_size: int) -> tuple[PretrainCon
     return replace(config, **asdict(recipe), hyper=hyper | dict(config.hyper)), recipe
 
 
-# Where a run is written and read from, and whether it was interrupted, do not change its numbers.
-_NOT_IN_HASH = ("out", "data_root", "resume", "checkpoint_every")
+NOT_IN_HASH = ("out", "data_root", "resume", "checkpoint_every")
+"""Fields that change no number: where a run is written and read from, and whether it was interrupted."""
+
+ADDED: Mapping[str, Any] = {}
+"""Fields of `PretrainConfig` and `Source` that are younger than the hash (commit 6675b1b), each with its default.
+
+A field that has this value is left out of the hash and of ``config.yaml``, so that a run keeps the hash that it had
+before the field existed. An algorithm's hyperparameters are treated alike: see ``Algorithm.added``.
+"""
 
 
 def config_hash(config: PretrainConfig) -> str:
@@ -146,7 +154,7 @@ def config_hash(config: PretrainConfig) -> str:
     Raises:
         UserError: the file of options cannot be read.
     """
-    values: dict[str, Any] = {k: v for k, v in as_plain(config).items() if k not in _NOT_IN_HASH}
+    values: dict[str, Any] = {k: v for k, v in as_plain(config).items() if k not in NOT_IN_HASH}
     values["options"] = read_options(config.source.options)
     if config.source.domain is not None and (
         revision := domain(config.source.domain).revisions.get(values["protocol"])
@@ -164,6 +172,7 @@ def as_plain(config: PretrainConfig) -> dict[str, Any]:
     source, hyper = values.pop("source"), values.pop("hyper")
     values.pop("resume")
     values = source | values
+    values = {k: v for k, v in values.items() if k not in ADDED or v != ADDED[k]}
     values |= {k: values[k].expanduser().absolute() for k in ("data", "options") if values[k] is not None}
     return {k: str(v) if isinstance(v, Path) else v for k, v in (values | hyper).items()}
 
@@ -250,6 +259,8 @@ class AuditConfig:
     """Check a data set: duplicates, leaks between splits, class balance, value ranges, dependence on file order."""
 
     source: tyro.conf.OmitArgPrefixes[Source] = field(default_factory=Source)
+    cache: bool = False
+    """Compare every prepared file in the cache with its sum instead; damaged ones are prepared again when used."""
     json: bool = False
     """Print JSON."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields
@@ -13,7 +14,7 @@ from typing import Any, TypeVar
 
 from dabsmix.errors import UserError
 
-__all__ = ["cache_folder", "cached", "data_root", "parsed", "sha256", "unwritable", "write"]
+__all__ = ["cache_folder", "cached", "data_root", "is_temporary", "parsed", "sha256", "unwritable", "write"]
 
 
 def write(path: Path, save: Callable[[Path], object]) -> None:
@@ -38,6 +39,11 @@ def write(path: Path, save: Callable[[Path], object]) -> None:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a file of this name is one that `write` makes on the way, and leaves behind only when it is killed."""
+    return re.fullmatch(r"\..+\.[a-z0-9_]{8}", name) is not None
 
 
 def unwritable(path: Path, error: OSError) -> UserError:

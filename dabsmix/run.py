@@ -6,13 +6,15 @@ appears whole or not at all.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
 import platform
 import subprocess
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from itertools import count
 from pathlib import Path
@@ -21,14 +23,15 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from dabsmix.errors import UserError
-from dabsmix.files import parsed, unwritable, write
+from dabsmix.files import is_temporary, parsed, sha256, unwritable, write
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Run", "RunRecord", "commit", "device_name", "newest_run", "read_record"]
+__all__ = ["Run", "RunRecord", "commit", "device_name", "newest_run", "read_record", "readable_runs"]
 
 KEPT_CHECKPOINTS = 2
+LOCK = ".lock"
 
 
 def commit() -> str:
@@ -188,50 +191,152 @@ class Run:
             raise unwritable(path, error) from error
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Every line of metrics."""
+        """Every line of metrics, without a last one that was torn.
+
+        Raises:
+            UserError: another line is damaged.
+        """
         path = self.path / "metrics.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        try:
+            lines = path.read_bytes().split(b"\n") if path.exists() else [b""]
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {error.strerror}") from error
+        found = []
+        for number, line in enumerate(lines[:-1], 1):  # what follows the last newline is torn, or nothing
+            try:
+                values = json.loads(line)
+                found.append(values | {"step": int(values["step"])})
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
+                raise UserError(f"{path}, line {number} is damaged: delete {self.path}, and pretrain again") from error
+        return found
 
     def cut_metrics(self, step: int) -> None:
         """Drop the lines of steps after ``step``: they will be written again. A torn last line goes too."""
-        path = self.path / "metrics.jsonl"
-        lines = path.read_text().splitlines() if path.exists() else []
-        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
-        write(path, lambda p: p.write_text("".join(line + "\n" for line in kept), encoding="utf-8"))
+        kept = [json.dumps(line) + "\n" for line in self.metrics() if line["step"] <= step]
+        write(self.path / "metrics.jsonl", lambda p: p.write_text("".join(kept), encoding="utf-8"))
+
+    # one process at a time
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the run's folder, and delete what writes that were killed left in it.
+
+        The system lets go of it when the process ends, however it ends.
+
+        Raises:
+            UserError: another process holds it.
+        """
+        from filelock import FileLock, Timeout
+
+        held = FileLock(self.path / LOCK, timeout=0)
+        try:
+            held.acquire()
+        except Timeout:
+            raise UserError(
+                f"another process is working on {self.path}: wait until it ends, or stop it first"
+            ) from None
+        except NotImplementedError:
+            pass  # a file system without locks
+        except OSError as error:
+            raise unwritable(self.path / LOCK, error) from error
+        try:
+            for path in self.path.rglob(".*"):
+                if is_temporary(path.name):
+                    path.unlink(missing_ok=True)
+            yield
+        finally:
+            held.release()
 
     # checkpoints: everything that training needs to go on
 
     def save_checkpoint(self, step: int, state: Mapping[str, Any]) -> None:
-        """Write the state after ``step`` steps; the newest two are kept."""
+        """Write the state after ``step`` steps, and its digest; the newest two are kept."""
         import torch
 
         file = io.BytesIO()  # torch.save reports a full disk as a RuntimeError of its own
         torch.save(dict(state), file)
-        write(self.path / "checkpoints" / f"{step:09d}.pt", lambda p: p.write_bytes(file.getbuffer()))
+        path = self.path / "checkpoints" / f"{step:09d}.pt"
+        line = f"{hashlib.sha256(file.getbuffer()).hexdigest()}  {path.name}\n"
+        _digest_file(path).unlink(missing_ok=True)  # of a damaged one that this one replaces
+        write(path, lambda p: p.write_bytes(file.getbuffer()))
+        write(_digest_file(path), lambda p: p.write_text(line, encoding="utf-8"))
         for old in self._checkpoints()[:-KEPT_CHECKPOINTS]:
             old.unlink()
+            _digest_file(old).unlink(missing_ok=True)
 
-    def load_checkpoint(self) -> dict[str, Any] | None:
-        """The newest checkpoint, None where there is none yet. Only tensors and plain values are admitted.
+    def load_checkpoint(self, say: Callable[[str], None] = lambda _: None) -> dict[str, Any] | None:
+        """The newest intact checkpoint, None where there is none yet. Only tensors and plain values are admitted.
+
+        Args:
+            say: told which newer ones are damaged.
 
         Raises:
-            UserError: the file is damaged, or holds anything else.
+            UserError: all of them are damaged.
         """
-        import pickle
-
-        import torch
-
         found = self._checkpoints()
-        if not found:
-            return None
-        try:
-            state: dict[str, Any] = torch.load(found[-1], map_location="cpu", weights_only=True)
-        except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
-            raise UserError(f"{found[-1]} is damaged: delete it, to go on from the checkpoint before it") from error
-        return state
+        for path in reversed(found):
+            try:
+                return _read_checkpoint(path)
+            except ValueError as error:
+                say(f"{path} is damaged ({error}): training goes on from the checkpoint before it")
+        if found:
+            raise UserError(f"every checkpoint in {found[0].parent} is damaged: delete that folder to begin at step 0")
+        return None
 
     def _checkpoints(self) -> list[Path]:
         return sorted((self.path / "checkpoints").glob("[0-9]*.pt"))
+
+    # the encoder
+
+    def encoder_file(self) -> Path:
+        """The encoder's file, once its bytes are those that the run ended with.
+
+        Raises:
+            UserError: it is missing, or has changed.
+        """
+        path = self.path / "encoder.safetensors"
+        try:
+            found = sha256(path)
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {error.strerror}; pretrain again or name another run") from error
+        if found != self.record.encoder_sha256:
+            raise UserError(f"{path} is not the encoder that this run ended with: put that one back, or pretrain again")
+        return path
+
+
+def _digest_file(checkpoint: Path) -> Path:
+    return checkpoint.with_name(f"{checkpoint.name}.sha256")
+
+
+def _read_checkpoint(path: Path) -> dict[str, Any]:
+    """ValueError says what is wrong with it."""
+    import torch
+
+    try:
+        if _digest_file(path).exists():
+            if sha256(path) != _digest_file(path).read_text(encoding="utf-8").split(maxsplit=1)[0]:
+                raise ValueError("its bytes are not those that were written")
+        else:  # from before there were digests; torch itself checks none of the sums that its zip file holds
+            with zipfile.ZipFile(path) as zipped:
+                if zipped.testzip() is not None:
+                    raise ValueError("its bytes are not those that were written")
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except ValueError:
+        raise
+    except Exception as error:  # what torch, pickle and zipfile raise at damaged bytes is not a closed list
+        raise ValueError(f"cannot be read: {type(error).__name__}") from error
+    if not isinstance(state, dict) or state.get("step") != int(path.stem):
+        raise ValueError("its step is not the one that its name states")
+    return state
+
+
+def readable_runs(out: Path) -> list[Run]:
+    """The runs under ``out``, but for those whose ``run.json`` is damaged: they are no reason to stop the others."""
+    found = []
+    for path in sorted(out.glob("*/run.json")):
+        with suppress(UserError):
+            found.append(Run(path.parent))
+    return found
 
 
 def newest_run(out: Path, wanted: Callable[[Run], bool], description: str) -> Run:
@@ -240,8 +345,8 @@ def newest_run(out: Path, wanted: Callable[[Run], bool], description: str) -> Ru
     Raises:
         UserError: there is none.
     """
-    runs = [Run(path.parent) for path in out.glob("*/run.json")]
-    found = sorted((run for run in runs if wanted(run)), key=lambda run: (run.record.created, run.path.name))
+    runs = [run for run in readable_runs(out) if wanted(run)]
+    found = sorted(runs, key=lambda run: (run.record.created, run.path.name))
     if not found:
         raise UserError(f"no {description} under {out}: name another --out, or start with `dabsmix pretrain`")
     return found[-1]

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from dabsmix.config import PRETRAIN_PROTOCOLS, PretrainConfig, Recipe, as_plain, config_hash, resolve
+from dabsmix.config import ADDED, PRETRAIN_PROTOCOLS, PretrainConfig, Recipe, as_plain, config_hash, resolve
 from dabsmix.errors import UserError
 from dabsmix.files import cache_folder, data_root
 from dabsmix.source import Source
@@ -88,10 +88,18 @@ def test_the_hash_tells_requests_apart_and_nothing_else() -> None:
     assert len(base) == 12
 
 
+def test_a_young_field_enters_only_where_it_differs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dabsmix.config.ADDED", {"online": None})
+    assert "online" not in as_plain(CONFIG)
+    given = replace(CONFIG, online="uci_har")
+    assert as_plain(given)["online"] == "uci_har"
+    assert config_hash(given) != config_hash(CONFIG)
+
+
 def test_plain_values_lack_nothing_but_resume() -> None:
     plain = as_plain(replace(CONFIG, hyper={"alpha": 2.0}))
     names = {f.name for kind in (PretrainConfig, Source) for f in fields(kind)}
-    assert plain.keys() == names - {"source", "hyper", "resume"} | {"alpha"}
+    assert plain.keys() == names - {"source", "hyper", "resume", *ADDED} | {"alpha"}
     assert all(value is None or isinstance(value, (str, int, float, bool)) for value in plain.values())
 
 

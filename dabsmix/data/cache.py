@@ -3,24 +3,32 @@
 import errno
 import hashlib
 import json
+import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from dabsmix.errors import UserError
-from dabsmix.files import cache_folder
+from dabsmix.files import cache_folder, sha256, write
 from dabsmix.terminal import progress
 
-__all__ = ["allocate", "fingerprint", "prepared"]
+__all__ = ["allocate", "check", "check_all", "fingerprint", "prepared"]
+
+log = logging.getLogger(__name__)
 
 COMPLETE = "complete"
 """Name of the file, written last, without which a prepared folder does not count."""
+
+SUMS = "sums.json"
+"""Name of the file with the size, the time stamp and the sha256 of every other one of a prepared folder."""
 
 FULL = {errno.ENOSPC, errno.EDQUOT}
 FORBIDDEN = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
@@ -57,7 +65,7 @@ def fingerprint(folder: Path, files: Iterable[Path | str]) -> str:
             with open(path, "rb") as stream:
                 fresh[name] = [*state, hashlib.file_digest(stream, "sha256").hexdigest()]
         except OSError as error:
-            raise UserError(f"{path}: cannot be read ({error.strerror}); mend or fetch it again") from error
+            raise UserError(f"{path}: cannot be read ({error.strerror}); fix or fetch it again") from error
     if any(known.get(name) != entry for name, entry in fresh.items()):
         _remember(folder, known | fresh)
     lines = (f"{name}\0{entry[0]}\0{entry[-1]}\n" for name, entry in sorted(fresh.items()))
@@ -99,22 +107,28 @@ def prepared(name: str, key: str, build: Callable[[Path], None]) -> Path:
     ``key`` states everything that the contents depend on: the fingerprint of the source, the preprocessing and its
     version. ``build`` gets an empty folder and writes ``.npy`` files (large ones through `allocate`) to be read with
     ``np.load(path, mmap_mode="r")``. It appears under its final name only when it is whole and on disk; several
-    processes may ask at once, one of them builds; what an interrupted build left is thrown away.
+    processes may ask at once, one of them builds; what an interrupted build left is thrown away. Sizes are compared at
+    every call, contents where a time stamp has changed; what is damaged is built again.
 
     Raises:
         UserError: the cache folder cannot be written or the disk is full. What ``build`` raises passes through.
     """
     final = cache_folder() / name / hashlib.sha256(key.encode()).hexdigest()[:32]
-    if (final / COMPLETE).is_file():
+    if (final / COMPLETE).is_file() and _unchanged(final):
         return final
     from filelock import FileLock
 
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(final.with_suffix(".lock")):
+            if (final / COMPLETE).is_file() and (damaged := check(final)):
+                log.warning("%s is damaged (%s): the data are prepared again", final, ", ".join(damaged))
+                shutil.rmtree(final)
             if not (final / COMPLETE).is_file():
                 _build(final, key, build)
     except OSError as error:
+        if (final / COMPLETE).is_file() and not check(final):
+            return final  # in a cache that may be read only
         if (line := _explained(error)) is None:
             raise  # no fault of the cache's disk: one of the raw files, say
         raise UserError(line) from error
@@ -129,6 +143,7 @@ def _build(final: Path, key: str, build: Callable[[Path], None]) -> None:
     building.mkdir()
     try:
         build(building)
+        _write_sums(building)
         (building / COMPLETE).write_text(key, encoding="utf-8")
         for path in sorted(building.rglob("*")):
             _sync(path)
@@ -138,6 +153,85 @@ def _build(final: Path, key: str, build: Callable[[Path], None]) -> None:
     except BaseException:
         shutil.rmtree(building, ignore_errors=True)
         raise
+
+
+# --- sums of what was prepared
+
+
+def check(folder: Path, *, thorough: bool = False) -> list[str]:
+    """The names of the damaged files of a prepared folder.
+
+    Args:
+        folder: what `prepared` returned.
+        thorough: read every file; otherwise only those whose time stamp is not the one they were written with.
+    """
+    known = _sums(folder)
+    if known is None:  # prepared before there were sums
+        if os.access(folder, os.W_OK):
+            _write_sums(folder)
+        return []
+    damaged = []
+    for name, (size, modified, digest) in known.items():
+        path = folder / name
+        try:
+            status = path.stat()
+            same = status.st_size == size and status.st_mtime_ns == modified
+            if status.st_size != size or ((thorough or not same) and sha256(path) != digest):
+                damaged.append(name)
+        except OSError:
+            damaged.append(name)
+    if not damaged and not _unchanged(folder):
+        _write_sums(folder, {name: entry[-1] for name, entry in known.items()})
+    return damaged
+
+
+def check_all() -> dict[Path, list[str]]:
+    """Every prepared folder of the cache with the names of its damaged files; from now on these folders do not count.
+
+    Raises:
+        UserError: the mark of a damaged folder cannot be removed.
+    """
+    found = {}
+    for mark in sorted(cache_folder().glob(f"*/*/{COMPLETE}")):
+        found[mark.parent] = check(mark.parent, thorough=True)
+        if found[mark.parent]:
+            try:
+                mark.unlink()
+            except OSError as error:
+                raise UserError(f"{mark.parent} is damaged and cannot be removed: {error.strerror}") from error
+    return found
+
+
+def _unchanged(folder: Path) -> bool:
+    """Whether every file has the size and the time stamp that it was written with."""
+    known = _sums(folder)
+    try:
+        return known is not None and all(
+            [(status := os.stat(folder / name)).st_size, status.st_mtime_ns] == entry[:2]
+            for name, entry in known.items()
+        )
+    except OSError:
+        return False
+
+
+def _sums(folder: Path) -> dict[str, list[Any]] | None:
+    try:
+        found = json.loads((folder / SUMS).read_text(encoding="utf-8"))
+        return {str(name): [int(size), int(modified), str(digest)] for name, (size, modified, digest) in found.items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return None
+
+
+def _write_sums(folder: Path, digests: Mapping[str, str] = MappingProxyType({})) -> None:
+    """The sums of a folder's files, those in ``digests`` without reading them. A folder that is read-only has none."""
+    entries = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and name not in (SUMS, COMPLETE) and not path.name.startswith("."):
+            status = path.stat()
+            entries[name] = [status.st_size, status.st_mtime_ns, digests.get(name) or sha256(path)]
+    with suppress(UserError):
+        write(folder / SUMS, lambda p: p.write_text(json.dumps(entries), encoding="utf-8"))
 
 
 def _sync(path: Path) -> None:

@@ -42,23 +42,34 @@ LISTED = 20
 def walk(folder: Path, suffixes: tuple[str, ...]) -> list[str]:
     """All files below a folder with one of these endings, relative, with "/", sorted.
 
-    Links are followed; files and folders whose name begins with a dot are left out.
+    Links are followed, but not one to a folder that holds it; files and folders whose name begins with a dot are left
+    out, and so is what is not a regular file, such as a pipe.
 
     Raises:
         UserError: there is no such folder, or one below it cannot be read.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; the data set is not there or has another layout")
-
-    def refuse(error: OSError) -> None:
-        raise UserError(f"{error.filename}: cannot be read ({error.strerror}); mend its permissions") from error
-
     found: list[str] = []
-    for root, _, files in os.walk(folder, onerror=refuse, followlinks=True):
-        inside = Path(root).relative_to(folder)
-        if not any(part.startswith(".") for part in inside.parts):
-            prefix = "".join(f"{part}/" for part in inside.parts)
-            found += [prefix + file for file in files if file.lower().endswith(suffixes) and file[0] != "."]
+
+    def visit(path: str, prefix: str, above: frozenset[tuple[int, int]]) -> None:
+        status = os.stat(path)
+        here = (status.st_dev, status.st_ino)
+        if here in above:
+            return
+        with os.scandir(path) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir():
+                    visit(entry.path, f"{prefix}{entry.name}/", above | {here})
+                elif entry.name.lower().endswith(suffixes) and (entry.is_file() or not os.path.exists(entry.path)):
+                    found.append(prefix + entry.name)  # a link to nothing too: reading it is an error that names it
+
+    try:
+        visit(str(folder), "", frozenset())
+    except OSError as error:
+        raise UserError(f"{error.filename}: cannot be read ({error.strerror}); fix its permissions") from error
     return sorted(found)
 
 

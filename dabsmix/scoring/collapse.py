@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -72,9 +73,14 @@ def _normalised(features: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def health(encoder: Encoder, data: Data, accelerator: Accelerator) -> dict[str, float]:
-    """Standard deviation and effective rank of the features of one fixed set of examples: collapse shows here."""
+    """Standard deviation and effective rank of the features of one fixed set of examples: collapse shows here.
+
+    Both are NaN where a feature is not finite.
+    """
     spread = torch.linspace(0, len(data.pretrain) - 1, min(HEALTH_ROWS, len(data.pretrain))).long().numpy()
     pooled = features(encoder, data.pretrain.take(spread), data.normalise, accelerator=accelerator, autocast=True)
+    if not pooled.mean.isfinite().all():
+        return {"feature_std": math.nan, "effective_rank": math.nan}
     return {"feature_std": feature_std(pooled.mean.numpy()), "effective_rank": rankme(pooled.mean.numpy())}
 
 

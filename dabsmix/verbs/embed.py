@@ -37,7 +37,7 @@ def embed(config: EmbedConfig, *, accelerator: Accelerator) -> Path:
         raise UserError(f"--input {config.input}: no such file or folder")
     reader = importlib.import_module(f"dabsmix.modalities.{modality}")
     data, keys = reader.own_rows(config.input, run.record.data_state)
-    encoder = load_encoder(run.path / "encoder.safetensors", data.specs)
+    encoder = load_encoder(run.encoder_file(), data.specs)
     pooled = features(encoder.to(accelerator.device), data.pretrain, data.normalise, accelerator=accelerator)
     values = pooled.mean if config.pooling == "mean" else pooled.cls
     table = pd.DataFrame(values.numpy(), columns=[f"f{i}" for i in range(values.shape[1])])

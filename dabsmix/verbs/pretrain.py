@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,7 +27,7 @@ from dabsmix.model.encoder import Encoder, make_encoder
 from dabsmix.pretext.algorithm import Algorithm, Loss, check_fit
 from dabsmix.pretext.views import make_views
 from dabsmix.registry import algorithm_class
-from dabsmix.run import Run, RunRecord, commit, device_name, newest_run
+from dabsmix.run import Run, RunRecord, commit, device_name, newest_run, readable_runs
 from dabsmix.scoring.collapse import collapsed, health
 from dabsmix.scoring.online import Online, watch_online
 from dabsmix.source import Source, batch_size, load
@@ -88,40 +89,40 @@ def pretrain(
         raise UserError(f"--views augment: {source.name} has no augmentation of its own")
 
     # Where it is written.
-    run = _open_run(config, recipe, data, algorithm, accelerator, begin)
-    if run.finished:
-        say(f"{run.path} is finished already: nothing to resume")
-        return run
-    for note in data.notes:
-        say(note)
-    say(f"run: {run.path}")
+    with _open_run(config, recipe, data, algorithm, accelerator, begin) as run:
+        if run.finished:
+            say(f"{run.path} is finished already: nothing to resume")
+            return run
+        for note in data.notes:
+            say(note)
+        say(f"run: {run.path}")
 
-    online = watch_online(encoder, data, other, source.protocol, batches, accelerator)
-    state = _Training(algorithm, online)
-    start = health(encoder.to(accelerator.device), data, accelerator) if algorithm.trains else {}
-    if algorithm.trains:
-        _train(state, batches, data, config, recipe, accelerator, run, observe)
+        online = watch_online(encoder, data, other, source.protocol, batches, accelerator)
+        state = _Training(algorithm, online)
+        start = health(encoder.to(accelerator.device), data, accelerator) if algorithm.trains else {}
+        if algorithm.trains:
+            _train(state, batches, data, config, recipe, accelerator, run, say, observe)
 
-    # What came of it.
-    metrics = run.metrics()[-1] if algorithm.trains and accelerator.is_main_process else {}
-    if online is not None and algorithm.trains:
-        metrics["online_test"] = online.score(encoder, online.labelled.test, accelerator)
-    if accelerator.is_main_process:
-        save_encoder(run.path / "encoder.safetensors", encoder, config.encoder)
-        run.update(
-            status="finished",
-            seconds=round(state.seconds, 1),
-            encoder_sha256=sha256(run.path / "encoder.safetensors"),
-            metrics=metrics,
-        )
-        if algorithm.trains and collapsed(metrics, start, encoder.width):
-            say(
-                "warning: the features vary little, or in few directions "
-                f"(standard deviation {metrics['feature_std']:.2g}, at the start {start['feature_std']:.2g}; "
-                f"effective rank {metrics['effective_rank']:.1f}, at the start {start['effective_rank']:.1f}): "
-                "they may have collapsed, so compare them with --algo none"
+        # What came of it.
+        metrics = run.metrics()[-1] if algorithm.trains and accelerator.is_main_process else {}
+        if online is not None and algorithm.trains:
+            metrics["online_test"] = online.score(encoder, online.labelled.test, accelerator)
+        if accelerator.is_main_process:
+            save_encoder(run.path / "encoder.safetensors", encoder, config.encoder)
+            run.update(
+                status="finished",
+                seconds=round(state.seconds, 1),
+                encoder_sha256=sha256(run.path / "encoder.safetensors"),
+                metrics=metrics,
             )
-    accelerator.wait_for_everyone()
+            if algorithm.trains and collapsed(metrics, start, encoder.width):
+                say(
+                    "warning: the features vary little, or in few directions "
+                    f"(standard deviation {metrics['feature_std']:.2g}, at the start {start['feature_std']:.2g}; "
+                    f"effective rank {metrics['effective_rank']:.1f}, at the start {start['effective_rank']:.1f}): "
+                    "they may have collapsed, so compare them with --algo none"
+                )
+        accelerator.wait_for_everyone()
     return Run(run.path)
 
 
@@ -149,6 +150,7 @@ def _train(
     recipe: Recipe,
     accelerator: Accelerator,
     run: Run,
+    say: Callable[[str], None],
     observe: Callable[[int], None],
 ) -> None:
     """The loop. Everything random in a step follows from (seed, step), so resuming needs no generator's state."""
@@ -165,9 +167,9 @@ def _train(
     if online is not None:
         online.probe.to(device)
 
-    checkpoint = run.load_checkpoint()
+    checkpoint = run.load_checkpoint(say)
     if checkpoint is not None:
-        _restore(state, optimizer, checkpoint)
+        _restore(state, optimizer, checkpoint, run)
     if accelerator.is_main_process:
         run.cut_metrics(state.step)
     accelerator.wait_for_everyone()
@@ -208,15 +210,11 @@ def _train(
             save = state.step % recipe.checkpoint_every == 0 and not last
             if last or evaluate or save or state.step % LOG_EVERY == 0:
                 line = _means(state, accelerator)
-                if not math.isfinite(line["loss"]):
-                    raise UserError(
-                        f"the loss is {line['loss']} after step {state.step} of {run.path}: "
-                        f"start again with a lower --lr (now {recipe.lr:g}), or look at the data"
-                    )
                 if evaluate:
                     line |= health(encoder, data, accelerator)
-                    if online is not None:
-                        line["online_validation"] = online.score(encoder, online.labelled.validation, accelerator)
+                _check_finite(line, state.step, recipe, run)
+                if evaluate and online is not None:
+                    line["online_validation"] = online.score(encoder, online.labelled.validation, accelerator)
                 now = time.perf_counter()
                 rate = (state.step - logged_step) * batches.batch_size / (now - logged_at)
                 logged_at, logged_step = now, state.step
@@ -245,6 +243,20 @@ def _means(state: _Training, accelerator: Accelerator) -> dict[str, float]:
     return dict(zip(names, values, strict=True))
 
 
+def _check_finite(line: Mapping[str, float], step: int, recipe: Recipe, run: Run) -> None:
+    """The loss is of before the last update, the features and the online probe are of after it."""
+    wrong = [
+        what
+        for name, what in (("loss", "loss"), ("feature_std", "features"), ("online_loss", "online probe's loss"))
+        if not math.isfinite(line.get(name, 0.0))
+    ]
+    if wrong:
+        raise UserError(
+            f"training diverged: the loss is {line['loss']:g} after step {step} of {run.path}, and not finite: "
+            f"{', '.join(wrong)}; start again with a lower --lr (now {recipe.lr:g}), or look at the data"
+        )
+
+
 def _online_data(config: PretrainConfig, data: Data) -> Data:
     """Another labelled data set, for the online probe alone."""
     assert config.online is not None
@@ -270,32 +282,43 @@ def _snapshot(state: _Training, optimizer: Any) -> dict[str, Any]:
     }
 
 
-def _restore(state: _Training, optimizer: Any, checkpoint: dict[str, Any]) -> None:
-    state.step, state.seconds = checkpoint["step"], checkpoint["seconds"]
-    state.algorithm.load_state_dict(checkpoint["algorithm"])
-    optimizer.load_state_dict(checkpoint["optimizer"])
-    if state.online is not None:
-        state.online.probe.load_state_dict(checkpoint["probe"])
-        state.online.probe.optimizer.load_state_dict(checkpoint["probe_optimizer"])
+def _restore(state: _Training, optimizer: Any, checkpoint: dict[str, Any], run: Run) -> None:
+    try:
+        state.step, state.seconds = checkpoint["step"], checkpoint["seconds"]
+        state.algorithm.load_state_dict(checkpoint["algorithm"])
+        optimizer.load_state_dict(checkpoint["optimizer"])
+        if state.online is not None:
+            state.online.probe.load_state_dict(checkpoint["probe"])
+            state.online.probe.optimizer.load_state_dict(checkpoint["probe_optimizer"])
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"the checkpoint of {run.path} does not fit this configuration and version ({type(error).__name__}: "
+            f"{reason}): go on with the version that wrote it ({run.record.version}), or start a new run"
+        ) from error
 
 
+@contextmanager
 def _open_run(
     config: PretrainConfig, recipe: Recipe, data: Data, algorithm: Algorithm, accelerator: Accelerator, begin: bool
-) -> Run:
-    """A new run's folder, or with --resume the one to go on with; made by the main process, known to all."""
-    path = [""]
-    if accelerator.is_main_process:
-        path = [str(_find_or_create(config, recipe, data, algorithm, accelerator, begin).path)]
-    if accelerator.num_processes > 1:
-        path = broadcast_object_list(path)
-    return Run(Path(path[0]))
+) -> Iterator[Run]:
+    """A new run's folder, or with --resume the one to go on with; made and locked by the main process, known to all."""
+    with ExitStack() as held:
+        path = [""]
+        if accelerator.is_main_process:
+            run = _find_or_create(config, recipe, data, algorithm, accelerator, begin)
+            held.enter_context(run.lock())
+            path = [str(run.path)]
+        if accelerator.num_processes > 1:
+            path = broadcast_object_list(path)
+        yield Run(Path(path[0]))
 
 
 def _find_or_create(
     config: PretrainConfig, recipe: Recipe, data: Data, algorithm: Algorithm, accelerator: Accelerator, begin: bool
 ) -> Run:
     key = config_hash(config)
-    begun = any(Run(path.parent).record.config_hash == key for path in config.out.glob("*/run.json"))
+    begun = any(run.record.config_hash == key for run in readable_runs(config.out))
     if config.resume and (begun or not begin):
 
         def same(run: Run) -> bool:

@@ -5,8 +5,13 @@ Under the ``finetune`` protocol the encoder is trained instead.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
+import zipfile
+import zlib
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,15 +22,15 @@ import torch
 import yaml
 from accelerate import Accelerator
 from numpy.typing import NDArray
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 import dabsmix
 from dabsmix.config import TransferConfig
 from dabsmix.data.domain import Data, Split
 from dabsmix.errors import UserError
-from dabsmix.files import sha256, write
+from dabsmix.files import write
 from dabsmix.model.checkpoint import load_encoder
 from dabsmix.model.encoder import Encoder
 from dabsmix.registry import domain
@@ -43,6 +48,8 @@ from dabsmix.source import Source, batch_size, load
 from dabsmix.terminal import watched
 
 __all__ = ["transfer"]
+
+log = logging.getLogger(__name__)
 
 
 def transfer(
@@ -64,7 +71,9 @@ def transfer(
     for run in runs:
         say(f"run: {run.path}")
         name = config.protocol or run.record.protocol
-        records += [_transfer_to(task, name, run, config, accelerator, say) for task in _tasks(config, run)]
+        with run.lock() if accelerator.is_main_process else nullcontext():
+            for task in _tasks(config, run):
+                records.append(_transfer_to(task, name, run, config, accelerator, say))
     return records
 
 
@@ -85,7 +94,7 @@ def _transfer_to(
     if data.labelled is None:
         raise UserError(f"{task} has no labels to transfer to: name another --task")
     rules = v1() if name == "finetune" else protocol(name, batch_size)  # when finetuning, of the yardsticks alone
-    encoder = _load_encoder(run, data)
+    encoder = load_encoder(run.encoder_file(), data.specs)
     fractions = (1.0,) if name == "finetune" else rules.fractions
     labels = config.labels or tuple(str(part) for part in sorted(fractions, reverse=True))
     labels = tuple(dict.fromkeys(_plain(label) for label in labels))
@@ -98,6 +107,7 @@ def _transfer_to(
     results = () if before is None else before.results
     done = dict.fromkeys(each.label_fraction for each in results)
     missing = tuple(label for label in labels if label not in done)
+    kept = {} if before is None or not missing else _predictions(path)
     beside = {} if before is None else dict(before.yardsticks)
     if config.supervised and "supervised" not in beside:
         beside["supervised"] = supervised(encoder, data, accelerator=accelerator, watch=watched)
@@ -130,7 +140,7 @@ def _transfer_to(
         encoder_sha256=run.record.encoder_sha256,
         notes=notes,
     )
-    _write(path, record, ({} if before is None else _predictions(path)) | found.predictions, accelerator)
+    _write(path, record, kept | found.predictions, accelerator)
     for note in notes:
         say(note)
     return record
@@ -219,14 +229,6 @@ def _load(task: str, name: str, run: Run, config: TransferConfig) -> tuple[Data,
     return data, batch_size(source)
 
 
-def _load_encoder(run: Run, data: Data) -> Encoder:
-    path = run.path / "encoder.safetensors"
-    encoder = load_encoder(path, data.specs)
-    if sha256(path) != run.record.encoder_sha256:
-        raise UserError(f"{path} is not the encoder that this run ended with: put that one back, or pretrain again")
-    return encoder
-
-
 def _plain(label: str) -> str:
     """One spelling for each share: ``1.0`` and ``1`` are one."""
     try:
@@ -244,7 +246,8 @@ def _kept_features(
     if found is None:
         found = _encode(encoder, split, data, accelerator, watch=partial(watched, title))
         if accelerator.is_main_process:
-            write(keep, lambda p: save_file({k: v.contiguous() for k, v in found.items()}, str(p), {"key": key}))
+            content = save({k: v.contiguous() for k, v in found.items()}, {"key": key, "sha256": _digest(found)})
+            write(keep, lambda p: p.write_bytes(content))
     return _as_features(found, split, accelerator)
 
 
@@ -261,12 +264,31 @@ def _encode(encoder: Encoder, split: Split, data: Data, accelerator: Accelerator
 
 
 def _kept(path: Path, key: str) -> dict[str, Tensor] | None:
+    """The features of a file; None where there is none, it is of other data, or it is damaged."""
     if not path.exists():
         return None
-    with safe_open(str(path), framework="pt") as file:
-        if (file.metadata() or {}).get("key") != key:
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            metadata = file.metadata() or {}
+        if metadata.get("key") != key or "sha256" not in metadata:
             return None
-    return load_file(str(path))
+        found = load_file(str(path))
+        if _digest(found) == metadata["sha256"]:
+            return found
+    except (OSError, SafetensorError):
+        pass
+    log.warning("%s is damaged: its features are computed again", path)
+    return None
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    """Hex sha256 over names, shapes and values."""
+    found = hashlib.sha256()
+    for name in sorted(tensors):
+        values = tensors[name].cpu().contiguous().numpy()
+        found.update(f"{name} {values.dtype} {values.shape}\n".encode())
+        found.update(values.data)
+    return found.hexdigest()
 
 
 def _as_features(found: Mapping[str, Tensor], split: Split, accelerator: Accelerator) -> Features:
@@ -290,8 +312,14 @@ def _read(path: Path, data: Data, run: Run) -> TransferRecord | None:
 
 
 def _predictions(path: Path) -> dict[str, NDArray[Any]]:
-    with np.load(path.with_suffix(".predictions.npz"), allow_pickle=False) as arrays:
-        return dict(arrays)
+    kept = path.with_suffix(".predictions.npz")
+    try:
+        with np.load(kept, allow_pickle=False) as arrays:
+            return dict(arrays)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(
+            f"{kept} is damaged ({error}): delete it and {path.name} beside it, and transfer again"
+        ) from error
 
 
 def _save_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:

@@ -75,7 +75,7 @@ def classes(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_run_holds_what_it_promises(tmp_path: Path) -> None:
     run = go(tmp_path)
     names = {p.name for p in run.path.iterdir()}
-    assert names == {"config.yaml", "run.json", "metrics.jsonl", "encoder.safetensors", "checkpoints"}
+    assert names == {"config.yaml", "run.json", "metrics.jsonl", "encoder.safetensors", "checkpoints", ".lock"}
     assert run.finished
     logged = run.metrics()
     # every 20 steps, at scores (9), before checkpoints (7), and at the end
@@ -234,7 +234,7 @@ def test_only_the_same_configuration_is_resumed(tmp_path: Path, monkeypatch: pyt
 
 @pytest.mark.usefixtures("classes")
 def test_a_loss_that_is_not_finite_is_one_line_and_leaves_no_spoilt_checkpoint(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"the loss is (nan|inf) after step .*lower --lr") as caught:
+    with pytest.raises(UserError, match=r"the loss is \S+ after step .*lower --lr") as caught:
         go(tmp_path, lr=1e30, schedule="constant", checkpoint_every=3)
     assert "\n" not in str(caught.value)
     (run,) = [Run(path) for path in tmp_path.iterdir()]

@@ -195,9 +195,12 @@ def test_an_encoder_that_is_not_the_run_s(
     state = load_file(str(path))
     state["another.weight"] = state.pop("blocks.0.attn.qkv.weight")
     save_file(state, str(path), header)
+    ours = run.record.encoder_sha256
+    run.update(encoder_sha256=sha256(path))
     line = call(monkeypatch, capsys, "--run", run.path)
     assert "missing ['blocks.0.attn.qkv.weight'], unexpected ['another.weight']" in line
 
+    run.update(encoder_sha256=ours)
     torch.manual_seed(7)
     save_encoder(path, make_encoder("tiny", load_encoder_specs(whole, tmp_path)), "tiny")
     assert sha256(path) != run.record.encoder_sha256

@@ -1,0 +1,150 @@
+"""Prepared arrays and kept features: whatever is damaged is made again with a note, and changes no number."""
+
+import json
+import logging
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dabsmix.cli import main
+from dabsmix.data import cache
+from dabsmix.data.cache import allocate, check_all, prepared
+from dabsmix.verbs.transfer import _digest, _kept
+
+VALUES = np.arange(12_000, dtype=np.float32).reshape(3000, 4)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DABSMIX_CACHE", str(tmp_path / "cache"))
+
+
+def build(folder: Path) -> None:
+    allocate(folder / "x.npy", np.float32, VALUES.shape)[:] = VALUES
+    (folder / "names.json").write_text('["a"]')
+
+
+def never(folder: Path) -> None:
+    raise AssertionError("prepared again")
+
+
+def damage(path: Path, how: str, place: int = 5000) -> None:
+    content = bytearray(path.read_bytes())
+    match how:
+        case "flipped":
+            content[place] ^= 4
+        case "zeroed":
+            content = bytearray(len(content))
+        case "truncated":
+            del content[-100:]
+        case "empty":
+            content.clear()
+        case "deleted":
+            path.unlink()
+            return
+    path.write_bytes(content)
+    os.utime(path, ns=(1, path.stat().st_mtime_ns + 1))  # as after a minute; a test is faster than the clock's grain
+
+
+@pytest.mark.parametrize("how", ["flipped", "zeroed", "truncated", "empty", "deleted"])
+def test_a_damaged_array_is_prepared_again_with_a_note(how: str, caplog: pytest.LogCaptureFixture) -> None:
+    folder = prepared("set", "key", build)
+    damage(folder / "x.npy", how)
+    with caplog.at_level(logging.WARNING):
+        assert prepared("set", "key", build) == folder
+    assert f"{folder} is damaged (x.npy)" in caplog.text
+    assert np.array_equal(np.load(folder / "x.npy"), VALUES)
+    assert prepared("set", "key", never) == folder
+
+
+def test_an_array_that_was_only_copied_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = prepared("set", "key", build)
+    os.utime(folder / "x.npy", ns=(1, 1))
+    assert prepared("set", "key", never) == folder
+    monkeypatch.setattr(cache, "sha256", never)  # and its new time stamp is remembered
+    assert prepared("set", "key", never) == folder
+
+
+def test_an_unchanged_array_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = prepared("set", "key", build)
+    monkeypatch.setattr(cache, "sha256", never)
+    assert prepared("set", "key", never) == folder
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"x.npy": 1}', None])
+def test_what_was_prepared_before_there_were_sums_gets_them(content: str | None) -> None:
+    folder = prepared("set", "key", build)
+    if content is None:
+        (folder / cache.SUMS).unlink()
+    else:
+        (folder / cache.SUMS).write_text(content)
+    assert prepared("set", "key", never) == folder
+    assert set(json.loads((folder / cache.SUMS).read_text())) == {"names.json", "x.npy"}
+
+
+def test_audit_finds_damage_that_left_the_time_stamp_as_it_was(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = prepared("set", "key", build)
+    prepared("set", "other key", build)
+    status = (folder / "x.npy").stat()
+    damage(folder / "x.npy", "flipped")
+    os.utime(folder / "x.npy", ns=(status.st_atime_ns, status.st_mtime_ns))
+    monkeypatch.setattr("sys.argv", ["dabsmix", "audit", "--cache"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == f"{folder}: damaged: x.npy\n"
+    assert "1 of 2 prepared folders are damaged" in err
+    assert np.array_equal(np.load(prepared("set", "key", build) / "x.npy"), VALUES)
+    assert list(check_all().values()) == [[], []]
+
+
+@pytest.mark.slow
+def test_no_flipped_bit_of_an_array_passes() -> None:
+    folder = prepared("set", "key", build)
+    rng = np.random.default_rng(0)
+    for _ in range(25):
+        damage(folder / "x.npy", "flipped", int(rng.integers((folder / "x.npy").stat().st_size)))
+        prepared("set", "key", build)
+        assert np.array_equal(np.load(folder / "x.npy"), VALUES)
+
+
+# --- kept features
+
+
+@pytest.fixture
+def features(tmp_path: Path) -> Path:
+    import torch
+    from safetensors.torch import save_file
+
+    found = {"mean": torch.randn(20, 8), "cls": torch.randn(20, 8)}
+    save_file(found, tmp_path / "f.safetensors", {"key": "k", "sha256": _digest(found)})
+    return tmp_path / "f.safetensors"
+
+
+def test_no_flipped_bit_of_kept_features_passes(features: Path) -> None:
+    import torch
+
+    whole, content = _kept(features, "k"), features.read_bytes()
+    assert whole is not None
+    assert _kept(features, "another encoder's") is None
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        features.write_bytes(content)
+        damage(features, "flipped", int(rng.integers(len(content))))
+        found = _kept(features, "k")
+        assert found is None or all(torch.equal(found[name], whole[name]) for name in whole)
+
+
+@pytest.mark.parametrize("how", ["zeroed", "truncated", "empty"])
+def test_damaged_features_are_computed_again_with_a_note(
+    features: Path, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    damage(features, how)
+    with caplog.at_level(logging.WARNING):
+        assert _kept(features, "k") is None
+    assert f"{features} is damaged" in caplog.text

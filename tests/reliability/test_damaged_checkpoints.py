@@ -1,0 +1,212 @@
+"""Damage to what a run resumes from is named, and never becomes another encoder."""
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from dabsmix.config import PretrainConfig
+from dabsmix.data.domain import Data, Labelled, Split, Task
+from dabsmix.errors import UserError
+from dabsmix.run import Run
+from dabsmix.source import Source
+from dabsmix.spec import Table
+from dabsmix.training import accelerate
+from dabsmix.verbs.pretrain import pretrain
+
+CONFIG = PretrainConfig(
+    Source("digits"), algo="emix", encoder="tiny", steps=12, batch_size=16, evaluate_every=12, checkpoint_every=3
+)
+
+
+class Killed(BaseException):
+    """As abrupt as a test in one process can be."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def data() -> Iterator[None]:
+    """Two classes of short rows: the cheapest data there are."""
+    store = np.random.default_rng(0).normal(size=(64, 4)).astype(np.float32)
+    split = Split((store,), np.arange(64), np.arange(64) % 2)
+    labelled = Labelled(Task("classes", "accuracy", ("a", "b")), split, split, split)
+    found = Data((Table(4),), split, labelled, "0" * 64)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dabsmix.verbs.pretrain.load", lambda source: found)
+        yield
+
+
+def go(out: Path, said: list[str] | None = None, stop_after: int | None = None, **changes: Any) -> Run:
+    def observe(step: int) -> None:
+        if step == stop_after:
+            raise Killed
+
+    say = (lambda _: None) if said is None else said.append
+    return pretrain(replace(CONFIG, out=out, **changes), accelerator=accelerate(), say=say, observe=observe)
+
+
+@pytest.fixture(scope="module")
+def cut(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The --out of a run with checkpoints after 3 and 6 steps, killed after 8."""
+    out = tmp_path_factory.mktemp("cut")
+    with pytest.raises(Killed):
+        go(out, stop_after=8)
+    return out
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The encoder of the run that nothing happened to."""
+    return encoder(go(tmp_path_factory.mktemp("whole")))
+
+
+@pytest.fixture
+def run(cut: Path, tmp_path: Path) -> Run:
+    """A copy of the killed run, alone in ``tmp_path / "out"``."""
+    shutil.copytree(cut, tmp_path / "out")
+    (found,) = [Run(path) for path in (tmp_path / "out").iterdir()]
+    return found
+
+
+def newest(run: Run) -> Path:
+    return max((run.path / "checkpoints").glob("*.pt"))
+
+
+def flip(path: Path, bit: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(content)
+
+
+def encoder(run: Run) -> bytes:
+    return (run.path / "encoder.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("damage", ["flipped", "truncated", "empty", "zeroed", "another step's", "no checkpoint"])
+@pytest.mark.parametrize("digest", [True, False])  # runs from before there were digests have none
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(run: Run, damage: str, digest: bool) -> None:
+    path = newest(run)
+    content = path.read_bytes()
+    if not digest:
+        path.with_name(f"{path.name}.sha256").unlink()
+    match damage:
+        case "flipped":
+            flip(path, 8 * content.index(b"/data/") + 8 * 4000)
+        case "truncated":
+            path.write_bytes(content[:-1000])
+        case "empty":
+            path.write_bytes(b"")
+        case "zeroed":
+            path.write_bytes(bytes(len(content)))
+        case "another step's":
+            shutil.copy(path.with_name("000000003.pt"), path)
+        case "no checkpoint":
+            torch.save([1, 2], path)
+    said: list[str] = []
+    state = run.load_checkpoint(said.append)
+    assert state is not None
+    assert state["step"] == 3
+    assert [line.startswith(f"{path} is damaged") for line in said] == [True]
+
+
+def test_a_run_goes_on_from_the_checkpoint_before_the_damaged_one(run: Run, whole: bytes) -> None:
+    flip(newest(run), 100_000)
+    assert encoder(go(run.path.parent, resume=True)) == whole
+
+
+def test_where_every_checkpoint_is_damaged_the_folder_is_named(run: Run) -> None:
+    for path in (run.path / "checkpoints").glob("*.pt"):
+        path.write_bytes(b"")
+    with pytest.raises(UserError, match=r"every checkpoint in .* is damaged: delete that folder") as caught:
+        go(run.path.parent, resume=True)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_checkpoint_that_does_not_fit_is_one_line(run: Run) -> None:
+    state = run.load_checkpoint()
+    assert state is not None
+    changes: list[dict[str, Any]] = [{"optimizer": {}}, {"algorithm": {}}, {"probe": None}, {"probe": {"weight": 1}}]
+    for change in changes:
+        run.save_checkpoint(6, state | change)
+        with pytest.raises(UserError, match="does not fit") as caught:
+            go(run.path.parent, resume=True)
+        assert "\n" not in str(caught.value)
+    run.save_checkpoint(6, {"step": 6})
+    with pytest.raises(UserError, match="does not fit"):
+        go(run.path.parent, resume=True)
+
+
+@pytest.mark.slow
+def test_no_flipped_bit_passes(run: Run, whole: bytes) -> None:
+    rng = np.random.default_rng(0)
+    path, passed = newest(run), 0
+    content, state = path.read_bytes(), run.load_checkpoint()
+    for number in range(50):
+        path.write_bytes(content)
+        flip(path, int(rng.integers(8 * len(content))))
+        if number == 25:
+            path.with_name(f"{path.name}.sha256").unlink()
+        found = run.load_checkpoint()
+        assert found is not None
+        assert state is not None
+        if found["step"] == 6:  # without a digest, a bit that says nothing, as in a date of the zip file
+            assert number >= 25
+            passed += 1
+            for name, value in state["algorithm"].items():
+                assert torch.equal(found["algorithm"][name], value)
+    assert passed < 10
+
+
+# --- what lies beside
+
+
+def test_a_damaged_line_of_metrics_is_named(run: Run) -> None:
+    path = run.path / "metrics.jsonl"
+    good = path.read_bytes()
+    for bad in (b"{\n", b"\xff\n", b"[]\n", b'{"loss": 1}\n', b'{"step": "x"}\n', b"[" * 100_000 + b"\n"):
+        path.write_bytes(bad + good)
+        with pytest.raises(UserError, match=r"metrics\.jsonl, line 1 is damaged") as caught:
+            go(run.path.parent, resume=True)
+        assert "\n" not in str(caught.value)
+    path.write_bytes(good + b'{"step": 7, "lo')  # torn: a process was killed here
+    assert go(run.path.parent, resume=True).finished
+
+
+def test_a_damaged_neighbour_blocks_nothing(run: Run) -> None:
+    for name, content in (("a", b"{"), ("b", b"[]"), ("c", b"\xff")):
+        (run.path.parent / name).mkdir()
+        (run.path.parent / name / "run.json").write_bytes(content)
+    assert go(run.path.parent, resume=True).finished
+
+
+def test_a_run_that_another_process_trains_is_refused(run: Run) -> None:
+    before = (run.path / "metrics.jsonl").read_bytes()
+    with run.lock(), pytest.raises(UserError, match="another process is working on") as caught:
+        go(run.path.parent, resume=True)
+    assert str(run.path) in str(caught.value)
+    assert (run.path / "metrics.jsonl").read_bytes() == before
+    assert go(run.path.parent, resume=True).finished
+
+
+def test_what_killed_writes_left_is_swept(run: Run) -> None:
+    left = [run.path / ".run.json.ab_c1234", run.path / "checkpoints" / ".000000009.pt.x9_bcd12"]
+    kept = [run.path / ".notes", run.path / "a.b.abcd1234"]
+    for path in left + kept:
+        path.write_bytes(b"half")
+    go(run.path.parent, resume=True)
+    assert [path.exists() for path in left + kept] == [False, False, True, True]
+
+
+@pytest.mark.parametrize("exponent", [3, 18, 38])
+def test_a_rate_that_is_far_too_high_is_one_line_about_the_loss(tmp_path: Path, exponent: int) -> None:
+    said = ""
+    try:
+        go(tmp_path, lr=10.0**exponent, schedule="constant")
+    except UserError as error:
+        said = str(error)
+    assert exponent == 3 or said  # a low one may end with numbers, if with no use
+    assert not said or ("the loss is" in said and "lower --lr" in said)

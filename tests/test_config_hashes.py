@@ -1,0 +1,63 @@
+"""Hashes of configurations, computed at the first release of the hash (commit 6675b1b). They stay as they are for ever.
+
+A run is found again by its hash, when it is resumed or compared. If a line here fails, something that is new enters the
+hash where it has its default: see ``ADDED`` in dabsmix/config.py and ``added`` in dabsmix/pretext/algorithm.py.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dabsmix.config import PretrainConfig, config_hash, resolve
+from dabsmix.source import Source
+
+OPTIONS = "rate: 50\nwindow: 2.56\ngroup: subject\n"
+
+HASHES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+    ("c9f6d6326b04", dict(domain="digits"), {}),
+    ("028255a3cadb", dict(domain="digits"), dict(algo="none", encoder="tiny", steps=100, seed=3)),
+    ("c2bf2091da95", dict(domain="uci_har"), dict(algo="emix", hyper={"alpha": 2.0})),
+    ("7c4bb4d0aeb7", dict(domain="uci_har", protocol="dabs"), dict(algo="emix")),
+    ("633e7d8ccb46", dict(domain="adult"), dict(algo="dmix", columns="shared", attend_padding=True)),
+    (
+        "5eae294d0cda",
+        dict(domain="uci_har"),
+        dict(algo="contdmix", hyper={"beta": 0.5, "score": "masked"}, precision="bf16"),
+    ),
+    ("2e8ea7e7a24a", dict(domain="digits", protocol="dabs"), dict(algo="shed", batch_size=64)),
+    ("71ff59ff3790", dict(domain="digits"), dict(algo="contpred", lr=1e-3)),
+    ("e043682f8b51", dict(domain="uci_har", protocol="dabs"), dict(algo="contpred", steps=500)),
+    ("1cb21698bf38", dict(domain="digits"), dict(algo="mae", evaluate_every=10, compile=True)),
+    ("d8c649230406", dict(domain="digits"), dict(algo="npair", hyper={"temperature": 0.5})),
+    ("357354ff8e61", dict(domain="uci_har"), dict(algo="simclr", hyper={"views": "noise"})),
+    ("61f09b84ac6e", dict(domain="digits"), dict(algo="moco", hyper={"queue": 256, "in_batch_negatives": True})),
+    ("4bc05f79f1df", dict(domain="digits"), dict(algo="byol", schedule="constant", clip=0.0, weight_decay=0.1)),
+    ("ba65b1f2db2d", dict(domain="uci_har"), dict(algo="supcon", seed=7)),
+    ("53f7bc449d2e", dict(domain="digits"), dict(algo="imix_npair", hyper={"mixing": "cutmix", "share": "example"})),
+    ("dbdb8555c9df", dict(domain="uci_har"), dict(algo="imix_simclr", hyper={"inputmix": 2})),
+    ("63daceea5409", dict(domain="digits"), dict(algo="imix_moco")),
+    ("b0bb883700c4", dict(domain="digits"), dict(algo="imix_byol", hyper={"predictor_norm": "both"}, encoder="tiny")),
+    ("eeb6fc1cbbb4", dict(domain="uci_har"), dict(algo="imix_supcon", hyper={"mixing": "patch"})),
+    (
+        "9286e52a8976",
+        dict(data=Path("/nowhere/walk.csv"), modality="sensor", label="activity", on_bad="skip", options=OPTIONS),
+        dict(algo="dmix"),
+    ),
+    (
+        "b35d4710ac2b",
+        dict(data=Path("/nowhere/table.csv"), modality="tabular"),
+        dict(algo="imix_moco", online="adult"),
+    ),
+]
+
+
+@pytest.mark.parametrize(("digest", "source", "settings"), HASHES)
+def test_a_hash_stays_what_it_was(
+    digest: str, source: dict[str, Any], settings: dict[str, Any], tmp_path: Path
+) -> None:
+    if "options" in source:
+        source = source | {"options": tmp_path / "options.yaml"}
+        (tmp_path / "options.yaml").write_text(OPTIONS)
+    config, _ = resolve(PretrainConfig(Source(**source), **settings), 128)
+    assert config_hash(config) == digest
