@@ -20,7 +20,17 @@ from dabsmix.scoring.results import Result, TransferRecord
 
 __all__ = ["Against", "Block", "Line", "Section", "standings"]
 
-YARDSTICKS = {"raw": "raw input", "majority": "majority class"}
+YARDSTICKS = {
+    "raw": "raw input",
+    "majority": "majority class",
+    "patches": "random patches",
+    "patches_narrow": "random patches (narrow)",
+    "statistics": "statistics over time",
+    "spectrum": "power spectrum",
+    "words": "tf-idf of words",
+    "words_narrow": "tf-idf of words (narrow)",
+    "boosting": "boosted trees",
+}
 RANDOM_INIT = "none"  # the algorithm that takes no step
 RESAMPLES = 300  # where every resample computes the metric anew; means over examples cost nothing and get the default
 _SETTINGS = ("steps", "batch_size", "lr", "precision", "pretrain_protocol", "version")

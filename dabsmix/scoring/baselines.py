@@ -1,9 +1,9 @@
-"""What pretraining has to beat, without an encoder: a linear probe on the raw input, and the majority class."""
+"""What pretraining has to beat without an encoder: raw input, the majority class, what a practitioner tries first."""
 
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from typing import Any
@@ -14,9 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import dabsmix
-from dabsmix.data.domain import Data, Split
+from dabsmix.data.domain import Data, Split, Task
 from dabsmix.files import cached
-from dabsmix.scoring.evaluate import choose, score
+from dabsmix.scoring.classical import Classical, classical
+from dabsmix.scoring.evaluate import choose, score, share
 from dabsmix.scoring.heads import Features, fit_constant
 from dabsmix.scoring.metrics import metric
 from dabsmix.scoring.protocols import Protocol
@@ -35,27 +36,32 @@ Yardsticks = Mapping[str, tuple[Result, ...]]
 """Results of each yardstick, by its name."""
 
 
-def yardsticks(data: Data, rules: Protocol, labels: tuple[str, ...], device: torch.device) -> Yardsticks:
-    """Results of the protocol's linear probe on the raw input (``raw``) and of the majority class (``majority``).
+def yardsticks(data: Data, rules: Protocol, labels: tuple[str, ...], device: torch.device, width: int) -> Yardsticks:
+    """Results of each yardstick.
 
-    They belong to the data and not to a run, and are kept in the cache folder. A task of one label per token has no
-    ``raw``. The raw input is cut down to 768 numbers, see `RawReader`.
+    - ``raw``: the protocol's linear probe on the raw input, cut down to 768 numbers, see `RawReader`.
+    - ``majority``: the majority class.
+    - those of `classical.classical`: random patches, statistics, spectra, words, boosted trees.
+
+    They belong to the data and not to a run, and are kept in the cache folder. A task of one label per token has the
+    majority class alone.
 
     Args:
         data: with labels.
         rules: the protocol.
         labels: shares of the labels, as for the encoder.
         device: where the probe is fitted.
+        width: numbers that the encoder gives for an example; yardsticks called narrow have about as many.
     """
     labelled = data.require_labelled()
     task = labelled.task
     # a schedule's text is its address: the protocol's name and the version stand for it
     grid = {f.name: str(getattr(rules.linear, f.name)) for f in fields(rules.linear) if f.name != "schedule"}
-    rules_said = [rules.name, rules.draws, grid, RAW_WIDTH, dabsmix.__version__]
+    rules_said = [rules.name, rules.draws, grid, RAW_WIDTH, width, dabsmix.__version__]
     # files are divided in more than one way: higgs_transfer reads the last tenth of higgs
     rows = [hashlib.sha256(split.rows.tobytes()).hexdigest() for split in labelled.splits.values()]
     asked = json.dumps([data.fingerprint, rows, describe(data.specs), str(task), labels, rules_said])
-    found = cached("yardsticks", asked, lambda: _plain(_yardsticks(data, rules, labels, device)))
+    found = cached("yardsticks", asked, lambda: _plain(_yardsticks(data, rules, labels, device, width)))
     return {name: tuple(Result.from_plain(each) for each in results) for name, results in found.items()}
 
 
@@ -63,7 +69,7 @@ def _plain(found: Yardsticks) -> dict[str, list[dict[str, Any]]]:
     return {name: [asdict(each) for each in results] for name, results in found.items()}
 
 
-def _yardsticks(data: Data, rules: Protocol, labels: tuple[str, ...], device: torch.device) -> Yardsticks:
+def _yardsticks(data: Data, rules: Protocol, labels: tuple[str, ...], device: torch.device, width: int) -> Yardsticks:
     labelled, task = data.require_labelled(), data.require_labelled().task
     found: dict[str, tuple[Result, ...]] = {}
     if task.kind == "tokens":
@@ -75,17 +81,56 @@ def _yardsticks(data: Data, rules: Protocol, labels: tuple[str, ...], device: to
         plain = replace(rules, neighbours=(), penalties=(), pinv=False)
         results, _ = score(choose(train, validation, task, plain, labels), test, task)
         found["raw"] = tuple(results)
+        found |= {each.name: _of(each, data, rules, labels, device) for each in classical(data, rules, width)}
     constant = select(partial(fit_constant, task=task), [(train, validation)], metric(task.metric))
     results, _ = score({("majority", "1"): constant}, test, task)
     found["majority"] = tuple(results)
     return found
 
 
+def _of(
+    yardstick: Classical, data: Data, rules: Protocol, labels: tuple[str, ...], device: torch.device
+) -> tuple[Result, ...]:
+    """One result per share of the labels, of the probe that is best on validation."""
+    labelled, task = data.require_labelled(), data.require_labelled().task
+    train, validation, test = (
+        _read_all(yardstick.read, _some(s, rows), data, device)
+        for s, rows in zip(labelled.splits.values(), (yardstick.rows, yardstick.rows // 4, None), strict=True)
+    )
+    found = []
+    for label in labels:
+        asked, whole = _of_those_read(label, len(labelled.train) / len(train), task), share(label, task)
+        probes = yardstick.probes if whole.get("fraction") == 1 else yardstick.few
+        chosen = choose(train, validation, task, rules, (asked,), probes=probes)
+        if len(chosen) > 1:
+            sign = 1 if metric(task.metric).higher else -1
+            best = max(chosen, key=lambda which: sign * chosen[which][0].validation)
+            chosen = {best: chosen[best]}
+        (result,), _ = score(chosen, test, task)
+        found.append(replace(result, label_fraction=label))
+    return tuple(found)
+
+
+def _some(split: Split, rows: int | None) -> Split:
+    """At most so many rows of a split, drawn with a fixed seed."""
+    if rows is None or len(split) <= rows:
+        return split
+    return split.take(np.sort(np.random.default_rng(0).permutation(len(split))[:rows]))
+
+
+def _of_those_read(label: str, shrunk: float, task: Task) -> str:
+    """The share that gives as many labels of a part of the training examples as ``label`` gives of them all."""
+    fraction = share(label, task).get("fraction")
+    return label if fraction is None or shrunk == 1 else f"{min(1.0, fraction * shrunk):.9f}"
+
+
 def _batches(split: Split) -> Iterable[np.ndarray[Any, np.dtype[np.int64]]]:
     return (np.arange(start, min(start + READ, len(split))) for start in range(0, len(split), READ))
 
 
-def _read_all(reader: "RawReader", split: Split, data: Data, device: torch.device) -> Features:
+def _read_all(
+    reader: Callable[[tuple[Tensor, ...]], Tensor], split: Split, data: Data, device: torch.device
+) -> Features:
     assert split.label is not None
     raw = torch.cat([reader(data.normalise(split.batch(index))) for index in _batches(split)])
     return Features({"raw": raw.to(device)}, split.label, split.group)

@@ -14,7 +14,7 @@ from dabsmix.errors import UserError
 from dabsmix.scoring.heads import Features, Setting
 from dabsmix.scoring.intervals import bootstrap
 from dabsmix.scoring.metrics import Scores, metric
-from dabsmix.scoring.protocols import Protocol, fits
+from dabsmix.scoring.protocols import Fit, Protocol, fits
 from dabsmix.scoring.results import BY_CLASS, Result, prediction_key
 from dabsmix.scoring.selection import Selected, few_labels, select
 
@@ -31,6 +31,7 @@ def choose(
     labels: tuple[str, ...],
     *,
     redraw: Callable[[int], Features] | None = None,
+    probes: Mapping[str, Fit] | None = None,
 ) -> Chosen:
     """Every probe of a protocol at every share of the labels, fitted on train and chosen on validation.
 
@@ -40,13 +41,14 @@ def choose(
         rules: the protocol.
         labels: shares as `share` reads them.
         redraw: training features of each epoch, see ``linear.fit_linear``; with all labels alone.
+        probes: other ones than the protocol's, for a yardstick.
 
     Raises:
         UserError: a share is none, or asks for labels per class of a task without classes.
     """
     if redraw is not None and set(labels) != {"1"}:
         raise UserError(f"--labels {' '.join(labels)}: protocol {rules.name} is defined with all labels alone (1)")
-    probes = fits(rules, task, redraw=redraw)
+    probes = fits(rules, task, redraw=redraw) if probes is None else probes
     wanted = metric(task.metric)
     chosen = {}
     for label in labels:

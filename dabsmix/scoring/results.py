@@ -117,6 +117,25 @@ class TransferRecord:
         """The first result: the linear probe with the largest share of the labels, under most protocols."""
         return self.results[0]
 
+    @property
+    def unbeaten(self) -> tuple[str, ...]:
+        """Names of the yardsticks, fitted without pretraining, that the headline's value does not exceed."""
+        from dabsmix.scoring.metrics import METRICS
+
+        first = self.headline
+        sign = 1 if first.metric not in METRICS or METRICS[first.metric].higher else -1
+        return tuple(
+            name
+            for name, found in self.yardsticks.items()
+            if name != "supervised"
+            and any(
+                each.metric == first.metric
+                and (each.label_fraction == first.label_fraction or each.probe == "majority")
+                and sign * each.value >= sign * first.value
+                for each in found
+            )
+        )
+
     def as_plain(self) -> dict[str, Any]:
         """JSON values as the file holds them, the headline's among them for whoever reads the file by eye."""
         first = asdict(self.headline)
@@ -175,7 +194,9 @@ class TransferRecord:
         factor = 100 if in_percent(first.metric) else 1
         for name, r in rows:
             interval = "" if r.low is None or r.high is None else f"  [{factor * r.low:.1f}, {factor * r.high:.1f}]"
-            lines.append(f"  {name:<10} {r.probe:<8} labels {r.label_fraction:<8} {factor * r.value:6.2f}{interval}")
+            lines.append(f"  {name:<14} {r.probe:<8} labels {r.label_fraction:<8} {factor * r.value:6.2f}{interval}")
+        if self.unbeaten:
+            lines.append(f"  Pretraining has shown nothing here: no better than {', '.join(self.unbeaten)}.")
         return "\n".join(lines)
 
 

@@ -118,7 +118,7 @@ def _transfer_to(
         else:
             _write(path, record, {}, accelerator)
         return record
-    beside |= yardsticks(data, rules, (*done, *missing), accelerator.device)
+    beside |= yardsticks(data, rules, (*done, *missing), accelerator.device, encoder.width)
 
     if name == "finetune":
         found = _score_finetuned(encoder, data, missing, accelerator)

@@ -1,0 +1,184 @@
+"""Yardsticks without pretraining against their plainest loops, and on data that only some of them can tell apart."""
+
+import itertools
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dabsmix.data.domain import Data, Labelled, Split, Task
+from dabsmix.scoring import baselines
+from dabsmix.scoring.classical import Patches, classical, fit_boosting, fit_words, random_patches
+from dabsmix.scoring.heads import Features
+from dabsmix.scoring.linear import LinearGrid
+from dabsmix.scoring.metrics import metric
+from dabsmix.scoring.protocols import v1
+from dabsmix.spec import Grid, Spec, Table, Tokens
+
+ACCURACY = metric("accuracy")
+RULES = replace(v1(), linear=LinearGrid(rates=(0.1,), epochs=20))
+TWO = Task("classes", "accuracy", ("a", "b"))
+
+
+def plainly(patches: Patches, x: Tensor) -> list[float]:
+    """Responses to one example, averaged, patch by patch."""
+    places = [range(size - side + 1) for size, side in zip(patches.size, patches.side, strict=True)]
+    positive, negative = {}, {}
+    for place in itertools.product(*places):
+        cut = x[(slice(None), *(slice(p, p + s) for p, s in zip(place, patches.side, strict=True)))].flatten()
+        cut = (cut - cut.mean()) / math.sqrt(float(cut.var(correction=0)) + patches.floor)
+        response = cut @ patches.filters - patches.offset
+        positive[place], negative[place] = (response - 0.25).clamp_min(0), (-response - 0.25).clamp_min(0)
+    found = []
+    for responses in (positive, negative):
+        for k in range(patches.filters.shape[1]):
+            for part in itertools.product(range(patches.parts), repeat=len(places)):
+                # as torch's adaptive pooling divides an axis
+                spans = [
+                    range(i * len(p) // patches.parts, -(-(i + 1) * len(p) // patches.parts))
+                    for i, p in zip(part, places, strict=True)
+                ]
+                found.append(float(np.mean([float(responses[place][k]) for place in itertools.product(*spans)])))
+    return found
+
+
+@pytest.mark.parametrize("size", [(20,), (9, 8), (5, 6, 5)])
+def test_patches_are_what_a_loop_over_positions_gives(size: tuple[int, ...]) -> None:
+    x = torch.randn(30, 2, *size, generator=torch.Generator().manual_seed(0))
+    patches = random_patches(Grid(2, size, (1,) * len(size)), x, width=4 * patches_parts(size))
+    found = patches(x[:3])
+    assert found.shape == (3, 4 * patches_parts(size))
+    torch.testing.assert_close(found, torch.tensor([plainly(patches, each) for each in x[:3]]), rtol=1e-3, atol=1e-4)
+
+
+def patches_parts(size: tuple[int, ...]) -> int:
+    """Parts of the whole grid."""
+    return {1: 4, 2: 4, 3: 8}[len(size)]
+
+
+def test_filters_are_whitened_patches_of_unit_length() -> None:
+    x = torch.randn(200, 1, 40, generator=torch.Generator().manual_seed(1)).cumsum(dim=2)
+    patches = random_patches(Grid(1, (40,), (1,)), x, width=800)
+    rows = x.unfold(2, 8, 1).flatten(0, 2)
+    rows = (rows - rows.mean(dim=1, keepdim=True)) / (
+        rows.var(dim=1, keepdim=True, correction=0) + patches.floor
+    ).sqrt()
+    response = rows @ patches.filters - patches.offset
+    assert response.mean(dim=0).abs().max() < 0.1
+    # along a whitened direction of unit length the spread is 1 at most: the floor of the eigenvalues shrinks weak ones
+    assert 0.3 < response.std(dim=0).mean() < 1.1
+
+
+def test_a_large_grid_is_averaged_down_first() -> None:
+    x = torch.randn(4, 1, 100, 40)
+    patches = random_patches(Grid(1, (100, 40), (1, 1)), x, width=16)
+    assert patches.size == (32, 32)
+    assert patches(x).shape == (4, 16)
+
+
+def data_of(spec: Spec, x: NDArray[Any], label: NDArray[np.int64]) -> Data:
+    """Two thirds for training, the rest halved."""
+    cuts = [2 * len(x) // 3, 5 * len(x) // 6]
+    train, validation, test = (Split((x,), rows, label[rows]) for rows in np.split(np.arange(len(x)), cuts))
+    return Data((spec,), train, Labelled(TWO, train, validation, test), "f" * 64)
+
+
+def scores(data: Data) -> dict[str, float]:
+    """The accuracy of each yardstick with all labels."""
+    found = {}
+    for each in classical(data, RULES, width=16):
+        (result,) = baselines._of(each, data, RULES, ("1",), torch.device("cpu"))
+        found[each.name] = result.value
+    return found
+
+
+def test_a_sensor_is_told_by_its_frequency() -> None:
+    rng = np.random.default_rng(0)
+    label = rng.integers(2, size=240)
+    time = np.arange(64)
+    x = np.sin(2 * np.pi * (np.where(label, 5, 7)[:, None] * time / 64 + rng.random((240, 1))))[:, None]
+    found = scores(data_of(Grid(1, (64,), (2,)), x.astype(np.float32), label))
+    assert found.keys() == {"patches", "patches_narrow", "statistics", "spectrum"}
+    assert found["spectrum"] == 1
+    assert found["patches"] > 0.9
+
+
+def test_a_band_that_is_louder_is_seen_by_statistics() -> None:
+    rng = np.random.default_rng(0)
+    label = rng.integers(2, size=240)
+    x = rng.normal(size=(240, 1, 8, 16))
+    x[:, :, 3] *= np.where(label, 1, 2)[:, None, None]
+    found = scores(data_of(Grid(1, (8, 16), (2, 2)), x.astype(np.float32), label))
+    assert found.keys() == {"patches", "patches_narrow", "statistics"}
+    assert found["statistics"] > 0.9
+
+
+def test_words_and_pairs_of_words() -> None:
+    rng = np.random.default_rng(0)
+    ids = rng.integers(4, 40, size=(300, 12))
+    label = rng.integers(2, size=300)
+    ids[:, 5], ids[:, 6] = np.where(label, 1, 2), np.where(label, 2, 1)  # the order alone tells
+    ids[:, 10:] = 0
+    found = scores(data_of(Tokens(12, 40, pad=0), ids, label))
+    assert found.keys() == {"words", "words_narrow"}
+    assert found["words"] > 0.9 > found["words_narrow"]
+
+
+def test_trees_find_what_no_line_does() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(600, 3)).astype(np.float32)
+    x[:, 2] = rng.integers(3, size=600)
+    label = ((x[:, 0] > 0) ^ (x[:, 2] == 1)).astype(np.int64)
+    empty = rng.random(600) < 0.05
+    x[empty, 1] = np.nan
+    assert scores(data_of(Table(3, (0, 0, 3)), x, label)) == {"boosting": pytest.approx(1, abs=0.03)}
+
+
+@pytest.mark.parametrize("kind", ["classes", "multilabel", "regression"])
+def test_every_kind_of_task(kind: Any) -> None:
+    rng = np.random.default_rng(0)
+    columns = rng.normal(size=(200, 2)).astype(np.float32)
+    ids = np.where(columns[:, :1] > 0, 1, 2) + np.zeros((200, 3), dtype=np.int64)
+    labels = {
+        "classes": (columns[:, 0] > 0).astype(np.int64) * 2,  # class 1 of three was not seen
+        "multilabel": np.stack([columns[:, 0] > 0, np.zeros(200)], axis=1).astype(np.uint8),  # one label never
+        "regression": (columns[:, 0] > 0).astype(np.float32),
+    }
+    task = Task(kind, "accuracy", {"classes": ("a", "b", "c"), "multilabel": ("a", "b"), "regression": ()}[kind])
+    cells = Features({"raw": torch.from_numpy(np.concatenate([columns, np.zeros_like(columns)], axis=1))}, labels[kind])
+    texts = Features({"raw": torch.from_numpy(ids)}, labels[kind])
+    heads = [(fit_boosting(cells, task, [0, 0])[0], cells), (fit_words(texts, task)[-1], texts)]
+    for head, features in heads:
+        outputs = head.predict(features)
+        assert outputs.dtype == np.float32
+        assert np.isfinite(outputs).all()
+        if kind == "classes":
+            assert outputs.shape == (200, 3)
+            assert ACCURACY(outputs, labels[kind]) == 1
+        elif kind == "multilabel":
+            assert ((outputs > 0) == labels[kind]).all()
+        else:
+            assert np.abs(outputs - labels[kind]).max() < 0.05
+
+
+def test_few_labels_are_as_many_where_not_all_rows_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    label = rng.integers(2, size=600)
+    data = data_of(Grid(1, (16,), (2,)), rng.normal(size=(600, 1, 16)).astype(np.float32), label)
+    seen = []
+
+    def watched(train: Features) -> Any:
+        seen.append(len(train))
+        return fit(train)
+
+    (each,) = (y for y in classical(data, RULES, 16) if y.name == "patches")
+    fit = each.few["ridge"]
+    few = type(each)(each.name, each.read, {"ridge": watched}, {"ridge": watched}, rows=100)
+    results = baselines._of(few, data, RULES, ("1", "0.1", "5/class"), torch.device("cpu"))
+    assert [each.label_fraction for each in results] == ["1", "0.1", "5/class"]
+    assert set(seen) == {100, 40, 10}
