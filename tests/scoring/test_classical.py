@@ -144,7 +144,7 @@ def test_every_kind_of_task(kind: Any) -> None:
     rng = np.random.default_rng(0)
     columns = rng.normal(size=(200, 2)).astype(np.float32)
     ids = np.where(columns[:, :1] > 0, 1, 2) + np.zeros((200, 3), dtype=np.int64)
-    labels = {
+    labels: dict[str, NDArray[Any]] = {
         "classes": (columns[:, 0] > 0).astype(np.int64) * 2,  # class 1 of three was not seen
         "multilabel": np.stack([columns[:, 0] > 0, np.zeros(200)], axis=1).astype(np.uint8),  # one label never
         "regression": (columns[:, 0] > 0).astype(np.float32),

@@ -85,3 +85,12 @@ def test_names_that_stand_in_one_place() -> None:
     assert prediction_key("knn", "5/class") == "knn@5 per class"
     assert set(PROTOCOLS) == {*PROBED, "finetune"}
     assert set(BY_CLASS) <= set(METRICS)
+
+
+def test_a_record_says_what_pretraining_did_not_beat() -> None:
+    better, worse = replace(FIRST, value=FIRST.value + 0.01), replace(FIRST, value=FIRST.value - 0.01)
+    other = replace(better, label_fraction="0.5")
+    record = replace(RECORD, yardsticks={"patches": (better,), "raw": (worse, other), "supervised": (better,)})
+    assert record.unbeaten == ("patches",)
+    assert str(record).endswith("Pretraining has shown nothing here: no better than patches.")
+    assert "shown nothing" not in str(replace(record, yardsticks={"raw": (worse, other)}))

@@ -130,7 +130,7 @@ def test_pretrained_on_one_set_and_transferred_to_another(source: str, task: str
     assert (record["run"], record["task"]) == (f"{source}-emix-s0", task)
     assert record["data_fingerprint"] != run.record.data_fingerprint
     assert record["n"] > 50
-    assert record["yardsticks"].keys() == {"raw", "majority"}
+    assert record["yardsticks"].keys() > {"raw", "majority"}
     if task == "traffic_sign":  # of the others, a small encoder tells nothing on so few rows
         chance = 1 / len(record["classes"])
         deviation = (chance * (1 - chance) / record["n"]) ** 0.5
