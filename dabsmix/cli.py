@@ -26,6 +26,7 @@ from dabsmix.config import (
 )
 from dabsmix.errors import UserError, did_you_mean
 from dabsmix.files import data_root
+from dabsmix.interrupt import RESUME_ME, Interrupted
 from dabsmix.source import Source
 
 if TYPE_CHECKING:
@@ -44,6 +45,9 @@ def main() -> None:
         if os.environ.get("RANK", "0") == "0":  # every process meets the same mistake; one of them says so
             print(f"dabsmix: {error}", file=sys.stderr)
         sys.exit(2)
+    except Interrupted as error:
+        _say(f"dabsmix: {error}")
+        sys.exit(RESUME_ME)
     except KeyboardInterrupt:
         print("dabsmix: interrupted; a pretraining run goes on with the same command and --resume", file=sys.stderr)
         sys.exit(130)

@@ -88,6 +88,8 @@ class PretrainConfig:
     """Steps between two scores of the online probe on the validation split [a tenth of the steps]."""
     checkpoint_every: int | None = None
     """Steps between two checkpoints [a tenth of the steps, at most 5000]."""
+    checkpoint_minutes: float = 10.0
+    """A checkpoint also whenever this much time has gone by since the last one."""
     resume: bool = False
     """Continue the newest unfinished run of this very configuration under --out."""
     out: Path = Path("runs")
@@ -126,6 +128,8 @@ def resolve(config: PretrainConfig, domain_batch_size: int) -> tuple[PretrainCon
     for name, least in at_least.items():
         if not values[name] >= least:  # also refuses NaN
             raise UserError(f"--{name.replace('_', '-')} {values[name]}: must be at least {least}")
+    if not config.checkpoint_minutes >= 0:
+        raise UserError(f"--checkpoint-minutes {config.checkpoint_minutes}: must be at least 0")
     if config.seed < 0:
         raise UserError(f"--seed {config.seed}: must be at least 0")
     recipe = Recipe(**values)
@@ -137,7 +141,7 @@ def resolve(config: PretrainConfig, domain_batch_size: int) -> tuple[PretrainCon
     return replace(config, **asdict(recipe), hyper=hyper | dict(config.hyper)), recipe
 
 
-NOT_IN_HASH = ("out", "data_root", "resume", "checkpoint_every")
+NOT_IN_HASH = ("out", "data_root", "resume", "checkpoint_every", "checkpoint_minutes")
 """Fields that change no number: where a run is written and read from, and whether it was interrupted."""
 
 ADDED: Mapping[str, Any] = {}

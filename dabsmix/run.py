@@ -54,14 +54,15 @@ class RunRecord:
     """What a run says about itself: what ``run.json`` holds.
 
     Attributes:
-        status: ``running`` or ``finished``.
+        status: ``running``, ``interrupted`` (by a signal: it waits to be resumed) or ``finished``.
         domain: what the data are called; ``own_data`` is their modality where they are a user's own files.
         algorithm, hyper: its name and hyperparameters; ``views`` and ``uses_labels`` say what it was given.
         encoder, parameters: its name and number of weights.
         protocol, seed, steps, batch_size, online: as in the configuration; 0 steps where nothing is trained.
         config_hash: of the configuration.
         data_fingerprint, data_state, notes: see `domain.Data`.
-        version, commit, torch, device, processes: what computed it.
+        version, commit, torch, device, processes: what computed it, or began to.
+        parts: the same of each time that it was resumed, and after which step.
         created: when, ISO 8601 in UTC.
         name: the folder's.
         seconds: wall time of the training; None before its end.
@@ -97,6 +98,7 @@ class RunRecord:
     seconds: float | None = None
     encoder_sha256: str = ""
     metrics: Mapping[str, Any] = field(default_factory=dict)
+    parts: tuple[Mapping[str, Any], ...] = ()
 
 
 def read_record(folder: Path) -> RunRecord:

@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parents[1] / "dabsmix"
 
 # From the ground up; a module imports from its own layer's room or from lower layers.
 LAYERS = (
-    ("spec", "errors", "terminal", "files", "distributed", "training"),
+    ("spec", "errors", "terminal", "files", "distributed", "interrupt", "training"),
     ("model", "data"),
     ("pretext", "modalities", "scoring"),
     ("algorithm", "algorithms", "domains"),

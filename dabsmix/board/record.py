@@ -32,7 +32,7 @@ _OF_RUN = (
 )
 _OF_TASK = ("task", "protocol", "data_fingerprint")
 _OF_RESULT = ("probe", "label_fraction", "metric", "value", "low", "high", "n", "test_reads")
-_NOT_IN_RECIPE = ("seed", "out", "data_root", "checkpoint_every", "evaluate_every")
+_NOT_IN_RECIPE = ("seed", "out", "data_root", "checkpoint_every", "checkpoint_minutes", "evaluate_every")
 
 
 def transfers(folder: Path) -> dict[str, TransferRecord]:

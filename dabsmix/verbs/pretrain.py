@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from dabsmix.data.batches import Batches, step_seed
 from dabsmix.data.domain import Data
 from dabsmix.errors import UserError
 from dabsmix.files import sha256
+from dabsmix.interrupt import Interrupted, stop_on_signals
 from dabsmix.model.checkpoint import save_encoder
 from dabsmix.model.encoder import Encoder, make_encoder
 from dabsmix.pretext.algorithm import Algorithm, Loss, check_fit
@@ -60,6 +61,7 @@ def pretrain(
 
     Raises:
         UserError: any mistake in the configuration or the data; a loss that is no longer finite.
+        Interrupted: a signal asked the process to stop, and the state is saved.
     """
     # What to learn from.
     source = config.source
@@ -89,7 +91,7 @@ def pretrain(
         raise UserError(f"--views augment: {source.name} has no augmentation of its own")
 
     # Where it is written.
-    with _open_run(config, recipe, data, algorithm, accelerator, begin) as run:
+    with _open_run(config, recipe, data, algorithm, accelerator, begin) as (run, resumed):
         if run.finished:
             say(f"{run.path} is finished already: nothing to resume")
             return run
@@ -101,7 +103,7 @@ def pretrain(
         state = _Training(algorithm, online)
         start = health(encoder.to(accelerator.device), data, accelerator) if algorithm.trains else {}
         if algorithm.trains:
-            _train(state, batches, data, config, recipe, accelerator, run, say, observe)
+            _train(state, batches, data, config, recipe, accelerator, run, resumed, say, observe)
 
         # What came of it.
         metrics = run.metrics()[-1] if algorithm.trains and accelerator.is_main_process else {}
@@ -134,7 +136,7 @@ class _Training:
     online: Online | None
     step: int = 0
     seconds: float = 0.0
-    sums: dict[str, Tensor] = field(default_factory=dict)  # since the last logged line, hence empty at a checkpoint
+    sums: dict[str, Tensor] = field(default_factory=dict)  # since the last logged line
     counts: dict[str, int] = field(default_factory=dict)
 
     def add(self, name: str, value: Tensor) -> None:
@@ -150,6 +152,7 @@ def _train(
     recipe: Recipe,
     accelerator: Accelerator,
     run: Run,
+    resumed: bool,
     say: Callable[[str], None],
     observe: Callable[[int], None],
 ) -> None:
@@ -172,12 +175,18 @@ def _train(
         _restore(state, optimizer, checkpoint, run)
     if accelerator.is_main_process:
         run.cut_metrics(state.step)
+        if resumed:
+            _record_part(run, state.step, accelerator, say)
     accelerator.wait_for_everyone()
 
     model.train()
     began = time.perf_counter() - state.seconds
     logged_at, logged_step = time.perf_counter(), state.step
-    with Bar("pretrain", total=recipe.steps, start=state.step, shown=accelerator.is_main_process) as bar:
+    saved_at = time.perf_counter()
+    with (
+        stop_on_signals() as stop,
+        Bar("pretrain", total=recipe.steps, start=state.step, shown=accelerator.is_main_process) as bar,
+    ):
         for raw in batches.iterate(state.step, recipe.steps, device):
             torch.manual_seed(step_seed(config.seed, state.step, "dropout", accelerator.process_index))
             draws = step_seed(config.seed, state.step, "draws")
@@ -208,8 +217,10 @@ def _train(
             last = state.step == recipe.steps
             evaluate = last or state.step % recipe.evaluate_every == 0
             save = state.step % recipe.checkpoint_every == 0 and not last
+            stopping = stop.asked and accelerator.num_processes == 1 and not last
             if last or evaluate or save or state.step % LOG_EVERY == 0:
-                line = _means(state, accelerator)
+                line, asked = _means(state, accelerator, stop.asked)
+                stopping = asked and not last  # several processes agree here, where they meet anyway
                 if evaluate:
                     line |= health(encoder, data, accelerator)
                 _check_finite(line, state.step, recipe, run)
@@ -218,6 +229,7 @@ def _train(
                 now = time.perf_counter()
                 rate = (state.step - logged_step) * batches.batch_size / (now - logged_at)
                 logged_at, logged_step = now, state.step
+                save = save or (now - saved_at > 60 * config.checkpoint_minutes and not last)
                 state.seconds = now - began
                 bar.show(loss=f"{line['loss']:.3f}", rate=f"{rate:,.0f} examples/s")
                 if accelerator.is_main_process:
@@ -225,22 +237,32 @@ def _train(
                     run.log({"step": state.step, **line, "lr": lr, **times})
             bar.advance()
             observe(state.step)
-            if save and accelerator.is_main_process:
+            if (save or stopping) and accelerator.is_main_process:
                 run.save_checkpoint(state.step, _snapshot(state, optimizer))
+                saved_at = time.perf_counter()
+            if stopping:
+                if accelerator.is_main_process:
+                    run.update(status="interrupted")
+                accelerator.wait_for_everyone()
+                raise Interrupted(f"{run.path} is interrupted after step {state.step}: --resume goes on from there")
     state.seconds = time.perf_counter() - began
 
 
 # --- what the loop does now and then
 
 
-def _means(state: _Training, accelerator: Accelerator) -> dict[str, float]:
-    """Means since the last line, over steps and processes; the only place where the loop waits for the device."""
+def _means(state: _Training, accelerator: Accelerator, asked: bool) -> tuple[dict[str, float], bool]:
+    """Means since the last line, over steps and processes; the only place where the loop waits for the device.
+
+    Also whether any process was ``asked`` to stop.
+    """
     names = sorted(state.sums)
-    stacked = torch.stack([state.sums[name].float() / state.counts[name] for name in names])
-    values = accelerator.reduce(stacked, reduction="mean").tolist()
+    means = [state.sums[name].float() / state.counts[name] for name in names]
+    stacked = torch.stack([*means, torch.tensor(float(asked), device=accelerator.device)])
+    *values, share = accelerator.reduce(stacked, reduction="mean").tolist()
     state.sums.clear()
     state.counts.clear()
-    return dict(zip(names, values, strict=True))
+    return dict(zip(names, values, strict=True)), share > 0
 
 
 def _check_finite(line: Mapping[str, float], step: int, recipe: Recipe, run: Run) -> None:
@@ -279,12 +301,17 @@ def _snapshot(state: _Training, optimizer: Any) -> dict[str, Any]:
         "optimizer": optimizer.state_dict(),
         "probe": state.online and state.online.probe.state_dict(),
         "probe_optimizer": state.online and state.online.probe.optimizer.state_dict(),
+        "sums": state.sums,  # empty but where a signal came between two lines
+        "counts": state.counts,
     }
 
 
 def _restore(state: _Training, optimizer: Any, checkpoint: dict[str, Any], run: Run) -> None:
     try:
         state.step, state.seconds = checkpoint["step"], checkpoint["seconds"]
+        device = next(state.algorithm.parameters()).device
+        state.sums = {name: value.to(device) for name, value in checkpoint.get("sums", {}).items()}
+        state.counts = dict(checkpoint.get("counts", {}))
         state.algorithm.load_state_dict(checkpoint["algorithm"])
         optimizer.load_state_dict(checkpoint["optimizer"])
         if state.online is not None:
@@ -301,36 +328,70 @@ def _restore(state: _Training, optimizer: Any, checkpoint: dict[str, Any], run: 
 @contextmanager
 def _open_run(
     config: PretrainConfig, recipe: Recipe, data: Data, algorithm: Algorithm, accelerator: Accelerator, begin: bool
-) -> Iterator[Run]:
-    """A new run's folder, or with --resume the one to go on with; made and locked by the main process, known to all."""
+) -> Iterator[tuple[Run, bool]]:
+    """A new run's folder, or with --resume the one to go on with, and whether it is one to go on with.
+
+    Made and locked by the main process, known to all.
+    """
     with ExitStack() as held:
-        path = [""]
+        known: list[Any] = [None, False]
         if accelerator.is_main_process:
-            run = _find_or_create(config, recipe, data, algorithm, accelerator, begin)
+            found = _to_resume(config, data, begin)
+            run = found or _create(config, recipe, data, algorithm, accelerator)
             held.enter_context(run.lock())
-            path = [str(run.path)]
+            known = [str(run.path), found is not None]
         if accelerator.num_processes > 1:
-            path = broadcast_object_list(path)
-        yield Run(Path(path[0]))
+            known = broadcast_object_list(known)
+        path, resumed = known
+        yield Run(Path(path)), resumed
 
 
-def _find_or_create(
-    config: PretrainConfig, recipe: Recipe, data: Data, algorithm: Algorithm, accelerator: Accelerator, begin: bool
-) -> Run:
+def _to_resume(config: PretrainConfig, data: Data, begin: bool) -> Run | None:
+    """The run that --resume goes on with, or one that is finished already; None where a new one is to begin."""
+    if not config.resume:
+        return None
     key = config_hash(config)
-    begun = any(run.record.config_hash == key for run in readable_runs(config.out))
-    if config.resume and (begun or not begin):
 
-        def same(run: Run) -> bool:
-            return run.record.config_hash == key
+    def same(run: Run) -> bool:
+        return run.record.config_hash == key
 
-        try:
-            run = newest_run(config.out, lambda r: same(r) and not r.finished, "unfinished run of this configuration")
-        except UserError:
-            return newest_run(config.out, same, "run of this configuration to resume")
-        if run.record.data_fingerprint != data.fingerprint:
-            raise UserError(f"cannot resume {run.path}: the data have changed since it began; start a new run")
-        return run
+    if begin and not any(same(run) for run in readable_runs(config.out)):
+        return None
+    try:
+        run = newest_run(config.out, lambda r: same(r) and not r.finished, "unfinished run of this configuration")
+    except UserError:
+        return newest_run(config.out, same, "run of this configuration to resume")
+    if run.record.data_fingerprint != data.fingerprint:
+        raise UserError(f"cannot resume {run.path}: the data have changed since it began; start a new run")
+    return run
+
+
+def _made_by(accelerator: Accelerator) -> dict[str, Any]:
+    """What computes: the fields of the same names in `RunRecord`."""
+    return {
+        "version": dabsmix.__version__,
+        "commit": commit(),
+        "torch": torch.__version__,
+        "device": device_name(accelerator.device),
+        "processes": accelerator.num_processes,
+    }
+
+
+def _record_part(run: Run, step: int, accelerator: Accelerator, say: Callable[[str], None]) -> None:
+    """Note in ``run.json`` what goes on with a run, and say how it differs from what computed the part before."""
+    now = _made_by(accelerator)
+    before = run.record.parts[-1] if run.record.parts else asdict(run.record)
+    changed = [f"{name} {before.get(name)} → {value}" for name, value in now.items() if before.get(name) != value]
+    part = {"step": step, "created": datetime.now(UTC).isoformat(), **now}
+    run.update(status="running", parts=[*run.record.parts, part])
+    if changed:
+        say(
+            f"resumed after step {step} by something else ({'; '.join(changed)}): rounding, and on another number of "
+            "processes dropout, may differ from those of an uninterrupted run"
+        )
+
+
+def _create(config: PretrainConfig, recipe: Recipe, data: Data, algorithm: Algorithm, accelerator: Accelerator) -> Run:
     encoder = algorithm.encoder
     record = RunRecord(
         status="running",
@@ -347,15 +408,11 @@ def _find_or_create(
         seed=config.seed,
         steps=recipe.steps if algorithm.trains else 0,
         batch_size=recipe.batch_size,
-        config_hash=key,
+        config_hash=config_hash(config),
         data_fingerprint=data.fingerprint,
         data_state=dict(data.state),
         notes=data.notes,
-        version=dabsmix.__version__,
-        commit=commit(),
-        torch=torch.__version__,
-        device=device_name(accelerator.device),
-        processes=accelerator.num_processes,
+        **_made_by(accelerator),
         created=datetime.now(UTC).isoformat(),
     )
     name = f"{config.source.name}-{config.algo.replace(':', '.')}-s{config.seed}"

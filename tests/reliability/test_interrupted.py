@@ -1,0 +1,171 @@
+"""Asked to stop, a training saves its state and says so; resumed, it ends as if nothing had happened."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dabsmix.config import PretrainConfig, config_hash, resolve
+from dabsmix.interrupt import Interrupted, Stop
+from dabsmix.run import Run
+from dabsmix.source import Source
+from dabsmix.training import accelerate
+from dabsmix.verbs.pretrain import pretrain
+
+CONFIG = PretrainConfig(
+    Source("digits"), algo="emix", encoder="tiny", steps=30, batch_size=8, evaluate_every=30, checkpoint_every=30
+)
+
+
+def go(out: Path, observe: Callable[[int], None] = lambda _: None, **changes: Any) -> Run:
+    return pretrain(replace(CONFIG, out=out, **changes), accelerator=accelerate(), observe=observe)
+
+
+def lines(run: Run) -> list[dict[str, Any]]:
+    """Metrics without what a clock decides."""
+    return [{k: v for k, v in line.items() if k not in ("seconds", "examples_per_s")} for line in run.metrics()]
+
+
+def encoder(run: Run) -> bytes:
+    return (run.path / "encoder.safetensors").read_bytes()
+
+
+def test_each_signal_ends_after_the_step_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
+    whole = go(tmp_path / "whole")
+    before = signal.getsignal(signal.SIGTERM)
+    steps = {5: signal.SIGTERM, 11: signal.SIGHUP, 20: signal.SIGUSR1, 26: signal.SIGINT}
+
+    def observe(step: int) -> None:
+        if step in steps:
+            os.kill(os.getpid(), steps.pop(step))
+
+    for number, step in enumerate((6, 12, 21, 27)):  # the signal comes when a step is done and counts in the next one
+        with pytest.raises(Interrupted, match=f"after step {step}"):
+            go(tmp_path / "cut", observe, resume=number > 0)
+        (run,) = [Run(path) for path in (tmp_path / "cut").iterdir()]
+        assert run.record.status == "interrupted"
+    run = go(tmp_path / "cut", resume=True)
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert run.finished
+    assert lines(run) == lines(whole)
+    assert encoder(run) == encoder(whole)
+    assert [part["step"] for part in run.record.parts] == [6, 12, 21, 27]
+
+
+def test_a_second_sigint_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    stop = Stop()
+    stop(signal.SIGINT, None)
+    stop(signal.SIGINT, None)  # the same one, passed on by a launcher
+    assert stop.asked
+    monkeypatch.setattr(time, "monotonic", lambda: 1e12)
+    stop(signal.SIGTERM, None)
+    with pytest.raises(KeyboardInterrupt):
+        stop(signal.SIGINT, None)
+
+
+def test_checkpoints_by_time_change_no_number_and_no_hash(tmp_path: Path) -> None:
+    often = go(tmp_path, checkpoint_minutes=0.0)
+    seldom = go(tmp_path)
+    assert sorted(path.name for path in (often.path / "checkpoints").glob("*.pt")) == ["000000020.pt"]
+    assert not (seldom.path / "checkpoints").exists()
+    assert lines(often) == lines(seldom)
+    assert encoder(often) == encoder(seldom)
+    hashes = {config_hash(resolve(replace(CONFIG, checkpoint_minutes=m), 8)[0]) for m in (0.0, 10.0)}
+    assert hashes == {often.record.config_hash}
+
+
+def test_another_part_is_recorded_and_said(tmp_path: Path) -> None:
+    def observe(step: int) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted):
+        go(tmp_path, observe)
+    (run,) = [Run(path) for path in tmp_path.iterdir()]
+    run.update(version="0.0.9", processes=4)
+    said: list[str] = []
+    run = pretrain(replace(CONFIG, out=tmp_path, resume=True), accelerator=accelerate(), say=said.append)
+    assert [line for line in said if "version 0.0.9 → " in line and "processes 4 → 1" in line], said
+    assert run.record.version == "0.0.9"
+    assert run.record.parts[0]["processes"] == 1
+
+
+WORDS = ["pretrain", "--domain=digits", "--algo=emix", "--encoder=tiny", "--batch-size=8", "--steps=4000"]
+
+
+def wait_for(process: subprocess.Popen[str], there: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 120
+    while not there():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_the_exit_status_says_resume_me(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dabsmix", *WORDS, "--out", str(tmp_path)], stderr=subprocess.PIPE, text=True
+    )
+    wait_for(
+        process,
+        lambda: bool(
+            list(tmp_path.glob("*/metrics.jsonl")) and list(tmp_path.glob("*/metrics.jsonl"))[0].stat().st_size
+        ),
+    )
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 75, err
+    assert "is interrupted after step" in err
+    (run,) = [Run(path) for path in tmp_path.iterdir()]
+    assert run.record.status == "interrupted"
+
+
+WRAPPER = """
+import os, sys
+from dabsmix.cli import main
+sys.argv[0] = "dabsmix"
+status = 0
+try:
+    main()
+except SystemExit as error:
+    status = error.code
+    raise
+finally:
+    open(os.path.join(os.environ["STATUSES"], os.environ["RANK"] + "-" + os.environ["ROUND"]), "w").write(str(status))
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_stop_after_the_same_step_and_resumed_equal_uninterrupted(tmp_path: Path) -> None:
+    script = tmp_path / "wrapped.py"
+    script.write_text(WRAPPER)
+    (tmp_path / "statuses").mkdir()
+    words = [*WORDS[:-1], "--steps=300", "--schedule=constant"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
+
+    def start(out: str, number: str, *more: str) -> "subprocess.Popen[str]":
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "STATUSES": str(tmp_path / "statuses"), "ROUND": number}
+        command = [*launch, *words, "--out", str(tmp_path / out), *more]
+        return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+
+    process = start("cut", "1")
+    wait_for(process, lambda: any(path.stat().st_size for path in (tmp_path / "cut").glob("*/metrics.jsonl")))
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=120)
+    assert {path.name: path.read_text() for path in (tmp_path / "statuses").iterdir()} == {"0-1": "75", "1-1": "75"}
+    (run,) = [Run(path) for path in (tmp_path / "cut").iterdir()]
+    assert run.record.status == "interrupted"
+    assert json.loads((run.path / "run.json").read_text())["processes"] == 2
+    for out, more in (("cut", ["--resume"]), ("whole", [])):
+        process = start(out, "2", *more)
+        assert process.wait(timeout=300) == 0, process.communicate()
+    (run,), (whole,) = ([Run(path) for path in (tmp_path / name).iterdir()] for name in ("cut", "whole"))
+    assert run.finished
+    assert lines(run) == lines(whole)
+    assert encoder(run) == encoder(whole)
