@@ -112,12 +112,7 @@ def test_the_exit_status_says_resume_me(tmp_path: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "dabsmix", *WORDS, "--out", str(tmp_path)], stderr=subprocess.PIPE, text=True
     )
-    wait_for(
-        process,
-        lambda: bool(
-            list(tmp_path.glob("*/metrics.jsonl")) and list(tmp_path.glob("*/metrics.jsonl"))[0].stat().st_size
-        ),
-    )
+    wait_for(process, lambda: any(path.stat().st_size for path in tmp_path.glob("*/metrics.jsonl")))
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 75, err
