@@ -374,7 +374,7 @@ def _share(workers: int) -> int:
 def _embed(config: EmbedConfig) -> None:
     from dabsmix.verbs.embed import embed
 
-    print(embed(config, accelerator=_accelerate()))
+    print(embed(config, say=_say))
 
 
 def _audit(config: AuditConfig) -> None:

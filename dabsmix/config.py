@@ -246,16 +246,18 @@ class ListConfig:
 
 @dataclass(frozen=True)
 class EmbedConfig:
-    """Features of your own files by a run's encoder, keyed by file name or row."""
+    """Features of your own examples by a run's encoder, keyed by file name or row."""
 
     run: Path
-    """The run's folder; it was pretrained with --data."""
+    """The run's folder."""
     input: Path
-    """Files in the format that the run was pretrained on."""
+    """Files in the format that the run was pretrained on, or a .npy array in the shape that its encoder reads."""
     out: Path
-    """The Parquet file to write: one row per example, its key and its features."""
+    """The file to write, .parquet, .csv or .npz: one row per example, its key and its features."""
     pooling: Literal["mean", "cls"] = "mean"
     """Which pooled feature."""
+    on_bad: Literal["error", "skip"] = "error"
+    """What to do with unreadable examples; skipped ones are counted and listed, and get no row."""
 
 
 @dataclass(frozen=True)

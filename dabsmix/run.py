@@ -28,6 +28,9 @@ from dabsmix.files import is_temporary, parsed, sha256, unwritable, write
 if TYPE_CHECKING:
     import torch
 
+    from dabsmix.model.encoder import Encoder
+    from dabsmix.spec import Spec
+
 __all__ = ["Run", "RunRecord", "commit", "device_name", "newest_run", "read_record", "readable_runs"]
 
 KEPT_CHECKPOINTS = 2
@@ -56,6 +59,7 @@ class RunRecord:
     Attributes:
         status: ``running``, ``interrupted`` (by a signal: it waits to be resumed) or ``finished``.
         domain: what the data are called; ``own_data`` is their modality where they are a user's own files.
+        modality: of the data, of whatever source; empty in runs that did not write it.
         algorithm, hyper: its name and hyperparameters; ``views`` and ``uses_labels`` say what it was given.
         encoder, parameters: its name and number of weights.
         protocol, seed, steps, batch_size, online: as in the configuration; 0 steps where nothing is trained.
@@ -73,6 +77,7 @@ class RunRecord:
     status: str
     domain: str
     own_data: str | None = None
+    modality: str = ""
     algorithm: str
     hyper: Mapping[str, Any]
     views: str
@@ -176,6 +181,21 @@ class Run:
     def finished(self) -> bool:
         """Whether the encoder is final."""
         return self.record.status == "finished"
+
+    def encoder(self, specs: tuple[Spec, ...] | None = None) -> Encoder:
+        """The encoder that the run ended with, in eval mode.
+
+        Args:
+            specs: the inputs that it must take; None for whatever it was made for.
+
+        Raises:
+            UserError: the run is unfinished, or its file is damaged, another one, or made for other inputs.
+        """
+        from dabsmix.model.checkpoint import load_encoder
+
+        if not self.finished:
+            raise UserError(f"{self.path} is unfinished: continue it with `dabsmix pretrain --resume`")
+        return load_encoder(self.encoder_file(), specs)
 
     # metrics.jsonl: one object a line
 

@@ -22,7 +22,7 @@ from dabsmix.registry import domain
 if TYPE_CHECKING:
     from dabsmix.data.domain import Data, Domain
 
-__all__ = ["Modality", "Source", "batch_size", "load", "read_options"]
+__all__ = ["Modality", "Source", "batch_size", "load", "modality_of", "read_options"]
 
 Modality = Literal["image", "spectrogram", "sensor", "tabular", "text", "sequence"]
 
@@ -54,10 +54,10 @@ class Source:
     @property
     def name(self) -> str:
         """What a run's folder and its record call the data: the domain's name, or the file's or folder's own."""
-        self.check()
         if self.domain is not None:
             return domain(self.domain).name
-        assert self.data is not None
+        if self.data is None:
+            return "memory"
         path = self.data.expanduser().resolve()
         return path.name if path.is_dir() else path.stem.removesuffix(".csv")  # of .csv.gz
 
@@ -101,7 +101,7 @@ def load(source: Source) -> Data:
             raise UserError(
                 f"--protocol dabs: DABS has no {card.name}, it has this data set at another size: name {card.dabs}"
             )
-        return card.load(ensure(card, data_root(source.data_root)), source.protocol)
+        return replace(card.load(ensure(card, data_root(source.data_root)), source.protocol), source=source)
     from dabsmix.modalities.files import digest
 
     assert source.data is not None
@@ -113,7 +113,7 @@ def load(source: Source) -> Data:
     _check_options(source, own, options)
     data: Data = own(path, label=source.label, on_bad=source.on_bad, **_root(own, source), **options)
     key = digest([data.fingerprint, json.dumps([source.label, options], sort_keys=True, default=str)])
-    return replace(data, fingerprint=key)
+    return replace(data, fingerprint=key, source=source)
 
 
 def _root(own: Callable[..., Data], source: Source) -> dict[str, Path]:
@@ -126,6 +126,11 @@ def batch_size(source: Source) -> int:
     from dabsmix.data.domain import BATCH_SIZE
 
     return BATCH_SIZE if source.domain is None else domain(source.domain).batch_size
+
+
+def modality_of(source: Source) -> str:
+    """What the examples are: the domain's modality, or what a user says of their own."""
+    return source.modality or ("" if source.domain is None else domain(source.domain).modality)
 
 
 def read_options(path: Path | None) -> dict[str, Any]:

@@ -68,6 +68,7 @@ def _load(name: str, folder: Path, protocol: str) -> Data:
         labelled=Labelled(Task("classes", "accuracy", classes), train, validation, test),
         fingerprint=source,
         normalise=as_int64,
+        state={"symbols": BASES.symbols, "pad": BASES.pad},
         notes=(note, "Pieces of one genome may lie in several splits; each counts as independent."),
     )
 

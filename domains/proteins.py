@@ -213,6 +213,7 @@ def _whole(source: str, labelled: Labelled, notes: list[str]) -> Data:
         labelled=labelled,
         fingerprint=source,
         normalise=as_int64,
+        state={"symbols": RESIDUES.symbols, "pad": RESIDUES.pad},
         notes=(NOTE, *notes),
     )
 

@@ -18,6 +18,8 @@ LAYERS = (
     ("config",),
     ("board",),
     ("verbs",),
+    ("api",),
+    ("estimator",),
     ("cli",),
 )
 # Rooms of one layer that may import each other, one way.

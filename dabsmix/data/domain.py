@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from dabsmix.source import Source
+
 __all__ = ["BATCH_SIZE", "Data", "Domain", "Labelled", "Rows", "Split", "Task", "as_stored"]
 
 
@@ -191,8 +193,9 @@ class Data:
             batch and cut by rank (`dabsmix.distributed.local`).
         fingerprint: hex digest of the files that were read.
         notes: what a reader of a score has to know, in whole sentences.
-        state: for a user's own data, all that further files need to be read alike (options, statistics, category and
-            class names, tokenizer); plain JSON values.
+        state: all that further examples need to be read alike (options, statistics, category and class names,
+            tokenizer); plain JSON values.
+        source: what was asked for; None where a domain's ``load`` was called by itself.
     """
 
     specs: tuple[Spec, ...]
@@ -203,6 +206,7 @@ class Data:
     augment: Callable[[tuple[Tensor, ...], torch.Generator], tuple[Tensor, ...]] | None = None
     notes: tuple[str, ...] = ()
     state: Mapping[str, Any] = field(default_factory=dict)
+    source: Source | None = None
 
     def __new__(cls, *values: Any, **named: Any) -> Self:
         """Refuse the former fields train, validation, test and task, of which `labelled` took the place."""

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-__all__ = ["Column", "Fitted", "Matrix", "encoded", "fit", "refuse", "scan", "store"]
+__all__ = ["Column", "Fitted", "Matrix", "encoded", "fit", "fit_in_memory", "listed", "refuse", "scan", "store"]
 
 VERSION = 1
 """Of what is written here; a change makes prepared data of an older version unfindable."""
@@ -74,8 +74,8 @@ class Matrix:
 
 
 def refuse(file: Path, row: int, reason: str) -> None:
-    """Report a bad row as the user's to mend."""
-    raise UserError(f"{file}: row {row}: {reason}; mend the row, or leave such rows out with --on-bad skip")
+    """Report a bad row as the user's to fix."""
+    raise UserError(f"{file}: row {row}: {reason}; fix the row, or leave such rows out with --on-bad skip")
 
 
 def _numbers(text: Any) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
@@ -117,7 +117,9 @@ def _encode(
                 infinite = np.isinf(each.astype(np.float32))
             for place in np.flatnonzero(odd | infinite):
                 reason = (
-                    "among numbers (a mark of empty cells? option `missing`)" if odd[place] else "infinite as float32"
+                    "among numbers (a mark of empty cells is named in pretrain's option `missing`)"
+                    if odd[place]
+                    else "infinite as float32"
                 )
                 wrong.setdefault(int(place), f"column {column.name!r} holds {text[int(place)].as_py()!r} {reason}")
         else:
@@ -238,7 +240,7 @@ def store(
             for source in sources:
                 lengths.append(0)
                 left_out: list[tuple[int, str]] = []
-                on_row = refuse if on_bad == "error" else partial(_list, left_out)
+                on_row = refuse if on_bad == "error" else partial(listed, left_out)
                 for rows, values, _ in encoded(source, (*features, *others), on_row, missing, filled):
                     lengths[-1] += len(rows)
                     x.write(values[:, : len(features)].astype(np.float32).tobytes())
@@ -258,7 +260,8 @@ def store(
     return Matrix(x, extra, features, others, tuple(text["skipped"]), tuple(text["lengths"]))
 
 
-def _list(left_out: list[tuple[int, str]], file: Path, row: int, reason: str) -> None:
+def listed(left_out: list[tuple[int, str]], file: Path, row: int, reason: str) -> None:
+    """Take note of a bad row, which is left out."""
     left_out.append((row, reason))
 
 
@@ -353,9 +356,20 @@ def fit(name: str, key: str, matrix: Matrix, rows: NDArray[np.int64], as_is: Col
     digest = hashlib.sha256(rows.tobytes()).hexdigest()
     folder = prepared(f"{name}-statistics", f"tabular-{VERSION}-{key}-{digest}", build)
     found = json.loads((folder / "statistics.json").read_text(encoding="utf-8"))
+    return _fitted(matrix, found["mean"], found["std"], found["used"], as_is)
+
+
+def fit_in_memory(matrix: Matrix, rows: NDArray[np.int64]) -> Fitted:
+    """As `fit`, for a table that is no file's: nothing is kept."""
+    return _fitted(matrix, *_statistics(matrix, rows))
+
+
+def _fitted(
+    matrix: Matrix, means: list[float], stds: list[float], used_codes: list[list[int]], as_is: Collection[str] = ()
+) -> Fitted:
     columns: list[Column] = []
     places: list[tuple[int, ...]] = []
-    for column, used in zip(matrix.columns, found["used"], strict=True):
+    for column, used in zip(matrix.columns, used_codes, strict=True):
         if column.categories is None:
             columns.append(column)
             places.append(())
@@ -364,8 +378,8 @@ def fit(name: str, key: str, matrix: Matrix, rows: NDArray[np.int64], as_is: Col
             order = {code: place for place, code in enumerate(used)}
             places.append(tuple(order.get(code, -1) for code in range(len(column.categories))))
     left = [column.name in as_is for column in columns]
-    mean = tuple(0.0 if each else value for each, value in zip(left, found["mean"], strict=True))
-    std = tuple(1.0 if each else value for each, value in zip(left, found["std"], strict=True))
+    mean = tuple(0.0 if each else value for each, value in zip(left, means, strict=True))
+    std = tuple(1.0 if each else value for each, value in zip(left, stds, strict=True))
     return Fitted(tuple(columns), mean, std, tuple(places))
 
 

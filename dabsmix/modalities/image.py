@@ -27,7 +27,7 @@ from dabsmix.data.download import Download
 from dabsmix.data.splits import divide
 from dabsmix.data.standardise import Standardise
 from dabsmix.errors import UserError
-from dabsmix.modalities.files import digest, own_files, own_labels, own_split
+from dabsmix.modalities.files import digest, own_files, own_labels, own_split, skipped_note
 from dabsmix.modalities.image_pixels import Pixels
 from dabsmix.modalities.image_read import IMAGE_SUFFIXES, file_pixels
 from dabsmix.spec import Grid
@@ -193,7 +193,13 @@ def load(
         normalise=pixels.normalise,
         augment=None if views == "none" else pixels.augment,
         notes=notes,
-        state={"size": side, "patch": patch, "mean": standardise.mean, "std": standardise.std},
+        state={
+            "size": side,
+            "patch": patch,
+            "depth": listing.depth,
+            "mean": standardise.mean,
+            "std": standardise.std,
+        },
     )
 
 
@@ -332,15 +338,19 @@ def own(
     return replace(data, fingerprint=digest([source, table]), state={**data.state, "skipped": own.skipped})
 
 
-def own_rows(path: Path, state: Mapping[str, Any]) -> tuple[Data, list[str]]:
+def own_rows(
+    path: Path, state: Mapping[str, Any], on_bad: Literal["error", "skip"] = "error"
+) -> tuple[Data, list[str]]:
     """Further images, or one, read with a training run's state: all as ``pretrain``; keys are names below the folder.
 
     Raises:
         UserError: there is no image, or one is damaged.
     """
     folder, files = own_files(path, IMAGE_SUFFIXES)
-    images, _, _, source = stored("own_images", _own_listing(folder, files), state["size"])
-    return _unsplit(images, np.arange(len(files)), source, state), files
+    images, _, bad, source = stored("own_images", _own_listing(folder, files), state["size"], on_bad)
+    rows = np.array([row for row in range(len(files)) if row not in bad], dtype=np.int64)
+    notes = skipped_note("images", [bad[row] for row in sorted(bad)], len(files))
+    return replace(_unsplit(images, rows, source, state), notes=notes), [files[row] for row in rows]
 
 
 def _side(size: int, patch: int) -> int:

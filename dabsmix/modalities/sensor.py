@@ -18,13 +18,22 @@ from dabsmix.data.standardise import Standardise
 from dabsmix.errors import UserError, did_you_mean
 from dabsmix.modalities.files import division_notes, skipped_note
 from dabsmix.modalities.recordings import kept, read, stretches
-from dabsmix.modalities.tables import Source, column_names, table_files
+from dabsmix.modalities.tables import Source, column_names, table_files, table_sources
 from dabsmix.spec import Grid
 
 if TYPE_CHECKING:
-    pass
+    import pandas as pd
 
-__all__ = ["Windows", "fill_gaps", "own", "own_rows", "read_numbers", "runs", "window_starts"]
+__all__ = [
+    "Windows",
+    "fill_gaps",
+    "own",
+    "own_rows",
+    "read_numbers",
+    "runs",
+    "token_length",
+    "window_starts",
+]
 
 # T readings, C channels, B windows
 
@@ -172,7 +181,7 @@ def own(
         UserError: an unknown column, a bad row, time that does not ascend, a label that is constant, no window.
     """
     stride = stride or window
-    patch = patch or next((size for size in range(-(-window // TOKENS), window) if window % size == 0), window)
+    patch = patch or token_length(window)
     if window < 2 or stride < 1 or patch < 1 or window % patch:
         raise UserError(f"window {window}, stride {stride}, patch {patch}: positive, and the patch divides the window")
     sources = tuple(Source(file) for file in table_files(path))
@@ -240,32 +249,43 @@ def _unused_note(starts: NDArray[np.int64], window: int, readings: int) -> list[
     return [f"{unused} of {readings} readings are in no window: their stretch is too short, or ends."] * (unused > 0)
 
 
-def own_rows(path: Path, state: Mapping[str, Any]) -> tuple[Data, list[str]]:
+def token_length(window: int) -> int:
+    """Readings in a token where nobody says otherwise: the fewest that give at most 64 tokens a window."""
+    return next((size for size in range(-(-window // TOKENS), window) if window % size == 0), window)
+
+
+def own_rows(
+    data: Path | pd.DataFrame, state: Mapping[str, Any], on_bad: Literal["error", "skip"] = "error"
+) -> tuple[Data, list[str]]:
     """Windows of further tables, all in order as ``pretrain``; a key is ``file:row`` of a window's first reading.
 
     Labels are not looked at: a window lies within one group.
 
     Args:
-        path: as in `own`.
+        data: files as in `own`, or a table in memory.
         state: ``Data.state`` of the training run.
 
     Raises:
         UserError: a column is missing, a row is bad, time does not ascend, or there is no window.
     """
-    sources = tuple(Source(file) for file in table_files(path))
-    found = read(sources, state["channels"], (state["time"], state["group"]), "error")
+    sources = table_sources(data)
+    found = read(sources, state["channels"], (state["time"], state["group"]), on_bad)
     window = int(state["window"])
     bounds = stretches(found, sources, state["time"], window, by_label=False)
     starts = window_starts(bounds, window, int(state["stride"]))
     if not len(starts):
-        raise UserError(f"{path}: no group has {window} readings in a row, which is the run's window")
-    data = Data(
+        raise UserError(f"{sources[0].path}: no group has {window} readings in a row, which is the run's window")
+    further = Data(
         specs=(Grid(len(state["channels"]), (window,), (int(state["patch"]),)),),
         pretrain=Split((Windows(found.readings, starts, window),), np.arange(len(starts)), None, found.group[starts]),
         labelled=None,
-        fingerprint=fingerprint(path if path.is_dir() else path.parent, [each.path for each in sources]),
+        fingerprint="",  # nothing is kept of what is read only once
         normalise=Standardise(tuple(state["mean"]), tuple(state["std"])),
+        notes=(
+            *_unused_note(starts, window, len(found.row)),
+            *skipped_note("rows", found.skipped, len(found.row) + len(found.skipped)),
+        ),
         state=dict(state),
     )
     places = zip(found.file[starts], found.row[starts], strict=True)
-    return data, [f"{sources[file].path.name}:{row}" for file, row in places]
+    return further, [f"{sources[file].path.name}:{row}" for file, row in places]

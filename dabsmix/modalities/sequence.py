@@ -21,7 +21,7 @@ from dabsmix.modalities.text import as_int64
 from dabsmix.modalities.text_files import OwnText, read_own
 from dabsmix.spec import Tokens
 
-__all__ = ["Alphabet", "Sample", "own", "own_rows", "records", "samples", "store", "stored"]
+__all__ = ["Alphabet", "Sample", "encoded", "own", "own_rows", "records", "samples", "store", "stored"]
 
 LENGTH = 128
 """Symbols that are kept of a user's sequence by default: an encoder's positions are fixed."""
@@ -253,14 +253,35 @@ def own(
     )
 
 
-def own_rows(path: Path, state: Mapping[str, Any]) -> tuple[Data, list[str]]:
+def own_rows(
+    path: Path, state: Mapping[str, Any], on_bad: Literal["error", "skip"] = "error"
+) -> tuple[Data, list[str]]:
     """Further sequences read with a training run's state, all as ``pretrain``; keys are names or ``file:row``.
 
     Raises:
         UserError: as `own`.
     """
-    rows, _ = _read(path, state["column"], None, None, "error")
-    return replace(_own_data(path, rows, state["alphabet"], state["length"]), state=state), [row.key for row in rows]
+    rows, bad = _read(path, state["column"], None, None, on_bad)
+    rows, bad = _within(rows, bad, state["alphabet"], on_bad)
+    data = _own_data(path, rows, state["alphabet"], state["length"])
+    notes = (*data.notes, *skipped_note("sequences", bad, len(rows) + len(bad)))
+    return replace(data, notes=notes, state=state), [row.key for row in rows]
+
+
+def encoded(texts: Sequence[str], state: Mapping[str, Any], length: int) -> NDArray[np.uint8]:
+    """Sequences in memory as a training run's state reads them: uint8 ``(n, length)``.
+
+    Raises:
+        UserError: a symbol is not in the run's alphabet.
+    """
+    alphabet = Alphabet(state["symbols"], state["pad"]) if "symbols" in state else Alphabet(" " + state["alphabet"], 0)
+    rows = []
+    for place, text in enumerate(texts):
+        try:
+            rows.append(alphabet.encode(text, length))
+        except ValueError as error:
+            raise UserError(f"sequence {place}: {error}; fix it or leave it out") from error
+    return np.stack(rows) if rows else np.zeros((0, length), np.uint8)
 
 
 FASTA = (".fasta", ".fa", ".faa", ".fna")

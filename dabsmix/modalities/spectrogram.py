@@ -25,7 +25,7 @@ from dabsmix.data.download import Download
 from dabsmix.data.splits import divide
 from dabsmix.data.standardise import Standardise
 from dabsmix.errors import UserError
-from dabsmix.modalities.files import digest, own_files, own_labels, own_split, walk
+from dabsmix.modalities.files import digest, own_files, own_labels, own_split, skipped_note, walk
 from dabsmix.modalities.sound import LARGE, SUFFIXES, Clip, Form, duration, log_mel, read_clip, small
 from dabsmix.terminal import progress
 
@@ -179,7 +179,7 @@ def load(
         fingerprint=key,
         normalise=standardise,
         notes=(*clips.notes, about.cut_note(len(clips.files), form, as_dabs=as_dabs)),
-        state={"form": asdict(form), "mean": standardise.mean, "std": standardise.std},
+        state={"form": asdict(form), "squared": as_dabs, "mean": standardise.mean, "std": standardise.std},
     )
 
 
@@ -334,15 +334,32 @@ def own(
     return replace(data, fingerprint=source, state={**data.state, "skipped": own.skipped})
 
 
-def own_rows(path: Path, state: Mapping[str, Any]) -> tuple[Data, list[str]]:
+def own_rows(
+    path: Path, state: Mapping[str, Any], on_bad: Literal["error", "skip"] = "error"
+) -> tuple[Data, list[str]]:
     """Further sounds, or one, read with a training run's state: all as ``pretrain``; keys are names below the folder.
 
     Raises:
         UserError: there is no sound, or one is damaged.
     """
     clips = _own_clips(path)
-    data = load("own_sounds", clips, Form(**state["form"]), "v1")
-    return replace(data, normalise=Standardise(state["mean"], state["std"]), state=state), list(clips.files)
+    form, key, squared = Form(**state["form"]), _fingerprint(clips), bool(state.get("squared", False))
+    spectrograms, _, about = stored("own_sounds", clips, key, form, as_dabs=squared, on_bad=on_bad)
+    rows = np.array([row for row in range(len(clips.files)) if row not in about.bad], dtype=np.int64)
+    skipped = [about.bad[row] for row in sorted(about.bad)]
+    data = Data(
+        specs=(form.grid,),
+        pretrain=Split((spectrograms,), rows),
+        labelled=None,
+        fingerprint=key,
+        normalise=Standardise(state["mean"], state["std"]),
+        notes=(
+            about.cut_note(len(clips.files), form, as_dabs=False),
+            *skipped_note("sounds", skipped, len(clips.files)),
+        ),
+        state=state,
+    )
+    return data, [clips.files[row] for row in rows]
 
 
 def _own_form(rate: int, seconds: float, mels: int, patch: int) -> Form:

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from dabsmix.errors import UserError
 
 if TYPE_CHECKING:
+    import pandas as pd
     import pyarrow as pa
 
-__all__ = ["Block", "Refuse", "Source", "blocks", "column_names", "table_files"]
+__all__ = ["Block", "Refuse", "Source", "blocks", "column_names", "table_files", "table_sources"]
 
 CSV = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
 PARQUET = (".parquet", ".pq")
@@ -40,11 +41,13 @@ class Source:
         path: CSV or TSV, gzipped or not, or Parquet.
         header: column names of a file that does not state them itself.
         skip: lines before the header, or before the first row where ``header`` is given.
+        frame: the rows where they are in memory, a pandas DataFrame; `path` is then what messages call it.
     """
 
     path: Path
     header: tuple[str, ...] = ()
     skip: int = 0
+    frame: pd.DataFrame | None = None
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,17 @@ class Block:
     path: Path
     rows: NDArray[np.int64]
     cells: dict[str, pa.Array]
+
+
+def table_sources(data: Path | pd.DataFrame) -> tuple[Source, ...]:
+    """The tables of a file, of a folder, or the one in memory.
+
+    Raises:
+        UserError: see `table_files`.
+    """
+    if isinstance(data, Path):
+        return tuple(Source(file) for file in table_files(data))
+    return (Source(Path("the DataFrame"), frame=data),)
 
 
 def table_files(path: Path) -> list[Path]:
@@ -88,7 +102,9 @@ def column_names(source: Source) -> tuple[str, ...]:
     Raises:
         UserError: the file is empty, damaged, or has two columns of one name.
     """
-    if source.path.name.lower().endswith(PARQUET):
+    if source.frame is not None:
+        names = tuple(str(name) for name in source.frame.columns)
+    elif source.path.name.lower().endswith(PARQUET):
         names = tuple(_parquet(source.path).schema_arrow.names)
     else:
         names = source.header or _header(source)[0]
@@ -113,7 +129,8 @@ def blocks(source: Source, refuse: Refuse, missing: tuple[str, ...] = ()) -> Ite
     import pyarrow.compute as pc
 
     empty = pa.array([*EMPTY, *missing])
-    read = _parquet_batches if source.path.name.lower().endswith(PARQUET) else _csv_batches
+    in_file = _parquet_batches if source.path.name.lower().endswith(PARQUET) else _csv_batches
+    read = in_file if source.frame is None else _frame_batches
     try:
         for rows, batch in read(source, refuse):
             cells = {}
@@ -185,6 +202,20 @@ def _parquet_batches(source: Source, refuse: Refuse) -> Iterator[tuple[NDArray[n
         rows = np.arange(first, first + batch.num_rows)
         first += batch.num_rows
         yield rows, batch.cast(pa.schema([(name, pa.string()) for name in batch.schema.names]))
+
+
+def _frame_batches(source: Source, refuse: Refuse) -> Iterator[tuple[NDArray[np.int64], Any]]:
+    import pyarrow as pa
+
+    assert source.frame is not None
+    names = column_names(source)
+    # a column at a time: what pandas guards for all columns together, such as their dtypes, is not needed here
+    columns = [pa.array(source.frame.iloc[:, j], from_pandas=True).cast(pa.string()) for j in range(len(names))]
+    table = pa.table(columns, names=list(names))
+    first = 1
+    for batch in table.to_batches(max_chunksize=BLOCK // 100):
+        yield np.arange(first, first + batch.num_rows), batch
+        first += batch.num_rows
 
 
 def _parquet(path: Path) -> Any:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,11 +17,14 @@ from dabsmix.data.cache import fingerprint
 from dabsmix.data.domain import Data, Labelled, Split, Task
 from dabsmix.data.splits import divide_labelled
 from dabsmix.errors import UserError, did_you_mean
-from dabsmix.modalities.columns import Column, Fitted, Matrix, encoded, fit, refuse, scan, store
+from dabsmix.modalities.columns import Column, Fitted, Matrix, encoded, fit, fit_in_memory, listed, refuse, scan, store
 from dabsmix.modalities.files import division_notes, skipped_note
-from dabsmix.modalities.tables import Source, column_names, table_files
+from dabsmix.modalities.tables import Source, column_names, table_files, table_sources
 
-__all__ = ["numeric_table", "own", "own_rows", "supervised"]
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["numeric_table", "own", "own_frame", "own_rows", "supervised"]
 
 MANY = 20
 """A label with more different numbers is taken for a quantity, unless they are 0, 1, 2, ... or 1, 2, 3, ..."""
@@ -94,7 +99,7 @@ def supervised(
         fingerprint=source,
         normalise=fitted.normalise(),
         notes=(*notes, *_unseen_note(sum(fitted.unseen(matrix.x, part) for part in rows[1:]))),
-        state=state or {},
+        state=_state(fitted, matrix, (), ()) if state is None else state,
     )
 
 
@@ -198,24 +203,49 @@ def own(
     )
 
 
-def own_rows(path: Path, state: Mapping[str, Any]) -> tuple[Data, list[str]]:
+def own_frame(frame: pd.DataFrame) -> Data:
+    """A table in memory without labels: every column is a feature, cells may be empty.
+
+    Raises:
+        UserError: a column has too many categories, or a value cannot be read.
+    """
+    (source,) = table_sources(frame)
+    columns = tuple(scan((source,)).values())
+    x = np.concatenate([cells.astype(np.float32) for _, cells, _ in encoded(source, columns, refuse)])
+    matrix = Matrix(x, np.empty((len(x), 0)), columns, (), (), (len(x),))
+    everything = np.arange(len(x))
+    fitted = fit_in_memory(matrix, everything)
+    return Data(
+        specs=(fitted.spec,),
+        pretrain=Split((x,), everything),
+        labelled=None,
+        fingerprint=hashlib.sha256(x.tobytes() + repr(columns).encode()).hexdigest(),
+        normalise=fitted.normalise(),
+        state=_state(fitted, matrix, (), ()),
+    )
+
+
+def own_rows(
+    data: Path | pd.DataFrame, state: Mapping[str, Any], on_bad: Literal["error", "skip"] = "error"
+) -> tuple[Data, list[str]]:
     """Further tables with the columns of a training run, all rows in order as ``pretrain``; keys are ``file:row``.
 
     The label and group columns, and those that were ignored, may be there or not.
 
     Args:
-        path: as in `own`.
+        data: files as in `own`, or a table in memory.
         state: ``Data.state`` of the training run.
 
     Raises:
         UserError: a column is missing or new, or a row is bad.
     """
-    sources = tuple(Source(file) for file in table_files(path))
+    sources = table_sources(data)
     columns = tuple(Column(name, None if known is None else tuple(known)) for name, known in state["columns"])
     fitted = Fitted(columns, tuple(state["mean"]), tuple(state["std"]), ((),) * len(columns))
     expected = [column.name for column in columns]
     keys: list[str] = []
     values, unseen = [np.empty((0, len(columns)), np.float32)], 0
+    skipped: list[str] = []
     for source in sources:
         names = column_names(source)
         if lacking := [name for name in expected if name not in names]:
@@ -225,24 +255,26 @@ def own_rows(path: Path, state: Mapping[str, Any]) -> tuple[Data, list[str]]:
             )
         if new := [name for name in names if name not in {*expected, *state["others"], *state["ignored"]}]:
             raise UserError(f"{source.path}: column {new[0]!r} is not among those of the training data; take it out")
-        for rows, cells, unknown in encoded(source, columns, refuse, tuple(state["missing"])):
+        left_out: list[tuple[int, str]] = []
+        on_row = refuse if on_bad == "error" else partial(listed, left_out)
+        for rows, cells, unknown in encoded(source, columns, on_row, tuple(state["missing"])):
             keys += [f"{source.path.name}:{row}" for row in rows]
             values.append(cells.astype(np.float32))
             unseen += unknown
+        skipped += [f"{source.path.name}: row {row}: {reason}" for row, reason in sorted(left_out)]
     x = np.concatenate(values)
     if not len(x):
-        raise UserError(f"{path}: there is no row in it")
-    folder = path if path.is_dir() else path.parent
-    data = Data(
+        raise UserError(f"{sources[0].path}: there is no row in it")
+    further = Data(
         specs=(fitted.spec,),
         pretrain=Split((x,), np.arange(len(x))),
         labelled=None,
-        fingerprint=fingerprint(folder, [each.path for each in sources]),
+        fingerprint="",  # nothing is kept of what is read only once
         normalise=fitted.normalise(),
-        notes=_unseen_note(unseen),
+        notes=(*_unseen_note(unseen), *skipped_note("rows", skipped, len(x) + len(skipped))),
         state=dict(state),
     )
-    return data, keys
+    return further, keys
 
 
 def _unseen_note(count: int) -> tuple[str, ...]:

@@ -45,6 +45,7 @@ __all__ = [
     "own",
     "own_rows",
     "tokenizer",
+    "tokens_of",
     "train_tokenizer",
 ]
 
@@ -113,6 +114,7 @@ def _unlabelled(rows: NDArray[np.int32], tokens: Tokenizer, source: str, *notes:
         fingerprint=source,
         normalise=as_int64,
         notes=(*notes, _cut_note(rows, tokens)),
+        state=_named(tokens, rows.shape[1]),
     )
 
 
@@ -181,6 +183,7 @@ def labelled(
             _cut_note(_stored(folder, "train"), tokens),
             f"{copies} of {len(test)} test samples occur word for word in upstream's training part.",
         ),
+        state=_named(tokens, LENGTH),
     )
 
 
@@ -299,15 +302,38 @@ def own(
     )
 
 
-def own_rows(path: Path, state: Mapping[str, Any]) -> tuple[Data, list[str]]:
+def own_rows(
+    path: Path, state: Mapping[str, Any], on_bad: Literal["error", "skip"] = "error"
+) -> tuple[Data, list[str]]:
     """Further texts read with a training run's state, all as ``pretrain``; keys are file names or ``file:row``.
 
     Raises:
         UserError: as `own`.
     """
-    rows, _ = read_own(path, state["column"], None, None, "error")
-    data = _own_data(path, rows, Tokenizer.from_state(state["tokenizer"]), state["length"])
-    return replace(data, state=state), [row.key for row in rows]
+    rows, bad = read_own(path, state["column"], None, None, on_bad)
+    data = _own_data(path, rows, tokens_of(state), state["length"])
+    notes = (*data.notes, *skipped_note("texts", bad, len(rows) + len(bad)))
+    return replace(data, notes=notes, state=state), [row.key for row in rows]
+
+
+def tokens_of(state: Mapping[str, Any]) -> Tokenizer:
+    """The tokenizer of a training run: as its state holds it, or by its name where it is a published one.
+
+    Raises:
+        UserError: it is not where tokenizers are looked for, or is another one there.
+    """
+    known = state["tokenizer"]
+    if "tokenizer" in known:
+        return Tokenizer.from_state(known)
+    found = tokenizer(known["name"], data_root(None))
+    if found.digest != known["digest"]:
+        raise UserError(f"tokenizer {known['name']}: not the one that the run was trained with; fetch that one again")
+    return found
+
+
+def _named(tokens: Tokenizer, length: int) -> dict[str, Any]:
+    """For ``Data.state``, where the tokenizer is a published one."""
+    return {"column": "text", "length": length, "tokenizer": {"name": tokens.name, "digest": tokens.digest}}
 
 
 def _own_tokenizer(name: str, root: Path | None, texts: Iterable[str], vocab_size: int) -> Tokenizer:

@@ -1,46 +1,277 @@
-"""`dabsmix embed`: a run's encoder on further files of the user's own, features keyed by file name or row."""
+"""Features of further examples by a run's encoder, in Python or as `dabsmix embed`: read as the run read its own."""
 
 from __future__ import annotations
 
+import csv
 import importlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any, Literal
 
-from accelerate import Accelerator
+import numpy as np
+import torch
+import yaml
+from accelerate import PartialState
+from numpy.typing import NDArray
+from torch import Tensor
 
 from dabsmix.config import EmbedConfig
+from dabsmix.data.domain import Data, Split
 from dabsmix.errors import UserError
-from dabsmix.files import write
-from dabsmix.model.checkpoint import load_encoder
+from dabsmix.files import data_root, write
+from dabsmix.modalities import memory
+from dabsmix.model.encoder import Encoder
+from dabsmix.registry import domain
 from dabsmix.run import Run
-from dabsmix.scoring.features import features
+from dabsmix.source import Source, load
+from dabsmix.spec import Spec
 
-__all__ = ["embed"]
+__all__ = ["FeatureExtractor", "embed", "load_encoder"]
+
+READS_FILES = {
+    "image": "size",
+    "spectrogram": "form",
+    "sensor": "channels",
+    "tabular": "columns",
+    "text": "tokenizer",
+    "sequence": "alphabet",
+}
+"""By modality, the entry of a run's state without which its reader cannot read files."""
+
+CHUNK = 4096
+"""Examples whose features are in memory at once when they are written to a file."""
+
+Pooling = Literal["mean", "cls"]
 
 
-def embed(config: EmbedConfig, *, accelerator: Accelerator) -> Path:
-    """Write one row per example: ``key`` and the feature's D columns ``f0`` ... as float32 Parquet.
+def load_encoder(run: Run | str | Path) -> FeatureExtractor:
+    """A finished run's encoder with its input spec and preprocessing.
+
+    Neither the algorithm's code nor the raw data of the run are needed.
+
+    Args:
+        run: the run, or its folder.
 
     Raises:
-        UserError: the run is no run, is unfinished or was pretrained on a named domain; unreadable input.
+        UserError: it is not a run, is unfinished, or its encoder is damaged.
     """
-    import pandas as pd
+    run = run if isinstance(run, Run) else Run(Path(run).expanduser())
+    return FeatureExtractor(run.encoder(), _modality(run), run.record.data_state, lambda: _domain_normaliser(run))
 
-    run = Run(config.run)
-    modality = run.record.own_data
-    if not run.finished:
-        raise UserError(f"{run.path} is unfinished: go on with `dabsmix pretrain --resume`")
-    if not modality:
-        raise UserError(
-            f"{run.path} was pretrained on the domain {run.record.domain}: embed takes runs pretrained with --data"
-        )
-    if not config.input.exists():
-        raise UserError(f"--input {config.input}: no such file or folder")
-    reader = importlib.import_module(f"dabsmix.modalities.{modality}")
-    data, keys = reader.own_rows(config.input, run.record.data_state)
-    encoder = load_encoder(run.encoder_file(), data.specs)
-    pooled = features(encoder.to(accelerator.device), data.pretrain, data.normalise, accelerator=accelerator)
-    values = pooled.mean if config.pooling == "mean" else pooled.cls
-    table = pd.DataFrame(values.numpy(), columns=[f"f{i}" for i in range(values.shape[1])])
-    table.insert(0, "key", keys)
-    write(config.out, lambda path: table.to_parquet(path, index=False))
+
+class FeatureExtractor:
+    """A frozen encoder that reads examples as a user has them: it prepares and normalises them itself.
+
+    Args:
+        module: the encoder; put in eval mode.
+        modality: image, spectrogram, sensor, tabular, text or sequence; several inputs are joined with ``+``.
+        state: what the reader of the modality needs, as ``Data.state`` has it.
+        normaliser: gives the normaliser of the training data where the state lacks it.
+
+    Attributes:
+        module: the `Encoder`, to train further or to read tokens from; its inputs are normalised tensors.
+    """
+
+    def __init__(
+        self,
+        module: Encoder,
+        modality: str,
+        state: Mapping[str, Any],
+        normaliser: Callable[[], Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]]] | None = None,
+    ) -> None:
+        self.module = module.to(PartialState().device).eval()
+        self.modality = modality
+        self.state = state
+        self._normaliser = normaliser
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Plain values: an extractor can be pickled and copied, without the way to a domain's data."""
+        weights = {name: value.cpu() for name, value in self.module.state_dict().items()}
+        return {
+            "encoder": (self.module.specs, self.module.config, weights),
+            "modality": self.modality,
+            "state": dict(self.state),
+        }
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        specs, config, weights = state["encoder"]
+        module = Encoder(specs, config)
+        module.load_state_dict(weights)
+        self.__init__(module, state["modality"], state["state"])  # type: ignore[misc]  # what pickle did not call
+
+    @property
+    def specs(self) -> tuple[Spec, ...]:
+        """What the encoder reads, one per input."""
+        return self.module.specs
+
+    @property
+    def width(self) -> int:
+        """Numbers in a feature, D."""
+        return self.module.width
+
+    def features(self, x: Any, *, pooling: Pooling = "mean", batch_size: int = 256) -> NDArray[np.float32]:
+        """One feature per example, float32 ``(n, D)``.
+
+        Args:
+            x: what the run's modality reads: arrays or tensors (a tuple of them for several inputs), a DataFrame, PIL
+                images, strings, or paths of files; see `dabsmix.modalities.memory.further`.
+            pooling: the mean over tokens, or CLS.
+            batch_size: examples per pass; changes no number beyond float rounding.
+
+        Raises:
+            UserError: the examples cannot be read.
+        """
+        data, _ = self.read(x)
+        parts = list(self._encoded(data, pooling, batch_size, len(data.pretrain)))
+        return parts[0]
+
+    def read(self, x: Any, on_bad: Literal["error", "skip"] = "error") -> tuple[Data, list[str]]:
+        """The examples as the encoder reads them, and what each is called: a file's name, or its row.
+
+        Raises:
+            UserError: the examples cannot be read.
+        """
+        if isinstance(x, Path) or (isinstance(x, str) and self.modality not in ("text", "sequence")):
+            path = Path(x).expanduser()
+            if path.suffix != ".npy":
+                return self._files(path, on_bad)
+            x = _array_file(path)
+        data = memory.further(x, self.modality, self.specs, self.state) or self._as_stored(x)
+        return data, [str(row) for row in range(len(data.pretrain))]
+
+    def _files(self, path: Path, on_bad: Literal["error", "skip"]) -> tuple[Data, list[str]]:
+        if not path.exists():
+            raise UserError(f"{path}: no such file or folder")
+        if READS_FILES.get(self.modality) not in self.state:
+            shapes = " and ".join(map(str, self.specs))
+            raise UserError(f"{path}: this encoder reads arrays alone, of {shapes}; give them as a .npy file")
+        reader = importlib.import_module(f"dabsmix.modalities.{self.modality}")
+        data, keys = reader.own_rows(path, self.state, on_bad)
+        if data.specs != self.specs:
+            raise UserError(f"{path} is read as {data.specs}, and the encoder reads {self.specs}")
+        return data, keys
+
+    def _as_stored(self, x: Any) -> Data:
+        """Arrays in the domain's own stored form, normalised as the domain normalises them."""
+        if self._normaliser is None:
+            raise UserError("how these examples are to be normalised is not known: name the run that they belong to")
+        given = x if isinstance(x, tuple) else (x,)
+        if len(given) != len(self.specs):
+            raise UserError(f"{len(given)} inputs; the encoder reads {len(self.specs)}: give a tuple, one array each")
+        stores = tuple(memory.stored(each, spec) for each, spec in zip(given, self.specs, strict=True))
+        rows = np.arange(len(stores[0]))
+        if any(len(store) != len(rows) for store in stores):
+            raise UserError(
+                f"inputs of {', '.join(str(len(store)) for store in stores)} examples: give as many of each"
+            )
+        return Data(self.specs, Split(stores, rows), None, fingerprint="", normalise=self._normaliser())
+
+    @torch.no_grad()
+    def _encoded(self, data: Data, pooling: Pooling, batch_size: int, chunk: int) -> Iterator[NDArray[np.float32]]:
+        """Features in the order of the examples, ``chunk`` of them at a time."""
+        device = next(self.module.parameters()).device
+        for first in range(0, len(data.pretrain), chunk):
+            index = np.arange(first, min(first + chunk, len(data.pretrain)))
+            found = np.empty((len(index), self.width), np.float32)
+            for start in range(0, len(index), batch_size):
+                part = index[start : start + batch_size]
+                inputs = data.normalise(tuple(each.to(device) for each in data.pretrain.batch(part)))
+                found[start : start + len(part)] = getattr(self.module(inputs), pooling).float().cpu().numpy()
+            yield found
+
+
+def embed(config: EmbedConfig, *, say: Callable[[str], None] = lambda _: None) -> Path:
+    """Write one row per example, its key and its feature, in the format that the file's name states.
+
+    A ``.parquet`` or ``.csv`` file has a column ``key`` and D columns ``f0`` ...; a ``.npz`` file the arrays ``key``
+    ``(n,)`` and ``features`` ``(n, D)``. Features are float32, and a bounded number of them is in memory at a time.
+
+    Raises:
+        UserError: the run is not a finished run; unreadable input; an output of another format.
+    """
+    if config.out.suffix not in WRITERS:
+        raise UserError(f"--out {config.out}: its name should end in one of {', '.join(WRITERS)}")
+    extractor = load_encoder(config.run)
+    data, keys = extractor.read(config.input, config.on_bad)
+    for note in data.notes:
+        say(note)
+    parts = extractor._encoded(data, config.pooling, 256, CHUNK)
+    write(config.out, lambda path: WRITERS[config.out.suffix](path, keys, parts, extractor.width))
     return config.out
+
+
+# --- the formats of a file of features
+
+
+def _columns(width: int) -> list[str]:
+    return [f"f{j}" for j in range(width)]
+
+
+def _write_parquet(path: Path, keys: Sequence[str], parts: Iterator[NDArray[np.float32]], width: int) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    schema = pa.schema([("key", pa.string()), *((name, pa.float32()) for name in _columns(width))])
+    with pyarrow.parquet.ParquetWriter(path, schema) as file:
+        start = 0
+        for part in parts:
+            arrays = [pa.array(keys[start : start + len(part)], pa.string()), *map(pa.array, part.T)]
+            file.write_table(pa.table(arrays, schema=schema))
+            start += len(part)
+
+
+def _write_csv(path: Path, keys: Sequence[str], parts: Iterator[NDArray[np.float32]], width: int) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["key", *_columns(width)])
+        start = 0
+        for part in parts:
+            # the shortest text that reads as the same float32
+            writer.writerows(
+                [key, *map(str, row)] for key, row in zip(keys[start : start + len(part)], part, strict=True)
+            )
+            start += len(part)
+
+
+def _write_npz(path: Path, keys: Sequence[str], parts: Iterator[NDArray[np.float32]], width: int) -> None:
+    kept = path.with_name(f"{path.name}.features.npy")  # a map on disk, from which the archive is written
+    try:
+        features = np.lib.format.open_memmap(kept, mode="w+", dtype=np.float32, shape=(len(keys), width))
+        start = 0
+        for part in parts:
+            features[start : start + len(part)] = part
+            start += len(part)
+        with path.open("wb") as file:
+            np.savez(file, key=np.array(keys), features=features)
+    finally:
+        kept.unlink(missing_ok=True)
+
+
+WRITERS = {".parquet": _write_parquet, ".csv": _write_csv, ".npz": _write_npz}
+
+
+# --- what a run says of its data
+
+
+def _modality(run: Run) -> str:
+    return run.record.modality or run.record.own_data or domain(run.record.domain).modality
+
+
+def _domain_normaliser(run: Run) -> Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]]:
+    """How a named domain normalises, for runs that do not say: from its data, where they are."""
+    source = Source.from_plain(yaml.safe_load((run.path / "config.yaml").read_text(encoding="utf-8")))
+    card = None if source.domain is None else domain(source.domain)
+    if card is None or (card.folder and card.present(data_root(source.data_root)) is None):
+        raise UserError(
+            f"{run.path} does not say how examples of {run.record.domain} are normalised, and its data are not under "
+            f"{data_root(source.data_root)}: set $DABSMIX_DATA to where they are, or pretrain again"
+        )
+    return load(source).normalise
+
+
+def _array_file(path: Path) -> NDArray[Any]:
+    try:
+        array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as an array ({error})") from error
+    return array

@@ -19,7 +19,8 @@ from torch import Tensor
 import dabsmix
 from dabsmix.config import PretrainConfig, Recipe, as_plain, config_hash, resolve
 from dabsmix.data.batches import Batches, step_seed
-from dabsmix.data.domain import Data
+from dabsmix.data.domain import Data, as_stored
+from dabsmix.data.standardise import Standardise
 from dabsmix.errors import UserError
 from dabsmix.files import sha256
 from dabsmix.interrupt import Interrupted, stop_on_signals
@@ -31,7 +32,7 @@ from dabsmix.registry import algorithm_class
 from dabsmix.run import Run, RunRecord, commit, device_name, newest_run, readable_runs
 from dabsmix.scoring.collapse import collapsed, health
 from dabsmix.scoring.online import Online, watch_online
-from dabsmix.source import Source, batch_size, load
+from dabsmix.source import Source, batch_size, load, modality_of
 from dabsmix.spec import Batch, describe
 from dabsmix.terminal import Bar
 from dabsmix.training import learning_rate
@@ -45,6 +46,7 @@ def pretrain(
     config: PretrainConfig,
     *,
     accelerator: Accelerator,
+    data: Data | None = None,
     say: Callable[[str], None] = lambda _: None,
     observe: Callable[[int], None] = lambda _: None,
     begin: bool = False,
@@ -54,6 +56,7 @@ def pretrain(
     Args:
         config: what to do; open fields are filled in from the protocol and the domain.
         accelerator: where to do it.
+        data: what ``config.source`` names, where it is loaded already.
         say: told what a user should know, in whole sentences, on the main process.
         observe: called with the number of steps done, after each step.
         begin: with ``config.resume``, start a run where there is none to go on with, as the later ones of several
@@ -65,7 +68,7 @@ def pretrain(
     """
     # What to learn from.
     source = config.source
-    data = load(source)
+    data = load(source) if data is None else data
     usual = batch_size(source)
     config, recipe = resolve(config, usual if source.domain else min(usual, len(data.pretrain)))
     batches = Batches(
@@ -397,6 +400,7 @@ def _create(config: PretrainConfig, recipe: Recipe, data: Data, algorithm: Algor
         status="running",
         domain=config.source.name,
         own_data=config.source.modality,
+        modality=modality_of(config.source),
         algorithm=config.algo,
         hyper=dict(config.hyper),
         views=algorithm.views,
@@ -410,10 +414,20 @@ def _create(config: PretrainConfig, recipe: Recipe, data: Data, algorithm: Algor
         batch_size=recipe.batch_size,
         config_hash=config_hash(config),
         data_fingerprint=data.fingerprint,
-        data_state=dict(data.state),
+        data_state=_reading_state(data),
         notes=data.notes,
         **_made_by(accelerator),
         created=datetime.now(UTC).isoformat(),
     )
     name = f"{config.source.name}-{config.algo.replace(':', '.')}-s{config.seed}"
     return Run.create(config.out, name, as_plain(config), record)
+
+
+def _reading_state(data: Data) -> dict[str, Any]:
+    """What further examples need to be read as these were: the data's own state, and how they are standardised."""
+    match data.normalise:
+        case Standardise(mean=mean, std=std):
+            return {"mean": mean, "std": std, **data.state}
+        case same if same is as_stored:
+            return {"mean": 0.0, "std": 1.0, **data.state}
+    return dict(data.state)

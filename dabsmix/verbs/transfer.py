@@ -31,7 +31,6 @@ from dabsmix.config import TransferConfig
 from dabsmix.data.domain import Data, Split
 from dabsmix.errors import UserError
 from dabsmix.files import write
-from dabsmix.model.checkpoint import load_encoder
 from dabsmix.model.encoder import Encoder
 from dabsmix.registry import domain
 from dabsmix.run import Run, newest_run
@@ -47,17 +46,27 @@ from dabsmix.scoring.results import Result, TransferRecord, read_transfer
 from dabsmix.source import Source, batch_size, load
 from dabsmix.terminal import watched
 
-__all__ = ["transfer"]
+__all__ = ["tasks_of", "transfer"]
 
 log = logging.getLogger(__name__)
 
 
 def transfer(
-    config: TransferConfig, *, accelerator: Accelerator, say: Callable[[str], None] = lambda _: None
+    config: TransferConfig,
+    *,
+    accelerator: Accelerator,
+    data: Data | None = None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> list[TransferRecord]:
     """Score each run's encoder on each task and write ``transfer/TASK.json`` with the predictions beside it.
 
     What is there already is not scored again; further shares of the labels are added to it.
+
+    Args:
+        config: what to score, and how.
+        accelerator: where to do it.
+        data: what to score on where it is loaded already, in place of tasks.
+        say: told what a user should know, in whole sentences.
 
     Raises:
         UserError: no such run, an unfinished one, an encoder that does not fit the task's data, data without labels.
@@ -71,9 +80,10 @@ def transfer(
     for run in runs:
         say(f"run: {run.path}")
         name = config.protocol or run.record.protocol
+        tasks = tasks_of(run, config.task) if data is None or data.source is None else (data.source.name,)
         with run.lock() if accelerator.is_main_process else nullcontext():
-            for task in _tasks(config, run):
-                records.append(_transfer_to(task, name, run, config, accelerator, say))
+            for task in tasks:
+                records.append(_transfer_to(task, name, run, config, data, accelerator, say))
     return records
 
 
@@ -87,14 +97,20 @@ class Scored(NamedTuple):
 
 
 def _transfer_to(
-    task: str, name: str, run: Run, config: TransferConfig, accelerator: Accelerator, say: Callable[[str], None]
+    task: str,
+    name: str,
+    run: Run,
+    config: TransferConfig,
+    given: Data | None,
+    accelerator: Accelerator,
+    say: Callable[[str], None],
 ) -> TransferRecord:
     # What to score on, and what is scored.
-    data, batch_size = _load(task, name, run, config)
+    data, batch_size = _load(task, name, run, config, given)
     if data.labelled is None:
         raise UserError(f"{task} has no labels to transfer to: name another --task")
     rules = v1() if name == "finetune" else protocol(name, batch_size)  # when finetuning, of the yardsticks alone
-    encoder = load_encoder(run.encoder_file(), data.specs)
+    encoder = run.encoder(data.specs)
     fractions = (1.0,) if name == "finetune" else rules.fractions
     labels = config.labels or tuple(str(part) for part in sorted(fractions, reverse=True))
     labels = tuple(dict.fromkeys(_plain(label) for label in labels))
@@ -208,24 +224,28 @@ def _truth(test: Split) -> dict[str, NDArray[Any]]:
 # --- pieces
 
 
-def _tasks(config: TransferConfig, run: Run) -> tuple[str, ...]:
+def tasks_of(run: Run, asked: tuple[str, ...]) -> tuple[str, ...]:
     """The tasks asked for, by their own names; else those that the pretraining data name, else these themselves."""
-    if config.task:
-        return tuple(task if task == run.record.domain else domain(task).name for task in config.task)
+    if asked:
+        return tuple(task if task == run.record.domain else domain(task).name for task in asked)
     name = run.record.domain
     return (name,) if run.record.own_data else domain(name).transfers or (name,)
 
 
-def _load(task: str, name: str, run: Run, config: TransferConfig) -> tuple[Data, int]:
-    if run.record.own_data and task == run.record.domain:
-        values = yaml.safe_load((run.path / "config.yaml").read_text(encoding="utf-8"))
-        source = Source.from_plain(values)
-        data = load(source)
-        if data.fingerprint != run.record.data_fingerprint:
-            raise UserError(f"{values['data']} or its options have changed since {run.path} was made: pretrain again")
+def _load(task: str, name: str, run: Run, config: TransferConfig, given: Data | None) -> tuple[Data, int]:
+    own = bool(run.record.own_data) and task == run.record.domain
+    if given is not None and given.source is not None:
+        source = given.source
+    elif own:
+        source = Source.from_plain(yaml.safe_load((run.path / "config.yaml").read_text(encoding="utf-8")))
+        if source.data is None:
+            raise UserError(f"{run.path} was pretrained on an array in memory, which has no labels: name a --task")
     else:
         source = Source(task, protocol="dabs" if name == "dabs" else "v1", data_root=config.data_root)
-        data = load(source)
+    data = load(source) if given is None else given
+    if source.domain is None and data.fingerprint != run.record.data_fingerprint:
+        changed = "changed since" if own else "to be those that were pretrained on when"
+        raise UserError(f"{source.data} or its options have {changed} {run.path} was made: pretrain again")
     return data, batch_size(source)
 
 

@@ -1,0 +1,210 @@
+"""The functions of ``import dabsmix``: arguments to a configuration, and the verb that the command line calls with one.
+
+What is in memory and has to be read again later, by transfer or by a repeated run, is kept as a file in the cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import yaml
+
+from dabsmix.config import PretrainConfig, TransferConfig
+from dabsmix.data.domain import Data
+from dabsmix.errors import UserError, did_you_mean
+from dabsmix.files import cache_folder, write
+from dabsmix.modalities import memory
+from dabsmix.registry import algorithm_flags
+from dabsmix.run import Run
+from dabsmix.scoring.results import Protocols, TransferRecord
+from dabsmix.source import Modality, Source
+from dabsmix.source import load as load_source
+from dabsmix.training import accelerate
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["load", "pretrain", "transfer"]
+
+
+def load(
+    domain: str | None = None,
+    *,
+    data: str | Path | pd.DataFrame | Any = None,
+    modality: Modality | None = None,
+    label: str | None = None,
+    options: str | Path | Mapping[str, Any] | None = None,
+    on_bad: Literal["error", "skip"] = "error",
+    protocol: Literal["v1", "dabs"] = "v1",
+    data_root: str | Path | None = None,
+) -> Data:
+    """A data set: a named domain's, or your own.
+
+    Args:
+        domain: a name that `dabsmix list domains` shows; fetched first where it is missing and can be fetched.
+        data: your own instead: a file or a folder, a DataFrame of rows, or, without a label, an array of examples, PIL
+            images or strings (see `dabsmix.modalities.memory.whole`).
+        modality: what your own data are.
+        label: the column, or ``"folder"``, that holds the label of your own data; without it nothing can be scored.
+        options: how your own files are read, by name (``{"window": 128, "group": "person"}``) or as a YAML file; the
+            guide to your own data lists them.
+        on_bad: ``skip`` leaves unreadable examples out, counts and lists them.
+        protocol: ``dabs`` divides a named domain as the DABS reference does.
+        data_root: where raw data lie; by default ``$DABSMIX_DATA``, else the user's cache folder.
+
+    Raises:
+        UserError: unknown domain or option, missing or damaged files; one line with the remedy.
+    """
+    if data is None or isinstance(data, str | Path):
+        place = None if data is None else Path(data)
+    elif memory.is_frame(data):
+        place = _kept_frame(data)
+    else:
+        if label is not None or options is not None or modality is None:
+            raise UserError("an array of examples needs its modality, and has no label or options: give a DataFrame")
+        return replace(memory.whole(data, modality), source=Source(modality=modality))
+    given = _kept_options(options) if isinstance(options, Mapping) else options
+    source = Source(
+        domain=domain,
+        data=place,
+        modality=modality,
+        label=label,
+        options=None if given is None else Path(given),
+        on_bad=on_bad,
+        protocol=protocol,
+        data_root=None if data_root is None else Path(data_root),
+    )
+    return load_source(source)
+
+
+def pretrain(
+    data: Data | str,
+    algorithm: str = "dmix",
+    *,
+    encoder: str = "dabs",
+    steps: int | None = None,
+    batch_size: int | None = None,
+    lr: float | None = None,
+    seed: int = 0,
+    out: str | Path = "runs",
+    **settings: Any,
+) -> Run:
+    """Train an encoder without labels.
+
+    Args:
+        data: what `load` gives, or the name of a domain.
+        algorithm: a name that `dabsmix list algorithms` shows, or your own as ``"module:Class"``.
+        encoder: a name that `dabsmix list encoders` shows.
+        steps: optimizer steps; 100,000 by default.
+        batch_size: examples a step; by default as the source of the data has it.
+        lr: AdamW's learning rate; by default the protocol's.
+        seed: of weights, batches, partners, masks and dropout.
+        out: the folder in which the run's folder is made.
+        settings: the algorithm's hyperparameters, and any further field of `config.PretrainConfig` (``schedule``,
+            ``weight_decay``, ``precision``, ``online``, ``resume``, ...).
+
+    Returns:
+        The run, finished; its folder is ``run.path``.
+
+    Raises:
+        UserError: any mistake in the arguments or the data; a loss that is no longer finite.
+    """
+    from dabsmix.verbs import pretrain as verb
+
+    if isinstance(data, str):
+        data = load(data)
+    if data.source is None:
+        raise UserError("these data do not say where they are from: pass what dabsmix.load gives")
+    known = {each.name for each in fields(PretrainConfig)} - {"source", "algo", "hyper", "out"}
+    hyper = {flag.name for flag in algorithm_flags(algorithm)}
+    for name in settings:
+        if name not in known | hyper:
+            raise UserError(f"pretrain has no setting {name!r}{did_you_mean(name, known | hyper)}")
+    config = PretrainConfig(
+        source=data.source,
+        algo=algorithm,
+        encoder=encoder,
+        steps=steps,
+        batch_size=batch_size,
+        lr=lr,
+        seed=seed,
+        out=Path(out),
+        hyper={name: value for name, value in settings.items() if name in hyper},
+        **{name: value for name, value in settings.items() if name in known},
+    )
+    return verb.pretrain(config, accelerator=accelerate(config.precision), data=data)
+
+
+def transfer(
+    run: Run | str | Path,
+    task: str | None = None,
+    *,
+    data: Data | None = None,
+    protocol: Protocols | None = None,
+    labels: Sequence[str | float] | None = None,
+    supervised: bool = False,
+    data_root: str | Path | None = None,
+) -> TransferRecord:
+    """Score a run's frozen encoder on labelled data: probes chosen on validation, the test split read once.
+
+    Args:
+        run: a finished run, or its folder.
+        task: the domain to score on; by default the one that was pretrained on.
+        data: what to score on where it is loaded already; the run's own, or another named domain's.
+        protocol: how to score; by default as the run was pretrained. ``finetune`` trains the whole network.
+        labels: shares of the labels to score with, such as ``1``, ``0.1`` or ``"5/class"``.
+        supervised: also train the same encoder on all labels from random weights, to compare with.
+        data_root: where raw data lie.
+
+    Returns:
+        The scores; they print as a table, and ``to_frame()`` is a pandas DataFrame.
+
+    Raises:
+        UserError: the run is unfinished, its encoder does not fit the data, or they have no labels.
+    """
+    from dabsmix.verbs import transfer as verb
+
+    run = run if isinstance(run, Run) else Run(Path(run))
+    config = TransferConfig(
+        run=(run.path,),
+        task=() if task is None else (task,),
+        protocol=protocol,
+        labels=None if labels is None else tuple(str(share) for share in labels),
+        supervised=supervised,
+        data_root=None if data_root is None else Path(data_root),
+    )
+    if data is None and task is None and len(tasks := verb.tasks_of(run, ())) > 1:
+        raise UserError(f"{run.path} transfers to {len(tasks)} tasks: name one of {', '.join(tasks)}")
+    return verb.transfer(config, accelerator=accelerate(), data=data)[0]
+
+
+# --- what is in memory, as files that can be read again
+
+
+def _kept_frame(frame: pd.DataFrame) -> Path:
+    """A DataFrame as Parquet, under the digest of its content."""
+    named = frame.set_axis([str(name) for name in frame.columns], axis=1)
+    return _kept("frame", ".parquet", lambda path: named.to_parquet(path, index=False))
+
+
+def _kept_options(options: Mapping[str, Any]) -> Path:
+    content = yaml.safe_dump(json.loads(json.dumps(dict(options))))
+    return _kept("options", ".yaml", lambda path: path.write_text(content, encoding="utf-8"))
+
+
+def _kept(kind: str, suffix: str, save: Any) -> Path:
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        first = Path(folder) / f"data{suffix}"
+        save(first)
+        content = first.read_bytes()
+    path = cache_folder() / "given" / f"{kind}-{hashlib.sha256(content).hexdigest()[:16]}{suffix}"
+    if not path.exists():
+        write(path, lambda p: p.write_bytes(content))
+    return path

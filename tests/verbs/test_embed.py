@@ -1,0 +1,116 @@
+"""`dabsmix embed`: every run's encoder on files and arrays, in the three formats, streamed, with what is wrong said."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from dabsmix.cli import main
+from dabsmix.config import EmbedConfig, PretrainConfig
+from dabsmix.errors import UserError
+from dabsmix.run import Run
+from dabsmix.source import Source
+from dabsmix.training import accelerate
+from dabsmix.verbs import embed as module
+from dabsmix.verbs.embed import embed, load_encoder
+from dabsmix.verbs.pretrain import pretrain
+
+
+def pretrained(source: Source, out: Path) -> Run:
+    config = PretrainConfig(source, algo="none", encoder="tiny", batch_size=8, out=out)
+    return pretrain(config, accelerator=accelerate())
+
+
+def table(path: Path, rows: int = 50) -> Path:
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({"size": rng.normal(size=rows), "kind": rng.choice(["a", "b"], rows)})
+    frame.to_csv(path, index=False)
+    return path
+
+
+def read(path: Path) -> tuple[list[str], Any]:
+    if path.suffix == ".npz":
+        with np.load(path) as arrays:
+            return list(arrays["key"]), arrays["features"]
+    frame = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path, dtype={"key": str})
+    assert list(frame.columns) == ["key", *(f"f{j}" for j in range(64))]
+    return list(frame["key"]), frame.drop(columns="key").to_numpy(np.float32)
+
+
+def test_each_format_holds_what_its_name_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "CHUNK", 7)  # several parts
+    data = table(tmp_path / "t.csv")
+    run = pretrained(Source(data=data, modality="tabular"), tmp_path)
+    expected = load_encoder(run).features(data)
+    for suffix in (".parquet", ".csv", ".npz"):
+        out = embed(EmbedConfig(run.path, data, tmp_path / f"features{suffix}"))
+        keys, features = read(out)
+        assert keys == [f"t.csv:{row}" for row in range(2, 52)]
+        assert features.dtype == np.float32
+        np.testing.assert_allclose(features, expected, atol=1e-6)
+    assert not list(tmp_path.glob(".*"))  # nothing half-written is left
+    with pytest.raises(UserError, match=r"features\.xlsx: its name should end in one of \.parquet, \.csv, \.npz"):
+        embed(EmbedConfig(run.path, data, tmp_path / "features.xlsx"))
+
+
+def test_a_named_domain_s_run_reads_arrays(tmp_path: Path) -> None:
+    run = pretrained(Source("digits"), tmp_path)
+    images = np.random.default_rng(0).random((9, 8, 8), dtype=np.float32)
+    np.save(tmp_path / "images.npy", images)
+    out = embed(EmbedConfig(run.path, tmp_path / "images.npy", tmp_path / "f.parquet", pooling="cls"))
+    keys, features = read(out)
+    assert keys == [str(row) for row in range(9)]
+    np.testing.assert_allclose(features, load_encoder(run).features(images, pooling="cls"), atol=1e-6)
+    with pytest.raises(UserError, match=r"this encoder reads arrays alone, of Grid\(.*\); give them as a \.npy file"):
+        embed(EmbedConfig(run.path, tmp_path, tmp_path / "g.parquet"))
+    np.save(tmp_path / "small.npy", images[:, :4])
+    with pytest.raises(UserError, match=r"examples of shape \(9, 4, 8\): the encoder reads Grid"):
+        embed(EmbedConfig(run.path, tmp_path / "small.npy", tmp_path / "g.parquet"))
+    (tmp_path / "broken.npy").write_bytes(b"\x93NUMPY")
+    with pytest.raises(UserError, match=r"broken\.npy: cannot be read as an array"):
+        embed(EmbedConfig(run.path, tmp_path / "broken.npy", tmp_path / "g.parquet"))
+    assert not (tmp_path / "g.parquet").exists()
+
+
+def test_what_pretrain_says_of_bad_rows_embed_says_too_and_has_the_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = pretrained(Source(data=table(tmp_path / "t.csv"), modality="tabular"), tmp_path)
+    more = tmp_path / "more.csv"
+    more.write_text("size,kind\n1.5,a\nbig,a\n2.5,c\n")
+
+    def call(*words: object) -> tuple[int, str]:
+        line = ["dabsmix", "embed", "--run", run.path, "--input", more, "--out", tmp_path / "f.csv", *words]
+        monkeypatch.setattr(sys, "argv", list(map(str, line)))
+        try:
+            main()
+        except SystemExit as ended:
+            return int(ended.code or 0), capsys.readouterr().err
+        return 0, capsys.readouterr().err
+
+    status, err = call()
+    assert status == 2
+    assert "more.csv: row 3: column 'size' holds 'big' among numbers" in err
+    assert "--on-bad skip" in err
+    status, err = call("--on-bad", "skip")
+    assert status == 0, err
+    assert "1 cells hold a category that no training row has" in err
+    assert "1 of 3 rows were skipped: more.csv: row 3" in err
+    assert read(tmp_path / "f.csv")[0] == ["more.csv:2", "more.csv:4"]
+
+
+def test_an_encoder_that_is_not_the_run_s_is_refused(tmp_path: Path) -> None:
+    run = pretrained(Source("digits"), tmp_path)
+    with (run.path / "encoder.safetensors").open("r+b") as file:
+        file.seek(-1, 2)
+        last = file.read(1)
+        file.seek(-1, 2)
+        file.write(bytes([last[0] ^ 1]))
+    with pytest.raises(UserError, match="is not the encoder that this run ended with"):
+        load_encoder(run.path)
+    run.update(status="running")
+    with pytest.raises(UserError, match="is unfinished"):
+        load_encoder(run.path)
