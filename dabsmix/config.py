@@ -273,7 +273,7 @@ class AuditConfig:
 
 @dataclass(frozen=True)
 class QuickstartConfig:
-    """Pretrain none, emix and dmix on embedded digits, transfer each, show the leaderboard. No download."""
+    """Pretrain none and dmix on embedded digits, 3 seeds each, transfer, show the leaderboard. No download."""
 
     out: Path = Path("quickstart")
     """Folder for the runs and their leaderboard; numbered where it exists."""

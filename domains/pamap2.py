@@ -109,7 +109,7 @@ def _v1(ready: Path, source: str, length: int, notes: list[str]) -> Data:
         labelled=Labelled(Task("classes", "accuracy", tuple(ACTIVITIES.values())), train, validation, test),
         fingerprint=source,
         normalise=Standardise(tuple(mean.tolist()), tuple(std.tolist())),
-        notes=(f"Intervals are over bouts of activity; people in the test: {people}.", *notes),
+        notes=(f"Intervals are over bouts of activity, for these {people} people in the test, not for others.", *notes),
     )
 
 

@@ -20,13 +20,12 @@ from typing import Any, get_args
 
 import numpy as np
 import tyro
-from numpy.typing import NDArray
 
 from dabsmix.config import PretrainConfig, TransferConfig, config_hash, resolve
 from dabsmix.errors import UserError
 from dabsmix.registry import algorithm_flags, domain
 from dabsmix.run import Run
-from dabsmix.scoring.intervals import Comparison, compare
+from dabsmix.scoring.intervals import Difference, Measured, compare, holm, measure
 from dabsmix.scoring.metrics import metric
 from dabsmix.scoring.results import Result, TransferRecord, prediction_key, read_transfer
 from dabsmix.source import Source, load
@@ -213,7 +212,8 @@ def block(name: str, scored: Mapping[Place, Scored], config: Config) -> list[str
 
     full, few = config.labels
     ranked = sorted(rows, key=lambda row: -np.mean(values(row, full)))
-    baseline, best = rows.get(config.baseline, {}), rows[ranked[0]]
+    best = rows[ranked[0]]
+    above = {share: gains(rows, config.baseline, share) for share in config.labels}
     against = f"minus {config.baseline}"
     lines = [
         f"### {name}",
@@ -230,10 +230,10 @@ def block(name: str, scored: Mapping[Place, Scored], config: Config) -> list[str
             row,
             str(len(own)),
             spread(values(row, full)),
-            difference(own, baseline, full),
-            difference(own, best, full),
+            minus(*above[full][row]) if row in above[full] else "",
+            "" if row == ranked[0] else minus(compare(measured(own, full), measured(best, full))),
             spread(values(row, few)),
-            difference(own, baseline, few),
+            minus(*above[few][row]) if row in above[few] else "",
             spread(chosen(row, full)),  # what a choice between rows may go by
             spread(chosen(row, few)),
         ]
@@ -257,38 +257,36 @@ def by_row(name: str, scored: Mapping[Place, Scored]) -> dict[str, dict[int, Sco
     return rows
 
 
-def difference(own: Mapping[int, Scored], other: Mapping[int, Scored], share: str) -> str:
-    """Own minus other in points with its 95 % interval over the seeds that both have; bold where it excludes 0."""
-    seeds = sorted(own.keys() & other.keys())
-    if own is other or not seeds:
-        return ""
-    found = comparison([own[seed] for seed in seeds], [other[seed] for seed in seeds], share)
-    text = f"{100 * found.difference:+.1f}"
+def gains(rows: Mapping[str, Mapping[int, Scored]], baseline: str, share: str) -> dict[str, tuple[Difference, bool]]:
+    """Each row minus the baseline, and whether that is shown among all the rows (Holm)."""
+    if baseline not in rows:
+        return {}
+    against = measured(rows[baseline], share)
+    found = {row: compare(measured(own, share), against) for row, own in rows.items() if row != baseline}
+    return dict(zip(found, zip(found.values(), holm([each.p for each in found.values()]), strict=True), strict=True))
+
+
+def minus(found: Difference, shown: bool = False) -> str:
+    """A difference in points with its 95 % interval; bold where it is shown."""
+    text = f"{100 * found.value:+.1f}"
     if found.low is not None and found.high is not None:
         text += f" [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
-    return f"**{text}**" if found.shown else text
+    return f"**{text}**" if shown else text
 
 
-def comparison(own: Sequence[Scored], other: Sequence[Scored], share: str) -> Comparison:
-    """Paired bootstrap over test examples (or their groups) and seeds.
-
-    Draws of few labels stand one below the other, each test example being one unit with its copies, so that the
-    accuracy is the mean over draws and a draw is not taken for a seed.
-    """
-    first, second = ([predictions(each, share) for each in side] for side in (own, other))
-    _, label, group = first[0]
-    return compare(metric("accuracy"), [x for x, _, _ in first], [x for x, _, _ in second], label, group)
+def measured(cells: Mapping[int, Scored], share: str) -> list[Measured]:
+    """The linear probe on test, one entry per seed."""
+    return [predictions(each, share) for each in cells.values()]
 
 
-def predictions(scored: Scored, share: str) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]:
-    """Of the linear probe on test: scores ``(draws · n, C)``, labels and groups ``(draws · n,)``."""
+def predictions(scored: Scored, share: str) -> Measured:
+    """One seed: the mean over draws of the labels."""
     path = scored.run.path / "transfer" / f"{scored.record.task}.predictions.npz"
     with np.load(path, allow_pickle=False) as kept:
         predicted = kept[prediction_key("linear", share)]  # classes, (draws, n)
-        label = kept["label"]
-        group = kept["group"] if "group" in kept else np.arange(len(label))
-    scores = np.eye(len(scored.record.classes), dtype=np.float32)[predicted.ravel()]
-    return scores, np.tile(label, len(predicted)), np.tile(group, len(predicted))
+        label, group = kept["label"], kept.get("group")
+    width = len(scored.record.classes)
+    return measure(metric("accuracy"), [np.eye(width, dtype=np.float32)[each] for each in predicted], label, group)
 
 
 def spread(values: Sequence[float]) -> str:
@@ -336,23 +334,21 @@ def draw(scored: Mapping[Place, Scored], config: Config, path: Path) -> None:
         cells = by_row(name, scored)
         panel.axvline(0, color="0.6", linewidth=0.8, zorder=0)
         for share, colour, shift in zip(config.labels, ("tab:blue", "tab:orange"), (-0.13, 0.13), strict=True):
+            above = gains(cells, config.baseline, share)
             for place, row in enumerate(rows):
-                seeds = sorted(cells.get(row, {}).keys() & cells[config.baseline].keys())
-                if not seeds:
+                if row not in above:
                     continue
-                found = comparison(
-                    [cells[row][seed] for seed in seeds], [cells[config.baseline][seed] for seed in seeds], share
-                )
+                found, shown = above[row]
                 if found.low is not None and found.high is not None:
                     panel.plot([100 * found.low, 100 * found.high], [place + shift] * 2, color=colour, linewidth=1.4)
-                # filled where the interval excludes 0
+                # filled where the difference is shown
                 panel.plot(
-                    [100 * found.difference],
+                    [100 * found.value],
                     [place + shift],
                     "o",
                     color=colour,
                     markersize=5,
-                    markerfacecolor=colour if found.shown else "white",
+                    markerfacecolor=colour if shown else "white",
                 )
         panel.set_title(name, fontsize=10)
         panel.set_xlabel(f"points above {config.baseline}", fontsize=8)

@@ -32,7 +32,7 @@ tr.best td:first-of-type { color: var(--best); font-weight: 700; }
 svg { width: 120px; height: 12px; vertical-align: middle; stroke: currentColor; fill: currentColor; }
 ul, details { color: var(--soft); } a { color: inherit; }
 """
-_NUMBERS = ("seeds", "score", "95 % interval", "test n")
+_NUMBERS = ("seeds", "score", "95 % interval", "test n", "groups")
 
 
 def page(rows: Iterable[Row], published: Sequence[dict[str, str]] = ()) -> str:
@@ -97,7 +97,7 @@ def _block(block: Block) -> str:
 
 
 def _cell(text: str, heading: str = "") -> str:
-    name = "number" if heading in _NUMBERS else "wrap" if heading in ("setting", "against the first") else ""
+    name = "number" if heading in _NUMBERS else "wrap" if heading in ("setting", "gain over none") else ""
     return f'<td class="{name}">{escape(text)}</td>'
 
 

@@ -1,7 +1,8 @@
 """Who stands where on the leaderboard: rows gathered into what may be compared, and which differences are shown.
 
-Rows meet in one block only where the pretraining data, task data, encoder, protocol, probe, labels and metric are the
-same. Within a block, runs that differ in their seeds alone are one line.
+Rows meet in one block only where the pretraining data, task data, encoder, protocol, probe, labels, metric and budget
+(steps and batch) are the same. The random encoder and the supervised one belong to every budget. Within a block, runs
+that differ in their seeds alone are one line.
 """
 
 import json
@@ -12,10 +13,22 @@ from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 from typing import Any, Literal
 
-import numpy as np
-
-from dabsmix.board.record import Predictions, predictions, transfer_of
+from dabsmix.board.record import predictions, transfer_of
 from dabsmix.board.row import Row
+from dabsmix.scoring.intervals import (
+    ALPHA,
+    MIN_GROUPS,
+    MIN_SEEDS,
+    Difference,
+    Estimate,
+    Measured,
+    compare,
+    holm,
+    interval,
+    measure,
+    unpaired,
+)
+from dabsmix.scoring.metrics import Undefined, metric
 from dabsmix.scoring.results import Result, TransferRecord
 
 __all__ = ["Against", "Block", "Line", "Section", "standings"]
@@ -32,19 +45,20 @@ YARDSTICKS = {
     "boosting": "boosted trees",
 }
 RANDOM_INIT = "none"  # the algorithm that takes no step
-RESAMPLES = 300  # where every resample computes the metric anew; means over examples cost nothing and get the default
-_SETTINGS = ("steps", "batch_size", "lr", "precision", "pretrain_protocol", "version")
+SUPERVISED = "supervised"
+_SETTINGS = ("lr", "precision", "pretrain_protocol", "version")
+_HALF_WIDTH = 1.96  # of a 95 % interval, in standard errors
 
 
 @dataclass(frozen=True)
 class Against:
-    """A line's difference from the block's first, in the metric's unit, the first subtracted.
+    """A line's gain over the random encoder, in the metric's unit, the random encoder subtracted.
 
     Attributes:
-        difference: of the means, over the seeds that both have where ``paired``.
-        low, high: its 95 % interval; None unless paired.
-        paired: by bootstrap over the same test examples and seeds; otherwise read off the two intervals.
-        shown: paired: the interval excludes 0; otherwise: the two intervals, widened by the spread of seeds, are apart.
+        difference: of the means over seeds.
+        low, high: its 95 % interval; None where a side has fewer than three seeds or there are too few groups.
+        paired: over the same test examples; otherwise from the two lines' own intervals, which makes it wider.
+        shown: whether the difference holds among all the block's comparisons with the random encoder (Holm).
     """
 
     difference: float
@@ -62,14 +76,15 @@ class Line:
         name: the algorithm, or the yardstick.
         part: ``ranked``; ``apart`` where augmentations or labels helped in pretraining; ``yardstick``.
         marks: why it stands apart.
+        budget: steps, batch and learning rate of the pretraining; empty for yardsticks.
         setting: how it differs from other lines of the same name; empty where there is none.
         seeds: how many; 0 for a yardstick, which no pretraining seed enters.
         mean, std: over seeds; ``std`` is None with one.
-        low, high: the 95 % interval over test examples, averaged over runs; None where there is none.
-        n: test examples.
+        low, high: the 95 % interval of the mean over seeds; None where there is none.
+        n: test examples; ``groups`` that they come from, None where they are independent or nobody counted.
         rows: what it was computed from; empty for the yardsticks that are no runs.
-        against: None for the block's first line.
-        best: it is first, and its difference from every other ranked line and every yardstick is shown.
+        against: the gain over the random encoder; None for yardsticks and where the block has no random encoder.
+        best: its lead over the random encoder, every yardstick and every other ranked line is each significant at 5 %.
     """
 
     name: str
@@ -80,8 +95,10 @@ class Line:
     low: float | None
     high: float | None
     n: int
+    groups: int | None = None
     rows: tuple[Row, ...] = ()
     marks: str = ""
+    budget: str = ""
     setting: str = ""
     against: Against | None = None
     best: bool = False
@@ -132,7 +149,7 @@ def _grouped(rows: Iterable[Row], key: Callable[[Row], Any]) -> dict[Any, list[R
 def _section(rows: list[Row]) -> Section:
     settings = _settings(rows)
     blocks = _grouped(rows, lambda r: (r.probe, r.label_fraction, r.metric))
-    drawn = tuple(_block(each, settings) for each in blocks.values())
+    drawn = tuple(_block(part, settings) for each in blocks.values() for part in _budgets(each))
     first = rows[0]
     data = first.data_fingerprint[:8]
     return Section(first.domain, first.task, first.encoder, first.protocol, data, drawn, _notes(rows, drawn))
@@ -141,13 +158,18 @@ def _section(rows: list[Row]) -> Section:
 def _notes(rows: list[Row], blocks: tuple[Block, ...]) -> tuple[str, ...]:
     notes: list[str] = []
     lines = [line for block in blocks for line in block.lines if line.rows]
-    if any(line.seeds == 1 for line in lines):
+    if any(0 < line.seeds < MIN_SEEDS for line in lines):
         notes.append(
-            "One seed where it says 1: the interval covers the draw of test examples alone, not that of seeds."
+            f"Fewer than {MIN_SEEDS} seeds on a side: no difference is shown. With 1 seed, the interval covers the "
+            "draw of test examples alone, not that of seeds."
         )
-    if any(line.against and not line.against.paired for line in lines if line.part != "yardstick"):
-        notes.append("Not every pair of lines has predictions of the same test examples: there, intervals that overlap")
-        notes[-1] += " read as no difference shown."
+    if any(line.groups is not None and line.groups < MIN_GROUPS for line in lines):
+        notes.append(
+            f"The test rows come from fewer than {MIN_GROUPS} groups: there is no interval, because nothing "
+            "says how other groups would differ."
+        )
+    if any(line.against and not line.against.paired for line in lines):
+        notes.append("Not every line has predictions of the same test examples: their gains have wider intervals.")
     unbacked = {row.run for row in rows if not _transfer(row)}
     if unbacked:
         notes.append(f"No record of {len(unbacked)} run(s): their yardsticks and predictions are missing here.")
@@ -159,20 +181,60 @@ def _notes(rows: list[Row], blocks: tuple[Block, ...]) -> tuple[str, ...]:
 # --- a block
 
 
-def _block(rows: list[Row], settings: dict[tuple[str, str, str], str]) -> Block:
-    from dabsmix.scoring.metrics import metric
+def _budgets(rows: list[Row]) -> list[list[Row]]:
+    """Rows of equal steps and batch, the smallest budget first; the random and the supervised encoder go with each."""
+    exempt = [row for row in rows if row.algorithm in (RANDOM_INIT, SUPERVISED)]
+    others = _grouped((row for row in rows if row not in exempt), lambda r: (r.steps * r.batch_size, r.batch_size))
+    return [others[key] + exempt for key in sorted(others)] or [exempt]
 
-    sign = 1 if metric(rows[0].metric).higher else -1
+
+def _block(rows: list[Row], settings: dict[tuple[str, str, str], str]) -> Block:
+    scale = metric(rows[0].metric)
+    sign = 1 if scale.higher else -1
+    measured = {key: _measured(each) for key, each in _grouped(rows, _entry).items()}
     lines = [replace(_line(each), setting=settings[key]) for key, each in _grouped(rows, _entry).items()]
     lines += _yardsticks(rows)
     order = ("ranked", "apart", "yardstick")
     lines.sort(key=lambda line: (order.index(line.part), -sign * line.mean, line.name, line.setting))
+
+    def runs(line: Line) -> list[Measured] | None:
+        return measured[_entry(line.rows[0])] if line.rows else None
+
+    lines = _gains(lines, runs)
     first = lines[0]
-    lines = [first, *(replace(line, against=_against(line, first)) for line in lines[1:])]
-    rivals = [line.against for line in lines[1:] if line.part != "apart"]
-    below = all(each is not None and each.shown and sign * each.difference < 0 for each in rivals)
-    lines[0] = replace(first, best=first.part == "ranked" and bool(rivals) and below)
+    if first.part == "ranked" and _leads(first, lines[1:], sign, runs):
+        lines[0] = replace(first, best=True)
     return Block(rows[0].probe, rows[0].label_fraction, rows[0].metric, tuple(lines))
+
+
+def _gains(lines: list[Line], runs: Callable[[Line], list[Measured] | None]) -> list[Line]:
+    """The lines with their gains over the random encoder: one family, corrected by Holm."""
+    random = max((line for line in lines if _is_random(line)), key=lambda line: line.seeds, default=None)
+    if random is None:
+        return lines
+    others = [line for line in lines if line.part != "yardstick"]
+    found = [_difference(line, random, runs) for line in others]
+    shown = holm([difference.p for difference, _ in found])
+    gains = {
+        id(line): Against(each.value, each.low, each.high, paired, rejected)
+        for line, (each, paired), rejected in zip(others, found, shown, strict=True)
+    }
+    return [replace(line, against=gains.get(id(line))) for line in lines]
+
+
+def _leads(first: Line, rivals: list[Line], sign: int, runs: Callable[[Line], list[Measured] | None]) -> bool:
+    """Whether each lead is significant by itself: an intersection-union test, which needs no correction.
+
+    Another recipe of the same algorithm is no rival. Without a random encoder or another yardstick nobody leads.
+    """
+    rivals = [line for line in rivals if line.part != "apart" and line.name != first.name]
+    kinds = {_is_random(line) for line in rivals if line.part == "yardstick"}
+    found = [_difference(first, line, runs)[0] for line in rivals]
+    return kinds == {True, False} and all(each.p < ALPHA and sign * each.value > 0 for each in found)
+
+
+def _is_random(line: Line) -> bool:
+    return bool(line.rows) and line.rows[0].algorithm == RANDOM_INIT
 
 
 def _entry(row: Row) -> tuple[str, str, str]:
@@ -202,39 +264,61 @@ def _line(rows: list[Row]) -> Line:
     first = rows[0]
     marks = [f"{first.views} views"] * (first.views != "identical") + ["labels"] * first.uses_labels
     yardstick = first.algorithm == RANDOM_INIT
-    by_seed = [[row.value for row in each] for each in _grouped(rows, lambda r: r.seed).values()]
-    return _measured(
+    values = _by_seed(rows)
+    runs = _measured(rows)
+    groups = next((units for row in rows if (units := _units(row))), None)
+    if runs is not None:
+        found = interval(metric(first.metric), runs)
+        low, high = found.low, found.high
+    elif len(rows) == 1:
+        low, high = first.low, first.high
+    else:
+        low, high = _from_rows(rows)
+    return Line(
         "none (random init)" if yardstick else first.algorithm,
         "yardstick" if yardstick else "apart" if marks else "ranked",
-        by_seed,
-        [(row.low, row.high) for row in rows],
-        n=first.n,
-        rows=tuple(rows),
-        marks=", ".join(marks),
-    )
-
-
-def _measured(
-    name: str,
-    part: Literal["ranked", "apart", "yardstick"],
-    by_seed: list[list[float]],
-    intervals: Sequence[tuple[float | None, float | None]],
-    **others: Any,
-) -> Line:
-    """A line from its scores, one list per seed: a seed that was run twice counts once."""
-    values = [fmean(each) for each in by_seed]
-    ends = [(low, high) for low, high in intervals if low is not None and high is not None]
-    complete = len(ends) == len(intervals)
-    return Line(
-        name,
-        part,
-        seeds=len(values) if others.get("rows") else 0,
+        seeds=len(values),
         mean=fmean(values),
         std=stdev(values) if len(values) > 1 else None,
-        low=fmean(low for low, _ in ends) if complete else None,
-        high=fmean(high for _, high in ends) if complete else None,
-        **others,
+        low=low,
+        high=high,
+        n=first.n,
+        groups=groups if groups and groups < first.n else None,
+        rows=tuple(rows),
+        marks=", ".join(marks),
+        budget="0 steps" if first.steps == 0 else f"{first.steps} × {first.batch_size}, lr {first.lr:g}",
     )
+
+
+def _by_seed(rows: Sequence[Row]) -> list[float]:
+    """The score of each seed: one that was run twice counts once."""
+    return [fmean(row.value for row in each) for each in _grouped(rows, lambda r: r.seed).values()]
+
+
+def _from_rows(rows: Sequence[Row]) -> tuple[float | None, float | None]:
+    """The interval of the mean over seeds without predictions, within what the metric can be."""
+    from scipy.stats import t
+
+    found = _estimate(rows)
+    if found is None:
+        return None, None
+    half = float(t.ppf(1 - ALPHA / 2, found.degrees)) * math.sqrt(found.variance)
+    least, most = metric(rows[0].metric).span
+    return max(found.value - half, least), min(found.value + half, most)
+
+
+def _estimate(rows: Sequence[Row]) -> Estimate | None:
+    """From scores and intervals alone: the spread of seeds, and the part of the test examples as if it were common."""
+    ends = [(row.low, row.high) for row in rows]
+    widths = [high - low for low, high in ends if low is not None and high is not None]
+    if len(widths) < len(rows):
+        return None
+    values = _by_seed(rows)
+    of_seeds = stdev(values) ** 2 / len(values) if len(values) > 1 else 0.0
+    of_units = fmean((width / 2 / _HALF_WIDTH) ** 2 for width in widths)
+    variance = of_seeds + of_units
+    degrees = variance**2 / (of_seeds**2 / (len(values) - 1)) if of_seeds else math.inf
+    return Estimate(fmean(values), variance, degrees)
 
 
 # --- what only the records know
@@ -256,16 +340,26 @@ def _yardsticks(rows: list[Row]) -> list[Line]:
             if result is not None:
                 other = "" if result.probe in (row.probe, kind) else f" ({result.probe})"
                 found[YARDSTICKS.get(kind, kind) + other].setdefault(result.value, result)
-    return [
-        _measured(
-            name,
-            "yardstick",
-            [[result.value] for result in results.values()],
-            [(result.low, result.high) for result in results.values()],
-            n=next(iter(results.values())).n,
+    lines = []
+    for name, measurements in found.items():
+        each = list(measurements.values())
+        ends = [(result.low, result.high) for result in each]
+        low, high = zip(*ends, strict=True)
+        whole = None not in low + high
+        lines.append(
+            Line(
+                name,
+                "yardstick",
+                seeds=0,
+                mean=fmean(result.value for result in each),
+                std=None,
+                low=fmean(low) if whole else None,
+                high=fmean(high) if whole else None,
+                n=each[0].n,
+                groups=each[0].units if 0 < each[0].units < each[0].n else None,
+            )
         )
-        for name, results in found.items()
-    ]
+    return lines
 
 
 def _nearest(row: Row, results: Sequence[Result]) -> Result | None:
@@ -278,56 +372,47 @@ def _nearest(row: Row, results: Sequence[Result]) -> Result | None:
     return min(same, key=lambda r: (r.probe != row.probe, r.label_fraction != row.label_fraction), default=None)
 
 
+def _units(row: Row) -> int | None:
+    """How many independent units the test rows form, where the record says so."""
+    record = _transfer(row)
+    for result in record.results if record else ():
+        if (result.probe, result.label_fraction, result.metric) == (row.probe, row.label_fraction, row.metric):
+            return result.units or None
+    return None
+
+
 # --- differences
 
 
-def _against(line: Line, first: Line) -> Against:
-    return _paired(line, first) or _unpaired(line, first)
+def _difference(line: Line, other: Line, runs: Callable[[Line], list[Measured] | None]) -> tuple[Difference, bool]:
+    """The first minus the second, and whether over the same test examples; a yardstick has no seeds."""
+    ours, theirs = runs(line), runs(other)
+    if ours and theirs and ours[0].rows == theirs[0].rows:
+        return compare(ours, theirs), True
+    few = any(side.rows and side.seeds < MIN_SEEDS for side in (line, other))
+    one, two = _of_line(line), _of_line(other)
+    if few or one is None or two is None:
+        return Difference(line.mean - other.mean), False
+    return unpaired(one, two), False
 
 
-def _unpaired(line: Line, first: Line) -> Against:
-    """Read off the two intervals: apart, or no difference shown."""
-    (low, high), (first_low, first_high) = _widened(line), _widened(first)
-    return Against(line.mean - first.mean, None, None, False, shown=high < first_low or low > first_high)
-
-
-def _widened(line: Line) -> tuple[float, float]:
-    """The interval with the standard error over seeds added in quadrature, at Student's t; NaN where there is none."""
-    from scipy.stats import t
-
+def _of_line(line: Line) -> Estimate | None:
+    if line.rows:
+        return _estimate(line.rows)
     if line.low is None or line.high is None:
-        return math.nan, math.nan
-    of_seeds = t.ppf(0.975, line.seeds - 1) * line.std / math.sqrt(line.seeds) if line.rows and line.std else 0.0
-    return line.mean - math.hypot(line.mean - line.low, of_seeds), line.mean + math.hypot(
-        line.high - line.mean, of_seeds
-    )
-
-
-def _paired(line: Line, first: Line) -> Against | None:
-    """By paired bootstrap over the seeds that both have; None where predictions are missing or of other examples."""
-    if not (line.rows and first.rows):
         return None
-    from dabsmix.scoring.intervals import compare
-    from dabsmix.scoring.metrics import Undefined, metric
+    return Estimate(line.mean, ((line.high - line.low) / 2 / _HALF_WIDTH) ** 2, math.inf)
 
-    ours, theirs = ({row.seed: row for row in reversed(each.rows)} for each in (line, first))
-    pairs = [(predictions(ours[seed]), predictions(theirs[seed])) for seed in sorted(ours.keys() & theirs.keys())]
-    kept = [(a, b) for a, b in pairs if a is not None and b is not None]
-    if not kept or len(kept) < len(pairs) or not all(_pairs_up(each, kept[0][0]) for pair in kept for each in pair):
+
+def _measured(rows: Sequence[Row]) -> list[Measured] | None:
+    """Each seed's predictions reduced to what a comparison needs; None where they are missing or of other examples."""
+    by_seed = {row.seed: row for row in reversed(rows)}
+    kept = [predictions(by_seed[seed]) for seed in sorted(by_seed)]
+    whole = [each for each in kept if each is not None]
+    if len(whole) < len(kept):
         return None
-    score = metric(first.rows[0].metric)
-    ours_drawn, theirs_drawn = ([scores for pair in kept for scores in pair[side].scores] for side in (0, 1))
-    resamples = {} if score.parts else {"resamples": RESAMPLES}
     try:
-        found = compare(score, ours_drawn, theirs_drawn, kept[0][0].label, kept[0][0].group, **resamples)
+        runs = [measure(metric(rows[0].metric), each.scores, each.label, each.group) for each in whole]
     except Undefined:
         return None
-    return Against(found.difference, found.low, found.high, True, found.shown)
-
-
-def _pairs_up(one: Predictions, other: Predictions) -> bool:
-    """Whether both are of the same examples, in the same order, from as many draws of labels."""
-    if (one.group is None) != (other.group is None) or not np.array_equal(one.label, other.label):
-        return False
-    same_groups = one.group is None or other.group is None or np.array_equal(one.group, other.group)
-    return same_groups and len(one.scores) == len(other.scores)
+    return runs if len({run.rows for run in runs}) == 1 else None

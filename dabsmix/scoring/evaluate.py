@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from dabsmix.data.domain import Split, Task
 from dabsmix.errors import UserError
 from dabsmix.scoring.heads import Features, Setting
-from dabsmix.scoring.intervals import bootstrap
+from dabsmix.scoring.intervals import interval, measure
 from dabsmix.scoring.metrics import Scores, metric
 from dabsmix.scoring.protocols import Fit, Protocol, fits
 from dabsmix.scoring.results import BY_CLASS, Result, prediction_key
@@ -94,16 +94,16 @@ def result(
     """
     wanted = metric(task.metric)
     assert test.label is not None
-    interval = bootstrap(wanted, scores, test.label, test.group)
+    found = interval(wanted, [measure(wanted, scores, test.label, test.group)])
     return Result(
         probe=probe,
         label_fraction=label,
         metric=wanted.name,
-        value=interval.value,
-        low=interval.low,
-        high=interval.high,
-        n=interval.n,
-        units=interval.units,
+        value=found.value,
+        low=found.low,
+        high=found.high,
+        n=found.n,
+        units=found.units,
         draws=len(scores),
         selected={**setting, "validation": validation, "candidates": candidates},
     )

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from dabsmix.errors import UserError, did_you_mean
 
-__all__ = ["METRICS", "Metric", "Undefined", "auroc_per_class", "metric"]
+__all__ = ["METRICS", "Metric", "Undefined", "auroc_per_class", "confusion", "metric", "positives", "ranking"]
 
 Scores = NDArray[np.floating[Any]]
 Label = NDArray[Any]
@@ -112,7 +112,7 @@ def _ratio(parts: Callable[[Scores, Label], Parts]) -> Callable[[Scores, Label],
 # F1 and Matthews are written out, from counts: a bootstrap computes them a thousand times.
 
 
-def _confusion(scores: Scores, label: Label) -> NDArray[np.float64]:
+def confusion(scores: Scores, label: Label) -> NDArray[np.float64]:
     """How many examples (or tokens) of each class were taken for each, ``(C, C)``, true classes first."""
     predicted, true = _classes(scores, label)
     width = max(scores.shape[-1], int(true.max(initial=0)) + 1)
@@ -122,7 +122,7 @@ def _confusion(scores: Scores, label: Label) -> NDArray[np.float64]:
 
 def _matthews(scores: Scores, label: Label) -> float:
     """The correlation of predicted and true classes (Gorodkin 2004), 0 where either is constant."""
-    counts = _confusion(scores, label)
+    counts = confusion(scores, label)
     n, true, predicted = counts.sum(), counts.sum(axis=1), counts.sum(axis=0)
     spread = (n**2 - true @ true) * (n**2 - predicted @ predicted)
     return float((np.trace(counts) * n - true @ predicted) / np.sqrt(spread)) if spread > 0 else 0.0
@@ -134,7 +134,7 @@ def _f1(average: str) -> Callable[[Scores, Label], float]:
             yes = scores > 0
             hits, predicted, true = (x.sum(axis=0).astype(float) for x in (yes & (label > 0), yes, label > 0))
         else:
-            counts = _confusion(scores, label)
+            counts = confusion(scores, label)
             hits, predicted, true = np.diag(counts), counts.sum(axis=0), counts.sum(axis=1)
             # As in scikit-learn, the mean runs over the classes that occur in the labels or in the predictions; one
             # that is never predicted, or predicted and never true, counts as 0.
@@ -154,13 +154,9 @@ def auroc_per_class(scores: Scores, label: Label) -> NDArray[np.float64]:
     The Mann-Whitney form: the share of (positive, negative) pairs in the right order, ties counted half. Classes that
     exclude each other are ranked by softmax probability.
     """
-    from scipy.special import log_softmax
     from scipy.stats import rankdata
 
-    if label.ndim == 1:
-        scores = log_softmax(scores.astype(float), axis=1)
-        label = label[:, None] == np.arange(scores.shape[1])
-    positive = label.astype(bool)
+    scores, positive = positives(scores, label)
     num_positive = positive.sum(axis=0).astype(float)
     num_negative = len(label) - num_positive
     ranks = np.where(positive, rankdata(scores, axis=0), 0).sum(axis=0)
@@ -168,6 +164,16 @@ def auroc_per_class(scores: Scores, label: Label) -> NDArray[np.float64]:
     pairs = num_positive * num_negative
     each: NDArray[np.float64] = np.divide(area, pairs, out=np.full(len(pairs), np.nan), where=pairs > 0)
     return each
+
+
+def positives(scores: Scores, label: Label) -> tuple[Scores, NDArray[np.bool_]]:
+    """What AUROC ranks, ``(n, C)``, and which examples are positive for each class, ``(n, C)``."""
+    from scipy.special import log_softmax
+
+    if label.ndim == 1:
+        scores = log_softmax(scores.astype(float), axis=1)
+        label = label[:, None] == np.arange(scores.shape[1])
+    return scores, label.astype(bool)
 
 
 def _auroc_macro(scores: Scores, label: Label) -> float:
@@ -178,15 +184,24 @@ def _auroc_macro(scores: Scores, label: Label) -> float:
     return float(np.nanmean(each))
 
 
+def ranking(scores: Scores) -> Scores:
+    """One score a row, ``(n,)``: of two classes the logit of class 1.
+
+    Raises:
+        ValueError: there are more classes.
+    """
+    if scores.ndim == 1:
+        return scores
+    if scores.shape[1] != 2:
+        raise ValueError(f"a correlation takes one score a row or two classes, got {scores.shape}")
+    return scores[:, 1] - scores[:, 0]
+
+
 def _correlation(ranked: bool) -> Callable[[Scores, Label], float]:
     def function(scores: Scores, label: Label) -> float:
         from scipy.stats import rankdata
 
-        if scores.ndim == 2:  # two classes: the logit of class 1
-            if scores.shape[1] != 2:
-                raise ValueError(f"a correlation takes one score a row or two classes, got {scores.shape}")
-            scores = scores[:, 1] - scores[:, 0]
-        x, y = (rankdata(v) if ranked else v.astype(float) for v in (scores, label))
+        x, y = (rankdata(v) if ranked else v.astype(float) for v in (ranking(scores), label))
         if np.ptp(y) == 0:
             raise Undefined(f"correlation: all {len(y)} labels are equal")
         if np.ptp(x) == 0:

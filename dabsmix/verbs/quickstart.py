@@ -1,9 +1,9 @@
-"""`dabsmix quickstart`: real data that need no download, three encoders, one leaderboard, in minutes on a CPU."""
+"""`dabsmix quickstart`: real data that need no download, one algorithm against none, one leaderboard, in minutes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import count
+from itertools import count, product
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -16,7 +16,8 @@ from dabsmix.verbs.transfer import transfer
 
 __all__ = ["quickstart"]
 
-ALGORITHMS = ("none", "emix", "dmix")
+ALGORITHMS = ("none", "dmix")
+SEEDS = (0, 1, 2)  # a comparison takes three on each side
 # With all labels every method reads 97 to 98 % on digits; with five of each class they differ.
 LABELS = ("5/class", "1")
 
@@ -29,11 +30,13 @@ def quickstart(config: QuickstartConfig, *, accelerator: Accelerator, say: Calla
     """
     folder = _fresh(config.out)
     board = folder / "leaderboard" / "results.csv"
-    for algo in ALGORITHMS:
+    for algo, seed in product(ALGORITHMS, SEEDS):
+        source = Source("digits")
         pretraining = PretrainConfig(
-            Source("digits"), algo=algo, encoder="tiny", steps=config.steps, lr=1e-3, out=folder / "runs"
+            source, algo=algo, encoder="tiny", steps=config.steps, lr=1e-3, seed=seed, out=folder / "runs"
         )
         run = pretrain(pretraining, accelerator=accelerator, say=say)
+        accelerator.free_memory()
         transfer(TransferConfig(run=(run.path,), labels=LABELS), accelerator=accelerator, say=say)
         submit(run.path, "quickstart", board)
     return board

@@ -12,7 +12,7 @@ from sklearn.datasets import load_digits
 
 from dabsmix.data.domain import Task
 from dabsmix.scoring.heads import Features, Setting
-from dabsmix.scoring.intervals import bootstrap
+from dabsmix.scoring.intervals import interval, measure
 from dabsmix.scoring.metrics import Undefined, metric
 from dabsmix.scoring.protocols import PROTOCOLS, fits, protocol
 from dabsmix.scoring.selection import few_labels, label_subsets, select
@@ -89,14 +89,14 @@ def test_every_probe_of_a_protocol_learns_and_permuted_labels_give_chance(
     shuffled = [Features(f.pooled, rng.permutation(f.label)) for f in (train, validation)]
     for probe, fit in fits(protocol(name, 16), CLASSES).items():
         real = select(fit, [(train, validation)], metric("accuracy"))[0]
-        accuracy = metric("accuracy")(real.head.predict(test), test.label)
-        assert accuracy > 0.8, probe
+        accuracy = metric("accuracy")
+        assert accuracy(real.head.predict(test), test.label) > 0.8, probe
         null = select(fit, [(shuffled[0], shuffled[1])], metric("accuracy"))[0]
-        interval = bootstrap(metric("accuracy"), [null.head.predict(test)], test.label)
-        assert interval.low is not None
-        assert interval.high is not None
+        found = interval(accuracy, [measure(accuracy, [null.head.predict(test)], test.label)])
+        assert found.low is not None
+        assert found.high is not None
         # chance for ten classes; the interval is of one probe's luck, so a margin beside it
-        assert interval.low - 0.02 < 0.1 < interval.high + 0.02, probe
+        assert found.low - 0.02 < 0.1 < found.high + 0.02, probe
 
 
 def test_stratified_subsets() -> None:
@@ -147,5 +147,5 @@ def test_more_labels_score_better(digits: tuple[Features, Features, Features]) -
         draws = few_labels(train, validation, CLASSES, fraction=fraction)
         chosen = select(fits(protocol("v1", 64), CLASSES)["ridge"], draws, metric("accuracy"))
         assert len({str(c.setting) for c in chosen}) == 1
-        score.append(bootstrap(metric("accuracy"), [c.head.predict(test) for c in chosen], test.label).value)
+        score.append(measure(metric("accuracy"), [c.head.predict(test) for c in chosen], test.label).value)
     assert score == sorted(score)

@@ -1,0 +1,169 @@
+"""How a metric responds to the weight of each example: what intervals and comparisons are computed from. No torch here.
+
+The influence of example i on a metric is the derivative of the metric in that example's share of the test set. Its
+mean is 0 and ``sum(influence**2) / n**2`` estimates the metric's sampling variance (the infinitesimal jackknife,
+Jaeckel 1972; for AUROC it is DeLong's estimate from placement values, DeLong et al. 1988). For a mean over examples it
+is each example's deviation from the mean. One array of ``(n,)`` numbers then stands for a run, whatever the metric: it
+is averaged over draws of labels, summed over groups and subtracted between algorithms.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dabsmix.scoring.metrics import Label, Metric, Scores, confusion, positives, ranking
+
+__all__ = ["influence", "rarest"]
+
+Values = NDArray[np.float64]
+
+
+def influence(metric: Metric, scores: Scores, label: Label) -> Values:
+    """The influence of every example on the metric, ``(n,)``, in the metric's own unit.
+
+    Args:
+        metric: any of ``metrics.METRICS``.
+        scores, label: as at the top of ``metrics.py``.
+    """
+    if metric.parts is not None:
+        above, below = metric.parts(scores, label)
+        response: Values = (above - above.sum() / below.sum() * below) / below.mean()
+        return response
+    return _BY_NAME[metric.name](scores, label)
+
+
+def rarest(metric: Metric, label: Label) -> int:
+    """How many examples the metric rests on at least: those of the rarest class where it is a mean over classes.
+
+    Without any error the data show no variance; this number then says how much an interval may promise.
+    """
+    if metric.parts is not None or (label.dtype.kind == "f" and label.ndim == 1):
+        return len(label)
+    if label.ndim == 2 and metric.name == "auroc_macro":
+        counts = np.concatenate([label.sum(axis=0), (1 - label).sum(axis=0)])
+    else:
+        counts = np.unique(label[label >= 0], return_counts=True)[1]
+    return int(min(counts[counts > 0], default=len(label)))
+
+
+def _auroc_macro(scores: Scores, label: Label) -> Values:
+    """Placement values, averaged over the classes that have both positives and negatives."""
+    from scipy.stats import rankdata
+
+    ranked, positive = positives(scores, label)
+    n = len(positive)
+    m = positive.sum(axis=0).astype(float)
+    total: Values = np.zeros(n)
+    classes = np.flatnonzero((m > 0) & (m < n))
+    for c in classes:
+        yes: NDArray[np.bool_] = positive[:, c]
+        column = ranked[:, c]
+        ranks = rankdata(column)
+        place = np.empty(n)
+        place[yes] = (ranks[yes] - rankdata(column[yes])) / (n - m[c])  # share of negatives below this positive
+        place[~yes] = 1 - (ranks[~yes] - rankdata(column[~yes])) / m[c]  # share of positives above this negative
+        area = place[yes].mean()
+        for side in (yes, np.logical_not(yes)):
+            k = int(side.sum())
+            # DeLong's variance divides by k - 1; a single example of a side tells nothing about its spread
+            total[side] += (place[side] - area) * n / k * np.sqrt(k / max(k - 1, 1))
+    return total / len(classes)
+
+
+def _f1(average: str) -> Callable[[Scores, Label], Values]:
+    """Of the mean over classes of F1 = 2 hits / (predicted + true), by the quotient rule."""
+
+    def function(scores: Scores, label: Label) -> Values:
+        if scores.shape == label.shape:
+            predicted, true, rows = (scores > 0).astype(float), (label > 0).astype(float), np.arange(len(label))
+            occurs: NDArray[np.bool_] = np.ones(label.shape[1], dtype=bool)
+        else:
+            wrong, right, rows = _scored(scores, label)
+            one = np.eye(len(confusion(scores, label)))
+            predicted, true = one[wrong], one[right]
+            occurs = (predicted + true).sum(axis=0) > 0
+        n, seen, of_class = len(rows), (predicted + true).sum(axis=0).clip(1), true.sum(axis=0)
+        f1 = 2 * (predicted * true).sum(axis=0) / seen
+        each = n * (2 * predicted * true - f1 * (predicted + true)) / seen
+        if average == "macro":
+            return _of_examples(each[:, occurs].mean(axis=1), rows, label)
+        share = of_class / max(of_class.sum(), 1)  # the weights respond too
+        return _of_examples(
+            each @ share + n * (true @ f1 - true.sum(axis=1) * (f1 @ share)) / max(of_class.sum(), 1), rows, label
+        )
+
+    return function
+
+
+def _matthews(scores: Scores, label: Label) -> Values:
+    """Of cov(true, predicted) / sqrt(cov(true, true) cov(predicted, predicted)), from shares of the confusion table."""
+    b, a, rows = _scored(scores, label)
+    share = confusion(scores, label) / len(rows)
+    true, predicted, right = share.sum(axis=1), share.sum(axis=0), np.trace(share)
+    joint, one, other = right - true @ predicted, 1 - true @ true, 1 - predicted @ predicted
+    if one * other <= 0:
+        return np.zeros(len(label))
+    value = joint / np.sqrt(one * other)
+    d_joint = (a == b) - right - predicted[a] - true[b] + 2 * true @ predicted
+    d_one, d_other = 2 * (true @ true - true[a]), 2 * (predicted @ predicted - predicted[b])
+    each = d_joint / np.sqrt(one * other) - value / 2 * (d_one / one + d_other / other)
+    return _of_examples(each, rows, label)
+
+
+def _correlation(ranked: bool) -> Callable[[Scores, Label], Values]:
+    """Of Pearson's correlation; of Spearman's the ranks' own response is included by their placement."""
+
+    def function(scores: Scores, label: Label) -> Values:
+        from scipy.stats import rankdata
+
+        x, y = ranking(scores).astype(float), label.astype(float)
+        if ranked:
+            x, y = rankdata(x), rankdata(y)
+        if np.ptp(x) == 0 or np.ptp(y) == 0:
+            return np.zeros(len(label))
+        u, v = ((z - z.mean()) / z.std() for z in (x, y))
+        value = float(np.mean(u * v))
+        own = u * v - value * (u**2 + v**2) / 2
+        if ranked:  # example i moves the rank of every example above it
+            scale = len(x) / (x.std() * y.std())
+            own = own + scale / len(x) ** 2 * (_moved(x, y) + _moved(y, x))
+            own -= own.mean()
+        response: Values = own
+        return response
+
+    return function
+
+
+def _moved(x: Values, y: Values) -> Values:
+    """Sum over j above i in x (ties half) of y_j minus its mean: how the ranks of x shift under i's weight."""
+    centred = y - y.mean()
+    order = np.argsort(x, kind="stable")
+    _, start, size = np.unique(x[order], return_index=True, return_counts=True)
+    sums = np.add.reduceat(centred[order], start)
+    above = sums[::-1].cumsum()[::-1] - sums + sums / 2
+    moved: Values = np.empty(len(x))
+    moved[order] = np.repeat(above, size)
+    return moved
+
+
+def _scored(scores: Scores, label: Label) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Predicted class, true class and example of every scored example or token."""
+    scored = label >= 0
+    return scores[scored].argmax(axis=-1), label[scored], np.nonzero(scored)[0]
+
+
+def _of_examples(each: Values, rows: NDArray[np.int64], label: Label) -> Values:
+    """Summed over an example's tokens, in units of the number of examples."""
+    summed = np.bincount(rows, weights=each, minlength=len(label)).astype(np.float64)
+    return summed * (len(label) / len(rows))
+
+
+_BY_NAME: dict[str, Callable[[Scores, Label], Values]] = {
+    "auroc_macro": _auroc_macro,
+    "f1_macro": _f1("macro"),
+    "f1_weighted": _f1("weighted"),
+    "matthews": _matthews,
+    "pearson": _correlation(ranked=False),
+    "spearman": _correlation(ranked=True),
+}

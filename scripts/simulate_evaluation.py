@@ -1,0 +1,339 @@
+"""How often the evaluation is wrong: coverage of the intervals, and false claims between equal algorithms.
+
+    python scripts/simulate_evaluation.py coverage > coverage.md
+    python scripts/simulate_evaluation.py equal > equal.md          # Gaussian, unequal seed variances
+    python scripts/simulate_evaluation.py aa --domain digits > aa.md  # 90 random encoders, real probes
+
+Its output stands in docs/evaluation.md. Every table has the former estimators beside the present ones.
+"""
+
+import argparse
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import beta, binomtest, norm, t
+
+from dabsmix.scoring.influence import influence
+from dabsmix.scoring.intervals import Measured, compare, holm, interval, measure
+from dabsmix.scoring.metrics import Label, Metric, Scores, Undefined, metric
+
+TRIALS = 2000
+BLOCK = 9  # equal rows of a block; the first plays the part of `none`
+Ends = tuple[float, float] | None
+Draw = Callable[[np.random.Generator], tuple[Scores, Label, NDArray[np.int64] | None]]
+
+
+# --- the former estimators
+
+
+def percentile(value: Callable[[NDArray[np.int64]], float], units: int, rng: np.random.Generator, times: int) -> Ends:
+    """The expanded percentile bootstrap, which was in use until version 0.1."""
+    values = np.array([value(rng.integers(units, size=units)) for _ in range(times)])
+    tail = norm.cdf(np.sqrt(units / (units - 1)) * t.ppf(0.025, units - 1))
+    low, high = np.nanquantile(values, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def former(m: Metric, scores: Scores, label: Label, group: NDArray[np.int64] | None, rng: np.random.Generator) -> Ends:
+    """The former interval of one run."""
+    units = np.arange(len(label)) if group is None else np.unique(group, return_inverse=True)[1]
+    number = int(units.max()) + 1
+    if m.parts is not None:
+        above, below = (np.bincount(units, weights=part) for part in m.parts(scores, label))
+        return percentile(lambda drawn: float(above[drawn].sum() / below[drawn].sum()), number, rng, 400)
+    rows = [np.flatnonzero(units == unit) for unit in range(number)]
+
+    def value(drawn: NDArray[np.int64]) -> float:
+        chosen = np.concatenate([rows[unit] for unit in drawn])
+        try:
+            return m.function(scores[chosen], label[chosen])
+        except Undefined:
+            return float("nan")
+
+    return percentile(value, number, rng, 200)
+
+
+# --- coverage
+
+
+def classes(n: int, accuracy: float) -> Draw:
+    """Accuracy on independent examples."""
+
+    def draw(rng: np.random.Generator) -> tuple[Scores, Label, None]:
+        label = rng.integers(2, size=n)
+        return np.eye(2)[np.where(rng.random(n) < accuracy, label, 1 - label)], label, None
+
+    return draw
+
+
+def two_normals(positives: int, negatives: int, area: float) -> Draw:
+    """AUROC where scores are normal."""
+    distance = np.sqrt(2) * norm.ppf(area)
+
+    def draw(rng: np.random.Generator) -> tuple[Scores, Label, None]:
+        label = np.repeat([1, 0], [positives, negatives])
+        score = rng.normal(size=len(label)) + distance * label
+        return np.stack([-score, score], axis=1) / 2, label, None
+
+    return draw
+
+
+def confused(num_classes: int, each: int, accuracy: float) -> tuple[Draw, float]:
+    """Macro F1 where classes differ in difficulty and in what they are taken for, and its value on infinite data."""
+    rng = np.random.default_rng(num_classes)
+    right = rng.normal(accuracy, 0.1, size=num_classes).clip(0.05, 0.99)
+    wrong = rng.dirichlet(np.full(num_classes, 0.3), size=num_classes)
+    np.fill_diagonal(wrong, 0)
+    share = wrong / wrong.sum(axis=1, keepdims=True) * (1 - right)[:, None] + np.diag(right)
+    true = float(np.mean(2 * np.diag(share) / (share.sum(axis=0) + 1)))
+
+    def draw(rng: np.random.Generator) -> tuple[Scores, Label, None]:
+        label = np.repeat(np.arange(num_classes), each)
+        predicted = (rng.random((len(label), 1)) > share.cumsum(axis=1)[label]).sum(axis=1).clip(0, num_classes - 1)
+        return np.eye(num_classes)[predicted], label, None
+
+    return draw, true
+
+
+def grouped(groups: int, accuracy: float) -> Draw:
+    """Accuracy where groups differ in size (10 to 90 rows) and in difficulty."""
+
+    def draw(rng: np.random.Generator) -> tuple[Scores, Label, NDArray[np.int64]]:
+        sizes = rng.integers(10, 91, size=groups)
+        group = np.repeat(np.arange(groups), sizes)
+        level = rng.beta(8 * accuracy, 8 * (1 - accuracy), size=groups)
+        label = np.ones(len(group), dtype=np.int64)
+        return np.eye(2)[(rng.random(len(group)) < level[group]).astype(int)], label, group
+
+    return draw
+
+
+def studentised(m: Metric, scores: Scores, label: Label, rng: np.random.Generator) -> Ends:
+    """Bootstrap-t on the logit, with the influence's standard error in each resample."""
+    n = len(label)
+
+    def error(rows: NDArray[np.int64]) -> tuple[float, float]:
+        value = min(max(m.function(scores[rows], label[rows]), 1e-6), 1 - 1e-6)
+        spread = np.sqrt((influence(m, scores[rows], label[rows]) ** 2).sum()) / n
+        return float(np.log(value / (1 - value))), float(spread / (value * (1 - value)))
+
+    centre, scale = error(np.arange(n))
+    drawn = [error(rng.integers(n, size=n)) for _ in range(200)]
+    low, high = np.quantile([(x - centre) / max(s, 1e-9) for x, s in drawn], [0.025, 0.975])
+    ends = 1 / (1 + np.exp(-(centre - np.array([high, low]) * scale)))
+    return float(ends[0]), float(ends[1])
+
+
+def bca(m: Metric, scores: Scores, label: Label, rng: np.random.Generator) -> Ends:
+    """Bias-corrected and accelerated bootstrap (Efron 1987)."""
+    n = len(label)
+    value = m.function(scores, label)
+    values = np.array([m.function(scores[rows], label[rows]) for rows in rng.integers(n, size=(200, n))])
+    response = influence(m, scores, label)
+    acceleration = (response**3).sum() / 6 / max((response**2).sum(), 1e-12) ** 1.5
+    shift = norm.ppf(np.clip((values < value).mean(), 0.01, 0.99))
+    at = shift + norm.ppf([0.025, 0.975])
+    low, high = np.quantile(values, norm.cdf(shift + at / (1 - acceleration * at)))
+    return float(low), float(high)
+
+
+def coverage(trials: int) -> list[str]:
+    """A Markdown table of coverage in percent, now and formerly."""
+    lines = [
+        "| metric | test rows | true value | now | formerly | studentised | BCa |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    cases: list[tuple[str, str, float, Draw]] = []
+    for n in (50, 100, 200, 1000):
+        cases += [("accuracy", f"{n}", p, classes(n, p)) for p in (0.6, 0.8, 0.9, 0.95, 0.98)]
+    for sides in ((10, 10), (10, 100), (30, 300)):
+        cases += [
+            ("auroc_macro", f"{sides[0]} positive, {sides[1]} negative", a, two_normals(*sides, a))
+            for a in (0.6, 0.8, 0.9, 0.95)
+        ]
+    for number, each, p in ((2, 20, 0.8), (5, 20, 0.7), (10, 20, 0.9), (40, 20, 0.6), (40, 20, 0.9)):
+        draw, true = confused(number, each, p)
+        cases.append(("f1_macro", f"{number} classes of {each}", true, draw))
+    for number in (5, 6, 8, 12, 20, 50):
+        cases += [("accuracy", f"{number} groups of 10 to 90", p, grouped(number, p)) for p in (0.67, 0.9)]
+    for name, rows, true, draw in cases:
+        m = metric(name)
+        rng = np.random.default_rng(7)
+        slow = name == "f1_macro"
+        hits = {"now": 0, "formerly": 0, "studentised": 0, "bca": 0}
+        few = min(trials, 300 if slow else 500)  # for what resamples
+        for trial in range(trials):
+            scores, label, group = draw(rng)
+            found = interval(m, [measure(m, [scores], label, group)])
+            hits["now"] += found.low is not None and found.high is not None and found.low <= true <= found.high
+            if trial < few:
+                ends = {"formerly": former(m, scores, label, group, rng)}
+                if slow:
+                    ends |= {"studentised": studentised(m, scores, label, rng), "bca": bca(m, scores, label, rng)}
+                for key, each_ends in ends.items():
+                    hits[key] += each_ends is not None and each_ends[0] <= true <= each_ends[1]
+        cells = [f"{100 * hits['now'] / trials:.1f}", f"{100 * hits['formerly'] / few:.1f}"]
+        cells += [f"{100 * hits[key] / few:.1f}" if slow else "" for key in ("studentised", "bca")]
+        lines.append(f"| {name} | {rows} | {true:.2f} | {' | '.join(cells)} |")
+    return lines
+
+
+# --- false claims between equal algorithms
+
+
+def claims(block: Sequence[Sequence[Measured]]) -> bool:
+    """Whether any row of a block is shown to differ from the first."""
+    return any(holm([compare(row, block[0]).p for row in block[1:]]))
+
+
+def former_claims(block: Sequence[Sequence[Measured]], rng: np.random.Generator) -> bool:
+    """The former rule: any pair's bootstrap interval over units and paired seeds excludes 0, uncorrected."""
+    count = len(block[0])
+    best = max(range(len(block)), key=lambda i: np.mean([run.value for run in block[i]]))
+    units = len(block[0][0].influence)
+    drawn = rng.multinomial(units, np.full(units, 1 / units), size=300).astype(float)
+    for i, row in enumerate(block):
+        if i == best:
+            continue
+        pairs = [a.value - b.value + drawn @ (a.influence - b.influence) for a, b in zip(row, block[best], strict=True)]
+        by_seed = np.stack(pairs, axis=1)
+        values = by_seed.mean(axis=1)
+        if count > 1:
+            seeds = rng.integers(count, size=by_seed.shape)
+            values = values + np.sqrt(count / (count - 1)) * (
+                np.take_along_axis(by_seed, seeds, axis=1).mean(axis=1) - values
+            )
+        low, high = np.quantile(values, [0.025, 0.975])
+        if not low <= 0 <= high:
+            return True
+    return False
+
+
+def rate(count: int, trials: int) -> str:
+    """Per cent with its 95 % Clopper-Pearson interval."""
+    found = binomtest(count, trials).proportion_ci()
+    return f"{100 * count / trials:.1f} ({100 * found.low:.1f} to {100 * found.high:.1f})"
+
+
+def equal(trials: int) -> list[str]:
+    """Gaussian blocks: seeds, algorithm-specific examples and residuals of given standard deviations."""
+    lines = [
+        "| seeds | sd of seeds, by row (in sds of the test rows' part) | residual sd | blocks with a false claim, % |",
+        "|---|---|---|---|",
+    ]
+    spreads = {
+        "0": [0.0],
+        "0.5": [0.5],
+        "2": [2.0],
+        "4": [4.0],
+        "0.3 and 1.5 in turn": [0.3, 1.5],
+        "3 in every fourth, else 0.2": [0.2, 0.2, 0.2, 3.0],
+        "3 in `none`, else 0.2": [3.0] + [0.2] * 8,
+        "0.2 in `none`, else 2": [0.2] + [2.0] * 8,
+    }
+    units = 100
+    for seeds in (3, 5):
+        for name, spread in spreads.items():
+            for residual in (0.3, 1.0):
+                rng = np.random.default_rng(11)
+                wrong = 0
+                for _ in range(trials):
+                    block = []
+                    for row in range(BLOCK):
+                        own = rng.normal(size=units) / units**0.5
+                        runs = []
+                        for _ in range(seeds):
+                            each = own + rng.normal(size=units) * residual / units**0.5
+                            value = float(each.sum()) + rng.normal() * spread[row % len(spread)]
+                            centred = each - each.mean()
+                            runs.append(Measured(value, centred, None, units, units))
+                        block.append(runs)
+                    wrong += claims(block)
+                lines.append(f"| {seeds} | {name} | {residual} | {rate(wrong, trials)} |")
+    return lines
+
+
+def aa(domain: str, share: str, pool: int, blocks: int) -> list[str]:
+    """Blocks of equal rows from a pool of random encoders, scored with real probes.
+
+    A block takes 9 × S of the pool's encoders without replacement; blocks share encoders, so the error of the rate
+    includes the finite pool: that of the rate over ten parts of the pool's permutations is printed beside.
+    """
+    runs = random_encoders(domain, share, pool)
+    lines = [
+        "| data | labels | seeds | false claims per block now, % | formerly, % |",
+        "|---|---|---|---|---|",
+    ]
+    for seeds in (1, 3, 5):
+        rng = np.random.default_rng(seeds)
+        now = before = 0
+        for _ in range(blocks):
+            order = rng.permutation(pool)[: BLOCK * seeds].reshape(BLOCK, seeds)
+            block = [[runs[i] for i in row] for row in order]
+            now += claims(block)
+            before += former_claims(block, rng)
+        # a permutation of the pool holds this many disjoint blocks: only they are independent of each other
+        apart = max(1, pool // (BLOCK * seeds))
+        low, high = (
+            beta.ppf(q, now / blocks * apart + 0.5, apart - now / blocks * apart + 0.5) for q in (0.025, 0.975)
+        )
+        cells = f"{rate(now, blocks)}; with {apart} disjoint blocks {100 * low:.1f} to {100 * high:.1f}"
+        lines.append(f"| {domain} | {share} | {seeds} | {cells} | {rate(before, blocks)} |")
+    return lines
+
+
+def random_encoders(domain: str, share_of_labels: str, pool: int) -> list[Measured]:
+    """`none` under many seeds, each scored on test by the ridge probe of `v1`, whose fit is closed-form and quick."""
+    import torch
+    from accelerate import Accelerator
+
+    from dabsmix.model.encoder import make_encoder
+    from dabsmix.scoring.features import features
+    from dabsmix.scoring.heads import Features, fit_ridge
+    from dabsmix.scoring.protocols import v1
+    from dabsmix.scoring.selection import few_labels, select
+    from dabsmix.source import Source, load
+
+    data, accelerator = load(Source(domain)), Accelerator(cpu=True)
+    labelled = data.require_labelled()
+    task, accuracy = labelled.task, metric("accuracy")
+    found = []
+    for seed in range(pool):
+        torch.manual_seed(seed)
+        encoder = make_encoder("tiny", data.specs)
+        parts = []
+        for split in (labelled.train, labelled.validation, labelled.test):
+            assert split.label is not None
+            mean, cls = features(encoder, split, data.normalise, accelerator=accelerator)
+            parts.append(Features({"mean": mean, "cls": cls}, split.label, split.group))
+        train, validation, test = parts
+        if share_of_labels == "1":
+            draws = [(train, validation)]
+        else:
+            draws = few_labels(train, validation, task, draws=20, per_class=int(share_of_labels.partition("/")[0]))
+        chosen = select(partial(fit_ridge, task=task, penalties=v1().penalties), draws, accuracy)
+        found.append(measure(accuracy, [each.head.predict(test) for each in chosen], test.label, test.group))
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("coverage", "equal", "aa"))
+    parser.add_argument("--domain", default="digits")
+    parser.add_argument("--labels", default="5/class")
+    parser.add_argument("--pool", type=int, default=90)
+    parser.add_argument("--trials", type=int, default=TRIALS)
+    given = parser.parse_args()
+    if given.what == "coverage":
+        lines = coverage(given.trials)
+    elif given.what == "equal":
+        lines = equal(given.trials)
+    else:
+        lines = aa(given.domain, given.labels, given.pool, given.trials)
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()

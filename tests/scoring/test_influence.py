@@ -1,0 +1,64 @@
+"""Influences against the plainest version: leave each example out."""
+
+import numpy as np
+import pytest
+
+from dabsmix.scoring.influence import influence, rarest
+from dabsmix.scoring.metrics import METRICS, Label, Scores, metric
+
+
+def data(name: str, n: int = 300) -> tuple[Scores, Label]:
+    rng = np.random.default_rng(0)
+    if name == "mse":
+        target = rng.normal(size=n)
+        return target + rng.normal(size=n), target
+    classes = 2 if name in ("pearson", "spearman") else 4
+    label = rng.integers(classes, size=n)
+    return np.eye(classes)[label] + rng.normal(size=(n, classes)), label
+
+
+@pytest.mark.parametrize("name", sorted(METRICS))
+def test_influence_is_what_leaving_an_example_out_does(name: str) -> None:
+    scores, label = data(name)
+    n = len(label)
+    rest = [np.delete(np.arange(n), i) for i in range(n)]
+    left_out = np.array([metric(name)(scores[rows], label[rows]) for rows in rest])
+    expected = (n - 1) * (left_out.mean() - left_out)
+    found = influence(metric(name), scores, label)
+    assert found.mean() == pytest.approx(0, abs=1e-9)
+    assert np.corrcoef(found, expected)[0, 1] > 0.995
+    assert found.std() == pytest.approx(expected.std(), rel=0.02)
+
+
+def test_several_labels_and_tokens() -> None:
+    rng = np.random.default_rng(1)
+    for name, scores, label in (
+        ("f1_macro", rng.normal(size=(200, 3)), rng.integers(2, size=(200, 3))),
+        ("auroc_macro", rng.normal(size=(200, 3)), rng.integers(2, size=(200, 3))),
+        ("f1_weighted", rng.normal(size=(200, 5, 3)), rng.integers(-1, 3, size=(200, 5))),
+        ("accuracy", rng.normal(size=(200, 5, 3)), rng.integers(-1, 3, size=(200, 5))),
+        ("matthews", rng.normal(size=(200, 5, 3)), rng.integers(-1, 3, size=(200, 5))),
+    ):
+        rest = [np.delete(np.arange(200), i) for i in range(200)]
+        left_out = np.array([metric(name)(scores[rows], label[rows]) for rows in rest])
+        found = influence(metric(name), scores, label)
+        assert np.corrcoef(found, -left_out)[0, 1] > 0.99, name
+        assert found.std() == pytest.approx(199 * left_out.std(), rel=0.05), name
+
+
+def test_the_variance_of_auroc_is_delong_s() -> None:
+    rng = np.random.default_rng(2)
+    label = np.repeat([0, 1], [9, 6])
+    one = rng.normal(size=15) + label
+    scores = np.stack([-one, one], axis=1) / 2
+    order = np.array([[(a > b) + (a == b) / 2 for b in one[label == 0]] for a in one[label == 1]])
+    expected = order.mean(axis=1).var(ddof=1) / 6 + order.mean(axis=0).var(ddof=1) / 9
+    found = influence(metric("auroc_macro"), scores, label)
+    assert (found**2).sum() / 15**2 == pytest.approx(expected)
+
+
+def test_the_rarest_class_counts_where_classes_are_averaged() -> None:
+    label = np.repeat([0, 1, 2], [50, 7, 20])
+    assert rarest(metric("accuracy"), label) == 77
+    assert rarest(metric("f1_macro"), label) == 7
+    assert rarest(metric("pearson"), label.astype(float)) == 77
