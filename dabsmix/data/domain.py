@@ -193,6 +193,7 @@ class Data:
             batch and cut by rank (`dabsmix.distributed.local`).
         fingerprint: hex digest of the files that were read.
         notes: what a reader of a score has to know, in whole sentences.
+        summary: for a user's own data, what was read, line by line, to be shown before training.
         state: all that further examples need to be read alike (options, statistics, category and class names,
             tokenizer); plain JSON values.
         source: what was asked for; None where a domain's ``load`` was called by itself.
@@ -205,6 +206,7 @@ class Data:
     normalise: Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]] = as_stored
     augment: Callable[[tuple[Tensor, ...], torch.Generator], tuple[Tensor, ...]] | None = None
     notes: tuple[str, ...] = ()
+    summary: tuple[str, ...] = ()
     state: Mapping[str, Any] = field(default_factory=dict)
     source: Source | None = None
 

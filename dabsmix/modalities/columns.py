@@ -28,12 +28,27 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-__all__ = ["Column", "Fitted", "Matrix", "encoded", "fit", "fit_in_memory", "listed", "refuse", "scan", "store"]
+__all__ = [
+    "Column",
+    "Fitted",
+    "Matrix",
+    "date_columns",
+    "encoded",
+    "fit",
+    "fit_in_memory",
+    "listed",
+    "refuse",
+    "scan",
+    "store",
+]
 
 VERSION = 1
 """Of what is written here; a change makes prepared data of an older version unfindable."""
 
 NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$|^[+-]?inf(inity)?$"
+
+DATE = r"^\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}(:\d{2}(\.\d+)?)?( ?(Z|[+-]\d{2}:?\d{2}))?)?$"
+"""A date as ISO 8601 writes it."""
 
 MOSTLY = 0.9
 """A column of which this share of the filled cells are numbers is numeric, and what is no number in it is an error."""
@@ -46,10 +61,23 @@ CHUNK = 1 << 18
 
 @dataclass(frozen=True)
 class Column:
-    """A column and how its cells become numbers: by themselves, or by their place among ``categories``."""
+    """A column and how its cells become numbers: by themselves, as days since 1970-01-01 UTC where they are dates, or
+    by their place among ``categories``.
+    """
 
     name: str
     categories: tuple[str, ...] | None = None
+    dates: bool = False
+
+    def plain(self) -> list[Any]:
+        """JSON values from which `from_plain` makes the column again."""
+        return [self.name, self.categories and list(self.categories), *(["dates"] if self.dates else [])]
+
+    @classmethod
+    def from_plain(cls, values: Sequence[Any]) -> Column:
+        """The column that gave these values."""
+        name, categories, *dates = values
+        return cls(name, None if categories is None else tuple(categories), bool(dates))
 
 
 @dataclass(frozen=True)
@@ -93,6 +121,35 @@ def _numbers(text: Any) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     return values.to_numpy(zero_copy_only=False).astype(np.float64), odd
 
 
+def _days(text: Any) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Dates as days since 1970-01-01 UTC ``(n,)``, NaN where there is none, and which filled cells are no dates."""
+    import pandas as pd
+
+    dates = pd.to_datetime(text.to_pandas(), format="ISO8601", utc=True, errors="coerce")
+    days = ((dates - pd.Timestamp(0, tz="UTC")) / pd.Timedelta(days=1)).to_numpy(np.float64, na_value=np.nan)
+    return days, np.isnan(days) & ~text.is_null().to_numpy(zero_copy_only=False)
+
+
+def date_columns(sources: Sequence[Source], missing: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """Columns that hold dates, as far as the beginning of the first file tells.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    for block in blocks(sources[0], lambda *bad: None, missing):
+        found = []
+        for name, text in block.cells.items():
+            filled = len(text) - text.null_count
+            like = pc.sum(pc.match_substring_regex(text, DATE)).as_py() or 0
+            if filled and like >= MOSTLY * filled and not pa.types.is_null(text.type):
+                found.append(name)
+        return tuple(found)
+    return ()
+
+
 def _codes(text: Any, categories: tuple[str, ...]) -> tuple[NDArray[np.float64], int]:
     """Places among the categories ``(n,)``, NaN for an empty or unknown cell, and how many cells are unknown."""
     import pyarrow as pa
@@ -111,7 +168,12 @@ def _encode(
     wrong: dict[int, str] = {}
     for column in columns:
         text = block.cells[column.name]
-        if column.categories is None:
+        if column.dates:
+            each, odd = _days(text)
+            for place in np.flatnonzero(odd):
+                held = text[int(place)].as_py()
+                wrong.setdefault(int(place), f"column {column.name!r} holds {held!r} among dates (ISO 8601)")
+        elif column.categories is None:
             each, odd = _numbers(text)
             with np.errstate(over="ignore"):
                 infinite = np.isinf(each.astype(np.float32))
@@ -139,6 +201,7 @@ def scan(
     leave_out: frozenset[str] = frozenset(),
     categorical: frozenset[str] = frozenset(),
     many: frozenset[str] = frozenset(),
+    dates: frozenset[str] = frozenset(),
 ) -> dict[str, Column]:
     """Which columns are numeric and which categories the others have; categories in the order of their text.
 
@@ -148,6 +211,7 @@ def scan(
         leave_out: columns that are not looked at.
         categorical: columns that are categorical although their cells are numbers.
         many: columns that may have any number of categories.
+        dates: columns that hold dates.
 
     Raises:
         UserError: a text column has nearly as many different texts as cells, or the files cannot be read.
@@ -162,6 +226,9 @@ def scan(
             for name, text in block.cells.items():
                 if name in leave_out:
                     continue
+                if name in dates:
+                    filled[name] = 0
+                    continue
                 present = len(text) - text.null_count
                 filled[name] = filled.get(name, 0) + present
                 numbers[name] = numbers.get(name, 0) + present - int(_numbers(text)[1].sum())
@@ -172,6 +239,9 @@ def scan(
         raise UserError(f"{sources[0].path}: there is no row in it")
     columns = {}
     for name, count in filled.items():
+        if name in dates:
+            columns[name] = Column(name, dates=True)
+            continue
         chosen = name in categorical or name in many
         if not chosen and numbers[name] >= MOSTLY * count:
             columns[name] = Column(name)
@@ -248,12 +318,17 @@ def store(
                 skipped += [f"{source.path.name}: row {row}: {reason}" for row, reason in sorted(left_out)]
         if not sum(lengths):
             raise UserError(f"{sources[0].path}: no row that can be used; {len(skipped)} were skipped")
-        text = {"columns": _plain(features), "others": _plain(others), "skipped": skipped, "lengths": lengths}
+        text = {
+            "columns": [column.plain() for column in features],
+            "others": [column.plain() for column in others],
+            "skipped": skipped,
+            "lengths": lengths,
+        }
         (folder / "table.json").write_text(json.dumps(text), encoding="utf-8")
 
     folder = prepared(name, f"tabular-{VERSION}-{key}", build)
     text = json.loads((folder / "table.json").read_text(encoding="utf-8"))
-    features, others = _columns(text["columns"]), _columns(text["others"])
+    features, others = (tuple(map(Column.from_plain, text[name])) for name in ("columns", "others"))
     n = sum(text["lengths"])
     x = np.memmap(folder / "x.f32", dtype=np.float32, mode="r", shape=(n, len(features)))
     extra = np.fromfile(folder / "extra.f64", dtype=np.float64).reshape(n, len(others))
@@ -263,14 +338,6 @@ def store(
 def listed(left_out: list[tuple[int, str]], file: Path, row: int, reason: str) -> None:
     """Take note of a bad row, which is left out."""
     left_out.append((row, reason))
-
-
-def _plain(columns: Iterable[Column]) -> list[list[Any]]:
-    return [[column.name, column.categories] for column in columns]
-
-
-def _columns(plain: Iterable[Any]) -> tuple[Column, ...]:
-    return tuple(Column(name, None if categories is None else tuple(categories)) for name, categories in plain)
 
 
 # --- from numbers to what the encoder reads

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +37,10 @@ __all__ = [
 ]
 
 LISTED = 20
-"""Skipped examples that a note names one by one."""
+"""Names that a note lists."""
+
+FEW = 5
+"""Skipped examples that a note names one by one; more are counted by reason."""
 
 
 def walk(folder: Path, suffixes: tuple[str, ...]) -> list[str]:
@@ -295,8 +299,23 @@ def skipped_note(what: str, skipped: Sequence[str], total: int) -> tuple[str, ..
     """For ``Data.notes``: how many were skipped, and the first of them; all of them are in ``Data.state``."""
     if not skipped:
         return ()
-    more = f"; and {len(skipped) - LISTED} more, which run.json lists" if len(skipped) > LISTED else ""
-    return (f"{len(skipped)} of {total} {what} were skipped: {'; '.join(skipped[:LISTED])}{more}.",)
+    said = "; ".join(skipped)
+    if len(skipped) > FEW:
+        reasons: dict[str, list[str]] = {}
+        for each in skipped:
+            place, reason = _place_and_reason(each)
+            reasons.setdefault(reason, []).append(place)
+        counted = sorted(reasons.items(), key=lambda item: -len(item[1]))
+        said = "; ".join(f"{reason}: {len(places)} (the first: {places[0]})" for reason, places in counted[:LISTED])
+        said += "; run.json lists them all"
+    return (f"{len(skipped)} of {total} {what} were skipped: {said}.",)
+
+
+def _place_and_reason(skipped: str) -> tuple[str, str]:
+    """``folder/a.png: damaged image (truncated); fetch it again`` as the file, or file and row, and what is wrong."""
+    found = re.match(r"(.*?(?:: row \d+|:\d+)?): (.*)", skipped)
+    place, reason = found.groups() if found else (skipped, "not usable")
+    return place, re.split(r" \(|;", reason)[0]
 
 
 def read_labels(path: Path, files: Sequence[str], label: str, group: str | None) -> dict[str, tuple[str, str]]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -17,7 +18,7 @@ from dabsmix.errors import UserError, did_you_mean
 from dabsmix.modalities.columns import Column, encoded, refuse, scan
 from dabsmix.modalities.tables import Source, blocks, column_names
 
-__all__ = ["Recordings", "kept", "read", "stretches"]
+__all__ = ["Recordings", "kept", "read", "resampled", "stretches", "summarise"]
 
 # T readings, C channels
 
@@ -176,12 +177,12 @@ def _classes(values: NDArray[np.float64], column: Column) -> tuple[NDArray[np.in
 
 
 def stretches(
-    found: Recordings, sources: Sequence[Source], time: str, window: int, *, by_label: bool
+    found: Recordings, sources: Sequence[Source], time: str, window: int, max_gap: float | None, *, by_label: bool
 ) -> NDArray[np.int64]:
     """Where stretches of readings that belong together begin, and the number of readings: ``(stretches + 1,)``.
 
     A new one begins with a file, a group or (``by_label``) a label, after rows that were left out, and where time
-    leaps by more than a window usually lasts.
+    leaps by more than ``max_gap``; without that, by more than a window usually lasts.
 
     Raises:
         UserError: time does not ascend within a file and group.
@@ -197,7 +198,73 @@ def stretches(
         )
     broken = ~together | (np.diff(found.row) > 1)
     if together.any():
-        broken |= steps > window * np.median(steps[together])
+        broken |= steps > (window * np.median(steps[together]) if max_gap is None else max_gap)
     if by_label:
         broken |= np.diff(found.label) != 0
     return np.concatenate([[0], np.flatnonzero(broken) + 1, [len(found.row)]])
+
+
+def resampled(found: Recordings, bounds: NDArray[np.int64], rate: float) -> tuple[Recordings, NDArray[np.int64]]:
+    """Readings at ``rate`` per unit of time, interpolated linearly within each stretch, and where stretches begin.
+
+    A reading has the file, row, group and label of the last one that was taken at or before its time.
+
+    Args:
+        found: as they were taken.
+        bounds: of the stretches.
+        rate: readings per unit of the column of times; Hz where these are dates.
+    """
+    seconds, readings, before, lengths = [], [], [], [0]
+    for start, end in pairwise(bounds):
+        taken = found.seconds[start:end]
+        # half a step of slack, so that rounding in the times does not cost the last reading
+        count = int(np.floor((taken[-1] - taken[0]) * rate + 1e-6)) + 1
+        at = taken[0] + np.arange(count) / rate
+        seconds.append(at)
+        channels = [np.interp(at, taken, channel) for channel in found.readings[start:end].T]
+        readings.append(np.stack(channels, axis=1).astype(np.float32))
+        before.append(start + np.clip(np.searchsorted(taken, at + 1e-9, side="right") - 1, 0, None))
+        lengths.append(count)
+    index = np.concatenate(before)
+    changed = replace(
+        found,
+        readings=np.concatenate(readings),
+        seconds=np.concatenate(seconds),
+        file=found.file[index],
+        row=found.row[index],
+        group=found.group[index],
+        label=found.label[index],
+    )
+    return changed, np.cumsum(lengths)
+
+
+def summarise(found: Recordings, channels: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What was read, line by line, and what a user should look at: for ``Data.summary`` and for ``Data.notes``."""
+    together = (np.diff(found.file) == 0) & (np.diff(found.group) == 0)
+    steps = np.diff(found.seconds)[together]
+    groups = len(np.unique(found.group))
+    lines = [f"{len(found.row)} readings of {len(channels)} channels in {groups} groups:"]
+    flags = []
+    if len(steps):
+        middle, (low, high) = float(np.median(steps)), np.percentile(steps, [5, 95])
+        gaps = int((steps > 1.5 * middle).sum())
+        lines.append(
+            f"  from one reading to the next {middle:.4g} (median; 5 % below {low:.4g}, 5 % above {high:.4g}), "
+            f"longer than 1.5 times that: {gaps}, the longest {steps.max():.4g}"
+        )
+        if high > 1.1 * middle or low < 0.9 * middle:
+            flags.append(
+                f"Readings are not evenly spaced: 5 % of the steps are above {high:.4g}, 5 % below {low:.4g}, the "
+                f"median is {middle:.4g}; the option `rate: {1 / middle:.4g}` interpolates them."
+            )
+        if gaps:
+            flags.append(
+                f"Gaps of more than 1.5 times the usual step within a group: {gaps}. Windows span those that are "
+                "shorter than a window, unless the option `max_gap` says otherwise."
+            )
+    width = max(map(len, channels))
+    for name, values in zip(channels, found.readings.T, strict=True):
+        lines.append(f"  {name:<{width}}  {values.min():.6g} to {values.max():.6g}, mean {values.mean():.6g}")
+        if values.min() == values.max():
+            flags.append(f"Channel {name!r} is constant; leave it out with the option `ignore`.")
+    return tuple(lines), tuple(flags)

@@ -17,7 +17,7 @@ from dabsmix.data.splits import divide_labelled
 from dabsmix.data.standardise import Standardise
 from dabsmix.errors import UserError, did_you_mean
 from dabsmix.modalities.files import division_notes, skipped_note
-from dabsmix.modalities.recordings import kept, read, stretches
+from dabsmix.modalities.recordings import kept, read, resampled, stretches, summarise
 from dabsmix.modalities.tables import Source, column_names, table_files, table_sources
 from dabsmix.spec import Grid
 
@@ -38,7 +38,7 @@ __all__ = [
 # T readings, C channels, B windows
 
 TOKENS = 64
-"""About how many segments a user's window is cut into, unless told."""
+"""About how many segments a user's window is cut into by default."""
 
 
 class Windows:
@@ -160,6 +160,11 @@ def own(
     stride: int | None = None,
     patch: int | None = None,
     ignore: str | Sequence[str] = "",
+    rate: float | None = None,
+    max_gap: float | None = None,
+    separator: str = "",
+    decimal: str = ".",
+    encoding: str = "utf-8",
 ) -> Data:
     """A table of sensor readings, or a folder of tables with the same columns; every other column is a channel.
 
@@ -173,18 +178,26 @@ def own(
         time: the column of times: numbers, or dates as ISO 8601 has them.
         group: the column that tells which readings belong together (person, machine, recording).
         window: readings in a window.
-        stride: readings from one window to the next; a window's length unless told.
-        patch: readings in a token; a divisor of the window. Unless told, what gives at most 64 tokens.
+        stride: readings from one window to the next; by default a window's length.
+        patch: readings in a token; a divisor of the window. By default, what gives at most 64 tokens.
         ignore: columns to leave out, comma separated or a list.
+        rate: readings per unit of time (Hz, where that is seconds) to which all are interpolated; by default they are
+            taken as they come.
+        max_gap: where time leaps by more than this, another recording begins; by default by more than a window lasts.
+        separator, decimal, encoding: of CSV files, see `Source`.
 
     Raises:
         UserError: an unknown column, a bad row, time that does not ascend, a label that is constant, no window.
     """
-    stride = stride or window
+    stride = window if stride is None else stride
     patch = patch or token_length(window)
     if window < 2 or stride < 1 or patch < 1 or window % patch:
         raise UserError(f"window {window}, stride {stride}, patch {patch}: positive, and the patch divides the window")
-    sources = tuple(Source(file) for file in table_files(path))
+    for name, value in (("rate", rate), ("max_gap", max_gap)):
+        if value is not None and not value > 0:
+            raise UserError(f"option {name}: {value} is not above 0")
+    reading: dict[str, Any] = {"separator": separator, "decimal": decimal, "encoding": encoding}
+    sources = tuple(Source(file, **reading) for file in table_files(path))
     left_out = [name.strip() for name in (ignore.split(",") if isinstance(ignore, str) else ignore) if name.strip()]
     others = (time, group) if label is None else (time, group, label)
     names = column_names(sources[0])
@@ -195,11 +208,16 @@ def own(
     if not channels or len(set(others)) < len(others):
         raise UserError(f"{path}: time, group and label are columns of their own, and one more must be a channel")
     source = fingerprint(path if path.is_dir() else path.parent, [each.path for each in sources])
-    found = kept(source, sources, channels, others, on_bad)
+    by_default = reading == dict(separator="", decimal=".", encoding="utf-8")
+    found = kept(source if by_default else f"{source} {reading}", sources, channels, others, on_bad)
     if label is not None and len(found.classes) < 2:
         held = f"every row that has one holds {found.classes[0]!r}" if found.classes else "every cell is empty"
         raise UserError(f"--label {label}: {held}; there is nothing to predict")
-    bounds = stretches(found, sources, time, window, by_label=label is not None)
+    summary, flags = summarise(found, channels)
+    bounds = stretches(found, sources, time, window, max_gap, by_label=label is not None)
+    if rate is not None:
+        found, bounds = resampled(found, bounds, rate)
+        flags = ()  # of what the user has seen to
     starts = window_starts(bounds, window, stride)
     if len(starts) < 2:
         raise UserError(
@@ -212,6 +230,7 @@ def own(
     notes = [
         *_unused_note(starts, window, len(found.row)),
         *skipped_note("rows", found.skipped, len(found.row) + len(found.skipped)),
+        *flags,
     ]
     if label is not None:
         task, of_window = Task("classes", "accuracy", found.classes), found.label[starts]
@@ -227,6 +246,7 @@ def own(
         fingerprint=source,
         normalise=standardise,
         notes=tuple(notes),
+        summary=summary,
         state={
             "time": time,
             "group": group,
@@ -234,6 +254,9 @@ def own(
             "window": window,
             "stride": stride,
             "patch": patch,
+            "rate": rate,
+            "max_gap": max_gap,
+            "reading": reading,
             "mean": standardise.mean,
             "std": standardise.std,
             "skipped": list(found.skipped),
@@ -246,7 +269,10 @@ def _unused_note(starts: NDArray[np.int64], window: int, readings: int) -> list[
     np.add.at(used, starts, 1)
     np.add.at(used, starts + window, -1)
     unused = int((np.cumsum(used)[:-1] == 0).sum())
-    return [f"{unused} of {readings} readings are in no window: their stretch is too short, or ends."] * (unused > 0)
+    if not unused:
+        return []
+    share = f"{unused / readings:.1%}"
+    return [f"{unused} of {readings} readings are in no window ({share}): their stretch is too short, or ends."]
 
 
 def token_length(window: int) -> int:
@@ -268,10 +294,12 @@ def own_rows(
     Raises:
         UserError: a column is missing, a row is bad, time does not ascend, or there is no window.
     """
-    sources = table_sources(data)
+    sources = table_sources(data, state.get("reading"))
     found = read(sources, state["channels"], (state["time"], state["group"]), on_bad)
     window = int(state["window"])
-    bounds = stretches(found, sources, state["time"], window, by_label=False)
+    bounds = stretches(found, sources, state["time"], window, state.get("max_gap"), by_label=False)
+    if rate := state.get("rate"):
+        found, bounds = resampled(found, bounds, rate)
     starts = window_starts(bounds, window, int(state["stride"]))
     if not len(starts):
         raise UserError(f"{sources[0].path}: no group has {window} readings in a row, which is the run's window")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,13 +19,26 @@ if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
-__all__ = ["Block", "Refuse", "Source", "blocks", "column_names", "table_files", "table_sources"]
+__all__ = [
+    "DECIMAL_COMMA",
+    "Block",
+    "Refuse",
+    "Source",
+    "blocks",
+    "column_names",
+    "is_utf8",
+    "table_files",
+    "table_sources",
+]
 
 CSV = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
 PARQUET = (".parquet", ".pq")
 
 EMPTY = ("", "NA", "N/A", "NaN", "nan", "NULL", "null")
 """What stands for an empty cell, whatever the column."""
+
+DECIMAL_COMMA = r"^[+-]?(\d+,\d*|,\d+)(e[+-]?\d+)?$"
+"""A number with a decimal comma."""
 
 BLOCK = 1 << 24
 """Bytes of text that are parsed at once; a Parquet batch has as many rows as this has hundreds. Bounds the memory."""
@@ -42,12 +56,29 @@ class Source:
         header: column names of a file that does not state them itself.
         skip: lines before the header, or before the first row where ``header`` is given.
         frame: the rows where they are in memory, a pandas DataFrame; `path` is then what messages call it.
+        separator: between the cells of a CSV; where empty, the most frequent of comma, semicolon and tab in its
+            first line.
+        decimal: the mark of decimals in a CSV.
+        encoding: of a CSV, as Python names it.
     """
 
     path: Path
     header: tuple[str, ...] = ()
     skip: int = 0
     frame: pd.DataFrame | None = None
+    separator: str = ""
+    decimal: str = "."
+    encoding: str = "utf-8"
+
+    def __post_init__(self) -> None:
+        if len(self.separator) > 1:
+            raise UserError(f'option separator: {self.separator!r} is not one character; a tab is written "\\t"')
+        if self.decimal not in (".", ","):
+            raise UserError(f"option decimal: {self.decimal!r} is neither a point nor a comma")
+        try:
+            codecs.lookup(self.encoding)
+        except LookupError as error:
+            raise UserError(f"option encoding: {self.encoding!r} is not known; latin-1 or cp1252, say") from error
 
 
 @dataclass(frozen=True)
@@ -66,14 +97,14 @@ class Block:
     cells: dict[str, pa.Array]
 
 
-def table_sources(data: Path | pd.DataFrame) -> tuple[Source, ...]:
-    """The tables of a file, of a folder, or the one in memory.
+def table_sources(data: Path | pd.DataFrame, reading: Mapping[str, Any] | None = None) -> tuple[Source, ...]:
+    """The tables of a file, of a folder, or the one in memory; ``reading`` are fields of `Source` for CSV files.
 
     Raises:
         UserError: see `table_files`.
     """
     if isinstance(data, Path):
-        return tuple(Source(file) for file in table_files(data))
+        return tuple(Source(file, **(reading or {})) for file in table_files(data))
     return (Source(Path("the DataFrame"), frame=data),)
 
 
@@ -139,10 +170,13 @@ def blocks(source: Source, refuse: Refuse, missing: tuple[str, ...] = ()) -> Ite
                 if pc.any(pc.match_substring(text, "\n")).as_py():
                     row = int(rows[pc.index(pc.match_substring(text, "\n"), True).as_py()])
                     raise UserError(f"{source.path}: row {row}: a cell of {name!r} spans lines; is a quote not closed?")
+                if source.decimal == "," and read is _csv_batches:
+                    with_comma = pc.match_substring_regex(text, DECIMAL_COMMA, ignore_case=True)
+                    text = pc.if_else(with_comma, pc.replace_substring(text, ",", "."), text)
                 cells[name] = pc.if_else(pc.is_in(text, empty), pa.scalar(None, pa.string()), text)
             yield Block(source.path, rows, cells)
-    except (pa.ArrowException, OSError, EOFError) as error:
-        raise UserError(f"{source.path}: cannot be read as a table ({_one_line(error)}); mend or fetch it") from error
+    except (pa.ArrowException, OSError, EOFError, UnicodeDecodeError) as error:
+        raise _unreadable(source, error) from error
 
 
 def _csv_batches(source: Source, refuse: Refuse) -> Iterator[tuple[NDArray[np.int64], Any]]:
@@ -173,7 +207,11 @@ def _csv_batches(source: Source, refuse: Refuse) -> Iterator[tuple[NDArray[np.in
             source.path,
             # without threads Arrow tells the number of a bad row
             read_options=pyarrow.csv.ReadOptions(
-                use_threads=False, block_size=BLOCK, column_names=names, skip_rows=first - 1
+                use_threads=False,
+                block_size=BLOCK,
+                column_names=names,
+                skip_rows=first - 1,
+                encoding="utf8" if is_utf8(source.encoding) else source.encoding,
             ),
             parse_options=pyarrow.csv.ParseOptions(
                 delimiter=delimiter, newlines_in_values=True, invalid_row_handler=on_bad
@@ -225,22 +263,38 @@ def _parquet(path: Path) -> Any:
     try:
         return pyarrow.parquet.ParquetFile(path)
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path}: cannot be read as Parquet ({_one_line(error)}); mend or fetch it") from error
+        raise UserError(f"{path}: cannot be read as Parquet ({_one_line(error)}); fix it or fetch it again") from error
 
 
 def _header(source: Source) -> tuple[tuple[str, ...], str]:
     """The first line's cells after ``skip``, and what separates them: tab, semicolon or comma, the most frequent."""
     opened = gzip.open if source.path.name.lower().endswith(".gz") else open
     try:
-        with opened(source.path, "rt", encoding="utf-8-sig", newline="") as stream:
+        encoding = "utf-8-sig" if is_utf8(source.encoding) else source.encoding
+        with opened(source.path, "rt", encoding=encoding, newline="") as stream:
             lines = [stream.readline() for _ in range(source.skip + 1)]
     except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise UserError(f"{source.path}: cannot be read as a table ({_one_line(error)}); mend or fetch it") from error
+        raise _unreadable(source, error) from error
     line = lines[-1].strip("\r\n")
     if not line:
         raise UserError(f"{source.path}: line {len(lines)} is empty; the table should begin there")
-    delimiter = max(",;\t", key=line.count)
+    delimiter = source.separator or max(",;\t", key=line.count)
     return tuple(name.strip() for name in next(csv.reader([line], delimiter=delimiter))), delimiter
+
+
+def is_utf8(encoding: str) -> bool:
+    """Whether this is one of the names of UTF-8."""
+    return codecs.lookup(encoding).name == "utf-8"
+
+
+def _unreadable(source: Source, error: BaseException) -> UserError:
+    """One line with the remedy; a text in another encoding is recognised by what the readers say about it."""
+    if isinstance(error, UnicodeDecodeError) or "utf8" in str(error).lower():
+        return UserError(
+            f"{source.path}: not in {source.encoding}; name its encoding in the options, for example "
+            f"`encoding: latin-1` or `encoding: cp1252`"
+        )
+    return UserError(f"{source.path}: cannot be read as a table ({_one_line(error)}); fix it or fetch it again")
 
 
 def _one_line(error: BaseException) -> str:

@@ -17,8 +17,21 @@ from dabsmix.data.cache import fingerprint
 from dabsmix.data.domain import Data, Labelled, Split, Task
 from dabsmix.data.splits import divide_labelled
 from dabsmix.errors import UserError, did_you_mean
-from dabsmix.modalities.columns import Column, Fitted, Matrix, encoded, fit, fit_in_memory, listed, refuse, scan, store
-from dabsmix.modalities.files import division_notes, skipped_note
+from dabsmix.modalities.columns import (
+    Column,
+    Fitted,
+    Matrix,
+    date_columns,
+    encoded,
+    fit,
+    fit_in_memory,
+    listed,
+    refuse,
+    scan,
+    store,
+)
+from dabsmix.modalities.files import digest, division_notes, skipped_note
+from dabsmix.modalities.summary import imbalance_note, summarise
 from dabsmix.modalities.tables import Source, column_names, table_files, table_sources
 
 if TYPE_CHECKING:
@@ -70,6 +83,7 @@ def supervised(
     *,
     source: str,
     notes: tuple[str, ...],
+    summary: tuple[str, ...] = (),
     group: NDArray[np.int64] | None = None,
     pretrain: NDArray[np.int64] | None = None,
     state: Mapping[str, Any] | None = None,
@@ -83,7 +97,7 @@ def supervised(
         rows: of the training, validation and test part.
         label: ``(n,)``, of every row of the table.
         source: fingerprint of the files.
-        notes: as in `Data`.
+        notes, summary: as in `Data`.
         group: int64 ``(n,)``, of every row of the table.
         pretrain: rows to pretrain on, some of them without a label; by default the training part.
         state: as in `Data`.
@@ -99,7 +113,8 @@ def supervised(
         fingerprint=source,
         normalise=fitted.normalise(),
         notes=(*notes, *_unseen_note(sum(fitted.unseen(matrix.x, part) for part in rows[1:]))),
-        state=_state(fitted, matrix, (), ()) if state is None else state,
+        summary=summary,
+        state=_state(fitted, matrix, (), (), {}) if state is None else state,
     )
 
 
@@ -116,6 +131,9 @@ def own(
     ignore: str | Sequence[str] = "",
     missing: str | Sequence[str] = "",
     task: Literal["auto", "classes", "regression"] = "auto",
+    separator: str = "",
+    decimal: str = ".",
+    encoding: str = "utf-8",
 ) -> Data:
     """A table file, or a folder of table files with the same columns.
 
@@ -131,11 +149,15 @@ def own(
         ignore: columns to leave out.
         missing: texts that stand for an empty cell, such as ``?``.
         task: what the label is; ``auto`` takes a number with many different values for a quantity.
+        separator, decimal, encoding: of CSV files, see `Source`.
+
+    A column of dates (ISO 8601) becomes days since 1970-01-01 UTC, in float32: exact to about three minutes.
 
     Raises:
         UserError: an unknown column, a bad row, a label that is constant, or too few rows to divide.
     """
-    sources = tuple(Source(file) for file in table_files(path))
+    reading: dict[str, Any] = {"separator": separator, "decimal": decimal, "encoding": encoding}
+    sources = tuple(Source(file, **reading) for file in table_files(path))
     names = _same_columns(sources)
     coded, left_out, empty = _listed(categorical), _listed(ignore), _listed(missing)
     others = tuple(each for each in (label, group) if each is not None)
@@ -146,9 +168,16 @@ def own(
     if not features:
         raise UserError(f"{path}: no column is left beside the label, the group and the ignored ones")
     source = fingerprint(path if path.is_dir() else path.parent, [each.path for each in sources])
-    # before rows without a label were kept, `skip` left them out
-    kept = ["rows without a label too"] if on_bad == "skip" and label else []
-    key = json.dumps([source, label, group, coded, left_out, empty, on_bad, *kept])
+    dates = frozenset(date_columns(sources, empty)) & set(features) - set(coded)
+    # what readers of before did otherwise, so that what they prepared is not found
+    new = [
+        *(["rows without a label too"] if on_bad == "skip" and label else []),
+        *([f"dates {sorted(dates)}"] if dates else []),
+        *([reading] if reading != dict(separator="", decimal=".", encoding="utf-8") else []),
+    ]
+    if dates:
+        source = digest([source, *sorted(dates)])
+    key = json.dumps([source, label, group, coded, left_out, empty, on_bad, *new])
 
     grouping = frozenset([group] if group else [])
 
@@ -159,13 +188,13 @@ def own(
             leave_out=frozenset(left_out),
             categorical=frozenset(coded),
             many=grouping,
+            dates=dates,
         )
         return tuple(found[name] for name in features), tuple(found[name] for name in others)
 
-    matrix = store(
-        "own_tabular", key, sources, columns, on_bad=on_bad, missing=empty, filled=frozenset([group] if group else [])
-    )
-    notes = skipped_note("rows", matrix.skipped, len(matrix.x) + len(matrix.skipped))
+    matrix = store("own_tabular", key, sources, columns, on_bad=on_bad, missing=empty, filled=grouping)
+    summary, flags = summarise(matrix)
+    notes = (*skipped_note("rows", matrix.skipped, len(matrix.x) + len(matrix.skipped)), *flags)
     members = None if group is None else matrix.extra[:, others.index(group)].astype(np.int64)
     everything = np.arange(len(matrix.x))
     if label is None:
@@ -178,7 +207,8 @@ def own(
             fingerprint=source,
             normalise=fitted.normalise(),
             notes=notes,
-            state=_state(fitted, matrix, left_out, empty),
+            summary=summary,
+            state=_state(fitted, matrix, left_out, empty, reading),
         )
     target, target_task, decided = _target(matrix, label, task)
     has_label = ~np.isnan(matrix.extra[:, others.index(label)])
@@ -195,11 +225,13 @@ def own(
         notes=(
             *division_notes("rows", target_task, parts, target, len(target), grouped=group is not None),
             *decided,
+            *(imbalance_note(target_task.classes, target) if target_task.kind == "classes" else ()),
             *notes,
         ),
+        summary=summary,
         group=members,
         pretrain=None if has_label.all() else parts.pretrain,
-        state=_state(fitted, matrix, left_out, empty),
+        state=_state(fitted, matrix, left_out, empty, reading),
     )
 
 
@@ -221,7 +253,7 @@ def own_frame(frame: pd.DataFrame) -> Data:
         labelled=None,
         fingerprint=hashlib.sha256(x.tobytes() + repr(columns).encode()).hexdigest(),
         normalise=fitted.normalise(),
-        state=_state(fitted, matrix, (), ()),
+        state=_state(fitted, matrix, (), (), {}),
     )
 
 
@@ -239,8 +271,8 @@ def own_rows(
     Raises:
         UserError: a column is missing or new, or a row is bad.
     """
-    sources = table_sources(data)
-    columns = tuple(Column(name, None if known is None else tuple(known)) for name, known in state["columns"])
+    sources = table_sources(data, state.get("reading"))
+    columns = tuple(Column.from_plain(values) for values in state["columns"])
     fitted = Fitted(columns, tuple(state["mean"]), tuple(state["std"]), ((),) * len(columns))
     expected = [column.name for column in columns]
     keys: list[str] = []
@@ -339,13 +371,16 @@ def _target(matrix: Matrix, label: str, task: str) -> tuple[NDArray[Any], Task, 
     return classes, Task("classes", "accuracy", tuple(names)), ()
 
 
-def _state(fitted: Fitted, matrix: Matrix, ignored: tuple[str, ...], missing: tuple[str, ...]) -> dict[str, Any]:
+def _state(
+    fitted: Fitted, matrix: Matrix, ignored: tuple[str, ...], missing: tuple[str, ...], reading: Mapping[str, Any]
+) -> dict[str, Any]:
     return {
-        "columns": [[column.name, column.categories and list(column.categories)] for column in fitted.columns],
+        "columns": [column.plain() for column in fitted.columns],
         "mean": list(fitted.mean),
         "std": list(fitted.std),
         "others": [column.name for column in matrix.others],
         "ignored": list(ignored),
         "missing": list(missing),
+        "reading": dict(reading),
         "skipped": list(matrix.skipped),
     }

@@ -98,8 +98,8 @@ def pretrain(
         if run.finished:
             say(f"{run.path} is finished already: nothing to resume")
             return run
-        for note in data.notes:
-            say(note)
+        for line in (*data.summary, *data.notes):
+            say(line)
         say(f"run: {run.path}")
 
         online = watch_online(encoder, data, other, source.protocol, batches, accelerator)

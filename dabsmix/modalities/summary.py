@@ -1,0 +1,103 @@
+"""What was read of a user's own table, in a few lines before training: its columns, and what is odd about them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dabsmix.modalities.columns import CHUNK, Column, Matrix
+from dabsmix.modalities.tables import DECIMAL_COMMA
+
+__all__ = ["imbalance_note", "summarise"]
+
+SHOWN = 30
+"""Columns that the summary lists one by one."""
+
+IMBALANCE = 0.9
+"""Share of the labels in one class from which on accuracy says little."""
+
+OTHER_DATE = r"^\d{1,2}[./-]\d{1,2}[./-]\d{2,4}([ T].*)?$"
+"""A date whose day and month cannot be told apart by its form."""
+
+
+def summarise(matrix: Matrix) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """One line per column, and what a user should look at: lines for ``Data.summary`` and for ``Data.notes``.
+
+    A line says a column's kind, the share of its cells that are empty, how many categories it has, and three examples.
+    """
+    lines, flags = [], []
+    n = len(matrix.x)
+    width = max((len(column.name) for column in matrix.columns), default=0)
+    for j, column in enumerate(matrix.columns):
+        values = np.concatenate([matrix.x[start : start + CHUNK, j] for start in range(0, n, CHUNK)])
+        filled = values[~np.isnan(values)]
+        flags += _flags(column, values, filled)
+        if j >= SHOWN:
+            continue
+        if column.categories is not None:
+            kind = f"{len(column.categories)} categories"
+        else:
+            kind = "dates" if column.dates else "numbers"
+        empty = f"{1 - len(filled) / n:.0%} empty" if len(filled) < n else ""
+        examples = ", ".join(_example(column, value) for value in _first_distinct(filled))
+        lines.append(f"  {column.name:<{width}}  {kind:<16} {empty:<10} {examples}".rstrip())
+    if len(matrix.columns) > SHOWN:
+        lines.append(f"  and {len(matrix.columns) - SHOWN} more columns")
+    return (f"{n} rows, {len(matrix.columns)} columns:", *lines), tuple(flags)
+
+
+def _first_distinct(values: NDArray[np.float32]) -> list[float]:
+    found = list(dict.fromkeys(values[:1000].tolist()))
+    return [*found[:3]]
+
+
+def _example(column: Column, value: float) -> str:
+    if column.categories is not None:
+        text = column.categories[int(value)]
+        return repr(text if len(text) <= 30 else f"{text[:29]}…")
+    if column.dates:
+        return str(np.datetime64(0, "s") + np.timedelta64(round(value * 86400), "s"))[:16].replace("T00:00", "")
+    return f"{value:.6g}"
+
+
+def _flags(column: Column, values: NDArray[np.float32], filled: NDArray[np.float32]) -> list[str]:
+    name = f"Column {column.name!r}"
+    leave_out = "leave it out with the option `ignore`"
+    if not len(filled):
+        return [f"{name} is empty; {leave_out}."]
+    if (filled == filled[0]).all():
+        gaps = " where it is filled in" if len(filled) < len(values) else ""
+        return [f"{name} has one value{gaps}; {leave_out} unless that tells something."]
+    if column.dates:
+        return [f"{name} holds dates: each is read as days since 1970-01-01 (UTC)."]
+    if column.categories is None:
+        counts_rows = len(values) == len(filled) > 2 and (np.diff(values.astype(np.float64)) == 1).all()
+        return [f"{name} counts the rows; {leave_out}."] if counts_rows else []
+    some: Sequence[str] = column.categories[:1000]
+    if _most(DECIMAL_COMMA, some):
+        return [f'{name} looks like numbers with a decimal comma ({some[0]!r}); set the option `decimal: ","`.']
+    if _most(OTHER_DATE, some):
+        return [f"{name} looks like dates ({some[0]!r}) and is read as categories; write them as 2024-12-31."]
+    if len(column.categories) > 0.9 * len(filled) and len(filled) > 10:
+        return [f"{name} has a category of its own in nearly every row; {leave_out}."]
+    return []
+
+
+def _most(pattern: str, texts: Sequence[str]) -> bool:
+    found = sum(re.match(pattern, text, re.IGNORECASE) is not None for text in texts)
+    return found > 0.9 * len(texts)
+
+
+def imbalance_note(classes: Sequence[str], label: NDArray[np.int64]) -> tuple[str, ...]:
+    """For ``Data.notes``: a class that has nearly all of the labels. Rows without a label are -1."""
+    counts = np.bincount(label[label >= 0], minlength=len(classes))
+    share = counts.max() / max(1, counts.sum())
+    if share < IMBALANCE:
+        return ()
+    return (
+        f"{share:.0%} of the labels are {classes[int(counts.argmax())]!r}: compare accuracy with that of the majority "
+        "class.",
+    )
