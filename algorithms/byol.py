@@ -1,26 +1,33 @@
-"""BYOL: each example's projection predicts a momentum encoder's projection of its other view (i-Mix's baseline).
+"""BYOL, and i-Mix with the BYOL objective (Lee et al. 2021, eq. 11 and 12): projections predict a momentum encoder's.
+
+With x and x' the two views, r a random permutation of the batch and λ_i ~ Beta(α, α), λ_i ≥ 1/2,
 
     F_i = z_key(x'_i) / |z_key(x'_i)|, the key encoder's parameters following: θ_key ← m θ_key + (1-m) θ
-    loss = mean_i 2 - 2 cos(g(z(x_i)), F_i)              g the predictor
+    g_i = g(z(mix(x_i, x_r(i); λ_i)))                        g the predictor
+    loss = mean_i 2 - 2 [λ_i cos(g_i, F_i) + (1-λ_i) cos(g_i, F_r(i))]
 
-Not symmetrised, as in i-Mix (Lee et al. 2021, eq. 11). The heads are i-Mix's for CIFAR: batch norm after the first
-layer; for speech after both of the projection's, for tables after both everywhere.
+Unmixed, λ_i = 1: the baseline of i-Mix. Not symmetrised, as there. The heads are i-Mix's for CIFAR: batch norm after
+the first layer; for speech after both of the projection's, for tables after both everywhere.
 """
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 
+from dabsmix.distributed import gather
 from dabsmix.model.encoder import Encoder, mean_features
-from dabsmix.pretext.algorithm import Algorithm, Loss, check_share
+from dabsmix.pretext.algorithm import Algorithm, Loss, check_positive, check_share
 from dabsmix.pretext.contrast import unit
 from dabsmix.pretext.heads import PROJECTION, mlp_head
+from dabsmix.pretext.mixing import check_mixing, mix
 from dabsmix.pretext.momentum import follow, momentum_copy
 from dabsmix.pretext.views import two_views
 from dabsmix.spec import Batch
 
-__all__ = ["BYOL"]
+__all__ = ["BYOL", "NAMES", "IMixBYOL"]
+
+NAMES = {"imix_byol": "IMixBYOL"}
 
 
 class BYOL(Algorithm):
@@ -28,6 +35,9 @@ class BYOL(Algorithm):
 
     Args:
         encoder: what is trained.
+        mixing: how two examples' tokens are mixed
+        alpha: λ ~ Beta(alpha, alpha); 2 for CovType in the source
+        share: one λ for each example or for the batch; operator, as the source's code: the batch for cutmix
         momentum: m of the key encoder
         views: how the two views of an example differ
         inputmix: auxiliary examples mixed into each view, labels untouched
@@ -37,11 +47,15 @@ class BYOL(Algorithm):
 
     num_views: ClassVar[int] = 2
     fit_reason: ClassVar[str] = "batch norm needs examples that differ"
+    added: ClassVar[tuple[str, ...]] = ("mixing", "alpha", "share")
 
     def __init__(
         self,
         encoder: Encoder,
         *,
+        mixing: Literal["none", "mixup", "patch", "cutmix"] = "none",
+        alpha: float = 1.0,
+        share: Literal["operator", "example", "batch"] = "operator",
         momentum: float = 0.999,
         views: Literal["identical", "noise", "augment"] = "identical",
         inputmix: Literal[0, 1, 2] = 0,
@@ -49,7 +63,12 @@ class BYOL(Algorithm):
         predictor_norm: Literal["none", "first", "both"] = "first",
     ) -> None:
         super().__init__(encoder)
+        check_positive(alpha=alpha)
+        check_mixing(mixing, encoder.num_tokens)
         check_share(momentum=momentum)
+        self.mixing = mixing
+        self.alpha = alpha
+        self.share = share
         self.momentum = momentum
         self.views = views
         self.inputmix = inputmix
@@ -59,17 +78,33 @@ class BYOL(Algorithm):
         self.key_head = momentum_copy(self.head)
 
     def forward(self, batch: Batch) -> Loss:
-        """The distance of the first view's predictions from the targets of the second."""
+        """The distance of the predictions of the first view, mixed or not, from the targets of the second."""
         rng = np.random.default_rng(batch.seed)
         anchor, key = two_views(self.encoder, self.key_encoder, batch.views, rng, self.views, self.inputmix)
-        predicted = unit(self.predictor(self.head(mean_features(self.encoder, anchor.own))))
+        mixed, partner = mix(anchor, rng, self.mixing, self.alpha, self.share)
+        predicted = unit(self.predictor(self.head(mean_features(self.encoder, mixed.embedded))))
         with torch.no_grad():
             target = unit(self.key_head(mean_features(self.key_encoder, key.own)))
+            partner_target = gather(target)[partner]
 
-        similarity = (predicted * target).sum(dim=1).mean()
-        return Loss(2 - 2 * similarity, {"similarity": similarity.detach()}, None)
+        own = (predicted * target).sum(dim=1)
+        other = (predicted * partner_target).sum(dim=1)
+        loss = (2 - 2 * (mixed.weight * own + (1 - mixed.weight) * other)).mean()
+        return Loss(loss, {"similarity": own.detach().mean()}, None)
 
     def after_step(self, progress: float) -> None:
-        """Moves the key encoder and its head, before the next step's targets are made."""
+        """Move the key encoder and its head, before the next step's targets are made."""
         follow(self.key_encoder, self.encoder, self.momentum)
         follow(self.key_head, self.head, self.momentum)
+
+
+class IMixBYOL(BYOL):
+    """i-Mix, BYOL: a mixed example predicts a momentum encoder's projections of both examples that are in it."""
+
+    fit_reason: ClassVar[str] = "an example is mixed with another, and batch norm needs examples that differ"
+    added: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(
+        self, encoder: Encoder, *, mixing: Literal["mixup", "patch", "cutmix"] = "mixup", **others: Any
+    ) -> None:
+        super().__init__(encoder, mixing=mixing, **others)

@@ -1,4 +1,4 @@
-"""ContPred, contrastive prediction of masked tokens (DABS, Tamkin et al. 2021; its code calls it capri).
+"""ContPred, contrastive prediction of masked tokens (DABS, Tamkin et al. 2021; its code and DABS 2.0 call it capri).
 
 Of the N real tokens T of each example ceil(rate · N) are set to zero, before positions are added; a linear predictor on
 the encoder's output, CLS aside, says for every position which token of the example was there:
@@ -25,11 +25,13 @@ from dabsmix.pretext.contrast import position_costs, position_costs_in_batch
 from dabsmix.pretext.masking import choose, corrupted, draw_order, mean_over, real_tokens
 from dabsmix.spec import Batch
 
-__all__ = ["ContPred"]
+__all__ = ["NAMES", "ContPred"]
+
+NAMES = {"capri": "ContPred"}
 
 
 class ContPred(Algorithm):
-    """ContPred (DABS): tells which token of the example was at each masked position.
+    """ContPred (DABS, also: capri): tells which token of the example was at each masked position.
 
     Args:
         encoder: what is trained.

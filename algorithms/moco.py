@@ -1,31 +1,38 @@
-"""MoCo v2: each example is told from a queue of past keys by a momentum encoder's key (i-Mix's baseline).
+"""MoCo v2, and i-Mix with the MoCo objective (Lee et al. 2021, eq. 8 and 9): contrast with a queue of past keys.
+
+With x and x' the two views, r a random permutation of the batch and λ_i ~ Beta(α, α), λ_i ≥ 1/2,
 
     k_i = z_key(x'_i), the key encoder's parameters following: θ_key ← m θ_key + (1-m) θ
-    L_i = cos(z(x_i), [k_i ; queue]) / τ
-    loss = mean_i CE(L_i, 0)
+    L_i = cos(z(mix(x_i, x_r(i); λ_i)), [k_1 ... k_n ; queue]) / τ
+    loss = mean_i λ_i CE(L_i, i) + (1-λ_i) CE(L_i, r(i))
 
-and then the keys of the batch enter the queue, first in first out. With ``in_batch_negatives`` the contrast is
-[k_1 ... k_n ; queue]: the "revised MoCo" of i-Mix (Lee et al. 2021, eq. 8), which is what imix_moco mixes. The head is
-i-Mix's for CIFAR: batch norm after the first layer; after both for speech and tables, none for ImageNet. Its batch norm
-has one set of statistics for anchors and another for keys.
+and then the keys of the batch enter the queue, first in first out. The other keys of the batch are negatives beside the
+queue, since the partner's key has to be one of the classes: the "revised MoCo". Unmixed, λ_i = 1, and MoCo v2 contrasts
+with its own key and the queue alone, L_i = cos(z(x_i), [k_i ; queue]) / τ, unless ``in_batch_negatives`` is set.
+
+The head is i-Mix's for CIFAR: batch norm after the first layer; after both for speech and tables, none for ImageNet.
+Its batch norm has one set of statistics for anchors and another for keys.
 """
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from dabsmix.distributed import gather, own_rows
+from dabsmix.errors import UserError
 from dabsmix.model.encoder import Encoder, mean_features
 from dabsmix.pretext.algorithm import Algorithm, Loss, check_positive, check_share
-from dabsmix.pretext.contrast import products, unit
+from dabsmix.pretext.contrast import mixed_cross_entropy, products, unit
 from dabsmix.pretext.heads import PROJECTION, mlp_head
+from dabsmix.pretext.mixing import check_mixing, mix
 from dabsmix.pretext.momentum import Queue, follow, momentum_copy
 from dabsmix.pretext.views import two_views
 from dabsmix.spec import Batch
 
-__all__ = ["MoCo"]
+__all__ = ["NAMES", "IMixMoCo", "MoCo"]
+
+NAMES = {"imix_moco": "IMixMoCo"}
 
 
 class MoCo(Algorithm):
@@ -33,6 +40,9 @@ class MoCo(Algorithm):
 
     Args:
         encoder: what is trained.
+        mixing: how two examples' tokens are mixed; other than none it needs in_batch_negatives
+        alpha: λ ~ Beta(alpha, alpha); 2 for CovType in the source
+        share: one λ for each example or for the batch; operator, as the source's code: the batch for cutmix
         temperature: divides the cosine similarities; 0.2 for images, 0.5 for speech, 0.1 for tables in the source
         momentum: m of the key encoder
         queue: number of past keys; 65536 for ImageNet in the source
@@ -43,11 +53,15 @@ class MoCo(Algorithm):
     """
 
     num_views: ClassVar[int] = 2
+    added: ClassVar[tuple[str, ...]] = ("mixing", "alpha", "share")
 
     def __init__(
         self,
         encoder: Encoder,
         *,
+        mixing: Literal["none", "mixup", "patch", "cutmix"] = "none",
+        alpha: float = 1.0,
+        share: Literal["operator", "example", "batch"] = "operator",
         temperature: float = 0.2,
         momentum: float = 0.999,
         queue: int = 4096,
@@ -57,8 +71,16 @@ class MoCo(Algorithm):
         head_norm: Literal["none", "first", "both"] = "first",
     ) -> None:
         super().__init__(encoder)
-        check_positive(temperature=temperature, queue=queue)
+        check_positive(alpha=alpha, temperature=temperature, queue=queue)
+        check_mixing(mixing, encoder.num_tokens)
         check_share(momentum=momentum)
+        if mixing != "none" and not in_batch_negatives:
+            raise UserError(
+                f"--mixing {mixing} needs --in-batch-negatives: the partner's key has to be in the contrast"
+            )
+        self.mixing = mixing
+        self.alpha = alpha
+        self.share = share
         self.temperature = temperature
         self.momentum = momentum
         self.in_batch_negatives = in_batch_negatives
@@ -70,27 +92,44 @@ class MoCo(Algorithm):
         self.queue = Queue(queue, PROJECTION)
 
     def forward(self, batch: Batch) -> Loss:
-        """The contrast of the first view against the keys of the second and of the past."""
+        """The contrast of the first view, mixed or not, against the keys of the second and of the past."""
         rng = np.random.default_rng(batch.seed)
         anchor, key = two_views(self.encoder, self.key_encoder, batch.views, rng, self.views, self.inputmix)
-        anchors = unit(self.head(mean_features(self.encoder, anchor.own)))
+        mixed, partner = mix(anchor, rng, self.mixing, self.alpha, self.share)
+        anchors = unit(self.head(mean_features(self.encoder, mixed.embedded)))
         with torch.no_grad():
             keys = unit(self.key_head(mean_features(self.key_encoder, key.own)))
             everyone = gather(keys)
 
         own = own_rows(anchors)
-        past = products(anchors, self.queue.keys.clone())
         if self.in_batch_negatives:
-            logits = torch.cat([products(anchors, everyone), past], dim=1) / self.temperature
-            target = own
+            logits = products(anchors, torch.cat([everyone, self.queue.keys])) / self.temperature
         else:
+            past = products(anchors, self.queue.keys.clone())  # the backward pass needs them as they were
             logits = torch.cat([(anchors * keys).sum(dim=1, keepdim=True), past], dim=1) / self.temperature
-            target = torch.zeros_like(own)
+            own = partner = torch.zeros_like(own)
+        loss = mixed_cross_entropy(logits, own, partner, mixed.weight).mean()
         self.queue.push(everyone)
-        accuracy = (logits.argmax(dim=1) == target).float().mean()
-        return Loss(F.cross_entropy(logits, target), {"accuracy": accuracy}, None)
+        accuracy = (logits.argmax(dim=1) == own).float().mean()
+        return Loss(loss, {"accuracy": accuracy}, None)
 
     def after_step(self, progress: float) -> None:
-        """Moves the key encoder and its head, before the next step's keys are made."""
+        """Move the key encoder and its head, before the next step's keys are made."""
         follow(self.key_encoder, self.encoder, self.momentum)
         follow(self.key_head, self.head, self.momentum)
+
+
+class IMixMoCo(MoCo):
+    """i-Mix, MoCo: contrast of mixed anchors against a momentum encoder's keys, of this batch and of the past."""
+
+    added: ClassVar[tuple[str, ...]] = ("in_batch_negatives",)
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        *,
+        mixing: Literal["mixup", "patch", "cutmix"] = "mixup",
+        in_batch_negatives: bool = True,
+        **others: Any,
+    ) -> None:
+        super().__init__(encoder, mixing=mixing, in_batch_negatives=in_batch_negatives, **others)

@@ -1,26 +1,33 @@
-"""N-pair: each example is told from the others of its batch by its other view (the baseline of Lee et al. 2021).
+"""N-pair, and i-Mix with the N-pair objective (Lee et al. 2021, eq. 5 and 6): each example is its own class.
 
-    L_ij = cos(z_i, z'_j) / τ            z, z' projections of the two views
-    loss = mean_i CE(L_i, i)
+With x and x' the two views, r a random permutation of the batch and λ_i ~ Beta(α, α), λ_i ≥ 1/2,
 
-Gradient flows through both sides. With identical views dropout is the only difference between them. The head is i-Mix's
-for CIFAR and Speech Commands, with batch norm after both layers; its ImageNet head has none.
+    L_ij = cos(z(mix(x_i, x_r(i); λ_i)), z(x'_j)) / τ
+    loss = mean_i λ_i CE(L_i, i) + (1-λ_i) CE(L_i, r(i))
+
+Unmixed, λ_i = 1 and the loss is mean_i CE(L_i, i), the baseline of i-Mix. Tokens are mixed, for every modality. Patch
+mixing and cutmix weight the label by the share of tokens that an example keeps.
+
+Gradient flows through both sides. With identical views, dropout is the only difference between them. The head is
+i-Mix's for CIFAR and Speech Commands, with batch norm after both layers; its ImageNet head has none.
 """
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
-import torch.nn.functional as F
 
 from dabsmix.distributed import own_rows
 from dabsmix.model.encoder import Encoder, mean_features
 from dabsmix.pretext.algorithm import Algorithm, Loss, check_positive
-from dabsmix.pretext.contrast import similarities
+from dabsmix.pretext.contrast import mixed_cross_entropy, similarities
 from dabsmix.pretext.heads import mlp_head
+from dabsmix.pretext.mixing import check_mixing, mix
 from dabsmix.pretext.views import two_views
 from dabsmix.spec import Batch
 
-__all__ = ["NPair"]
+__all__ = ["NAMES", "IMixNPair", "NPair"]
+
+NAMES = {"imix_npair": "IMixNPair"}
 
 
 class NPair(Algorithm):
@@ -28,6 +35,9 @@ class NPair(Algorithm):
 
     Args:
         encoder: what is trained.
+        mixing: how two examples' tokens are mixed
+        alpha: λ ~ Beta(alpha, alpha); 2 for CovType in the source
+        share: one λ for each example or for the batch; operator, as the source's code: the batch for cutmix
         temperature: divides the cosine similarities; 0.2 for images, 0.5 for speech, 0.1 for tables in the source
         views: how the two views of an example differ
         inputmix: auxiliary examples mixed into each view, labels untouched
@@ -35,31 +45,52 @@ class NPair(Algorithm):
     """
 
     num_views: ClassVar[int] = 2
+    added: ClassVar[tuple[str, ...]] = ("mixing", "alpha", "share")
 
     def __init__(
         self,
         encoder: Encoder,
         *,
+        mixing: Literal["none", "mixup", "patch", "cutmix"] = "none",
+        alpha: float = 1.0,
+        share: Literal["operator", "example", "batch"] = "operator",
         temperature: float = 0.2,
         views: Literal["identical", "noise", "augment"] = "identical",
         inputmix: Literal[0, 1, 2] = 0,
         head_norm: Literal["none", "first", "both"] = "both",
     ) -> None:
         super().__init__(encoder)
-        check_positive(temperature=temperature)
+        check_positive(alpha=alpha, temperature=temperature)
+        check_mixing(mixing, encoder.num_tokens)
+        self.mixing = mixing
+        self.alpha = alpha
+        self.share = share
         self.temperature = temperature
         self.views = views
         self.inputmix = inputmix
         self.head = mlp_head(encoder.width, encoder.width, head_norm)
 
     def forward(self, batch: Batch) -> Loss:
-        """The contrast of the first view against the second."""
+        """The contrast of the first view, mixed or not, against the second."""
         rng = np.random.default_rng(batch.seed)
         anchor, key = two_views(self.encoder, self.encoder, batch.views, rng, self.views, self.inputmix)
-        features = mean_features(self.encoder, anchor.own, key.own)
+        mixed, partner = mix(anchor, rng, self.mixing, self.alpha, self.share)
+        features = mean_features(self.encoder, mixed.embedded, key.own)
         anchors, keys = self.head(features).chunk(2)
 
         logits, own = similarities(anchors, keys, self.temperature), own_rows(anchors)
+        loss = mixed_cross_entropy(logits, own, partner, mixed.weight).mean()
         accuracy = (logits.argmax(dim=1) == own).float().mean()
         clean = features.chunk(2)[1].detach() if key.clean else None
-        return Loss(F.cross_entropy(logits, own), {"accuracy": accuracy}, clean)
+        return Loss(loss, {"accuracy": accuracy}, clean)
+
+
+class IMixNPair(NPair):
+    """i-Mix, N-pair: contrast of mixed anchors against unmixed keys."""
+
+    added: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(
+        self, encoder: Encoder, *, mixing: Literal["mixup", "patch", "cutmix"] = "mixup", **others: Any
+    ) -> None:
+        super().__init__(encoder, mixing=mixing, **others)

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from dabsmix.errors import UserError
-from dabsmix.registry import algorithm_dabs, algorithm_flags, domain
+from dabsmix.registry import algorithm_added, algorithm_dabs, algorithm_flags, canonical_algorithm, domain
 from dabsmix.scoring.results import Protocols
 from dabsmix.source import Modality, Source, read_options
 
@@ -135,10 +135,14 @@ def resolve(config: PretrainConfig, domain_batch_size: int) -> tuple[PretrainCon
     recipe = Recipe(**values)
     if config.source.domain is not None:  # an alias is the same data
         config = replace(config, source=replace(config.source, domain=domain(config.source.domain).name))
-    hyper = {flag.name: flag.default for flag in algorithm_flags(config.algo)}
-    if config.source.protocol == "dabs":
-        hyper |= algorithm_dabs(config.algo)
-    return replace(config, **asdict(recipe), hyper=hyper | dict(config.hyper)), recipe
+    algo = canonical_algorithm(config.algo)
+    defaults = {flag.name: flag.default for flag in algorithm_flags(algo)}
+    dabs = algorithm_dabs(algo) if config.source.protocol == "dabs" else {}
+    hyper = defaults | dabs | dict(config.hyper)
+    for name in algorithm_added(algo):
+        if hyper[name] == defaults[name]:
+            del hyper[name]
+    return replace(config, **asdict(recipe), algo=algo, hyper=hyper), recipe
 
 
 NOT_IN_HASH = ("out", "data_root", "resume", "checkpoint_every", "checkpoint_minutes")

@@ -26,11 +26,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Flag",
+    "algorithm_added",
     "algorithm_class",
     "algorithm_dabs",
     "algorithm_flags",
     "algorithm_summary",
     "algorithms",
+    "canonical_algorithm",
     "domain",
     "domains",
 ]
@@ -48,84 +50,183 @@ def _entry_points(group: str) -> dict[str, EntryPoint]:
 
 
 def algorithms() -> list[str]:
-    """Names of the algorithms to be had: our files and entry points of group ``dabsmix.algorithms``."""
-    ours = _stems(dabsmix.algorithms)
-    theirs = _entry_points("dabsmix.algorithms")
+    """Names of the available algorithms: our files, their presets, and entry points of group ``dabsmix.algorithms``."""
+    ours, theirs = _ours(), _entry_points("dabsmix.algorithms")
     _refuse_twice(ours, theirs, "algorithm")
-    return sorted([*ours, *theirs])
+    return sorted([*(name for name in ours if canonical_algorithm(name) == name), *theirs])
 
 
-def _module_and_class(name: str) -> tuple[str, str | None]:
-    """Where an algorithm lives: its module, and its class where the name states one."""
+def canonical_algorithm(name: str) -> str:
+    """The name under which an algorithm is recorded and hashed: an alias becomes the name of its file."""
+    module, cls = _ours().get(name, (name, ""))
+    return module if _is_named(cls, module) else name
+
+
+@cache
+def _ours() -> dict[str, tuple[str, str]]:
+    """Of each name of an algorithm of ours, the file and the class: the file's own name and those in its ``NAMES``."""
+    found: dict[str, tuple[str, str]] = {}
+    for stem in _stems(dabsmix.algorithms):
+        module = _Source.of(f"dabsmix.algorithms.{stem}")
+        assert module is not None
+        classes = {stem: stem.replace("_", "")} | module.constant("NAMES", {})
+        for name, cls in classes.items():
+            _refuse_twice([name], found, "algorithm")
+            found[name] = (stem, cls)
+    return found
+
+
+def _is_named(cls: str, name: str) -> bool:
+    return cls.lower() == name.replace("_", "").lower()
+
+
+def _module_and_class(name: str) -> tuple[str, str]:
+    """Where an algorithm lives: its module, and the name of its class in any case."""
     if ":" in name:
         module, _, cls = name.partition(":")
         return module, cls
-    if name in _stems(dabsmix.algorithms):
-        return f"dabsmix.algorithms.{name}", None
+    if name in _ours():
+        stem, cls = _ours()[name]
+        return f"dabsmix.algorithms.{stem}", cls
     points = _entry_points("dabsmix.algorithms")
     if name in points:
-        return points[name].module, points[name].attr or None
+        return points[name].module, points[name].attr or name.replace("_", "")
     known = algorithms()
     raise UserError(
-        f"unknown algorithm {name!r}{did_you_mean(name, known)}; there are: {', '.join(known)}; "
+        f"unknown algorithm {name!r}{did_you_mean(name, [*known, *_ours()])}; there are: {', '.join(known)}; "
         "your own is --algo my_package.my_module:MyClass"
     )
 
 
-def _source(name: str) -> tuple[ast.Module, str, str | None]:
+@dataclass(frozen=True)
+class _Source:
+    """A module's source, parsed and not run."""
+
+    module: str
+    path: str
+    tree: ast.Module
+
+    @classmethod
+    def of(cls, module: str) -> _Source | None:
+        """The module of this name, or None where there is none."""
+        try:
+            spec = importlib.util.find_spec(module)
+        except ModuleNotFoundError:
+            return None
+        if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
+            return None
+        return cls(module, spec.origin, ast.parse(Path(spec.origin).read_text(encoding="utf-8")))
+
+    def find_class(self, name: str) -> ast.ClassDef | None:
+        """The class of this name, in any case."""
+        classes = [node for node in self.tree.body if isinstance(node, ast.ClassDef)]
+        return next((node for node in classes if _is_named(node.name, name)), None)
+
+    def constant(self, name: str, default: Any) -> Any:
+        """The literal value of a module's name."""
+        return _constant(self.tree.body, name, default, self.path)
+
+    def import_of(self, name: str) -> tuple[str, str] | None:
+        """The module that a name is imported from, and its name there."""
+        for node in self.tree.body:
+            if isinstance(node, ast.ImportFrom):
+                for each in node.names:
+                    if (each.asname or each.name) == name:
+                        dots = "." * node.level
+                        package = self.module.rpartition(".")[0]
+                        module = importlib.util.resolve_name(dots + (node.module or ""), package)
+                        return module, each.name
+        return None
+
+
+def _constant(body: list[ast.stmt], name: str, default: Any, where: str) -> Any:
+    """The literal value that is assigned to ``name`` in the body of a module or class."""
+    for statement in body:
+        match statement:
+            case ast.AnnAssign(target=ast.Name(target), value=ast.expr() as value):
+                pass
+            case ast.Assign(targets=[ast.Name(target)], value=value):
+                pass
+            case _:
+                continue
+        if target == name:
+            try:
+                return ast.literal_eval(value)
+            except ValueError as error:
+                raise UserError(f"{where}: {name} must be a literal, got {ast.unparse(value)}") from error
+    return default
+
+
+def _lineage(name: str) -> list[tuple[ast.ClassDef, _Source]]:
+    """An algorithm's class and its base classes, as far as they are imported by name, read from their sources."""
     module, cls = _module_and_class(name)
     if module == "__main__":
         raise UserError(f"{name}: flags are read from a file, so an algorithm needs one of its own, as my_file:{cls}")
     if ":" in name and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # a file in the folder where one works; a console script does not look there
-    try:
-        found = importlib.util.find_spec(module)
-    except ModuleNotFoundError:
-        found = None
-    if found is None or found.origin is None:
+    source = _Source.of(module)
+    if source is None:
         raise UserError(
             f"--algo {name}: no module {module!r} in this folder or among the installed packages; "
             f"start where {module.partition('.')[0]} lies, or install its package"
         )
-    return ast.parse(Path(found.origin).read_text(encoding="utf-8")), found.origin, cls
-
-
-def _class_node(name: str) -> tuple[ast.ClassDef, str, ast.Module]:
-    tree, path, cls = _source(name)
-    wanted = (cls or name.replace("_", "")).lower()
-    for node in tree.body:
-        if isinstance(node, ast.ClassDef) and node.name.lower() == wanted:
-            return node, path, tree
-    raise UserError(f"{path}: no class {cls or name.replace('_', '')!r} (upper and lower case do not matter) in it")
+    node = source.find_class(cls)
+    if node is None:
+        raise UserError(f"{source.path}: no class {cls!r} (upper and lower case do not matter) in it")
+    lineage = [(node, source)]
+    while node.bases and isinstance(base := node.bases[0], ast.Name):
+        found = source.find_class(base.id)
+        if found is None and (place := source.import_of(base.id)) is not None:
+            module, cls = place
+            if module.partition(".")[0] == "torch" or (other := _Source.of(module)) is None:
+                break
+            source, found = other, other.find_class(cls)
+        if found is None or found is node:
+            break
+        node = found
+        lineage.append((node, source))
+    return lineage
 
 
 def algorithm_class(name: str) -> type[Algorithm]:
     """The class behind a name; imports torch.
 
     Raises:
-        UserError: no such algorithm, what is there is none, or it has hyperparameters that its file does not state.
+        UserError: there is no such algorithm, its class is not an algorithm, or it has hyperparameters that its source
+            does not state.
     """
     from dabsmix.pretext.algorithm import Algorithm
 
-    module, _ = _module_and_class(name)
-    node, path, _ = _class_node(name)
-    cls = getattr(importlib.import_module(module), node.name)
+    node, source = _lineage(name)[0]
+    cls = getattr(importlib.import_module(source.module), node.name)
     if not (isinstance(cls, type) and issubclass(cls, Algorithm)):
-        raise UserError(f"{path}: {node.name} is no subclass of dabsmix.pretext.algorithm.Algorithm")
-    keywords = {key for key, p in inspect.signature(cls).parameters.items() if p.kind is p.KEYWORD_ONLY}
-    unread = keywords - {flag.name for flag in algorithm_flags(name)}
-    if unread or dict(cls.dabs) != algorithm_dabs(name):
-        what = f"the constructor's keywords {', '.join(sorted(unread))}" if unread else "the class attribute dabs"
+        raise UserError(f"{source.path}: {node.name} is not a subclass of dabsmix.pretext.algorithm.Algorithm")
+    unread = _keywords(cls) - {flag.name for flag in algorithm_flags(name)}
+    if unread or dict(cls.dabs) != algorithm_dabs(name) or tuple(cls.added) != algorithm_added(name):
+        what = f"the keywords {', '.join(sorted(unread))}" if unread else "the class attribute dabs or added"
         raise UserError(
-            f"{path}: {node.name} inherits or computes {what}: flags are read from the class, repeat it there"
+            f"{source.path}: {node.name} computes {what}, or inherits it from a class that is not imported by name: "
+            "flags are read from the source, so state it in the class"
         )
     return cls
 
 
+def _keywords(cls: type) -> set[str]:
+    """The keywords that a class's constructors take, up to the first that passes none on to its base class."""
+    found: set[str] = set()
+    for each in cls.__mro__:
+        if "__init__" in vars(each):
+            parameters = inspect.signature(vars(each)["__init__"]).parameters.values()
+            found |= {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
+            if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+                break
+    return found
+
+
 def algorithm_summary(name: str) -> str:
     """First line of the algorithm's docstring, read without importing it."""
-    node, _, tree = _class_node(name)
-    return (ast.get_docstring(node) or ast.get_docstring(tree) or "").partition("\n")[0]
+    node, source = _lineage(name)[0]
+    return (ast.get_docstring(node) or ast.get_docstring(source.tree) or "").partition("\n")[0]
 
 
 @dataclass(frozen=True)
@@ -141,46 +242,54 @@ class Flag:
 def algorithm_flags(name: str) -> list[Flag]:
     """The hyperparameters of an algorithm, read from its source without importing torch.
 
+    They are the keywords of its constructor and, where this takes ``**others``, of its base class's.
+
     Raises:
         UserError: the algorithm is unknown, or a keyword has no plain type or no literal default.
     """
-    node, path, _ = _class_node(name)
-    init = next((n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"), None)
-    if init is None:
-        return []
-    helps = _args_section(ast.get_docstring(node) or "") | _args_section(ast.get_docstring(init) or "")
-    flags = []
-    for arg, default in zip(init.args.kwonlyargs, init.args.kw_defaults, strict=True):
-        if default is None or arg.annotation is None:
-            raise UserError(f"{path}: hyperparameter {arg.arg!r} of {node.name} needs a type and a default")
-        try:
-            value = ast.literal_eval(default)
-            kind = _plain_type(arg.annotation)
-        except ValueError as error:
-            raise UserError(
-                f"{path}: hyperparameter {arg.arg!r} of {node.name} must be bool, int, float, str or a Literal "
-                f"with a literal default, got {ast.unparse(arg.annotation)} = {ast.unparse(default)}"
-            ) from error
-        flags.append(Flag(arg.arg, kind, value, helps.get(arg.arg, "")))
-    return flags
+    constructors = []
+    for node, source in _lineage(name):
+        init = next((n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"), None)
+        if init is not None:
+            constructors.append((node, source, init))
+            if init.args.kwarg is None:
+                break
+    flags: dict[str, Flag] = {}
+    for node, source, init in reversed(constructors):  # a subclass's own defaults come last, and count
+        helps = _args_section(ast.get_docstring(node) or "") | _args_section(ast.get_docstring(init) or "")
+        for arg, default in zip(init.args.kwonlyargs, init.args.kw_defaults, strict=True):
+            if default is None or arg.annotation is None:
+                raise UserError(f"{source.path}: hyperparameter {arg.arg!r} of {node.name} needs a type and a default")
+            try:
+                value = ast.literal_eval(default)
+                kind = _plain_type(arg.annotation)
+            except ValueError as error:
+                raise UserError(
+                    f"{source.path}: hyperparameter {arg.arg!r} of {node.name} must be bool, int, float, str or a "
+                    f"Literal with a literal default, got {ast.unparse(arg.annotation)} = {ast.unparse(default)}"
+                ) from error
+            inherited = flags[arg.arg].help if arg.arg in flags else ""
+            flags[arg.arg] = Flag(arg.arg, kind, value, helps.get(arg.arg, inherited))
+    return list(flags.values())
 
 
 def algorithm_dabs(name: str) -> dict[str, Any]:
     """What ``--protocol dabs`` sets for an algorithm: its class attribute ``dabs``, read without importing torch."""
-    node, path, _ = _class_node(name)
-    for statement in node.body:
-        match statement:
-            case ast.AnnAssign(target=ast.Name("dabs"), value=ast.expr() as value):
-                pass
-            case ast.Assign(targets=[ast.Name("dabs")], value=value):
-                pass
-            case _:
-                continue
-        try:
-            return dict(ast.literal_eval(value))
-        except ValueError as error:
-            raise UserError(f"{path}: {node.name}.dabs must be a literal dict") from error
-    return {}
+    return dict(_class_constant(name, "dabs", {}))
+
+
+def algorithm_added(name: str) -> tuple[str, ...]:
+    """The hyperparameters in an algorithm's class attribute ``added``, read without importing torch."""
+    return tuple(_class_constant(name, "added", ()))
+
+
+def _class_constant(name: str, attribute: str, default: Any) -> Any:
+    missing = object()
+    for node, source in _lineage(name):
+        value = _constant(node.body, attribute, missing, f"{source.path}: {node.name}")
+        if value is not missing:
+            return value
+    return default
 
 
 def _plain_type(annotation: ast.expr) -> Any:
@@ -217,7 +326,7 @@ def _args_section(doc: str) -> dict[str, str]:
 
 @cache
 def domains() -> dict[str, Domain]:
-    """Every domain to be had, by name: our files and entry points of group ``dabsmix.domains``.
+    """Every available domain, by name: our files and entry points of group ``dabsmix.domains``.
 
     An entry point names a module with ``DOMAINS``, or that tuple itself.
     """

@@ -61,3 +61,30 @@ def test_a_hash_stays_what_it_was(
         (tmp_path / "options.yaml").write_text(OPTIONS)
     config, _ = resolve(PretrainConfig(Source(**source), **settings), 128)
     assert config_hash(config) == digest
+
+
+def resolved(algo: str, **hyper: Any) -> PretrainConfig:
+    return resolve(PretrainConfig(Source("digits"), algo=algo, hyper=hyper), 128)[0]
+
+
+def test_an_alias_is_hashed_and_recorded_as_the_name_of_its_file() -> None:
+    assert resolved("capri") == resolved("contpred")
+    assert config_hash(resolved("capri", rate=0.3)) == config_hash(resolved("contpred", rate=0.3))
+
+
+def test_young_hyperparameters_enter_where_they_differ_from_the_default_of_their_name() -> None:
+    assert resolved("moco", mixing="none", alpha=1.0).hyper.keys() == {
+        "temperature",
+        "momentum",
+        "queue",
+        "in_batch_negatives",
+        "views",
+        "inputmix",
+        "head_norm",
+    }
+    assert "in_batch_negatives" not in resolved("imix_moco", in_batch_negatives=True).hyper
+    assert resolved("imix_moco").hyper["mixing"] == "mixup"  # as old as imix_moco
+    mixed = resolved("npair", mixing="cutmix")
+    assert mixed.hyper["mixing"] == "cutmix"
+    assert "alpha" not in mixed.hyper
+    assert config_hash(mixed) != config_hash(resolved("npair"))

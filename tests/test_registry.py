@@ -152,7 +152,7 @@ def test_one_name_for_two_algorithms_is_refused(package: Callable[[str, str], Pa
         ("dmxi", "unknown algorithm 'dmxi' .did you mean 'dmix'.*contdmix"),
         ("nowhere.at_all:Foo", "no module 'nowhere.at_all' in this folder"),
         ("theirs.rotate:Spin", "no class 'Spin'"),
-        ("theirs.other:Other", "Other is no subclass"),
+        ("theirs.other:Other", "Other is not a subclass"),
     ],
 )
 def test_what_is_not_there_is_named(package: Callable[[str, str], Path], name: str, message: str) -> None:
@@ -180,20 +180,61 @@ def test_a_keyword_that_can_be_no_flag_is_refused(
         plugins.algorithm_flags("theirs.odd:Odd")
 
 
-def test_what_the_class_itself_does_not_state_is_refused(package: Callable[[str, str], Path]) -> None:
+def test_flags_and_attributes_are_inherited_from_a_base_class(package: Callable[[str, str], Path]) -> None:
     package("rotate", OURS)
-    heads = "from typing import ClassVar\nfrom theirs.rotate import Rotate\n\n"
-    package("spin", heads + "class Spin(Rotate):\n    pass\n")
-    with pytest.raises(UserError, match=r"Spin inherits or computes the constructor's keywords flip, mode, weight"):
-        plugins.algorithm_class("theirs.spin:Spin")
-    repeated = "    def __init__(self, encoder, *, weight: float = 3.0):\n        super().__init__(encoder)\n"
-    package("turn", heads + "class Turn(Rotate):\n" + repeated)
-    with pytest.raises(UserError, match=r"Turn inherits or computes the class attribute dabs"):
-        plugins.algorithm_class("theirs.turn:Turn")
-    package("roll", heads + "class Roll(Rotate):\n    dabs = {'weight': 4.0}\n" + repeated)  # not annotated
-    assert plugins.algorithm_class("theirs.roll:Roll").dabs == {"weight": 4.0}
+    heads = "from theirs.rotate import Rotate as Turned\nfrom typing import Any\n\n"
+    package("spin", heads + "class Spin(Turned):\n    added = ('flip',)\n")
+    package(
+        "turn",
+        "from .spin import Spin\n\nclass Turn(Spin):\n"
+        "    def __init__(self, encoder, *, mode: str = 'b', **others):\n"
+        "        super().__init__(encoder, mode=mode, **others)\n",
+    )
+    package(
+        "roll",
+        heads + "class Roll(Turned):\n    dabs = {'weight': 4.0}\n\n"  # not annotated
+        "    def __init__(self, encoder, *, weight: float = 3.0):\n        super().__init__(encoder)\n",
+    )
+    defaults = {
+        name: {flag.name: flag.default for flag in plugins.algorithm_flags(name)}
+        for name in ("theirs.spin:Spin", "theirs.turn:Turn", "theirs.roll:Roll")
+    }
+    assert list(defaults.values()) == [
+        {"weight": 1.0, "mode": "a", "flip": True},
+        {"weight": 1.0, "mode": "b", "flip": True},  # in the base class's order
+        {"weight": 3.0},  # takes nothing for its base class
+    ]
+    assert plugins.algorithm_flags("theirs.turn:Turn")[1].help == "one of two, told apart by nothing"
+    assert plugins.algorithm_added("theirs.turn:Turn") == ("flip",)
+    assert plugins.algorithm_dabs("theirs.turn:Turn") == {"weight": 2.0}
     assert plugins.algorithm_dabs("theirs.roll:Roll") == {"weight": 4.0}
-    check_algorithm(plugins.algorithm_class("theirs.roll:Roll"))
+    assert not any(name.startswith("theirs.") for name in sys.modules)  # read, not run
+    for name in defaults:
+        check_algorithm(plugins.algorithm_class(name))
+
+
+def test_what_no_source_states_is_refused(package: Callable[[str, str], Path]) -> None:
+    package("rotate", OURS)
+    package("spin", "import theirs.rotate as r\n\nclass Spin(r.Rotate):\n    pass\n")
+    with pytest.raises(UserError, match=r"Spin computes the keywords flip, mode, weight, or inherits it from"):
+        plugins.algorithm_class("theirs.spin:Spin")
+    package("turn", OURS.replace('= {"weight": 2.0}', "= dict(weight=2.0)"))
+    with pytest.raises(UserError, match=r"Rotate: dabs must be a literal, got dict\(weight=2.0\)"):
+        plugins.algorithm_class("theirs.turn:Rotate")
+
+
+def test_presets_and_aliases_are_names_in_a_file() -> None:
+    assert "imix_npair" in plugins.algorithms()
+    assert plugins.algorithm_class("imix_npair").__module__ == "dabsmix.algorithms.npair"
+    assert plugins.algorithm_class("capri") is plugins.algorithm_class("contpred")
+    assert "capri" not in plugins.algorithms()  # the same algorithm is listed once
+    assert [plugins.canonical_algorithm(name) for name in ("capri", "imix_npair", "contpred", "theirs.x:Y", "?")] == [
+        "contpred",
+        "imix_npair",
+        "contpred",
+        "theirs.x:Y",
+        "?",
+    ]
 
 
 def test_a_file_in_the_working_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

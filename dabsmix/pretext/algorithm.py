@@ -1,8 +1,12 @@
 """What a pretraining algorithm is to the harness.
 
-An algorithm file (``algorithms/NAME.py``) holds one public subclass of `Algorithm` whose name is the file's without
+An algorithm file (``algorithms/NAME.py``) holds a public subclass of `Algorithm` whose name is the file's without
 underscores, in any case. Its constructor's keywords are its hyperparameters and its flags on the command line: they
-are read from the source without running it, so each has a plain type and a literal default.
+are read from the source without running it, so each has a plain type and a literal default. A subclass that takes
+``**others`` for its base class, or has no constructor, inherits the base's flags.
+
+The file may give further names, ``NAMES = {"imix_npair": "IMixNPair", "capri": "ContPred"}``: a subclass with defaults
+of its own is a preset, and a second name of the file's class is an alias.
 """
 
 from collections.abc import Mapping
@@ -53,6 +57,9 @@ class Algorithm(nn.Module):
     """False: there is nothing to optimise, and the run is written at step 0."""
     dabs: ClassVar[Mapping[str, object]] = {}
     """The hyperparameters that ``--protocol dabs`` sets, the reference's faults included."""
+    added: ClassVar[tuple[str, ...]] = ()
+    """Hyperparameters that are younger than the algorithm's first runs. They are recorded, and hashed, only where they
+    differ from their defaults, so that the earlier runs keep their hash."""
     views: str = "identical"
     """How views differ: ``identical``, ``noise`` (drawn by the algorithm) or ``augment`` (the domain's own)."""
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dabsmix.distributed import local, to_device, world_size
+from dabsmix.distributed import local, own_rows, to_device, world_size
 from dabsmix.errors import UserError
 from dabsmix.model.encoder import Embedded
 from dabsmix.pretext.masking import choose, draw_order, real_tokens
@@ -34,7 +34,7 @@ __all__ = [
     "patch_mix",
 ]
 
-Mixing = Literal["mixup", "patch", "cutmix"]
+Mixing = Literal["none", "mixup", "patch", "cutmix"]
 Share = Literal["operator", "example", "batch"]
 
 
@@ -161,11 +161,14 @@ def mix(view: View, rng: np.random.Generator, mixing: Mixing, alpha: float, shar
     Args:
         view: what is mixed.
         rng: this step's generator.
-        mixing: mixup, patch mixing or cutmix.
+        mixing: mixup, patch mixing or cutmix; with none every example is its own partner, and nothing is drawn.
         alpha: λ ~ Beta(α, α).
         share: λ for each ``example``, one for the ``batch``, or as the code of i-Mix has it for the ``operator``: for
             each example, but for cutmix one λ and one block for the batch.
     """
+    if mixing == "none":
+        tokens = view.own.tokens
+        return Mixed(view.own, torch.ones(len(tokens), device=tokens.device)), own_rows(tokens)
     one = share == "batch" or (share == "operator" and mixing == "cutmix")
     pairs = draw_pairs(rng, view.own, alpha, one_weight=one)
     partner = view.rows(pairs.partner)
@@ -178,5 +181,5 @@ def mix(view: View, rng: np.random.Generator, mixing: Mixing, alpha: float, shar
             block = draw_block(rng, view.encoder.specs, view.own, pairs.weight, one_block=one)
             mixed = cutmix(view.own, partner, block)
         case _:
-            raise UserError(f"mixing must be mixup, patch or cutmix, got {mixing!r}")
+            raise UserError(f"mixing must be none, mixup, patch or cutmix, got {mixing!r}")
     return mixed, pairs.partner

@@ -7,7 +7,8 @@ import pytest
 from dabsmix.registry import algorithm_flags, algorithms
 
 VIEWS = {"views": "identical", "inputmix": 0}  # identical for all: the comparison that knows nothing of the domain
-MIXING = {"mixing": "mixup", "alpha": 1.0, "share": "operator"}  # λ as often as i-Mix's code draws it
+UNMIXED = {"mixing": "none", "alpha": 1.0, "share": "operator"}
+MIXING = {**UNMIXED, "mixing": "mixup"}  # λ as often as i-Mix's code draws it
 NPAIR = {"temperature": 0.2, "head_norm": "both", **VIEWS}
 MOCO = {"temperature": 0.2, "queue": 4096, "momentum": 0.999, "head_norm": "first", **VIEWS}
 BYOL = {"momentum": 0.999, "head_norm": "first", "predictor_norm": "first", **VIEWS}
@@ -41,15 +42,15 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "detach_targets": False,
     },
     # i-Mix and its baselines
-    "npair": NPAIR,
-    "simclr": NPAIR,
-    "supcon": NPAIR,
-    "moco": {**MOCO, "in_batch_negatives": False},
-    "byol": BYOL,
+    "npair": {**NPAIR, **UNMIXED},
+    "simclr": {**NPAIR, **UNMIXED},
+    "supcon": {**NPAIR, **UNMIXED},
+    "moco": {**MOCO, **UNMIXED, "in_batch_negatives": False},
+    "byol": {**BYOL, **UNMIXED},
     "imix_npair": {**NPAIR, **MIXING},
     "imix_simclr": {**NPAIR, **MIXING},
     "imix_supcon": {**NPAIR, **MIXING},
-    "imix_moco": {**MOCO, **MIXING},
+    "imix_moco": {**MOCO, **MIXING, "in_batch_negatives": True},
     "imix_byol": {**BYOL, **MIXING},
 }
 
