@@ -384,7 +384,14 @@ def _audit(config: AuditConfig) -> None:
     from dabsmix.data.audit import audit, render
     from dabsmix.source import load
 
-    print(render(audit(load(config.source)), as_json=config.json))
+    data = load(config.source)
+    findings = audit(data)
+    if not config.json:
+        for line in data.summary:
+            print(line)
+    print(render(findings, as_json=config.json))
+    if any(finding.severity == "error" for finding in findings):
+        sys.exit(1)
 
 
 def _audit_cache() -> None:

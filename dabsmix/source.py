@@ -143,6 +143,8 @@ def read_options(path: Path | None) -> dict[str, Any]:
         return {}
     try:
         options = yaml.safe_load(path.expanduser().read_text(encoding="utf-8")) or {}
+    except FileNotFoundError as error:
+        raise UserError(f"--options {path}: no such file") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"--options {path}: {' '.join(str(error).split())}") from error
     if not isinstance(options, dict):

@@ -52,17 +52,23 @@ def array_pixels(read: Callable[[], NDArray[np.uint8]]) -> Callable[[int, int], 
 
 
 def opened(path: Path) -> Image:
-    """The whole image as RGB.
+    """The whole image as RGB. One with 16 bits a channel is scaled to 8.
 
     Raises:
-        UserError: it is missing, damaged, or has more than 8 bits a channel, which PIL would clip without a word.
+        UserError: it is missing, damaged, larger than PIL's limit, or has values beyond 16 bits, which PIL would clip.
     """
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with Image.open(path) as image:
-            if image.mode.startswith(("I", "F")):
-                raise UserError(f"{path}: more than 8 bits a channel (mode {image.mode}); convert it to 8 bits")
+        with Image.open(path) as file:
+            image: Image.Image = file
+            if image.mode.startswith("I"):
+                values = np.asarray(image)
+                if values.min() < 0 or values.max() > 0xFFFF:
+                    raise UserError(f"{path}: values beyond 16 bits (mode {image.mode}); convert it to 8 or 16 bits")
+                image = Image.fromarray(np.round(values / 257).astype(np.uint8))
+            elif image.mode == "F":
+                raise UserError(f"{path}: values are floats (mode F); convert it to 8 or 16 bits")
             return image.convert("RGB")
     except FileNotFoundError as error:
         raise UserError(f"{path}: the image is missing; the data set's list names it") from error
@@ -70,7 +76,9 @@ def opened(path: Path) -> Image:
         raise UserError(f"{path}: no image, or damaged from its first bytes; fetch it again or remove it") from error
     except UserError:
         raise
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError as error:
+        raise UserError(f"{path}: too large ({error}); make it smaller before, or leave it out") from error
+    except (OSError, SyntaxError, ValueError) as error:
         raise UserError(f"{path}: damaged image ({error}); fetch it again or remove it") from error
 
 

@@ -213,3 +213,19 @@ def test_rendering() -> None:
     assert lines[0].startswith("error   leak       test       30 of its examples (30 %) are in train too (rows ")
     assert lines[0].endswith(", ...)")
     assert json.loads(render(findings, as_json=True))[0]["count"] == 30
+
+
+def test_a_users_own_data_in_the_order_of_their_classes_are_no_reason_to_warn() -> None:
+    from pathlib import Path
+
+    from dabsmix.source import Source
+
+    data = make(label=np.sort(np.arange(600) % 3))
+    assert any(each.check == "order" for each in audit(data))
+    own = replace(data, source=Source(data=Path("photos"), modality="image", label="folder"))
+    assert not any(each.check == "order" for each in audit(own))
+
+
+def test_what_reading_found_is_among_the_findings() -> None:
+    findings = audit(replace(make(), notes=("3 of 300 rows were skipped: no text: 3.",)))
+    assert [each.message for each in findings if each.check == "reading"] == ["3 of 300 rows were skipped: no text: 3."]

@@ -87,10 +87,23 @@ def test_any_eight_bit_image_becomes_rgb(mode: str, tmp_path: Path) -> None:
     assert np.array_equal(np.asarray(opened(path)), expected)
 
 
-def test_sixteen_bits_are_refused_not_clipped(tmp_path: Path) -> None:
-    Image.fromarray(np.full((8, 8), 40000, np.uint16)).save(tmp_path / "deep.png")
-    with pytest.raises(UserError, match=r"deep\.png: more than 8 bits"):
-        opened(tmp_path / "deep.png")
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_sixteen_bits_are_scaled_not_clipped(suffix: str, tmp_path: Path) -> None:
+    values = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
+    Image.fromarray(values).save(tmp_path / f"deep.{suffix}")
+    grey = np.asarray(opened(tmp_path / f"deep.{suffix}"))
+    expected = [[round(int(value) / 257) for value in row] for row in values]
+    assert grey.tolist() == [[[value] * 3 for value in row] for row in expected]
+
+
+def test_floats_and_huge_images_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.fromarray(np.zeros((8, 8), np.float32)).save(tmp_path / "deep.tif")
+    with pytest.raises(UserError, match=r"deep\.tif: values are floats"):
+        opened(tmp_path / "deep.tif")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    Image.new("RGB", (8, 8)).save(tmp_path / "huge.png")
+    with pytest.raises(UserError, match=r"huge\.png: too large .*make it smaller"):
+        opened(tmp_path / "huge.png")
 
 
 @pytest.mark.parametrize(
