@@ -148,7 +148,7 @@ def resolve(config: PretrainConfig, domain_batch_size: int) -> tuple[PretrainCon
 NOT_IN_HASH = ("out", "data_root", "resume", "checkpoint_every", "checkpoint_minutes")
 """Fields that change no number: where a run is written and read from, and whether it was interrupted."""
 
-ADDED: Mapping[str, Any] = {}
+ADDED: Mapping[str, Any] = {"group": None, "ignore": None}
 """Fields of `PretrainConfig` and `Source` that are younger than the hash (commit 6675b1b), each with its default.
 
 A field that has this value is left out of the hash and of ``config.yaml``, so that a run keeps the hash that it had

@@ -44,6 +44,10 @@ class Source:
     """Column (or, for folders, 'folder') that holds the label of your own data; without it nothing is scored."""
     options: Path | None = None
     """YAML with further options for reading your own data (README, "Your own data")."""
+    group: str | None = None
+    """Column of your own data that says which examples belong together; as the option of that name."""
+    ignore: str | None = None
+    """Columns of your own table to leave out, comma separated; as the option of that name."""
     on_bad: Literal["error", "skip"] = "error"
     """What to do with unreadable examples of your own data; skipped ones are counted and listed."""
     protocol: Literal["v1", "dabs"] = "v1"
@@ -71,7 +75,7 @@ class Source:
         if (self.domain is None) == (self.data is None):
             raise UserError("name the data: either --domain NAME (see `dabsmix list domains`) or --data PATH")
         if self.domain is not None:
-            for flag in ("modality", "label", "options"):
+            for flag in ("modality", "label", "options", "group", "ignore"):
                 if (given := getattr(self, flag)) is not None:
                     raise UserError(f"--{flag} {given} is for your own data (--data PATH); leave it out with --domain")
         elif self.modality is None:
@@ -109,7 +113,8 @@ def load(source: Source) -> Data:
     if not path.exists():
         raise UserError(f"--data {source.data}: no such file or folder")
     own = importlib.import_module(f"dabsmix.modalities.{source.modality}").own
-    options = read_options(source.options)
+    flags = {name: getattr(source, name) for name in ("group", "ignore") if getattr(source, name) is not None}
+    options = read_options(source.options) | flags
     _check_options(source, own, options)
     data: Data = own(path, label=source.label, on_bad=source.on_bad, **_root(own, source), **options)
     key = digest([data.fingerprint, json.dumps([source.label, options], sort_keys=True, default=str)])
@@ -158,11 +163,11 @@ def _check_options(source: Source, own: Callable[..., Data], options: Mapping[st
     for name, value in options.items():
         if name not in known:
             raise UserError(
-                f"{source.options}: unknown option {name!r}{did_you_mean(str(name), known)}; "
+                f"{source.options or f'--{name}'}: unknown option {name!r}{did_you_mean(str(name), known)}; "
                 f"{source.modality} data take: {', '.join(known)}"
             )
         if not _is_a(value, kinds[name]):
-            raise UserError(f"{source.options}: {name} is {value!r}, not {known[name]}; fix the line")
+            raise UserError(f"{source.options or f'--{name}'}: {name} is {value!r}, not {known[name]}; fix the line")
 
 
 def _is_a(value: object, kind: Any) -> bool:

@@ -1,6 +1,7 @@
 """Files as users have them: dates, decimal commas, other encodings, jittered times; and what is said about them."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from dabsmix.data.domain import Data
 from dabsmix.errors import UserError
 from dabsmix.modalities import sensor, tabular
+from dabsmix.source import Source, load
 
 N = 60
 
@@ -178,3 +180,23 @@ def test_numbers_that_cannot_be_meant(option: dict[str, float], tmp_path: Path) 
     path = recordings(tmp_path / "r.csv", [np.arange(64) * 0.1])
     with pytest.raises(UserError, match=next(iter(option))):
         sensor.own(path, window=16, **option)  # type: ignore[arg-type]  # by name
+
+
+# --- columns as flags
+
+
+def test_group_and_ignore_as_flags_are_the_options_of_that_name(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame({"id": range(N), "x": rng.normal(size=N), "who": np.arange(N) // 5, "y": ["a", "b"] * 30})
+    table.to_csv(tmp_path / "t.csv", index=False)
+    (tmp_path / "o.yaml").write_text("group: who\nignore: id\n")
+    asked = Source(data=tmp_path / "t.csv", modality="tabular", label="y")
+    by_file = load(replace(asked, options=tmp_path / "o.yaml"))
+    by_flag = load(replace(asked, group="who", ignore="id"))
+    assert by_flag.fingerprint == by_file.fingerprint
+    assert by_flag.notes == by_file.notes
+    assert by_flag.pretrain.rows.tolist() == by_file.pretrain.rows.tolist()
+    with pytest.raises(UserError, match="--ignore: unknown option 'ignore'"):
+        load(Source(data=tmp_path, modality="image", ignore="id"))
+    with pytest.raises(UserError, match="--group who is for your own data"):
+        load(Source("digits", group="who"))
