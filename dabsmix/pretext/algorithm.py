@@ -27,13 +27,12 @@ class Loss(NamedTuple):
     Attributes:
         value: the scalar to minimise: the mean over this process's examples.
         metrics: scalars to log, detached.
-        features: mean-pooled features ``(B, D)`` of the clean examples, detached, where the step has them anyway:
-            the online probe reads them. None where it has not.
+        features: not read any more; algorithm files written for an older version still give it.
     """
 
     value: Tensor
     metrics: Mapping[str, Tensor]
-    features: Tensor | None
+    features: Tensor | None = None
 
 
 class Algorithm(nn.Module):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,7 +22,7 @@ from dabsmix.scoring.metrics import Undefined, metric
 
 __all__ = ["Online", "OnlineProbe", "watch_online"]
 
-PROBE_EVERY = 10  # steps between passes for the probe, where training has no clean features of labelled examples
+EVERY = {"v1": 10, "dabs": 1}  # by protocol: steps between two updates of the probe, the same for every algorithm
 
 
 @dataclass(frozen=True)
@@ -31,48 +33,47 @@ class Online:
         probe: learns as long as training lasts.
         data: which data set these are.
         labelled: its labels.
-        batches: of another data set's training part, from which the probe learns every tenth step by an encoder pass
-            of its own; None where it learns from the examples that are pretrained on, whose clean features most
-            algorithms have anyway (else by a pass every tenth step).
+        every: steps between two updates, each from an encoder pass of its own.
+        clean: whether that pass is in eval mode and in the run's precision; otherwise dropout is on and it is float32,
+            as in DABS's reference.
+        batches: of another data set's training part, from which the probe learns; None where it learns from the
+            examples that are pretrained on.
     """
 
     probe: OnlineProbe
     data: Data
     labelled: Labelled
+    every: int
+    clean: bool
     batches: Batches | None
 
-    def learn(
-        self, encoder: Encoder, step: int, clean: Tensor | None, raw: Raw, seed: int, accelerator: Accelerator
-    ) -> Tensor | None:
-        """What there is to learn after a step; the probe's loss, or None where there was nothing.
+    def learn(self, encoder: Encoder, step: int, raw: Raw, seed: int, accelerator: Accelerator) -> Tensor | None:
+        """One update at every ``every``-th step; the probe's loss, or None at the others.
+
+        What an algorithm computes does not matter here, so that online scores of two algorithms compare.
 
         Args:
             encoder: as it is now.
             step: steps done.
-            clean: mean features ``(B, D)`` of this step's examples, if the step had them.
             raw: this step's examples.
             seed: of this step's draws.
             accelerator: for its mixed precision and device.
         """
+        if step % self.every:
+            return None
         inputs, label = raw.inputs, raw.label
-        if self.batches is not None or self.probe.task.kind == "tokens":
-            clean = None
-        if clean is None:
-            if step % PROBE_EVERY:
-                return None
-            if self.batches is not None:
-                other = self.batches.read(step // PROBE_EVERY - 1)
-                assert other.label is not None
-                inputs = tuple(x.to(accelerator.device) for x in other.inputs)
-                label = other.label.to(accelerator.device)
-            clean = self._encode(encoder, inputs, accelerator)
+        if self.batches is not None:
+            other = self.batches.read(step // self.every - 1)
+            assert other.label is not None
+            inputs = tuple(x.to(accelerator.device) for x in other.inputs)
+            label = other.label.to(accelerator.device)
         assert label is not None
-        return self.probe.learn(clean, label, seed)
+        return self.probe.learn(self._encode(encoder, inputs, accelerator), label, seed)
 
     @torch.no_grad()
     def _encode(self, encoder: Encoder, stored: tuple[Tensor, ...], accelerator: Accelerator) -> Tensor:
-        encoder.eval()
-        with accelerator.autocast():
+        encoder.train(not self.clean)
+        with accelerator.autocast() if self.clean else nullcontext():
             embedded = encoder.embed(self.data.normalise(stored))
             hidden = encoder.encode(embedded)
             tokens = self.probe.task.kind == "tokens"
@@ -91,7 +92,13 @@ class Online:
 
 
 def watch_online(
-    encoder: Encoder, data: Data, other: Data | None, protocol: str, batches: Batches, accelerator: Accelerator
+    encoder: Encoder,
+    data: Data,
+    other: Data | None,
+    protocol: str,
+    every: int | None,
+    batches: Batches,
+    accelerator: Accelerator,
 ) -> Online | None:
     """The online evaluation of a run; None where there are no labels.
 
@@ -100,6 +107,7 @@ def watch_online(
         data: what is pretrained on.
         other: another labelled data set of the same input to learn from and score, or None for `data` itself.
         protocol: the pretraining's.
+        every: steps between two updates of the probe; None for the protocol's.
         batches: the pretraining's; another data set's are as large and seeded alike.
         accelerator: says which process of how many this is.
     """
@@ -111,18 +119,19 @@ def watch_online(
         return None
     label, world = source.label, accelerator.num_processes
     probe = OnlineProbe(encoder.width, task, protocol, task.target_scale(label))
+    watch = partial(Online, probe, watched, watched.labelled, every or EVERY[protocol], protocol != "dabs")
     if other is None:
-        return Online(probe, data, watched.labelled, None)
+        return watch(None)
     size = min(batches.batch_size, len(source)) // world * world
     own = Batches(source, size, seed=batches.seed, rank=accelerator.process_index, world_size=world)
-    return Online(probe, other, watched.labelled, own)
+    return watch(own)
 
 
 class OnlineProbe(nn.Module):
     """A linear head on mean-pooled features, or on every token's; what it reports is called online in every table.
 
-    The features come from training itself: dropout is on, the encoder moves beneath the head. A transfer score is
-    another thing, and comes from ``dabsmix transfer``.
+    The encoder moves beneath the head while it learns. A transfer score is another thing, and comes from
+    ``dabsmix transfer``.
 
     Args:
         width: D.

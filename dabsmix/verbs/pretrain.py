@@ -102,7 +102,7 @@ def pretrain(
             say(line)
         say(f"run: {run.path}")
 
-        online = watch_online(encoder, data, other, source.protocol, batches, accelerator)
+        online = watch_online(encoder, data, other, source.protocol, config.online_every, batches, accelerator)
         state = _Training(algorithm, online)
         start = health(encoder.to(accelerator.device), data, accelerator) if algorithm.trains else {}
         if algorithm.trains:
@@ -211,7 +211,7 @@ def _train(
             for name, value in loss.metrics.items():
                 state.add(name, value)
             if online is not None:
-                learnt = online.learn(encoder, state.step, loss.features, raw, draws, accelerator)
+                learnt = online.learn(encoder, state.step, raw, draws, accelerator)
                 if learnt is not None:
                     state.add("online_loss", learnt)
 

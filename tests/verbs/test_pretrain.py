@@ -298,7 +298,7 @@ def test_another_data_set_for_the_probe_has_the_same_input_and_labels(
 def test_regression_is_standardised_for_the_online_probe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = tabular(np.linspace(900, 1100, 64, dtype=np.float32), Task("regression", "mse"))
     with_data(monkeypatch, data)
-    run = go(tmp_path, steps=10)
+    run = go(tmp_path, steps=10, online_every=1)
     assert run.metrics()[0]["online_loss"] < 5
 
 
@@ -403,3 +403,18 @@ def test_two_processes_train_as_one(algo: str, tmp_path: Path) -> None:
             assert a[name] == pytest.approx(b[name], rel=2e-3, abs=2e-3), (a["step"], name)
     assert lines(one)[0]["loss"] == pytest.approx(lines(two)[0]["loss"], rel=1e-5)
     assert json.loads((two.path / "run.json").read_text())["status"] == "finished"
+
+
+@pytest.mark.usefixtures("classes")
+def test_every_algorithm_s_online_probe_learns_as_often_and_never_touches_the_encoder(tmp_path: Path) -> None:
+    updates, encoders = {}, {}
+    for algo, every in (("dmix", None), ("mae", None), ("dmix", 5), ("dmix", 1)):
+        run = go(tmp_path, algo=algo, steps=20, evaluate_every=5, online_every=every)
+        updates[algo, every] = [line["step"] for line in run.metrics() if "online_loss" in line]
+        encoders[algo, every] = run.record.encoder_sha256
+    assert updates["dmix", None] == updates["mae", None] == [10, 20]
+    assert updates["dmix", 5] == [5, 10, 15, 20]
+    assert updates["dmix", 1] == [5, 7, 10, 14, 15, 20]  # every logged line, checkpoints' among them
+    assert encoders["dmix", None] == encoders["dmix", 5] == encoders["dmix", 1]
+    with pytest.raises(UserError, match="--online-every 0"):
+        go(tmp_path, online_every=0)
