@@ -17,7 +17,7 @@ class Grid:
     A batch is float32 ``(B, channels, *size)``. Each axis is cut into patches of ``patch``; one patch is one token.
 
     Raises:
-        ValueError: an axis is no multiple of its patch, or there are not one to three axes.
+        ValueError: an axis is not a multiple of its patch, or there are not one to three axes.
     """
 
     channels: int

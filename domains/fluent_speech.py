@@ -38,7 +38,7 @@ def _read(target: str, folder: Path, protocol: str) -> Clips:
                     raise UserError(f"{table}:1: no column {min(missing)!r}; fetch the file again")
                 for row in reader:
                     if "beyond" in row or None in row.values():
-                        raise UserError(f"{table}:{reader.line_num}: not as many cells as the header; mend the row")
+                        raise UserError(f"{table}:{reader.line_num}: not as many cells as the header; fix the row")
                     if row[target] not in classes:
                         raise UserError(f"{table}:{reader.line_num}: {target} {row[target]!r} is none of the known")
                     files.append(row["path"])

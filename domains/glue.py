@@ -135,7 +135,7 @@ def _texts(table: Table, rows: Iterator[Row]) -> Texts:
     label: list[float] = []
     for file, number, (*texts, value) in rows:
         if not any(texts):
-            raise UserError(f"{file}:{number}: no text in {' and '.join(table.texts)}; mend or remove the row")
+            raise UserError(f"{file}:{number}: no text in {' and '.join(table.texts)}; fix or remove the row")
         samples.append(texts[0] if len(texts) == 1 else (texts[0], texts[1]))
         label.append(_score(file, number, value) if not table.classes else _code(file, number, value, codes))
     return Texts(samples, np.array(label, np.int64 if table.classes else np.float32))
@@ -143,7 +143,7 @@ def _texts(table: Table, rows: Iterator[Row]) -> Texts:
 
 def _code(file: Path, number: int, value: str, codes: dict[str, int]) -> int:
     if value not in codes:
-        raise UserError(f"{file}:{number}: label {value!r} is none of {', '.join(codes)}; mend or remove the row")
+        raise UserError(f"{file}:{number}: label {value!r} is none of {', '.join(codes)}; fix or remove the row")
     return codes[value]
 
 
@@ -153,7 +153,7 @@ def _score(file: Path, number: int, value: str) -> float:
     except ValueError:
         score = np.nan
     if not np.isfinite(score):
-        raise UserError(f"{file}:{number}: score {value!r} is no number; mend or remove the row")
+        raise UserError(f"{file}:{number}: score {value!r} is not a number; fix or remove the row")
     return score
 
 

@@ -44,7 +44,7 @@ def load(language: str, folder: Path, protocol: str) -> Data:
         for number, (first, second, value) in read_tsv(files[part], ["sentence1", "sentence2", "label"]):
             if value not in CODES or not (first or second):
                 raise UserError(
-                    f"{files[part]}:{number}: no text, or a label that is not 0 or 1; mend or remove the row"
+                    f"{files[part]}:{number}: no text, or a label that is not 0 or 1; fix or remove the row"
                 )
             samples.append((first, second))
             label.append(CODES[value])

@@ -51,7 +51,7 @@ DATE = r"^\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}(:\d{2}(\.\d+)?)?( ?(Z|[+-]\d{2}:?\d{
 """A date as ISO 8601 writes it."""
 
 MOSTLY = 0.9
-"""A column of which this share of the filled cells are numbers is numeric, and what is no number in it is an error."""
+"""A column is numeric where this share of its filled cells are numbers; another cell in it is then an error."""
 
 MAX_CATEGORIES = 10_000
 
@@ -107,7 +107,7 @@ def refuse(file: Path, row: int, reason: str) -> None:
 
 
 def _numbers(text: Any) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """A string array's values ``(n,)``, NaN where there is none, and which filled cells are no numbers."""
+    """A string array's values ``(n,)``, NaN where there is none, and which filled cells are not numbers."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -122,7 +122,7 @@ def _numbers(text: Any) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
 
 
 def _days(text: Any) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Dates as days since 1970-01-01 UTC ``(n,)``, NaN where there is none, and which filled cells are no dates."""
+    """Dates as days since 1970-01-01 UTC ``(n,)``, NaN where there is none, and which filled cells are not dates."""
     import pandas as pd
 
     dates = pd.to_datetime(text.to_pandas(), format="ISO8601", utc=True, errors="coerce")

@@ -216,7 +216,7 @@ def check_splits(name: str, listing: Listing, *parts: NDArray[np.int64]) -> None
             raise UserError(f"{name}: no image in the {part} split; is {listing.folder} complete?")
     pairs = combinations(parts if parts[1] is not parts[2] else parts[:2], 2)  # under dabs validation is test
     if any(len(np.intersect1d(one, other)) for one, other in pairs):
-        raise UserError(f"{name}: train, validation and test share images; mend the lists in {listing.folder}")
+        raise UserError(f"{name}: train, validation and test share images; fix the lists in {listing.folder}")
     if listing.task.kind != "classes":
         return
     if len(listing.task.classes) < 2:
@@ -355,7 +355,7 @@ def own_rows(
 
 def _side(size: int, patch: int) -> int:
     if min(size, patch) < 1 or size % patch:
-        raise UserError(f"size {size} is no multiple of patch {patch}: choose another of the two options")
+        raise UserError(f"size {size} is not a multiple of patch {patch}: choose another of the two options")
     return size
 
 

@@ -106,7 +106,7 @@ def read(
         scanned = scan(sources, leave_out=frozenset(unused), many=frozenset({group, time}))
     if texts := [name for name in channels if scanned[name].categories is not None]:
         held = (scanned[texts[0]].categories or ("",))[0]
-        raise UserError(f"{sources[0].path}: column {texts[0]!r} holds {held!r}, no number; leave it out (`ignore`)")
+        raise UserError(f"{sources[0].path}: column {texts[0]!r} holds {held!r}, not a number; leave it out (`ignore`)")
     columns = tuple(scanned[name] for name in wanted)
     places, values, skipped = [], [], []
     for number, source in enumerate(sources):

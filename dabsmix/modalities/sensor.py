@@ -90,7 +90,7 @@ def fill_gaps(readings: NDArray[np.float64], place: str) -> NDArray[np.float64]:
     for channel in range(readings.shape[1]):
         gap = np.isnan(readings[:, channel])
         if gap.all():
-            raise UserError(f"{place}: channel {channel + 1} holds no reading at all; leave the file out or mend it")
+            raise UserError(f"{place}: channel {channel + 1} holds no reading at all; leave the file out or fix it")
         if gap.any():
             out[gap, channel] = np.interp(time[gap], time[~gap], readings[~gap, channel])
     return out
@@ -142,7 +142,9 @@ def _first_bad_number(path: Path, gaps: bool) -> str:
                 except ValueError:
                     value = np.inf
                 if not np.isfinite(value) and not (gaps and np.isnan(value)):
-                    return f"{path}, row {row}: {word.decode(errors='replace')!r} is no finite number; mend or fetch it"
+                    return (
+                        f"{path}, row {row}: {word.decode(errors='replace')!r} is not a finite number; fix or fetch it"
+                    )
     raise AssertionError(f"{path}: pandas refused what float() takes")
 
 

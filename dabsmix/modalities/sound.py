@@ -116,7 +116,7 @@ def read_clip(path: Path, form: Form, *, begin: int = 0, own_rate: bool = False)
     if len(wave) < min(wanted, there):
         raise UserError(f"{path}: ends after {len(wave)} of {there} samples; fetch it again or remove it")
     if not np.isfinite(wave).all():
-        raise UserError(f"{path}: sample {int(np.argmin(np.isfinite(wave)))} is not finite; mend or remove the file")
+        raise UserError(f"{path}: sample {int(np.argmin(np.isfinite(wave)))} is not finite; fix or remove the file")
     if not own_rate and rate != form.rate:
         wave = _resampled(wave, rate, form.rate)
         rate = form.rate

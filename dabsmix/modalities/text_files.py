@@ -55,7 +55,7 @@ def read_tsv(file: Path, columns: Sequence[str], header: Sequence[str] = ()) -> 
                 raise UserError(f"{file}:{number}: no column {missing[0]!r} among {', '.join(names)}; is it this file?")
             continue
         if len(cells) != len(names):
-            raise UserError(f"{file}:{number}: {len(cells)} cells where the table has {len(names)}; mend the row")
+            raise UserError(f"{file}:{number}: {len(cells)} cells where the table has {len(names)}; fix the row")
         yield number, [cells[names.index(column)] for column in columns]
 
 
@@ -96,7 +96,7 @@ def read_own(
         if not fault:
             found.append(OwnText(key, text, "" if of_class in EMPTY else of_class, of_group))
         elif on_bad == "error":
-            raise UserError(f"{path}: {key}: {fault}; mend it, or leave such texts out with --on-bad skip")
+            raise UserError(f"{path}: {key}: {fault}; fix it, or leave such texts out with --on-bad skip")
         else:
             bad.append(f"{key}: {fault}")
     if not found:
@@ -150,7 +150,7 @@ def _csv(path: Path, column: str, label: str | None, group: str | None) -> Itera
                     fault = f"{len(cells)} cells where the table has {len(names)} columns"
                     yield f"{path.name}:{number}", "", "", "", fault
     except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: cannot be read as a table ({error}); mend it") from error
+        raise UserError(f"{path}: cannot be read as a table ({error}); fix it") from error
 
 
 def _parquet(path: Path, column: str, label: str | None, group: str | None) -> Iterator[Candidate]:
@@ -169,7 +169,7 @@ def _parquet(path: Path, column: str, label: str | None, group: str | None) -> I
                 text, of_class, of_group = cells
                 yield f"{path.name}:{number}", text, of_class, of_group, ""
     except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{path}: cannot be read as Parquet ({' '.join(str(error).split())}); mend it") from error
+        raise UserError(f"{path}: cannot be read as Parquet ({' '.join(str(error).split())}); fix it") from error
 
 
 def _places(path: Path, names: Sequence[str], *columns: str | None) -> list[int]:

@@ -246,7 +246,7 @@ def test_pamap2_says_which_activities_nobody_trains(generated: Path, tmp_path: P
         (lambda lines: [*lines[:9], lines[9] + " 1", *lines[10:]], "row 10: 55 columns where 54 belong"),
         (lambda lines: [lines[0].replace("8.38 0 ", "8.38 99 "), *lines[1:]], "row 1: time 8.38, activity 99"),
         (lambda lines: [lines[0].replace("8.38 0 ", "8.38 NaN "), *lines[1:]], "row 1: time 8.38, activity nan"),
-        (lambda lines: [lines[0].replace("NaN", "n/a", 1), *lines[1:]], "row 1: 'n/a' is no finite number"),
+        (lambda lines: [lines[0].replace("NaN", "n/a", 1), *lines[1:]], "row 1: 'n/a' is not a finite number"),
     ],
 )
 def test_pamap2_damaged_files_are_reported_with_file_and_row(

@@ -162,8 +162,8 @@ def test_copies_of_test_samples_in_train_are_counted(tmp_path: Path) -> None:
         ("sst2", "a fine film", "1 cells where the table has 2"),
         ("sst2", " \t1", "no text in sentence"),
         ("rte", "9\ta\tb\tmaybe", "label 'maybe' is none of entailment, not_entailment"),
-        ("stsb", "9\tg\tf\ty\t0\tn\tn\ta\tb\tNaN", "score 'NaN' is no number"),
-        ("stsb", "9\tg\tf\ty\t0\tn\tn\ta\tb\t", "score '' is no number"),
+        ("stsb", "9\tg\tf\ty\t0\tn\tn\ta\tb\tNaN", "score 'NaN' is not a number"),
+        ("stsb", "9\tg\tf\ty\t0\tn\tn\ta\tb\t", "score '' is not a number"),
     ],
 )
 def test_a_bad_row_names_file_and_row(tmp_path: Path, name: str, row: str, message: str) -> None:

@@ -274,7 +274,7 @@ GOOD = "file,kind,place\n" + "".join(f"all/{n:02d}.png,{'ab'[n % 2]},p{n % 5}\n"
         (GOOD.replace("file", "path", 1), {}, "no column 'file'"),
         (GOOD, {"group": "town"}, "no column 'town'"),
         (GOOD, {"label": None}, "name its column of classes with --label"),
-        (GOOD, {"size": 30}, "size 30 is no multiple of patch 4"),
+        (GOOD, {"size": 30}, "size 30 is not a multiple of patch 4"),
         (GOOD, {"size": 0}, "size 0"),
         (GOOD, {"labels": ""}, "files have no column 'kind'"),
         (GOOD, {"labels": "nowhere.csv"}, r"nowhere\.csv: cannot be read"),

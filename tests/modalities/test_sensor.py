@@ -105,11 +105,11 @@ def test_numbers_are_read_with_any_blanks_between(tmp_path: Path) -> None:
         ("1 2\n3 4 5\n6 7\n", r"row 2: 3 columns where 2 belong; fetch"),
         ("1 2\n3 4\n5", r"row 3: 1 columns where 2 belong; the file is truncated"),
         ("1 2\n\n3 4\n", r"row 2: 0 columns"),
-        ("1 2\n3 four\n", r"row 2: 'four' is no finite number"),
-        ("1 2\n3 NaN\n", r"row 2: 'NaN' is no finite number"),
-        ("1 inf\n3 4\n", r"row 1: 'inf' is no finite number"),
-        ("1 2\n3 \0\xff\n", r"row 2: .* is no finite number"),
-        ('1 "2\n3 4"\n', r"row 1: '\"2' is no finite number"),
+        ("1 2\n3 four\n", r"row 2: 'four' is not a finite number"),
+        ("1 2\n3 NaN\n", r"row 2: 'NaN' is not a finite number"),
+        ("1 inf\n3 4\n", r"row 1: 'inf' is not a finite number"),
+        ("1 2\n3 \0\xff\n", r"row 2: .* is not a finite number"),
+        ('1 "2\n3 4"\n', r"row 1: '\"2' is not a finite number"),
         ("", "empty"),
     ],
 )
@@ -285,7 +285,7 @@ def test_what_cannot_be_meant_is_refused(tmp_path: Path) -> None:
         own(path, label="activity", window=16, patch=5)
     with pytest.raises(UserError, match="longest stretch of one group and label has 40"):
         own(path, label="activity", window=64)
-    with pytest.raises(UserError, match="column 'activity' holds 'sit', no number"):
+    with pytest.raises(UserError, match="column 'activity' holds 'sit', not a number"):
         own(path, window=16)
     table().assign(activity="sit").to_csv(path, index=False)
     with pytest.raises(UserError, match="every row that has one holds 'sit'"):
