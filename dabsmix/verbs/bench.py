@@ -8,6 +8,7 @@ but a folder: each claims a cell by a lock on a file, which the system lets go o
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -27,10 +28,10 @@ from dabsmix.board.submit import submit
 from dabsmix.config import BenchConfig, PretrainConfig, TransferConfig, as_plain, config_hash, resolve
 from dabsmix.errors import UserError
 from dabsmix.files import write
+from dabsmix.interrupt import RESUME_ME, Interrupted
 from dabsmix.registry import algorithm_class, algorithm_flags, domain
 from dabsmix.run import Run, commit
 from dabsmix.source import Source, batch_size, load
-from dabsmix.verbs.slurm import INTERRUPTED
 
 __all__ = ["Cell", "Trial", "bench", "cells", "dry_run"]
 
@@ -393,6 +394,8 @@ def _do(each: Cell | Trial, chosen: Chosen, failures: Failures, say: Callable[[s
     reason, told = "", ""
     try:
         told = _try(each, chosen) if isinstance(each, Trial) else _fill(each, chosen)
+    except Interrupted:
+        raise
     except UserError as error:
         reason = str(error)
     except Exception as error:  # a fault of ours, or memory that ran out: the other cells do not depend on it
@@ -513,15 +516,21 @@ def _child(words: Sequence[str]) -> str:
 
     Raises:
         UserError: it failed; its last line says why.
-        SystemExit: it was interrupted and can go on, so this worker ends too.
+        Interrupted: it was asked to stop, so this worker ends too.
     """
-    done = subprocess.run(words, capture_output=True, text=True)
-    if done.returncode == INTERRUPTED:
-        raise SystemExit(INTERRUPTED)
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+    child = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    before = signal.signal(signal.SIGTERM, lambda number, frame: child.terminate())
+    try:
+        said, warned = child.communicate()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    # torchrun turns the status into 1, and its children's message stays
+    if child.returncode == RESUME_ME or (child.returncode and "is interrupted after step" in warned):
+        raise Interrupted("the same command goes on from here")
+    if child.returncode:
+        lines = warned.strip().splitlines() or [f"exit status {child.returncode}"]
         raise UserError(next((line for line in reversed(lines) if line.startswith("dabsmix: ")), lines[-1]))
-    return done.stdout
+    return said
 
 
 def _accelerator(precision: str) -> Any:

@@ -16,9 +16,8 @@ from typing import Any
 from dabsmix.config import BenchConfig
 from dabsmix.errors import UserError
 
-__all__ = ["INTERRUPTED", "Worker", "submit_jobs"]
+__all__ = ["Worker", "submit_jobs"]
 
-INTERRUPTED = 75  # exit status of a child that was told to stop and can go on
 GRACE = 120  # seconds before the time limit at which SLURM warns, and that the child has to write its checkpoint
 
 

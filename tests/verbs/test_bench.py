@@ -17,6 +17,7 @@ from dabsmix import cli
 from dabsmix.board.row import read
 from dabsmix.config import BenchConfig, PretrainConfig
 from dabsmix.errors import UserError
+from dabsmix.interrupt import RESUME_ME, Interrupted
 from dabsmix.source import Source
 from dabsmix.verbs import bench as module
 from dabsmix.verbs.bench import Cell, Chosen, bench, cells, dry_run
@@ -139,6 +140,30 @@ def test_a_failure_is_kept_with_its_reason_and_the_rest_goes_on(
     assert bench([again], chosen_path=tmp_path / "c.json") == {}
     assert {row.algorithm for row in read(asked.leaderboard)} == {"none", "emix"}
     assert json.loads((asked.leaderboard.parent / "failures.json").read_text()) == {}
+
+
+def test_an_interrupted_cell_is_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fill(cell: Cell, chosen: Chosen) -> str:
+        raise Interrupted("asked to stop")
+
+    monkeypatch.setattr(module, "_fill", fill)
+    asked = plan(tmp_path, algos=("none",))
+    with pytest.raises(Interrupted):
+        bench([asked], chosen_path=tmp_path / "c.json")
+    assert not (asked.leaderboard.parent / "failures.json").exists()
+
+
+def test_a_command_that_is_interrupted_or_fails_says_so() -> None:
+    def python(line: str) -> list[str]:
+        return [sys.executable, "-c", f"import sys; {line}"]
+
+    assert module._child(python("print('out')")) == "out\n"
+    with pytest.raises(Interrupted):
+        module._child(python("sys.exit(75)"))
+    with pytest.raises(Interrupted):  # under torchrun
+        module._child(python("sys.exit('dabsmix: runs/a is interrupted after step 3: --resume goes on from there')"))
+    with pytest.raises(UserError, match="dabsmix: no such thing"):
+        module._child(python("sys.exit('dabsmix: no such thing')"))
 
 
 def test_the_rate_is_chosen_on_validation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -265,7 +290,7 @@ def test_a_job_passes_the_end_on_and_goes_back_into_the_queue(monkeypatch: pytes
 
     thread = threading.Thread(target=announce)
     thread.start()
-    assert worker() == slurm.INTERRUPTED
+    assert worker() == RESUME_ME
     thread.join()
     assert isinstance(queued[0], submitit.helpers.DelayedSubmission)
     assert queued[0].function.words == ["bench"]
