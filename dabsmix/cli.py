@@ -294,7 +294,15 @@ def _leaderboard(config: LeaderboardConfig) -> None:
         print(f"{config.csv}: valid")
         return
     rows = board.read(config.csv)
-    if config.format == "table" and config.out is None:
+    if config.json or (config.format == "table" and config.out is None):
+        from dabsmix.board.overview import as_plain, overviews
+        from dabsmix.board.overview import text as as_text
+
+        found = overviews(rows, _modality, probe=config.probe, label_fraction=config.labels)
+        if config.json:
+            print(json.dumps(as_plain(found), indent=1))
+            return
+        print(as_text(found), end="")
         board_table.show(rows)
         return
     published = board_table.published(config.csv.parent / "published.csv")
@@ -311,6 +319,16 @@ def _leaderboard(config: LeaderboardConfig) -> None:
 
         write(config.out, lambda path: path.write_text(text, encoding="utf-8"))
         print(config.out)
+
+
+def _modality(name: str) -> str:
+    """Of a domain; a user's own data and domains that are not installed here have none that we know."""
+    from dabsmix.registry import domain
+
+    try:
+        return domain(name).modality
+    except UserError:
+        return "other"
 
 
 def _list(config: ListConfig) -> None:

@@ -239,6 +239,12 @@ class LeaderboardConfig:
     """Form of the table."""
     out: Path | None = None
     """Write the table to this file instead of the terminal."""
+    json: bool = False
+    """Print the overview, algorithms by domains, as JSON."""
+    probe: str = "linear"
+    """Probe of the overview."""
+    labels: str = "1"
+    """Share of the labels of the overview."""
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from dabsmix.scoring.intervals import (
 from dabsmix.scoring.metrics import Undefined, metric
 from dabsmix.scoring.results import Result, TransferRecord
 
-__all__ = ["Against", "Block", "Line", "Section", "standings"]
+__all__ = ["Against", "Block", "Line", "Section", "measured", "standings"]
 
 YARDSTICKS = {
     "raw": "raw input",
@@ -191,14 +191,14 @@ def _budgets(rows: list[Row]) -> list[list[Row]]:
 def _block(rows: list[Row], settings: dict[tuple[str, str, str], str]) -> Block:
     scale = metric(rows[0].metric)
     sign = 1 if scale.higher else -1
-    measured = {key: _measured(each) for key, each in _grouped(rows, _entry).items()}
+    by_entry = {key: measured(each) for key, each in _grouped(rows, _entry).items()}
     lines = [replace(_line(each), setting=settings[key]) for key, each in _grouped(rows, _entry).items()]
     lines += _yardsticks(rows)
     order = ("ranked", "apart", "yardstick")
     lines.sort(key=lambda line: (order.index(line.part), -sign * line.mean, line.name, line.setting))
 
     def runs(line: Line) -> list[Measured] | None:
-        return measured[_entry(line.rows[0])] if line.rows else None
+        return by_entry[_entry(line.rows[0])] if line.rows else None
 
     lines = _gains(lines, runs)
     first = lines[0]
@@ -265,7 +265,7 @@ def _line(rows: list[Row]) -> Line:
     marks = [f"{first.views} views"] * (first.views != "identical") + ["labels"] * first.uses_labels
     yardstick = first.algorithm == RANDOM_INIT
     values = _by_seed(rows)
-    runs = _measured(rows)
+    runs = measured(rows)
     groups = next((units for row in rows if (units := _units(row))), None)
     if runs is not None:
         found = interval(metric(first.metric), runs)
@@ -404,7 +404,7 @@ def _of_line(line: Line) -> Estimate | None:
     return Estimate(line.mean, ((line.high - line.low) / 2 / _HALF_WIDTH) ** 2, math.inf)
 
 
-def _measured(rows: Sequence[Row]) -> list[Measured] | None:
+def measured(rows: Sequence[Row]) -> list[Measured] | None:
     """Each seed's predictions reduced to what a comparison needs; None where they are missing or of other examples."""
     by_seed = {row.seed: row for row in reversed(rows)}
     kept = [predictions(by_seed[seed]) for seed in sorted(by_seed)]

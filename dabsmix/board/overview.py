@@ -1,0 +1,314 @@
+"""Which algorithm learns good features without augmentations: each one's gain over the random encoder, at a glance.
+
+A matrix of algorithms by data sets from the blocks of `standings`, so that a column holds equal budgets alone; then,
+per modality and over all, the interquartile mean of normalised gains and the probability of improvement, with a
+stratified bootstrap (Agarwal et al. 2021). These use the columns that every algorithm has with three seeds or more, and
+are described, not tested.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from io import StringIO
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dabsmix.board.row import Row
+from dabsmix.board.standings import RANDOM_INIT, Block, Line, Section, measured, standings
+from dabsmix.scoring.intervals import MIN_SEEDS
+from dabsmix.scoring.metrics import metric
+from dabsmix.scoring.results import in_percent
+
+__all__ = ["Aggregate", "Cell", "Column", "Overview", "as_plain", "overviews", "text"]
+
+RESAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class Column:
+    """One block: a data set, its metric, and the random encoder's score there; None where nobody ran it."""
+
+    domain: str
+    task: str
+    modality: str
+    metric: str
+    budget: str
+    none: float | None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One algorithm in one column, in the metric's unit; ``gain`` is None where there is no random encoder."""
+
+    score: float
+    gain: float | None
+    low: float | None
+    high: float | None
+    shown: bool
+    seeds: int
+
+
+@dataclass(frozen=True)
+class Aggregate:
+    """One algorithm over several columns.
+
+    Attributes:
+        mean: interquartile mean of the normalised gains of all seeds and columns: 0 is the random encoder, 1 perfect.
+        low, high: its 95 % interval by bootstrap over the seeds and test units of each column.
+        improvement: the probability that a run beats a run of the random encoder, the mean over columns.
+    """
+
+    algorithm: str
+    mean: float
+    low: float
+    high: float
+    improvement: float
+
+
+@dataclass(frozen=True)
+class Overview:
+    """All data sets of one encoder, protocol, probe and share of the labels.
+
+    Attributes:
+        columns: by modality and name.
+        cells: one row for each of ``algorithms``, one entry for each column, None where it is missing.
+        aggregates: by modality and ``all``; empty where no column has every algorithm and a random encoder with
+            three seeds each.
+        over: how many columns each aggregate is over.
+    """
+
+    encoder: str
+    protocol: str
+    probe: str
+    label_fraction: str
+    columns: tuple[Column, ...]
+    algorithms: tuple[str, ...]
+    cells: tuple[tuple[Cell | None, ...], ...]
+    aggregates: dict[str, tuple[Aggregate, ...]]
+    over: dict[str, int]
+
+
+def overviews(
+    rows: Iterable[Row], modality: Callable[[str], str], *, probe: str = "linear", label_fraction: str = "1"
+) -> list[Overview]:
+    """One overview for each encoder and protocol; lines apart (augmentations, labels) are left out.
+
+    Args:
+        rows: of the leaderboard.
+        modality: of a domain.
+        probe, label_fraction: which scores.
+    """
+    kept = [row for row in rows if (row.probe, row.label_fraction) == (probe, label_fraction)]
+    groups: dict[tuple[str, str], list[tuple[Section, Block]]] = {}
+    for section in standings(kept):
+        for block in section.blocks:
+            groups.setdefault((section.encoder, section.protocol), []).append((section, block))
+    return [
+        _overview(encoder, protocol, probe, label_fraction, blocks, modality)
+        for (encoder, protocol), blocks in sorted(groups.items())
+    ]
+
+
+def as_plain(found: Sequence[Overview]) -> list[dict[str, Any]]:
+    """JSON values."""
+    return [asdict(each) for each in found]
+
+
+def _overview(
+    encoder: str,
+    protocol: str,
+    probe: str,
+    label_fraction: str,
+    blocks: list[tuple[Section, Block]],
+    modality: Callable[[str], str],
+) -> Overview:
+    blocks.sort(key=lambda pair: (modality(pair[0].domain), pair[0].domain, pair[0].task, pair[1].lines[0].budget))
+    best = [_best(block) for _, block in blocks]
+    random = [_random(block) for _, block in blocks]
+    names = tuple(sorted({name for each in best for name in each}))
+    columns = tuple(
+        Column(
+            section.domain,
+            section.task,
+            modality(section.domain),
+            block.metric,
+            next((line.budget for line in block.lines if line.part == "ranked"), ""),
+            None if none is None else none.mean,
+        )
+        for (section, block), none in zip(blocks, random, strict=True)
+    )
+    cells = tuple(tuple(_cell(each.get(name)) for each in best) for name in names)
+    common = [i for i, each in enumerate(best) if names and set(each) == set(names) and _seeded(random[i], each)]
+    parts = {"all": common}
+    for kind in dict.fromkeys(column.modality for column in columns):
+        parts[kind] = [i for i in common if columns[i].modality == kind]
+    drawn = {i: _gains(blocks[i][1].metric, best[i], random[i]) for i in common}
+    aggregates = {
+        kind: tuple(_aggregate(name, [drawn[i][name] for i in places]) for name in names)
+        for kind, places in parts.items()
+        if places
+    }
+    over = {kind: len(places) for kind, places in parts.items() if places}
+    return Overview(encoder, protocol, probe, label_fraction, columns, names, cells, aggregates, over)
+
+
+def _best(block: Block) -> dict[str, Line]:
+    """Of each ranked algorithm the recipe with the most seeds: which one must not depend on the score."""
+    lines: dict[str, Line] = {}
+    for line in sorted(block.lines, key=lambda line: (-line.seeds, line.setting)):
+        if line.part == "ranked":
+            lines.setdefault(line.name, line)
+    return lines
+
+
+def _random(block: Block) -> Line | None:
+    lines = [line for line in block.lines if line.rows and line.rows[0].algorithm == RANDOM_INIT]
+    return max(lines, key=lambda line: line.seeds, default=None)
+
+
+def _seeded(random: Line | None, lines: dict[str, Line]) -> bool:
+    return random is not None and all(line.seeds >= MIN_SEEDS for line in (random, *lines.values()))
+
+
+def _cell(line: Line | None) -> Cell | None:
+    if line is None:
+        return None
+    against = line.against
+    if against is None:
+        return Cell(line.mean, None, None, None, False, line.seeds)
+    return Cell(line.mean, against.difference, against.low, against.high, against.shown, line.seeds)
+
+
+# --- aggregates
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """Normalised gains of one algorithm in one column: as measured ``(S,)``, and resampled ``(RESAMPLES, S)``."""
+
+    measured: NDArray[np.float64]
+    resampled: NDArray[np.float64]
+    improvement: float
+
+
+def _gains(name: str, lines: dict[str, Line], random: Line | None) -> dict[str, _Drawn]:
+    """Every algorithm's gains in a column. All lines share the resampled test units, each draws its own seeds."""
+    assert random is not None
+    scale = metric(name)
+    top = scale.span[1] if scale.higher else scale.span[0]
+    sign = 1 if scale.higher else -1
+    rng = np.random.default_rng(0)
+    weights: dict[int, NDArray[np.float64]] = {}
+    values, resampled = _resampled(random, rng, weights)
+    base, bases = values.mean(), resampled.mean(axis=1, keepdims=True)
+    found = {}
+    for each, line in lines.items():
+        own, many = _resampled(line, rng, weights)
+        wins = np.sign(sign * (own[:, None] - values[None]))
+        found[each] = _Drawn(
+            (own - base) / (top - base or 1), (many - bases) / (top - bases), float((wins + 1).mean() / 2)
+        )
+    return found
+
+
+def _resampled(
+    line: Line, rng: np.random.Generator, weights: dict[int, NDArray[np.float64]]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    runs = measured(line.rows)
+    if runs is None:  # without predictions the test rows' part comes from the intervals
+        values = np.array([row.value for row in line.rows])
+        ends = [(row.low, row.high) for row in line.rows]
+        widths = [0.0 if low is None or high is None else high - low for low, high in ends]
+        moved = values + rng.normal(size=(RESAMPLES, 1)) * np.array(widths) / (2 * 1.96)
+    else:
+        values = np.array([run.value for run in runs])
+        units = len(runs[0].influence)
+        if units not in weights:
+            weights[units] = rng.multinomial(units, np.full(units, 1 / units), size=RESAMPLES).astype(float)
+        moved = values + weights[units] @ np.stack([run.influence for run in runs], axis=1)
+    drawn = rng.integers(len(values), size=moved.shape)
+    return values, np.take_along_axis(moved, drawn, axis=1)
+
+
+def _aggregate(name: str, columns: list[_Drawn]) -> Aggregate:
+    whole = np.concatenate([each.measured for each in columns])
+    resampled = np.concatenate([each.resampled for each in columns], axis=1)
+    low, high = np.quantile([_interquartile_mean(each) for each in resampled], [0.025, 0.975])
+    improvement = float(np.mean([each.improvement for each in columns]))
+    return Aggregate(name, _interquartile_mean(whole), float(low), float(high), improvement)
+
+
+def _interquartile_mean(values: NDArray[np.float64]) -> float:
+    from scipy.stats import trim_mean
+
+    return float(trim_mean(values, 0.25))
+
+
+# --- as text
+
+
+def text(found: Sequence[Overview]) -> str:
+    """The overviews as plain tables."""
+    from rich.console import Console
+
+    out = StringIO()
+    console = Console(file=out, width=240, color_system=None, force_terminal=False)
+    for each in found:
+        _print(each, console)
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n" if found else ""
+
+
+def _print(found: Overview, console: Any) -> None:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    labels = "all labels" if found.label_fraction == "1" else f"labels {found.label_fraction}"
+    title = f"Gain over none · encoder {found.encoder} · protocol {found.protocol} · {found.probe} probe · {labels}"
+    console.print(title, markup=False, highlight=False)
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("algorithm")
+    for column in found.columns:
+        place = column.task if column.task == column.domain else f"{column.domain} → {column.task}"
+        table.add_column(Text(f"{place}\n{column.modality}\n{column.budget}"), justify="right")
+    table.add_row("none", *(cell_text(column.metric, column.none, None) for column in found.columns), style="dim")
+    for name, cells in zip(found.algorithms, found.cells, strict=True):
+        table.add_row(Text(name), *(gain_text(c.metric, cell) for c, cell in zip(found.columns, cells, strict=True)))
+    console.print(table)
+    for kind, each in found.aggregates.items():
+        console.print(
+            f"  {kind}, over {found.over[kind]} data set(s): interquartile mean of normalised gains", markup=False
+        )
+        for one in sorted(each, key=lambda a: -a.mean):
+            console.print(
+                f"    {one.algorithm:<12} {100 * one.mean:+6.1f} ({100 * one.low:+.1f} to {100 * one.high:+.1f}) %, "
+                f"probability of improvement {one.improvement:.2f}",
+                markup=False,
+                highlight=False,
+            )
+    if not found.aggregates and found.algorithms:
+        console.print("  No aggregate: no data set has all algorithms and none with 3 seeds each.", markup=False)
+    console.print("  * shown at 5 % (Holm, within the column); – not run.", markup=False, highlight=False)
+    console.print()
+
+
+def cell_text(name: str, value: float | None, sign: str | None) -> str:
+    """A score in percent where it is a share."""
+    if value is None or math.isnan(value):
+        return "–"
+    scale, digits = (100, 1) if in_percent(name) else (1, 4)
+    return f"{value * scale:{sign or ''}.{digits}f}"
+
+
+def gain_text(name: str, cell: Cell | None) -> str:
+    """A gain with its interval; starred where it is shown; the bare score without a random encoder."""
+    if cell is None:
+        return "–"
+    if cell.gain is None:
+        return f"({cell_text(name, cell.score, None)})"
+    number = cell_text(name, cell.gain, "+") + "*" * cell.shown
+    if cell.low is None or cell.high is None:
+        return number
+    return f"{number} ({cell_text(name, cell.low, '+')} to {cell_text(name, cell.high, '+')})"
