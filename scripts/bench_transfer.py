@@ -1,9 +1,9 @@
-"""Wall time of protocol v1 with its whole grid against re-encoding the data in every epoch for one learning rate.
+"""Wall time of protocol v2 with its whole grid against re-encoding the data in every epoch for one learning rate.
 
     python scripts/bench_transfer.py --domain cifar10            # the dabs encoder
     python scripts/bench_transfer.py --encoder tiny --examples 500
 
-Both sides get the same examples, the same encoder and the same device, in turn in one process. v1: features of train,
+Both sides get the same examples, the same encoder and the same device, in turn in one process. v2: features of train,
 validation and test once, then every probe at every share of the labels, chosen on validation, scored on test with
 intervals. The other way: one head, AdamW at one rate, batches of 256, each batch encoded anew in every epoch, without
 gradient through the encoder and without a look at validation or test; some epochs are timed and 100 are extrapolated.
@@ -27,9 +27,10 @@ from dabsmix.data.domain import Data, Split
 from dabsmix.model.encoder import Encoder, make_encoder
 from dabsmix.run import commit, device_name
 from dabsmix.scoring.evaluate import choose, score
-from dabsmix.scoring.features import features
+from dabsmix.scoring.features import all_poolings
 from dabsmix.scoring.heads import Features
-from dabsmix.scoring.protocols import v1
+from dabsmix.scoring.logistic import LogisticGrid
+from dabsmix.scoring.protocols import v2
 from dabsmix.source import Source, load
 from dabsmix.training import accelerate
 
@@ -56,7 +57,7 @@ def main() -> None:
 
     def encode(split: Split) -> Features:
         assert split.label is not None
-        pooled = features(encoder, split, data.normalise, accelerator=accelerator)._asdict()
+        pooled = all_poolings(encoder, split, data.normalise, accelerator=accelerator)
         return Features({name: x.to(device) for name, x in pooled.items()}, split.label, split.group)
 
     encode(parts[0].take(np.arange(256)))  # what a device does only once
@@ -66,7 +67,7 @@ def main() -> None:
         train, validation, test = (encode(split) for split in parts)
         passes.append(began())
         began = timed(device)
-        results, _ = score(choose(train, validation, task, v1(), LABELS), test, task)
+        results, _ = score(choose(train, validation, task, v2(), LABELS), test, task)
         probes.append(began())
         began = timed(device)
         for _ in range(options.epochs):
@@ -76,15 +77,16 @@ def main() -> None:
     total = [a + b for a, b in zip(passes, probes, strict=True)]
     sizes = " + ".join(str(len(split)) for split in parts)
     head = "1 linear head"
-    grid = v1().linear
-    heads = f"{len(grid.rates) * len(grid.decays) * len(grid.poolings)} linear heads, knn, ridge; labels {LABELS}"
+    rules = v2()
+    assert isinstance(rules.linear, LogisticGrid)
+    heads = f"{len(rules.linear.strengths) * len(rules.poolings)} linear heads, knn, ridge; labels {LABELS}"
     print(f"{options.domain}: {sizes} examples (train, validation, test); encoder {options.encoder}")
     print(f"{'encoder pass over all examples':<44}{median(passes):10.2f} s")
-    print(f"{'v1: every probe on these features':<44}{median(probes):10.2f} s   {heads}")
-    print(f"{'v1 in all':<44}{median(total):10.2f} s   = {median(total) / median(passes):.2f} encoder passes")
+    print(f"{'v2: every probe on these features':<44}{median(probes):10.2f} s   {heads}")
+    print(f"{'v2 in all':<44}{median(total):10.2f} s   = {median(total) / median(passes):.2f} encoder passes")
     print(f"{'re-encoding: one epoch of train':<44}{median(others):10.2f} s   {head}")
     print(f"{f're-encoding: {EPOCHS} epochs (extrapolated)':<44}{EPOCHS * median(others):10.2f} s")
-    print(f"v1 takes {EPOCHS * median(others) / median(total):.1f} times less; medians of {options.repeats} repeats")
+    print(f"v2 takes {EPOCHS * median(others) / median(total):.1f} times less; medians of {options.repeats} repeats")
     print(f"linear probe with all labels: {100 * results[0].value:.1f} % (random weights)")
     print(
         f"{device_name(device)}; torch {torch.__version__}, {torch.get_num_threads()} threads; "

@@ -24,6 +24,12 @@ from dabsmix.verbs.pretrain import pretrain
 QUICK = Protocol("v1", "", LinearGrid(rates=(1e-2, 1e-1), epochs=5), neighbours=(5,), penalties=(0.1,), draws=2)
 
 
+def trained(protocol: Protocol) -> LinearGrid:
+    """The grid of a protocol whose heads are trained by gradient descent."""
+    assert isinstance(protocol.linear, LinearGrid)
+    return protocol.linear
+
+
 def pretrained(out: Path, domain: str = "digits", **changes: Any) -> Run:
     config = PretrainConfig(Source(domain), algo="none", encoder="tiny", out=out)
     return pretrain(replace(config, **changes), accelerator=accelerate())
@@ -54,5 +60,5 @@ def small(labels: Callable[[NDArray[np.int64]], NDArray[Any]] = lambda y: y, tas
 def installed(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes some data a domain named ``small``."""
     card = Domain("small", "tabular", "generated", "MIT", "", lambda folder, protocol: data, batch_size=64)
-    monkeypatch.setattr("dabsmix.source.domain", lambda name: card if name == "small" else named(name))
-    monkeypatch.setattr("dabsmix.verbs.transfer.domain", lambda name: card if name == "small" else named(name))
+    for place in ("source", "config", "verbs.transfer"):
+        monkeypatch.setattr(f"dabsmix.{place}.domain", lambda name: card if name == "small" else named(name))

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from timm.models.vision_transformer import Attention, Block
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from dabsmix.errors import UserError, did_you_mean
 from dabsmix.model.embedders import Columns, make_embed
@@ -47,6 +48,7 @@ ENCODERS = {
     # timm's vit_small and vit_base (Dosovitskiy et al. 2021; Touvron et al. 2021), patch embedding aside.
     "vit_small": EncoderConfig(384, 12, 6, 64, 1536, 0.0, True, True, 1e-6, 0.02),
     "vit_base": EncoderConfig(768, 12, 12, 64, 3072, 0.0, True, True, 1e-6, 0.02),
+    "vit_large": EncoderConfig(1024, 24, 16, 64, 4096, 0.0, True, True, 1e-6, 0.02),
 }
 
 
@@ -70,7 +72,14 @@ class Encoder(nn.Module):
     Args:
         specs: one spec per input; their tokens are concatenated in this order.
         config: the shape of the transformer.
+
+    Attributes:
+        micro_batch: with a number, training holds the activations of at most this many examples at a time and computes
+            them again in the backward pass. Features, and so contrasts and batch norms over them, are those of the
+            whole batch (gradient caching; Gao et al. 2021). None holds all of them.
     """
+
+    micro_batch: int | None = None
 
     def __init__(self, specs: tuple[Spec, ...], config: EncoderConfig) -> None:
         super().__init__()
@@ -107,6 +116,36 @@ class Encoder(nn.Module):
     def encode(self, embedded: Embedded) -> Tensor:
         """Features of CLS and every token, ``(B, 1+L, D)``. Padding is not attended to."""
         tokens, mask = embedded
+        size = self.micro_batch
+        if size is None or len(tokens) <= size or not torch.is_grad_enabled():
+            return self._encode(tokens, mask)
+        hidden = [
+            checkpoint(
+                self._encode, tokens[i : i + size], None if mask is None else mask[i : i + size], use_reentrant=False
+            )
+            for i in range(0, len(tokens), size)
+        ]
+        return torch.cat(hidden)
+
+    def pool_blocks(self, inputs: tuple[Tensor, ...]) -> tuple[Pooled, Tensor]:
+        """Pooled features of raw inputs and, from the same pass, the means after every block side by side.
+
+        The latter are ``(B, depth · D)``, the last block's final norm included.
+        """
+        tokens, mask = self.embed(inputs)
+        means: list[Tensor] = []
+        handles = [
+            block.register_forward_hook(lambda _, __, hidden: means.append(pool(hidden, mask).mean))
+            for block in self.blocks[:-1]
+        ]
+        try:
+            pooled = self.pool(self.encode(Embedded(tokens, mask)), mask)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return pooled, torch.cat([*means, pooled.mean], dim=1)
+
+    def _encode(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
         # float32 positions under autocast would promote bf16 tokens for good; the blocks cast for themselves
         x = torch.cat([self.cls.expand(tokens.shape[0], -1, -1), tokens.to(self.cls.dtype)], dim=1)
         x = self.dropout(x + self.positions)

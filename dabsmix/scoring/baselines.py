@@ -3,9 +3,10 @@
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from dabsmix.scoring.heads import Features, fit_constant
 from dabsmix.scoring.metrics import metric
 from dabsmix.scoring.protocols import Protocol
 from dabsmix.scoring.results import Result
-from dabsmix.scoring.selection import select
+from dabsmix.scoring.selection import Selected, select
 from dabsmix.spec import Grid, Spec, Table, Tokens, describe
 
 __all__ = ["RawReader", "raw_reader", "yardsticks"]
@@ -104,11 +105,17 @@ def _of(
         chosen = choose(train, validation, task, rules, (asked,), probes=probes)
         if len(chosen) > 1:
             sign = 1 if metric(task.metric).higher else -1
-            best = max(chosen, key=lambda which: sign * chosen[which][0].validation)
+            best = max(chosen, key=lambda which: _validated(chosen[which], sign))
             chosen = {best: chosen[best]}
         (result,), _ = score(chosen, test, task)
         found.append(replace(result, label_fraction=label))
     return tuple(found)
+
+
+def _validated(draws: Sequence[Selected], sign: int) -> float:
+    """How good a yardstick looked before test was read, larger being better."""
+    known = [each.validation for each in draws if each.validation is not None]
+    return sign * fmean(known) if known else -math.inf
 
 
 def _some(split: Split, rows: int | None) -> Split:

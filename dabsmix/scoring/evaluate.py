@@ -4,6 +4,8 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -11,12 +13,12 @@ from numpy.typing import NDArray
 
 from dabsmix.data.domain import Split, Task
 from dabsmix.errors import UserError
-from dabsmix.scoring.heads import Features, Setting
+from dabsmix.scoring.heads import Features, Head
 from dabsmix.scoring.intervals import interval, measure
 from dabsmix.scoring.metrics import Scores, metric
-from dabsmix.scoring.protocols import Fit, Protocol, fits
+from dabsmix.scoring.protocols import Fit, Protocol, fits, quicker, refit
 from dabsmix.scoring.results import BY_CLASS, Result, prediction_key
-from dabsmix.scoring.selection import Selected, few_labels, select
+from dabsmix.scoring.selection import Selected, compare_within, few_labels, label_subsets, select
 
 __all__ = ["Chosen", "choose", "kept", "result", "score", "share"]
 
@@ -48,16 +50,26 @@ def choose(
     """
     if redraw is not None and set(labels) != {"1"}:
         raise UserError(f"--labels {' '.join(labels)}: protocol {rules.name} is defined with all labels alone (1)")
+    compared = fits(quicker(rules), task) if probes is None else probes  # where many draws are folded
     probes = fits(rules, task, redraw=redraw) if probes is None else probes
     wanted = metric(task.metric)
-    chosen = {}
+    chosen: dict[tuple[str, str], list[Selected]] = {}
     for label in labels:
         amount = share(label, task)
         part = amount.get("fraction") or amount["per_class"] * task.num_outputs / len(train)
         num_draws = min(rules.draws, max(3, round(0.5 / part)))
-        draws = few_labels(train, validation, task, draws=num_draws, **amount)
-        for probe, fit in probes.items():
-            chosen[probe, label] = select(fit, draws, wanted)
+        if rules.within is None or amount.get("fraction") == 1:
+            draws = few_labels(train, validation, task, draws=num_draws, **amount)
+            for probe, fit in probes.items():
+                chosen[probe, label] = select(fit, draws, wanted)
+            continue
+        for number, rows in enumerate(label_subsets(train.label, task, draws=num_draws, **amount)):
+            drawn = train.take(rows)
+            for probe, fit in compared.items():
+                found = compare_within(fit, drawn, task, wanted, seed=number)
+                setting, value, candidates = found or (rules.within.get(probe, {}), None, 1)
+                head = refit(rules, task, probe, probes[probe], drawn, setting)
+                chosen.setdefault((probe, label), []).append(Selected(head, value, candidates))
     return chosen
 
 
@@ -66,8 +78,8 @@ def score(chosen: Chosen, test: Features, task: Task) -> tuple[list[Result], dic
     results, predictions = [], {}
     for (probe, label), selected in chosen.items():
         scores = [each.head.predict(test) for each in selected]
-        first = selected[0]
-        results.append(result(probe, label, scores, test, task, first.setting, first.validation, first.candidates))
+        found = result(probe, label, scores, test, task, _selected(selected))
+        results.append(replace(found, num_features=max(_num_features(each.head, test) for each in selected)))
         predictions[prediction_key(probe, label)] = kept(scores, task)
     return results, predictions
 
@@ -78,9 +90,7 @@ def result(
     scores: Sequence[Scores],
     test: Features | Split,
     task: Task,
-    setting: Setting,
-    validation: float,
-    candidates: int,
+    selected: Mapping[str, Any],
 ) -> Result:
     """One score with its interval, as a transfer file holds it.
 
@@ -90,7 +100,7 @@ def result(
         scores: predictions on test in the form of ``metrics.py``, one array per draw of the labels.
         test: whose labels and groups count.
         task: names the metric.
-        setting: what was chosen, with its ``validation`` score, from how many ``candidates``.
+        selected: what was chosen, with its ``validation`` score, from how many ``candidates``.
     """
     wanted = metric(task.metric)
     assert test.label is not None
@@ -105,8 +115,27 @@ def result(
         n=found.n,
         units=found.units,
         draws=len(scores),
-        selected={**setting, "validation": validation, "candidates": candidates},
+        selected=selected,
     )
+
+
+def _selected(draws: Sequence[Selected]) -> dict[str, Any]:
+    """What was chosen: one setting for all draws, or where each draw chose for itself, the setting of each."""
+    first = draws[0]
+    if all(each.setting == first.setting and each.validation == first.validation for each in draws):
+        found = {**first.setting, "validation": first.validation, "candidates": first.candidates}
+        return found | ({"at_edge": True} if first.at_edge else {})
+    scores = [each.validation for each in draws if each.validation is not None]
+    return {
+        "by_draw": [dict(each.setting) for each in draws],
+        "validation": fmean(scores) if scores else None,
+        "candidates": max(each.candidates for each in draws),
+    }
+
+
+def _num_features(head: Head, features: Features) -> int:
+    pooling = head.setting.get("pooling")
+    return features.pooled[pooling].shape[-1] if isinstance(pooling, str) else 0
 
 
 def kept(scores: Sequence[Scores], task: Task) -> NDArray[Any]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dabsmix.data.domain import Split
 from dabsmix.model.encoder import Encoder, Pooled
 
-__all__ = ["each_row", "features", "token_features"]
+__all__ = ["all_poolings", "each_row", "features", "token_features"]
 
 Inputs = tuple[Tensor, ...]
 Normalise = Callable[[Inputs], Inputs]
@@ -52,6 +52,27 @@ def features(
         encoder, both, (2, encoder.width), split, normalise, accelerator, batch_size, autocast, dropout, watch
     )
     return Pooled(found[:, 0], found[:, 1])
+
+
+def all_poolings(
+    encoder: Encoder,
+    split: Split,
+    normalise: Normalise,
+    *,
+    accelerator: Accelerator,
+    batch_size: int = 256,
+    watch: Watch = iter,
+) -> dict[str, Tensor]:
+    """``mean`` and ``cls`` as `features` gives them, and ``blocks``, the means of all blocks: ``(n, depth · D)``."""
+
+    def every(inputs: Inputs) -> Tensor:
+        pooled, blocks = encoder.pool_blocks(inputs)
+        return torch.cat([pooled.mean, pooled.cls, blocks], dim=1)
+
+    width, depth = encoder.width, len(encoder.blocks)
+    shape = ((2 + depth) * width,)
+    found = each_row(encoder, every, shape, split, normalise, accelerator, batch_size, watch=watch)
+    return {"mean": found[:, :width], "cls": found[:, width : 2 * width], "blocks": found[:, 2 * width :]}
 
 
 def token_features(

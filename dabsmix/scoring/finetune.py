@@ -118,8 +118,8 @@ def finetune(
             raise ValueError(f"finetuning diverged at all of the rates {recipe.rates}")
 
         outputs = [_predict(network, labelled.test, data, accelerator) for network in trained[best]]
-        chosen = {"rate": recipe.rates[best]}
-        results.append(result("finetune", label, outputs, labelled.test, task, chosen, values[best], len(values)))
+        chosen = {"rate": recipe.rates[best], "validation": values[best], "candidates": len(values)}
+        results.append(result("finetune", label, outputs, labelled.test, task, chosen))
         predictions[prediction_key("finetune", label)] = kept(outputs, task)
         if label == "1":
             train_value = _value(wanted, trained[best][0], labelled.train, data, accelerator)

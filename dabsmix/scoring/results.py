@@ -20,18 +20,24 @@ __all__ = [
     "Protocols",
     "Result",
     "TransferRecord",
+    "default_protocol",
     "in_percent",
     "prediction_key",
     "read_transfer",
 ]
 
-Protocols = Literal["v1", "dabs", "imix", "finetune"]
+Protocols = Literal["v2", "v1", "dabs", "imix", "finetune"]
 """How a run may be scored. Scores of two protocols are never ranked together."""
 
 PROTOCOLS: tuple[str, ...] = get_args(Protocols)
 
 BY_CLASS = ("accuracy", "f1_macro", "f1_weighted", "matthews")
 """Metrics of the predicted class alone: their predictions are kept as class numbers, those of others as scores."""
+
+
+def default_protocol(pretraining: str) -> str:
+    """How a run is scored by default: ``v2``, or as its pretraining protocol's source scores."""
+    return "v2" if pretraining == "v1" else pretraining
 
 
 def prediction_key(probe: str, share: str) -> str:
@@ -57,6 +63,7 @@ class Result:
         value: in the metric's own unit; ``low`` and ``high`` are its 95 % interval, None where there is none.
         n: test examples; ``units`` is the number of independent ones among them (groups), 0 where nobody counted.
         draws: subsets of the labels that the value is the mean over.
+        num_features: numbers that the probe read of each example, the most over draws; 0 where nobody counted.
         selected: the setting that validation chose, its validation score, and from how many candidates.
         test_reads: how often the test split was read for it.
     """
@@ -72,6 +79,7 @@ class Result:
     draws: int = 1
     selected: Mapping[str, Any] = field(default_factory=dict)
     test_reads: int = 1
+    num_features: int = 0
 
     @classmethod
     def from_plain(cls, values: Any) -> Result:

@@ -20,7 +20,9 @@ from dabsmix.scoring.heads import Features, Head, Setting
 from dabsmix.scoring.metrics import Metric, Undefined
 from dabsmix.scoring.protocols import Fit
 
-__all__ = ["Selected", "few_labels", "label_subsets", "select"]
+__all__ = ["Selected", "compare_within", "few_labels", "label_subsets", "select"]
+
+EDGE_GAIN = 0.002  # in the metric's unit: a flat edge is no sign that the grid is too short
 
 Part = TypeVar("Part", Features, Split)
 
@@ -31,13 +33,17 @@ class Selected:
 
     Attributes:
         head: fitted on the draw's training part, ready to ``predict``.
-        validation: the chosen setting's validation score, the mean over draws.
+        validation: the chosen setting's validation score, the mean over draws, or of cross-validation within one
+            draw; None where nothing could be compared and the setting was fixed in advance.
         candidates: how many settings it was chosen from.
+        at_edge: whether it is the first or last of its pooling's grid and better than its neighbour by more than
+            `EDGE_GAIN`: beyond the edge there may be better.
     """
 
     head: Head
-    validation: float
+    validation: float | None
     candidates: int
+    at_edge: bool = False
 
     @property
     def setting(self) -> Setting:
@@ -76,7 +82,80 @@ def select(fit: Fit, draws: Sequence[tuple[Features, Features]], metric: Metric)
     best = int(mean.argmax() if metric.higher else mean.argmin())
     if not np.isfinite(mean[best]):
         raise ValueError(f"all {len(mean)} settings of the probe diverged")
-    return [Selected(fitted[best], float(mean[best]), len(mean)) for fitted in heads]
+    edge = _at_edge([head.setting.get("pooling") for head in heads[0]], mean, best)
+    return [Selected(fitted[best], float(mean[best]), len(mean), edge) for fitted in heads]
+
+
+def _at_edge(poolings: Sequence[object], scores: NDArray[np.float64], best: int) -> bool:
+    grid = [k for k, pooling in enumerate(poolings) if pooling == poolings[best]]
+    if len(grid) < 3 or best not in (grid[0], grid[-1]):
+        return False
+    neighbour = grid[1] if best == grid[0] else grid[-2]
+    return bool(abs(scores[best] - scores[neighbour]) > EDGE_GAIN)
+
+
+FOLDS = 5  # at most, of cross-validation within few labels
+
+
+def compare_within(
+    fit: Fit, part: Features, task: Task, metric: Metric, *, seed: int
+) -> tuple[Setting, float, int] | None:
+    """The setting that cross-validation within one draw of few labels prefers, its score, and out of how many.
+
+    Folds are stratified by class, and a group stays in one fold; every row is predicted by a head that did not see it,
+    and the metric is computed once over all rows.
+
+    Args:
+        fit: from training features to one head per setting.
+        part: the draw, with its labels; no other label is read.
+        task: whose labels they are.
+        metric: what is best; of equal settings the first is taken.
+        seed: of the folds.
+
+    Returns:
+        None where these labels cannot be divided, since a class has fewer than two, or give the metric no value.
+    """
+    folds = _folds(part, task, seed)
+    if folds is None:
+        return None
+    settings: list[Setting] = []
+    outputs: list[NDArray[np.float32]] = []
+    for train, held_out in folds:
+        heads = fit(part.take(train))
+        predicted = [head.predict(part.take(held_out)) for head in heads]
+        if not settings:
+            settings = [head.setting for head in heads]
+            outputs = [np.zeros((len(part), *found.shape[1:]), dtype=found.dtype) for found in predicted]
+        for whole, found in zip(outputs, predicted, strict=True):
+            whole[held_out] = found
+    worst = -math.inf if metric.higher else math.inf
+    try:
+        scores = np.array([metric(x, part.label) if np.isfinite(x).all() else worst for x in outputs])
+    except Undefined:
+        return None
+    best = int(scores.argmax() if metric.higher else scores.argmin())
+    return settings[best], float(scores[best]), len(settings)
+
+
+def _folds(part: Features, task: Task, seed: int) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]] | None:
+    from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold
+
+    classes = task.kind == "classes"
+    fewest = int(np.unique(part.label, return_counts=True)[1].min()) if classes else len(part)
+    groups = len(part) if part.group is None else len(np.unique(part.group))
+    number = min(FOLDS, fewest, groups)
+    if number < 2:
+        return None
+    if part.group is None:
+        kind = StratifiedKFold if classes else KFold
+        divided = kind(number, shuffle=True, random_state=seed).split(np.zeros(len(part)), part.label)
+    elif classes:
+        divided = StratifiedGroupKFold(number, shuffle=True, random_state=seed).split(
+            np.zeros(len(part)), part.label, part.group
+        )
+    else:
+        divided = GroupKFold(number).split(np.zeros(len(part)), None, part.group)
+    return [(train, held_out) for train, held_out in divided if len(train) and len(held_out)]
 
 
 def _score(head: Head, validation: Features, metric: Metric) -> float:

@@ -37,12 +37,12 @@ from dabsmix.run import Run, newest_run
 from dabsmix.scoring.baselines import yardsticks
 from dabsmix.scoring.collapse import frechet_distance
 from dabsmix.scoring.evaluate import choose, score, share
-from dabsmix.scoring.features import features, token_features
+from dabsmix.scoring.features import all_poolings, features, token_features
 from dabsmix.scoring.finetune import FINETUNE, finetune, supervised
 from dabsmix.scoring.heads import Features, scored
 from dabsmix.scoring.metrics import metric
-from dabsmix.scoring.protocols import Protocol, protocol, v1
-from dabsmix.scoring.results import Result, TransferRecord, read_transfer
+from dabsmix.scoring.protocols import Protocol, protocol, v2
+from dabsmix.scoring.results import Result, TransferRecord, default_protocol, read_transfer
 from dabsmix.source import Source, batch_size, load
 from dabsmix.terminal import watched
 
@@ -79,7 +79,7 @@ def transfer(
     records = []
     for run in runs:
         say(f"run: {run.path}")
-        name = config.protocol or run.record.protocol
+        name = config.protocol or default_protocol(run.record.protocol)
         tasks = tasks_of(run, config.task) if data is None or data.source is None else (data.source.name,)
         with run.lock() if accelerator.is_main_process else nullcontext():
             for task in tasks:
@@ -109,7 +109,7 @@ def _transfer_to(
     data, batch_size = _load(task, name, run, config, given)
     if data.labelled is None:
         raise UserError(f"{task} has no labels to transfer to: name another --task")
-    rules = v1() if name == "finetune" else protocol(name, batch_size)  # when finetuning, of the yardsticks alone
+    rules = v2() if name == "finetune" else protocol(name, batch_size)  # when finetuning, of the yardsticks alone
     encoder = run.encoder(data.specs)
     fractions = (1.0,) if name == "finetune" else rules.fractions
     labels = config.labels or tuple(str(part) for part in sorted(fractions, reverse=True))
@@ -118,7 +118,7 @@ def _transfer_to(
         share(label, data.labelled.task, data.labelled.train.label)  # a mistake is told before anything is computed
 
     # What is there already.
-    path = run.path / "transfer" / (f"{task}.json" if name == run.record.protocol else f"{task}-{name}.json")
+    path = _record_path(run, task, name)
     before = _read(path, data, run)
     results = () if before is None else before.results
     done = dict.fromkeys(each.label_fraction for each in results)
@@ -140,7 +140,7 @@ def _transfer_to(
         found = _score_finetuned(encoder, data, missing, accelerator)
     else:
         found = _score_frozen(encoder, data, rules, missing, task, run, accelerator)
-    notes = (*data.notes, *([rules.note] if rules.note else []))
+    notes = (*data.notes, *([rules.note] if rules.note else []), *_edges(found.results))
     record = TransferRecord(
         run=run.path.name,
         task=task,
@@ -177,7 +177,7 @@ def _score_frozen(
 
     def encode(split: Split, part: str) -> Features:
         title, keep = f"{task}: features of {part}", run.path / "features" / f"{task}-{rules.name}-{part}.safetensors"
-        return _kept_features(encoder, split, data, accelerator, run, title, keep)
+        return _kept_features(encoder, split, data, accelerator, rules.poolings, run, title, keep)
 
     train, validation = encode(labelled.train, "train"), encode(labelled.validation, "validation")
 
@@ -232,6 +232,22 @@ def tasks_of(run: Run, asked: tuple[str, ...]) -> tuple[str, ...]:
     return (name,) if run.record.own_data else domain(name).transfers or (name,)
 
 
+def _edges(results: list[Result]) -> list[str]:
+    return [
+        f"The {each.probe} probe with labels {each.label_fraction} chose the edge of its grid: {dict(each.selected)}."
+        for each in results
+        if each.selected.get("at_edge") and each.probe in ("linear", "ridge")
+    ]
+
+
+def _record_path(run: Run, task: str, name: str) -> Path:
+    """``TASK.json`` for the run's default protocol, or for another where an older version wrote that there."""
+    plain, named = (run.path / "transfer" / f"{stem}.json" for stem in (task, f"{task}-{name}"))
+    if plain.exists():
+        return plain if read_transfer(plain).protocol == name else named
+    return plain if name == default_protocol(run.record.protocol) else named
+
+
 def _load(task: str, name: str, run: Run, config: TransferConfig, given: Data | None) -> tuple[Data, int]:
     own = bool(run.record.own_data) and task == run.record.domain
     if given is not None and given.source is not None:
@@ -258,13 +274,20 @@ def _plain(label: str) -> str:
 
 
 def _kept_features(
-    encoder: Encoder, split: Split, data: Data, accelerator: Accelerator, run: Run, title: str, keep: Path
+    encoder: Encoder,
+    split: Split,
+    data: Data,
+    accelerator: Accelerator,
+    poolings: tuple[str, ...],
+    run: Run,
+    title: str,
+    keep: Path,
 ) -> Features:
     """Features of a split, from the run's folder where this encoder has read these very data before."""
     key = f"{run.record.encoder_sha256} {data.fingerprint} {len(split)} {dabsmix.__version__}"
     found = _kept(keep, key)
     if found is None:
-        found = _encode(encoder, split, data, accelerator, watch=partial(watched, title))
+        found = _encode(encoder, split, data, accelerator, poolings, watch=partial(watched, title))
         if accelerator.is_main_process:
             content = save({k: v.contiguous() for k, v in found.items()}, {"key": key, "sha256": _digest(found)})
             write(keep, lambda p: p.write_bytes(content))
@@ -274,12 +297,16 @@ def _kept_features(
 def _with_dropout(encoder: Encoder, split: Split, data: Data, accelerator: Accelerator, epoch: int) -> Features:
     """Features of one epoch with the encoder's dropout on, as DABS's reference trains its heads."""
     torch.manual_seed(epoch)
-    return _as_features(_encode(encoder, split, data, accelerator, dropout=True), split, accelerator)
+    return _as_features(_encode(encoder, split, data, accelerator, ("mean", "cls"), dropout=True), split, accelerator)
 
 
-def _encode(encoder: Encoder, split: Split, data: Data, accelerator: Accelerator, **how: Any) -> dict[str, Tensor]:
+def _encode(
+    encoder: Encoder, split: Split, data: Data, accelerator: Accelerator, poolings: tuple[str, ...], **how: Any
+) -> dict[str, Tensor]:
     if data.require_labelled().task.kind == "tokens":
         return {"tokens": token_features(encoder, split, data.normalise, accelerator=accelerator, **how)}
+    if "blocks" in poolings:
+        return all_poolings(encoder, split, data.normalise, accelerator=accelerator, **how)
     return features(encoder, split, data.normalise, accelerator=accelerator, **how)._asdict()
 
 

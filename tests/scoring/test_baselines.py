@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from transferring import trained
 
 from dabsmix.data.domain import Data, Labelled, Split, Task
 from dabsmix.scoring import baselines as yardsticks
@@ -86,7 +87,7 @@ def test_raw_input_and_majority_class_and_a_second_look(monkeypatch: pytest.Monk
 
 def v1_like(rules: Protocol) -> Protocol:
     """The same rules, with a schedule that is another object."""
-    return replace(rules, linear=replace(rules.linear, schedule=lambda progress: 1.0))
+    return replace(rules, linear=replace(trained(rules), schedule=lambda progress: 1.0))
 
 
 def test_tokens_have_no_raw_probe() -> None:

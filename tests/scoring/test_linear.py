@@ -15,6 +15,7 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from torch import Tensor, nn
+from transferring import trained
 
 from dabsmix.data.domain import Task
 from dabsmix.scoring.heads import Features, LinearHead
@@ -213,7 +214,7 @@ def test_the_optimum_is_scikit_learns() -> None:
     features, unseen = (Features({"mean": torch.from_numpy(x[part])}, y[part]) for part in (train, test))
 
     # the same penalty, C = 1: the same minimum of the same objective
-    head = fit_linear(features, task, replace(v1().linear, rates=(0.05,), decays=(1 / 1200,), steps=(2000, 2000)))[0]
+    head = fit_linear(features, task, replace(trained(v1()), rates=(0.05,), decays=(1 / 1200,), steps=(2000, 2000)))[0]
     value, minimum = (
         log_loss(y[train], softmax(scores, axis=1)) + (weight**2).sum() / 2400
         for scores, weight in (
@@ -224,7 +225,7 @@ def test_the_optimum_is_scikit_learns() -> None:
     assert value == pytest.approx(minimum, rel=0.01)
 
     # chosen on test on purpose: does v1's grid hold a head as good? Selection has tests of its own.
-    best = max(metric("accuracy")(h.predict(unseen), y[test]) for h in fit_linear(features, task, v1().linear))
+    best = max(metric("accuracy")(h.predict(unseen), y[test]) for h in fit_linear(features, task, trained(v1())))
     assert best >= reference.score(scaled[test], y[test]) - 0.005
 
 

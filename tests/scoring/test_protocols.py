@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from transferring import trained
 
 from dabsmix.data.domain import Task
 from dabsmix.errors import UserError
@@ -13,7 +14,7 @@ from dabsmix.scoring.protocols import PROTOCOLS, dabs, fits, imix, protocol, v1
 
 
 def test_v1_tries_enough() -> None:
-    grid = v1().linear
+    grid = trained(v1())
     assert len(grid.rates) >= 10
     assert grid.poolings == ("mean", "cls")
     assert len(grid.decays) >= 2
@@ -24,7 +25,7 @@ def test_v1_tries_enough() -> None:
 
 
 def test_imix_drops_the_rate_at_80_90_and_95_epochs() -> None:
-    schedule = imix().linear.schedule
+    schedule = trained(imix()).schedule
     epochs = [schedule(epoch / 100) for epoch in (0, 79, 80, 89, 90, 94, 95, 99)]
     assert epochs == pytest.approx([1, 1, 0.2, 0.2, 0.04, 0.04, 0.008, 0.008])
 
@@ -34,7 +35,7 @@ def test_dabs_is_one_head_trained_as_in_the_reference() -> None:
     x = torch.from_numpy(rng.normal(size=(40, 6)).astype(np.float32))
     label = rng.integers(2, size=40)
     task = Task("classes", "accuracy", ("no", "yes"))
-    heads = fit_linear(Features({"mean": x, "cls": x}, label), task, dabs(16).linear, seed=5)
+    heads = fit_linear(Features({"mean": x, "cls": x}, label), task, trained(dabs(16)), seed=5)
     assert len(heads) == 1
     assert heads[0].weight.shape == (6, 1)
 
@@ -68,6 +69,6 @@ def test_probes_that_are_not_defined_for_a_task_are_left_out() -> None:
 def test_a_protocol_has_its_name_and_what_it_must_say() -> None:
     assert [protocol(name, 64).name for name in PROTOCOLS] == list(PROTOCOLS)
     assert "watches during training" in dabs(64).note
-    assert dabs(64).linear.batch_size == 64
+    assert trained(dabs(64)).batch_size == 64
     with pytest.raises(UserError, match="did you mean 'dabs'"):
         protocol("dab", 64)

@@ -46,7 +46,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Callable[[Data], None]:
 # --- what a transfer writes
 
 
-def test_v1_on_digits_writes_what_it_promises(tmp_path: Path) -> None:
+def test_v2_on_digits_writes_what_it_promises(tmp_path: Path) -> None:
     run = pretrained(tmp_path)
     record = go(run)
     path = run.path / "transfer" / "digits.json"
@@ -58,7 +58,7 @@ def test_v1_on_digits_writes_what_it_promises(tmp_path: Path) -> None:
         (probe, part) for probe in ("linear", "knn", "ridge") for part in ("1", "0.1", "0.01")
     }
     assert {each["draws"] for each in stored["results"] if each["label_fraction"] == "0.01"} == {20}
-    assert (stored["test_reads"], stored["protocol"], stored["task"]) == (1, "v1", "digits")
+    assert (stored["test_reads"], stored["protocol"], stored["task"]) == (1, "v2", "digits")
     assert stored["value"] > 0.85 > stored["yardsticks"]["majority"][0]["value"] + 0.6
     assert stored["train_value"] >= stored["value"] - 0.02
     assert 0 < stored["frechet_distance"] < 1
@@ -142,7 +142,7 @@ def test_several_runs(tmp_path: Path, quick: None) -> None:
     records = module.transfer(config, accelerator=accelerate())
     assert [record.run for record in records] == ["digits-none-s0", "digits-none-s1"]
     assert records[0].encoder_sha256 != records[1].encoder_sha256
-    assert str(records[0]).startswith("digits-none-s0  digits  accuracy  protocol v1")
+    assert str(records[0]).startswith("digits-none-s0  digits  accuracy  protocol v2")
     assert f"{100 * records[1].headline.value:6.2f}" in str(records[1])
 
 

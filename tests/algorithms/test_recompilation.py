@@ -1,0 +1,45 @@
+"""``--compile`` compiles a block once: no algorithm makes torch compile anew at each step."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from twins import TRAINED, batch_of, build
+
+from dabsmix.model.encoder import Encoder
+from dabsmix.registry import algorithm_class
+
+STEPS = 5
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler() -> Iterator[None]:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TRAINED)
+def test_later_steps_compile_nothing(name: str) -> None:
+    """Only what is traced counts here, so the backend that generates no code serves."""
+    graphs = 0
+
+    def counted(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> object:
+        nonlocal graphs
+        graphs += 1
+        return graph.forward
+
+    algorithm = build(name, "sensor", dropout=0.1)
+    for part in algorithm.modules():
+        if isinstance(part, Encoder):
+            for block in part.blocks:
+                block.compile(backend=counted)
+    after = []
+    for step in range(STEPS):
+        batch = batch_of("sensor", label=algorithm_class(name).needs_labels, seed=step, num_views=algorithm.num_views)
+        algorithm(batch).value.backward()
+        algorithm.after_step((step + 1) / STEPS)
+        after.append(graphs)
+    assert after[0] > 0
+    assert after[-1] == after[1], f"graphs after each step: {after}"

@@ -1,0 +1,63 @@
+"""Small passes whose activations are computed again, against one large pass: the same loss and the same gradients."""
+
+import pytest
+import torch
+from torch import Tensor
+from twins import KINDS, TRAINED, batch_of, build
+
+from dabsmix.model.encoder import Encoder
+from dabsmix.pretext.algorithm import Algorithm
+from dabsmix.registry import algorithm_class
+
+
+def stepped(algorithm: Algorithm, kind: str, size: int | None) -> tuple[Tensor, dict[str, Tensor]]:
+    algorithm.encoder.micro_batch = size
+    batch = batch_of(kind, label=algorithm.needs_labels, num_views=algorithm.num_views)
+    loss = algorithm(batch).value
+    loss.backward()
+    return loss.detach(), {name: p.grad for name, p in algorithm.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_the_whole_batch_is_contrasted(name: str) -> None:
+    for kind in KINDS:
+        if algorithm_class(name).needs_labels and kind != KINDS[0]:
+            continue
+        loss, gradients = stepped(build(name, kind), kind, None)
+        small_loss, small_gradients = stepped(build(name, kind), kind, 3)
+        torch.testing.assert_close(small_loss, loss, rtol=1e-9, atol=1e-11)
+        assert small_gradients.keys() == gradients.keys()
+        for parameter, gradient in gradients.items():
+            # float64; the order of sums differs
+            torch.testing.assert_close(small_gradients[parameter], gradient, rtol=1e-9, atol=1e-11)
+
+
+def test_dropout_is_the_same_when_activations_are_computed_again() -> None:
+    encoder: Encoder = build("dmix", "sensor", dropout=0.5).encoder
+    encoder.micro_batch = 3
+    inputs = batch_of("sensor").views[0]
+    encoder(inputs).mean.sum().backward()
+    (first,) = [p.grad.clone() for name, p in encoder.named_parameters() if name == "cls" and p.grad is not None]
+    numeric = []
+    for sign in (1, -1):
+        with torch.no_grad():
+            encoder.cls[0, 0, 0] += sign * 1e-6
+        torch.manual_seed(0)
+        numeric.append(float(encoder(inputs).mean.sum().detach()))
+        with torch.no_grad():
+            encoder.cls[0, 0, 0] -= sign * 1e-6
+    encoder.zero_grad()
+    torch.manual_seed(0)
+    encoder(inputs).mean.sum().backward()
+    assert encoder.cls.grad is not None
+    assert float(encoder.cls.grad[0, 0, 0]) == pytest.approx((numeric[0] - numeric[1]) / 2e-6, rel=1e-5)
+    assert not torch.equal(first, encoder.cls.grad)  # other draws, other gradient
+
+
+def test_without_gradient_one_pass_serves() -> None:
+    encoder = build("dmix", "sensor").encoder
+    inputs = batch_of("sensor").views[0]
+    with torch.no_grad():
+        whole = encoder(inputs).mean
+        encoder.micro_batch = 3
+        assert torch.equal(encoder(inputs).mean, whole)
