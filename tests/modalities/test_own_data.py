@@ -190,7 +190,8 @@ def test_with_a_label(made: Made, dabsmix: Call, tmp_path: Path, monkeypatch: py
     assert record["n"] > 10
     assert len(record["classes"]) > 1
     assert record["data_fingerprint"] == run.record.data_fingerprint
-    assert 0 <= record["low"] <= record["value"] <= record["high"] <= 1
+    if record["low"] is not None:  # as it is with too few groups in the test
+        assert 0 <= record["low"] <= record["value"] <= record["high"] <= 1
     assert any(note.startswith("The splits are ours") for note in record["notes"])
     monkeypatch.chdir(tmp_path)
 
@@ -205,8 +206,9 @@ def test_with_a_label(made: Made, dabsmix: Call, tmp_path: Path, monkeypatch: py
     np.testing.assert_allclose(some.to_numpy(), whole.to_numpy()[first : first + len(some)], atol=1e-5)
 
     status, out, err = dabsmix("audit", *words(made, label=True), "--json")
-    assert status == 0, err
-    assert {"splits", "classes"} <= {finding["check"] for finding in json.loads(out)}
+    findings = json.loads(out)
+    assert status == int(any(finding["severity"] == "error" for finding in findings)), err
+    assert {"splits", "classes", "reading"} <= {finding["check"] for finding in findings}
 
 
 @EVERY
