@@ -87,6 +87,9 @@ class PretrainConfig:
     online_every: int | None = None
     """Steps between two updates of the online probe, each from an encoder pass of its own without gradient [v1: 10,
     dabs: 1]."""
+    micro_batch: int | None = None
+    """Examples of each process whose activations are held at a time; the loss still sees the whole batch, at the price
+    of computing activations twice [all of them]. Draws of dropout differ."""
     evaluate_every: int | None = None
     """Steps between two scores of the online probe on the validation split [a tenth of the steps]."""
     checkpoint_every: int | None = None
@@ -133,6 +136,8 @@ def resolve(config: PretrainConfig, domain_batch_size: int) -> tuple[PretrainCon
             raise UserError(f"--{name.replace('_', '-')} {values[name]}: must be at least {least}")
     if not config.checkpoint_minutes >= 0:
         raise UserError(f"--checkpoint-minutes {config.checkpoint_minutes}: must be at least 0")
+    if config.micro_batch is not None and config.micro_batch < 1:
+        raise UserError(f"--micro-batch {config.micro_batch}: must be at least 1")
     if config.online_every is not None and config.online_every < 1:
         raise UserError(f"--online-every {config.online_every}: must be at least 1")
     if config.seed < 0:
@@ -153,7 +158,7 @@ def resolve(config: PretrainConfig, domain_batch_size: int) -> tuple[PretrainCon
 NOT_IN_HASH = ("out", "data_root", "resume", "checkpoint_every", "checkpoint_minutes")
 """Fields that change no number: where a run is written and read from, and whether it was interrupted."""
 
-ADDED: Mapping[str, Any] = {"group": None, "ignore": None, "online_every": None}
+ADDED: Mapping[str, Any] = {"group": None, "ignore": None, "online_every": None, "micro_batch": None}
 """Fields of `PretrainConfig` and `Source` that are younger than the hash (commit 6675b1b), each with its default.
 
 A field that has this value is left out of the hash and of ``config.yaml``, so that a run keeps the hash that it had

@@ -84,6 +84,7 @@ def pretrain(
     # What learns.
     torch.manual_seed(step_seed(config.seed, 0, "weights"))
     encoder = make_encoder(config.encoder, data.specs, attend_padding=recipe.attend_padding, columns=recipe.columns)
+    encoder.micro_batch = config.micro_batch
     algorithm = algorithm_class(config.algo)(encoder, **config.hyper)
     check_fit(algorithm, recipe.batch_size, encoder.num_tokens)
     if algorithm.needs_labels and (

@@ -1,10 +1,14 @@
 """Small passes whose activations are computed again, against one large pass: the same loss and the same gradients."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
+from transferring import pretrained
 from twins import KINDS, TRAINED, batch_of, build
 
+from dabsmix.errors import UserError
 from dabsmix.model.encoder import Encoder
 from dabsmix.pretext.algorithm import Algorithm
 from dabsmix.registry import algorithm_class
@@ -61,3 +65,12 @@ def test_without_gradient_one_pass_serves() -> None:
         whole = encoder(inputs).mean
         encoder.micro_batch = 3
         assert torch.equal(encoder(inputs).mean, whole)
+
+
+def test_a_run_takes_the_flag(tmp_path: Path) -> None:
+    whole, small = (pretrained(tmp_path, algo="none", micro_batch=size) for size in (None, 4))
+    assert "micro_batch" not in (whole.path / "config.yaml").read_text()
+    assert "micro_batch: 4" in (small.path / "config.yaml").read_text()
+    assert whole.record.config_hash != small.record.config_hash
+    with pytest.raises(UserError, match="--micro-batch 0: must be at least 1"):
+        pretrained(tmp_path, micro_batch=0)
