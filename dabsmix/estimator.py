@@ -117,5 +117,5 @@ class SelfSupervised(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # 
         tags = super().__sklearn_tags__()
         tags.input_tags.allow_nan = True
         tags.input_tags.categorical = True
-        tags.non_deterministic = False
+        tags.transformer_tags.preserves_dtype = []  # features are float32, whatever came in
         return tags

@@ -278,3 +278,20 @@ def test_frames_keep_their_categories_and_other_modalities_their_shapes() -> Non
         assert estimator.fit_transform(x).shape == (6, 64)
     with pytest.raises(UserError, match="of arrays in memory there are"):
         dabsmix.SelfSupervised("spectrogram", steps=2).fit(np.zeros((4, 100)))
+
+
+# What check_estimator asks and is not so, with the reason.
+EXCEPTIONS: dict[str, str] = {}
+
+
+@pytest.mark.slow
+def test_scikit_learn_s_own_checks_of_an_estimator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sklearn.utils.estimator_checks import check_estimator
+
+    monkeypatch.chdir(tmp_path)
+    estimator = dabsmix.SelfSupervised(steps=2, algorithm="emix")
+    results = check_estimator(estimator, expected_failed_checks=EXCEPTIONS, on_skip=None, on_fail=None)
+    failed = {each["check_name"]: each["exception"] for each in results if each["status"] == "failed"}
+    assert not failed
+    assert sum(each["status"] == "passed" for each in results) > 40
+    assert list(tmp_path.iterdir()) == []
