@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import ast
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import dabsmix
+from dabsmix.model.shapes import ENCODERS, EncoderConfig
 from dabsmix.registry import algorithm_flags, algorithm_summary, algorithms, domains
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ __all__ = ["catalogue", "show"]
 
 
 def catalogue(what: str, root: Path) -> dict[str, list[dict[str, Any]]]:
-    """Plain values, by kind. ``files`` says that a domain's are here, under the data root, or how they are had."""
+    """Plain values, by kind. ``files`` says that a domain's are here, under the data root, or how to obtain them."""
     found: dict[str, list[dict[str, Any]]] = {}
     if what in ("all", "domains"):
         found["domains"] = [
@@ -47,7 +47,7 @@ def catalogue(what: str, root: Path) -> dict[str, list[dict[str, Any]]]:
             for name in algorithms()
         ]
     if what in ("all", "encoders"):
-        found["encoders"] = [{"name": name, "shape": shape} for name, shape in _encoders().items()]
+        found["encoders"] = [{"name": name, **_shape(config)} for name, config in ENCODERS.items()]
     return found
 
 
@@ -59,18 +59,10 @@ def _obtained(card: Domain) -> str:
     return "register" if card.manual.startswith("register") else "by hand"
 
 
-def _encoders() -> dict[str, str]:
-    """Names and shapes of ``encoder.ENCODERS``, read from its source: importing it would load torch."""
-    tree = ast.parse((Path(dabsmix.__file__).parent / "model" / "encoder.py").read_text(encoding="utf-8"))
-    for node in tree.body:
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "ENCODERS":
-            assert isinstance(node.value, ast.Dict)
-            return {
-                ast.literal_eval(key): ast.unparse(value).removeprefix("EncoderConfig")
-                for key, value in zip(node.value.keys, node.value.values, strict=True)
-                if key is not None
-            }
-    raise AssertionError("encoder.py defines ENCODERS")
+def _shape(config: EncoderConfig) -> dict[str, Any]:
+    """The shape by field, and as one column where a person reads it."""
+    fields = {name: value for name, value in asdict(config).items() if name not in ("attend_padding", "columns")}
+    return {**fields, "shape": ", ".join(f"{name} {value}" for name, value in fields.items())}
 
 
 HEADERS = {"sizes": "train / test"}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import json
 import os
 import sys
@@ -73,14 +75,33 @@ def _run(argv: list[str]) -> None:
         return _bench(*_plans(argv[1:]))
     if argv[:1] == ["pretrain"]:
         argv, kinds["pretrain"] = _with_algorithm_flags(argv)
-    config = tyro.extras.subcommand_cli_from_dict(
-        kinds,
-        prog="dabsmix",
-        description="A domain-agnostic self-supervised learning benchmark.",
-        args=argv,
-    )
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            config = tyro.extras.subcommand_cli_from_dict(
+                kinds,
+                prog="dabsmix",
+                description="A domain-agnostic self-supervised learning benchmark.",
+                args=argv,
+            )
+    except SystemExit as error:
+        if error.code in (0, None):  # --help
+            raise
+        raise UserError(_complaint(said.getvalue(), argv[0] if argv[:1] and argv[0] in kinds else "")) from None
     action = next(action for kind, action in commands.values() if isinstance(config, kind))
     action(config)
+
+
+def _complaint(text: str, verb: str) -> str:
+    """What tyro prints in a box, as one line: the complaint, the nearest flag, and where to read more."""
+    lines = [line.strip(" │─") for line in text.splitlines() if not line.startswith(("╭", "╰"))]
+    end = lines.index("") if "" in lines else len(lines)  # a rule ends the complaint; hints follow
+    words = " ".join(lines[:end]).split() or ["these", "arguments", "cannot", "be", "read"]
+    missing = next((n for n, word in enumerate(words) if word.endswith(":") and words[0] == "Missing"), None)
+    what = " ".join(words if missing is None else words[: missing + 2]).rstrip(".")
+    close = next((line.split()[0] for line in lines[1:] if line.startswith("--")), None)
+    nearest = f" (did you mean {close}?)" if close is not None and what.startswith("Unrecognized") else ""
+    return f"{what}{nearest}; see `{' '.join(['dabsmix', verb]).strip()} --help`"
 
 
 # --- pretrain's flags: flag > file > protocol > default
@@ -243,6 +264,13 @@ def _accelerate(precision: str = "fp32") -> Accelerator:
 def _pretrain(config: PretrainConfig) -> None:
     from dataclasses import replace
 
+    from dabsmix.model.shapes import encoder_config
+    from dabsmix.registry import domain
+
+    for name in filter(None, (config.source.domain, config.online)):  # before torch is imported, which takes seconds
+        domain(name)
+    encoder_config(config.encoder)
+
     from dabsmix.verbs.pretrain import pretrain
 
     names = getattr(config, "__hyper__", ())
@@ -264,12 +292,29 @@ def _pretrain(config: PretrainConfig) -> None:
 
 
 def _transfer(config: TransferConfig) -> None:
+    from dabsmix.registry import domain
+
+    for name in config.task:  # before torch is imported; own data's tasks have the names of their runs
+        if not any(_is_own(path, name) for path in config.run):
+            domain(name)
+
     from dabsmix.verbs.transfer import transfer
 
     records = transfer(config, accelerator=_accelerate(), say=_say)
     if os.environ.get("RANK", "0") == "0":
         plain = [record.as_plain() for record in records]
         print(json.dumps(plain, indent=1) if config.json else "\n".join(map(str, records)))
+
+
+def _is_own(run: Path, task: str) -> bool:
+    """Whether a run was pretrained on a user's own data of this name; what is not a run says so later."""
+    from dabsmix.run import Run
+
+    try:
+        record = Run(run).record
+    except UserError:
+        return True
+    return bool(record.own_data) and record.domain == task
 
 
 def _submit(config: SubmitConfig) -> None:

@@ -148,7 +148,7 @@ def test_list(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
     names = {kind: [each["name"] for each in rows] for kind, rows in found.items()}
     assert {"digits", "uci_har", "pamap2", "cifar10"} <= set(names["domains"])
     assert {"none", "emix", "dmix"} <= set(names["algorithms"])
-    assert names["encoders"] == ["dabs", "tiny", "vit_small", "vit_base"]
+    assert names["encoders"] == ["dabs", "tiny", "vit_small", "vit_base", "vit_large"]
     (emix,) = (each for each in found["algorithms"] if each["name"] == "emix")
     assert emix["flags"] == {"alpha": 1.0, "temperature": 0.2, "label_weight": "example"}
     assert call(monkeypatch, "list encoders") == 0
@@ -307,3 +307,27 @@ def test_what_is_for_files_is_refused_with_a_domain(
     assert call(monkeypatch, f"{command} --domain digits {flag}") == 2
     said = capsys.readouterr().err
     assert said == f"dabsmix: {flag} is for your own data (--data PATH); leave it out with --domain\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (
+            "pretrain --domain digits --stepz 3",
+            "Unrecognized options: --stepz, 3 (did you mean --steps?); see `dabsmix pretrain",
+        ),
+        ("submit", "Missing from dabsmix submit: --by; see `dabsmix submit --help`"),
+        ("pretrian", "Unrecognized options: pretrian; see `dabsmix --help`"),
+        ("pretrain --encoder tinny --domain digits", "unknown encoder 'tinny' (did you mean 'tiny'?); there are: dabs"),
+        ("transfer --task digitz --run nowhere", "nowhere is not a run"),
+        ("transfer --task digitz", "unknown domain 'digitz' (did you mean 'digits'?)"),
+    ],
+)
+def test_a_mistake_in_the_words_is_one_line_and_needs_no_torch(words: str, line: str) -> None:
+    code = "import sys; from dabsmix.cli import main; sys.argv = ['dabsmix', *sys.argv[1:]]\n"
+    code += "try: main()\nexcept SystemExit as end: print('torch' in sys.modules, end.code)"
+    done = subprocess.run([sys.executable, "-c", code, *words.split()], capture_output=True, text=True, check=True)
+    assert done.stderr.startswith(f"dabsmix: {line}")
+    assert done.stderr.count("\n") == 1
+    if "nowhere" not in words:
+        assert done.stdout == "False 2\n"

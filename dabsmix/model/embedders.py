@@ -1,16 +1,13 @@
 """From raw inputs to tokens: one embedder per kind of spec. The only part of the network that knows the data's kind."""
 
-from typing import Literal
-
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from dabsmix.model.shapes import Columns
 from dabsmix.spec import Grid, Spec, Table, Tokens
 
 __all__ = ["GridEmbed", "TableEmbed", "TokenEmbed", "make_embed"]
-
-Columns = Literal["shared", "own"]
 
 
 class GridEmbed(nn.Module):

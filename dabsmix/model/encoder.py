@@ -1,6 +1,6 @@
 """The shared ViT: any tuple of input specs in, a sequence of features out. Blocks are timm's, attention is fused."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from typing import NamedTuple
 
@@ -9,47 +9,13 @@ from timm.models.vision_transformer import Attention, Block
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from dabsmix.errors import UserError, did_you_mean
-from dabsmix.model.embedders import Columns, make_embed
+from dabsmix.model.embedders import make_embed
+from dabsmix.model.shapes import ENCODERS, Columns, EncoderConfig, encoder_config
 from dabsmix.spec import Spec, describe
 
 __all__ = ["ENCODERS", "Embedded", "Encoder", "EncoderConfig", "Pooled", "make_encoder", "pool"]
 
 # B examples, L tokens (CLS not counted), D width
-
-
-@dataclass(frozen=True)
-class EncoderConfig:
-    """A transformer's shape.
-
-    ``attend_padding`` makes padding a token like any other, attended to, pooled, mixed and masked, as the DABS
-    reference does; ``columns`` says how a table's numeric columns are embedded (see ``embed.TableEmbed``).
-    """
-
-    width: int
-    depth: int
-    heads: int
-    head_dim: int
-    mlp: int
-    dropout: float = 0.1
-    qkv_bias: bool = False
-    final_norm: bool = False
-    eps: float = 1e-5
-    position_std: float = 1.0
-    attend_padding: bool = False
-    columns: Columns = "own"
-
-
-ENCODERS = {
-    # DABS (Tamkin et al. 2021), its models/transformer: inner width 8 x 64 = 512, dropout, N(0, 1) positions.
-    "dabs": EncoderConfig(width=256, depth=12, heads=8, head_dim=64, mlp=512),
-    # The same at a size for two CPU cores.
-    "tiny": EncoderConfig(width=64, depth=4, heads=4, head_dim=16, mlp=128),
-    # timm's vit_small and vit_base (Dosovitskiy et al. 2021; Touvron et al. 2021), patch embedding aside.
-    "vit_small": EncoderConfig(384, 12, 6, 64, 1536, 0.0, True, True, 1e-6, 0.02),
-    "vit_base": EncoderConfig(768, 12, 12, 64, 3072, 0.0, True, True, 1e-6, 0.02),
-    "vit_large": EncoderConfig(1024, 24, 16, 64, 4096, 0.0, True, True, 1e-6, 0.02),
-}
 
 
 class Embedded(NamedTuple):
@@ -184,9 +150,7 @@ def make_encoder(
     Raises:
         UserError: no encoder has this name.
     """
-    if name not in ENCODERS:
-        raise UserError(f"unknown encoder {name!r}{did_you_mean(name, ENCODERS)}; there are: {', '.join(ENCODERS)}")
-    return Encoder(specs, replace(ENCODERS[name], attend_padding=attend_padding, columns=columns))
+    return Encoder(specs, replace(encoder_config(name), attend_padding=attend_padding, columns=columns))
 
 
 def _with_cls(mask: Tensor) -> Tensor:
