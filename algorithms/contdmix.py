@@ -9,8 +9,8 @@ two losses:
     loss       = L_dmix + β L_contpred
 
 The target of a position is the token that M had there before masking, whichever example it came from. S are cosines,
-unlike ContPred's products: the loss of these starts ten times higher, and beside it a clipped gradient holds next to
-nothing of d-mix (docs/comparison.md).
+unlike ContPred's products: their loss starts ten times higher, so that almost nothing of d-mix's gradient is left after
+clipping (docs/comparison.md).
 """
 
 from typing import ClassVar, Literal

@@ -4,7 +4,7 @@ Every example of the batch is a class of its own. With r a random permutation an
 k_i = round((1-λ_i) N) of the N tokens of example i, chosen uniformly, are replaced by its partner's at the same places:
 
     M_i[p] = T_r(i)[p] if p is chosen else T_i[p]       T tokens before positions
-    λ'_i = 1 - k_i / N                                   what was really kept
+    λ'_i = 1 - k_i / N                                   the share of tokens kept
     L_ij = cos(encode(M)_i, encode(T)_j) / τ
     loss = mean_i λ'_i CE(L_i, i) + (1-λ'_i) CE(L_i, r(i))
 """

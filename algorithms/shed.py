@@ -5,7 +5,7 @@ none of them stays; a linear classifier on every token of the encoder's output, 
 
     loss = mean over tokens of CE(W h_p, was p moved?)
 
-DABS moves ceil(rate · N): with at most six tokens that is one, which moves nowhere and is labelled moved all the same.
+DABS moves ceil(rate · N): with at most six tokens that is one, which cannot move but is labelled as moved.
 """
 
 from typing import ClassVar

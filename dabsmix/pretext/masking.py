@@ -16,7 +16,7 @@ __all__ = ["choose", "corrupted", "draw_order", "mean_over", "real_tokens"]
 
 
 def real_tokens(embedded: Embedded) -> Tensor:
-    """Which tokens are no padding, bool ``(B, L)``."""
+    """Which tokens are not padding, bool ``(B, L)``."""
     if embedded.mask is not None:
         return embedded.mask
     return torch.ones(embedded.tokens.shape[:2], dtype=torch.bool, device=embedded.tokens.device)

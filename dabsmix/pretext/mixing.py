@@ -2,7 +2,7 @@
 
 For an affine embedder mixing tokens is mixing inputs, as ``embed(λx + (1-λ)x') = λ embed(x) + (1-λ) embed(x')``; for
 token ids it is the only mixture there is. A token is mixed only where it is real in both examples, and an example keeps
-its own mask. The weight of its own label is the share of its tokens that is really its own.
+its own mask. The weight of its own label is the share of its tokens that it keeps.
 
 B examples here, n in the global batch, L tokens (CLS not counted), D width.
 """

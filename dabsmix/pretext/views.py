@@ -1,6 +1,6 @@
 """The two views of a batch as tokens: identical, with noise, or the domain's own augmentations; InputMix on top.
 
-Any row of the global batch can be had in a view, since an example's partner may live on another process.
+Any row of the global batch is available in a view, since an example's partner may live on another process.
 
 B examples here, n in the global batch, L tokens (CLS not counted), D width.
 """
@@ -33,7 +33,7 @@ def rows_of(encoder: Encoder, inputs: tuple[Tensor, ...], embedded: Embedded, ro
     """The tokens of these rows ``(k,)`` of the global batch, ``(k, L, D)``, with gradient to the embedder.
 
     ``embedded`` are the tokens of this process's ``inputs``. With several processes the raw inputs are gathered, being
-    the smaller, and the wanted rows embedded here.
+    the smaller, and the requested rows embedded here.
     """
     if world_size() == 1:
         return Embedded(embedded.tokens[rows], None if embedded.mask is None else embedded.mask[rows])
@@ -75,7 +75,7 @@ class View:
     """One view of the global batch.
 
     Attributes:
-        encoder: embeds rows that are not at hand.
+        encoder: embeds the rows of other processes.
         inputs: this process's raw inputs.
         embedded: their tokens, before noise and InputMix.
         clean: whether it shows the examples as they are stored.
