@@ -336,7 +336,8 @@ def _leaderboard(config: LeaderboardConfig) -> None:
             print(problem)
         if problems:
             raise UserError(f"{config.csv}: {len(problems)} problems")
-        print(f"{config.csv}: valid")
+        reads = [row.test_reads for row in board.read(config.csv)]
+        print(f"{config.csv}: valid; the test split was read at most {max(reads, default=0)} times for a score")
         return
     rows = board.read(config.csv)
     if config.json or (config.format == "table" and config.out is None):

@@ -65,7 +65,8 @@ class Result:
         draws: subsets of the labels that the value is the mean over.
         num_features: numbers that the probe read of each example, the most over draws; 0 where nobody counted.
         selected: the setting that validation chose, its validation score, and from how many candidates.
-        test_reads: how often the test split was read for it.
+        test_reads: how often this encoder's scores on this task under this protocol had read the test split, this one
+            included: more than 1 where shares of the labels were added later.
     """
 
     probe: str

@@ -141,14 +141,15 @@ def _transfer_to(
     else:
         found = _score_frozen(encoder, data, rules, missing, task, run, accelerator)
     notes = (*data.notes, *([rules.note] if rules.note else []), *_edges(found.results))
+    reads = 1 if before is None else before.test_reads + 1
     record = TransferRecord(
         run=run.path.name,
         task=task,
         protocol=name,
         kind=data.labelled.task.kind,
-        results=(*results, *found.results),
+        results=(*results, *(replace(each, test_reads=reads) for each in found.results)),
         yardsticks=beside,
-        test_reads=1 if before is None else before.test_reads + 1,
+        test_reads=reads,
         train_value=before.train_value if before is not None and found.train_value is None else found.train_value,
         frechet_distance=found.frechet,
         classes=data.labelled.task.classes,

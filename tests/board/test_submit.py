@@ -304,7 +304,7 @@ def set_cell(board: Path, line: int, column: str, value: str) -> None:
         ("uses_labels", "true", "uses_labels is True"),
         ("protocol", "v9", "protocol 'v9' is unknown"),
         ("metric", "niceness", "metric 'niceness' is unknown"),
-        ("test_reads", "7", "read 7 times"),
+        ("test_reads", "0", "must be at least 1"),
         ("date", "2026-13-01", "no past day"),
         ("date", "2999-01-01", "no past day"),
         ("label_fraction", "1.5", "label_fraction '1.5'"),

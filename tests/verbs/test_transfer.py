@@ -120,7 +120,7 @@ def test_what_is_scored_is_not_scored_again_and_other_shares_are_added(
     assert more["results"][: len(first["results"])] == first["results"]
     assert [each["label_fraction"] for each in more["results"] if each["probe"] == "linear"] == ["1", "0.5", "3/class"]
     assert more["test_reads"] == 2
-    assert {each["test_reads"] for each in more["results"]} == {1}
+    assert {each["label_fraction"]: each["test_reads"] for each in more["results"]} == {"1": 1, "0.5": 2, "3/class": 2}
     assert more["train_value"] == first["train_value"]
     with np.load(path.with_suffix(".predictions.npz")) as arrays:
         assert {"linear@1", "linear@0.5", "linear@3 per class", "label"} <= set(arrays)
