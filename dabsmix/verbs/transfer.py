@@ -134,7 +134,8 @@ def _transfer_to(
         else:
             _write(path, record, {}, accelerator)
         return record
-    beside |= yardsticks(data, rules, (*done, *missing), accelerator.device, encoder.width)
+    width = encoder.width * (len(encoder.blocks) if "blocks" in rules.poolings else 1)  # the widest that a probe reads
+    beside |= yardsticks(data, rules, (*done, *missing), accelerator.device, width)
 
     if name == "finetune":
         found = _score_finetuned(encoder, data, missing, accelerator)
