@@ -172,13 +172,28 @@ def config_hash(config: PretrainConfig) -> str:
     Raises:
         UserError: the file of options cannot be read.
     """
-    values: dict[str, Any] = {k: v for k, v in as_plain(config).items() if k not in NOT_IN_HASH}
+    values = as_plain(config)
     values["options"] = read_options(config.source.options)
     if config.source.domain is not None and (
         revision := domain(config.source.domain).revisions.get(values["protocol"])
     ):
         values["revision"] = revision  # of the data: the same name, other examples
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
+    return _hash(values)
+
+
+def hashes_of(values: Mapping[str, Any]) -> set[str]:
+    """The hashes that a run with this ``config.yaml``, without a file of options, may have: its data may be revised."""
+    plain = {**values, "options": read_options(None)}
+    try:
+        revisions = domain(values["domain"]).revisions.values() if values.get("domain") else ()
+    except (UserError, TypeError):
+        revisions = ()
+    return {_hash(plain), *(_hash({**plain, "revision": revision}) for revision in revisions)}
+
+
+def _hash(values: Mapping[str, Any]) -> str:
+    hashed = {k: v for k, v in values.items() if k not in NOT_IN_HASH}
+    return hashlib.sha256(json.dumps(hashed, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
 def as_plain(config: PretrainConfig) -> dict[str, Any]:

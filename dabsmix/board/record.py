@@ -3,6 +3,7 @@
 import hashlib
 import json
 import zipfile
+import zlib
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,9 +19,10 @@ from dabsmix.scoring.results import BY_CLASS, Result, TransferRecord, prediction
 __all__ = [
     "Predictions",
     "agrees",
+    "config_of",
     "predictions",
     "predictions_file",
-    "rescored",
+    "predictions_of",
     "scores",
     "transfer_of",
     "transfers",
@@ -30,6 +32,7 @@ _OF_RUN = (
     *("domain", "algorithm", "encoder", "seed", "views", "uses_labels", "steps", "batch_size", "version", "commit"),
     *("config_hash", "encoder_sha256", "parameters", "seconds", "device"),
 )
+MAX_CLASSES = 100_000  # a forged class number would take all memory
 _OF_TASK = ("task", "protocol", "data_fingerprint")
 _OF_RESULT = ("probe", "label_fraction", "metric", "value", "low", "high", "n", "test_reads")
 _NOT_IN_RECIPE = ("seed", "out", "data_root", "checkpoint_every", "checkpoint_minutes", "evaluate_every")
@@ -52,12 +55,21 @@ def predictions_file(folder: Path, stem: str) -> Path:
     return folder / "transfer" / f"{stem}.predictions.npz"
 
 
-def _config(path: Path) -> dict[str, Any]:
+def config_of(folder: Path) -> dict[str, Any]:
+    """What a run was asked for: its ``config.yaml``.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
     import yaml
 
+    path = folder / "config.yaml"
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        text = path.read_text(encoding="utf-8")
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
+            raise ValueError("it holds an alias, which no run writes")  # a few lines of them are gigabytes
+        content = yaml.safe_load(text)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise UserError(f"cannot read {path}: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected a mapping, found a {type(content).__name__}")
@@ -76,7 +88,7 @@ def scores(folder: Path) -> dict[str, list[dict[str, Any]]]:
     Raises:
         UserError: a file is missing or damaged, or lacks an entry.
     """
-    run, config, results = read_record(folder), _config(folder / "config.yaml"), transfers(folder)
+    run, config, results = read_record(folder), config_of(folder), transfers(folder)
     found: dict[str, list[dict[str, Any]]] = {}
     place = "run.json"
     try:
@@ -129,20 +141,10 @@ class Predictions(NamedTuple):
 def predictions(row: Row) -> Predictions | None:
     """A row's predictions; None where its record did not keep them, or where they do not give the row's value."""
     try:
-        found = _predictions(row)
+        found = predictions_of(row)
         return None if found is None or not agrees(row, _value(row, found)) else found
     except UserError:
         return None
-
-
-def rescored(row: Row) -> float | None:
-    """The score computed again from the kept predictions; None where there are none.
-
-    Raises:
-        UserError: the file is damaged.
-    """
-    found = _predictions(row)
-    return None if found is None else _value(row, found)
 
 
 def agrees(row: Row, value: float) -> bool:
@@ -159,7 +161,12 @@ def _value(row: Row, found: Predictions) -> float:
         raise UserError(f"the predictions in {row.record} have no {row.metric}: {error}") from None
 
 
-def _predictions(row: Row) -> Predictions | None:
+def predictions_of(row: Row) -> Predictions | None:
+    """A row's predictions as its record has them; None where there are none.
+
+    Raises:
+        UserError: the file is damaged.
+    """
     source = transfer_of(row)
     path = None if source is None else predictions_file(row.record, source[0])
     if source is None or path is None or not path.is_file():
@@ -170,10 +177,13 @@ def _predictions(row: Row) -> Predictions | None:
             if name not in arrays or "label" not in arrays:
                 return None
             drawn, label, group = arrays[name], arrays["label"], arrays.get("group")
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"cannot read {path}: {error}") from None
     if source[1].kind == "classes" and drawn.dtype.kind == "i":  # the predicted class alone was kept
         if row.metric not in BY_CLASS:
             return None  # those need scores
-        drawn = np.eye(max(drawn.max(), label.max()) + 1, dtype=np.float32)[drawn]
+        classes = max(int(drawn.max(initial=0)), int(label.max(initial=0)), len(source[1].classes) - 1) + 1
+        if drawn.ndim != 2 or label.ndim != 1 or drawn.min(initial=0) < 0 or classes > MAX_CLASSES:
+            raise UserError(f"{path}: {name} or label holds numbers that are no classes")
+        drawn = np.eye(classes, dtype=np.float32)[drawn]
     return Predictions(tuple(drawn), label, group)

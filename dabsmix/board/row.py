@@ -93,6 +93,7 @@ class Row:
 
 _TYPES: dict[str, Any] = {column.name: column.type for column in fields(Row) if column.name != "record"}
 _TYPES |= {"low": float, "high": float}  # or empty
+_NUMBER = re.compile(r"[+-]?(\d{1,18}(\.\d*)?|\.\d+)([eE][+-]?\d{1,3})?|nan|inf|-inf", re.ASCII)
 _DIGITS = {"value": 6, "low": 6, "high": 6, "seconds": 1}
 COLUMNS = tuple(_TYPES)
 
@@ -106,7 +107,10 @@ def read(csv_path: Path) -> list[Row]:
     rows = []
     for line, cells in lines(csv_path):
         try:
-            rows.append(parse(cells, csv_path.parent / "runs"))
+            row = parse(cells, csv_path.parent / "runs")
+            if faults := problems(row):
+                raise ValueError(faults[0])
+            rows.append(row)
         except ValueError as error:
             raise UserError(f"{csv_path}:{line}: {error}; `dabsmix leaderboard validate` lists every problem") from None
     return rows
@@ -115,13 +119,18 @@ def read(csv_path: Path) -> list[Row]:
 def lines(csv_path: Path) -> list[tuple[int, list[str]]]:
     """The line number and the cells of each row, after a check of the header."""
     try:
+        if not csv_path.is_file() and csv_path.exists():
+            raise UserError(f"{csv_path} is not a file: name a CSV file")
         content = csv_path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise UserError(f"no leaderboard at {csv_path}: submit a run to it, or name another CSV file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {csv_path}: {error}") from None
     reader = csv.reader(StringIO(content, newline=""), strict=True)
-    header = next(reader, [])
+    try:
+        header = next(reader, [])
+    except csv.Error as error:
+        raise UserError(f"{csv_path}:1: {error}; a row is one that `dabsmix submit` wrote") from None
     if tuple(header) != COLUMNS:
         missing = [name for name in COLUMNS if name not in header]
         unknown = [name for name in header if name not in COLUMNS]
@@ -135,7 +144,7 @@ def lines(csv_path: Path) -> list[tuple[int, list[str]]]:
     try:
         return [(reader.line_num, cells) for cells in reader]
     except csv.Error as error:
-        raise UserError(f"{csv_path}:{reader.line_num}: {error}; mend the line by hand") from None
+        raise UserError(f"{csv_path}:{reader.line_num}: {error}; fix the line by hand") from None
 
 
 def parse(cells: list[str], records: Path) -> Row:
@@ -148,6 +157,8 @@ def parse(cells: list[str], records: Path) -> Row:
             if name in ("low", "high") and cell == "":
                 values[name] = None
             else:
+                if kind in (int, float) and not _NUMBER.fullmatch(cell):
+                    raise ValueError  # Python reads 1_000 and other scripts' digits as numbers, a spreadsheet does not
                 values[name] = {"true": True, "false": False}[cell] if kind is bool else kind(cell)
         except (KeyError, ValueError):
             raise ValueError(f"{name} {cell!r} is no {kind.__name__}") from None
@@ -202,6 +213,13 @@ def problems(row: Row) -> list[str]:
         (re.fullmatch("[0-9a-f]{64}", row.encoder_sha256) is not None, "encoder_sha256 is no sha256 in hex"),
         (re.fullmatch(r"[A-Za-z0-9._-]*[A-Za-z0-9_-]", row.run) is not None, f"run {row.run!r} is no folder's name"),
     ]
+    for name in (name for name, kind in _TYPES.items() if kind is str and name != "hyper"):
+        cell = getattr(row, name)
+        checks.append((cell.isprintable(), f"{name} {cell!r} holds control characters"))
+        checks.append(
+            (not cell.startswith(("=", "+", "-", "@")), f"{name} {cell!r}: a spreadsheet runs what begins so")
+        )
+        checks.append((len(cell) <= 500, f"{name} has {len(cell)} characters, at most 500 are allowed"))
     return [message for holds, message in checks if not holds]
 
 
@@ -221,6 +239,6 @@ def _is_date(text: str) -> bool:
 
 def _is_object(text: str) -> bool:
     try:
-        return isinstance(json.loads(text), dict)
-    except ValueError:
+        return len(text) <= 10_000 and isinstance(json.loads(text), dict)
+    except (ValueError, RecursionError):
         return False

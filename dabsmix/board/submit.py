@@ -5,24 +5,24 @@ read from: ``run.json``, ``config.yaml``, ``transfer/*.json`` and the per-exampl
 input, majority class) stay in those transfer files: they belong to a task, not to a run, so they are no rows.
 """
 
-import hashlib
-import re
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from dabsmix.board import forgery
 from dabsmix.board import record as board_record
 from dabsmix.board import row as board_row
-from dabsmix.board.row import COLUMNS, Row, read
+from dabsmix.board.forgery import MAX_PREDICTIONS
+from dabsmix.board.row import COLUMNS, METRIC_RANGES, Row, read
 from dabsmix.errors import UserError
 from dabsmix.files import sha256, write
-from dabsmix.run import RunRecord, read_record
+from dabsmix.run import read_record
 
 __all__ = ["COLUMNS", "Row", "read", "submit", "validate"]
 
-MAX_PREDICTIONS = 2 * 2**20  # bytes; the records live in a git repository
 _OF_SUBMISSION = ("run", "by", "date")  # what a run's folder does not know
 
 
@@ -52,19 +52,25 @@ def submit(run_dir: Path, by: str, csv_path: Path) -> list[Row]:
     if not any(scores.values()):
         raise UserError(f"{run_dir} has no transfer results: run `dabsmix transfer --run {run_dir}` first")
     _check_encoder(run_dir, run.encoder_sha256)
-    name = _run_id(run)
+    name = forgery.record_name(run)
     record = csv_path.parent / "runs" / name
     stamp: dict[str, Any] = {"run": name, "by": by, "date": datetime.now(UTC).date().isoformat(), "record": record}
     offered = {stem: [Row(**cells, **stamp) for cells in each] for stem, each in scores.items()}
     for stem, rows in offered.items():
         for problem in (problem for row in rows for problem in board_row.problems(row)):
             raise UserError(f"{run_dir / 'transfer' / stem}.json: {problem}")
+    folder_rows = [Row(**cells, **stamp | {"record": run_dir}) for each in scores.values() for cells in each]
+    for problem in forgery.check_record(run_dir):
+        raise UserError(f"{run_dir}: {problem}")
+    for problem in (f"{row.task}: {problem}" for row in folder_rows for problem in forgery.check_row(row)):
+        raise UserError(f"{run_dir}: {problem}; transfer again")
     with _locked(csv_path):
         known = {row.key: row for row in read(csv_path)} if csv_path.exists() else {}
         new = {stem: _new(f"{run_dir}/transfer/{stem}.json", rows, known) for stem, rows in offered.items()}
         added = [row for rows in new.values() for row in rows]
         if not added:
             raise UserError(f"{run_dir} is on {csv_path} already, as {name}; another seed makes another run")
+        _keep_labels(csv_path, [*known.values(), *folder_rows])
         _write_record(run_dir, record, [stem for stem, rows in new.items() if rows])
         old = csv_path.read_text(encoding="utf-8-sig") if csv_path.exists() else ",".join(COLUMNS)
         content = old.rstrip("\n") + "\n" + board_row.text(added)
@@ -72,10 +78,35 @@ def submit(run_dir: Path, by: str, csv_path: Path) -> list[Row]:
     return added
 
 
-def _run_id(run: RunRecord) -> str:
-    """The run's name with a hash of its configuration and encoder: two machines' ``cifar10-dmix-s0`` do not collide."""
-    identity = hashlib.sha256(f"{run.config_hash} {run.encoder_sha256}".encode()).hexdigest()
-    return re.sub(r"[^A-Za-z0-9._-]+", "_", run.name or "run") + f"-{identity[:8]}"
+def _labels_file(csv_path: Path) -> Path:
+    return csv_path.parent / "labels.json"
+
+
+def _stored_labels(csv_path: Path) -> dict[str, str]:
+    """Digests of test labels by task and fingerprint."""
+    try:
+        found = json.loads(_labels_file(csv_path).read_text(encoding="utf-8"))
+        return {str(data): str(digest) for data, digest in dict(found).items()}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise UserError(f"cannot read {_labels_file(csv_path)}: {error}; take it from the repository again") from None
+
+
+def _keep_labels(csv_path: Path, rows: Sequence[Row]) -> None:
+    """Store the digest of the test labels of data that are new, and refuse rows of the same data with other labels."""
+    stored = _stored_labels(csv_path)
+    found = dict(stored)
+    for row in rows:
+        data = f"{row.task} {row.data_fingerprint}"
+        kept = board_record.predictions_of(row)
+        if kept is not None and found.setdefault(data, digest := forgery.label_digest(kept.label)) != digest:
+            raise UserError(
+                f"{row.record}: its test labels of {row.task} are not those of the other rows of these data"
+            )
+    if found != stored:
+        text = json.dumps(found, indent=1, sort_keys=True) + "\n"
+        write(_labels_file(csv_path), lambda path: path.write_text(text, encoding="utf-8"))
 
 
 def _check_encoder(run_dir: Path, expected: str) -> None:
@@ -144,7 +175,7 @@ def validate(csv_path: Path) -> list[str]:
     """Problems of the leaderboard, each with the line it is on; empty where every row holds.
 
     Checked: types and ranges, a score within its interval, rows twice, that each row says what its record says, that
-    the kept predictions give its score, and that no recorded score is left out.
+    the kept predictions give its score and interval, that no recorded score is left out, and what `forgery` checks.
 
     Raises:
         UserError: the file is missing or its header is broken.
@@ -152,15 +183,25 @@ def validate(csv_path: Path) -> list[str]:
     problems: list[str] = []
     lines_of: dict[tuple[str, ...], int] = {}
     recorded: dict[str, dict[tuple[str, ...], Row] | str] = {}
+    compared = forgery.Compared(_stored_labels(csv_path))
     for line, cells in board_row.lines(csv_path):
         try:
             row = board_row.parse(cells, csv_path.parent / "runs")
         except ValueError as error:
             problems.append(f"{csv_path}:{line}: {error}")
             continue
-        if row.run not in recorded:
-            recorded[row.run] = _recorded(row)
-        found = board_row.problems(row) + _disagreements(row, recorded[row.run]) + _rescored(row)
+        found = board_row.problems(row)
+        if any(problem.startswith("run ") for problem in found):
+            recorded[row.run] = "its run cannot be the name of a folder"
+        elif row.run not in recorded:
+            recorded[row.run] = backing = _recorded(row)
+            if isinstance(backing, dict):
+                beside = compared.problems(list(backing.values())) if backing else ["it records no result"]
+                found += forgery.check_record(row.record, row.run) + beside
+        backing = recorded[row.run]
+        found += _disagreements(row, backing)
+        if isinstance(backing, dict) and row.metric in METRIC_RANGES:
+            found += forgery.check_row(row)
         if row.key in lines_of:
             found.append(f"the same result as line {lines_of[row.key]}")
         lines_of.setdefault(row.key, line)
@@ -175,6 +216,8 @@ def validate(csv_path: Path) -> list[str]:
 
 def _recorded(row: Row) -> dict[tuple[str, ...], Row] | str:
     """The rows that a row's record backs, by key, or why it backs none."""
+    if problems := forgery.check_files(row.record):
+        return "; ".join(problems)
     try:
         scores = board_record.scores(row.record)
     except UserError as error:
@@ -196,13 +239,3 @@ def _disagreements(row: Row, recorded: dict[tuple[str, ...], Row] | str) -> list
         for name, ours, theirs in pairs
         if name not in _OF_SUBMISSION and ours != theirs
     ]
-
-
-def _rescored(row: Row) -> list[str]:
-    """Where the kept predictions give another score."""
-    try:
-        value = board_record.rescored(row)
-    except UserError as error:
-        return [str(error)]
-    wrong = value is not None and not board_record.agrees(row, value)
-    return [f"value is {row.value}, its predictions give {value:.6f}"] if wrong else []

@@ -105,6 +105,7 @@ class TransferRecord:
         classes: the class names in label order.
         data_fingerprint: digest of the task's data; ``encoder_sha256`` that of the encoder.
         notes: what a reader of the scores has to know, in whole sentences.
+        asked: the `prediction_key` of every result that the run has been asked for; empty in older files.
     """
 
     task: str
@@ -120,6 +121,7 @@ class TransferRecord:
     data_fingerprint: str = ""
     encoder_sha256: str = ""
     notes: tuple[str, ...] = ()
+    asked: tuple[str, ...] = ()
 
     @property
     def headline(self) -> Result:
@@ -164,6 +166,7 @@ class TransferRecord:
             "data_fingerprint": self.data_fingerprint,
             "encoder_sha256": self.encoder_sha256,
             "notes": list(self.notes),
+            "asked": list(self.asked),
         }
 
     @classmethod
@@ -182,6 +185,7 @@ class TransferRecord:
             },
             classes=tuple(found.classes),
             notes=tuple(found.notes),
+            asked=tuple(found.asked),
         )
 
     def to_frame(self) -> pd.DataFrame:

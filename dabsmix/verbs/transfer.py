@@ -42,7 +42,7 @@ from dabsmix.scoring.finetune import FINETUNE, finetune, supervised
 from dabsmix.scoring.heads import Features, scored
 from dabsmix.scoring.metrics import metric
 from dabsmix.scoring.protocols import Protocol, protocol, v2
-from dabsmix.scoring.results import Result, TransferRecord, default_protocol, read_transfer
+from dabsmix.scoring.results import Result, TransferRecord, default_protocol, prediction_key, read_transfer
 from dabsmix.source import Source, batch_size, load
 from dabsmix.terminal import watched
 
@@ -157,6 +157,7 @@ def _transfer_to(
         data_fingerprint=data.fingerprint,
         encoder_sha256=run.record.encoder_sha256,
         notes=notes,
+        asked=tuple(prediction_key(each.probe, each.label_fraction) for each in results),
     )
     _write(path, record, kept | found.predictions, accelerator)
     for note in notes:

@@ -1,0 +1,287 @@
+"""What a record must be if a run wrote it, found without training: files, digests, predictions, and other records.
+
+A record that passes may still be of an encoder that was trained otherwise: leaderboard/README.md says what remains.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import stat
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dabsmix.board.record import (
+    Predictions,
+    agrees,
+    config_of,
+    predictions_file,
+    predictions_of,
+    transfer_of,
+    transfers,
+)
+from dabsmix.board.row import Row
+from dabsmix.config import PretrainConfig, hashes_of
+from dabsmix.errors import UserError
+from dabsmix.run import RunRecord, read_record
+from dabsmix.scoring.metrics import Metric, Undefined, metric
+from dabsmix.scoring.results import TransferRecord, prediction_key
+from dabsmix.source import Source
+
+__all__ = ["MAX_PREDICTIONS", "Compared", "check_files", "check_record", "check_row", "label_digest", "record_name"]
+
+MAX_PREDICTIONS = 2 * 2**20  # bytes; the records live in a git repository
+MAX_FILE = 64 * 2**20  # of any other file of a record
+MAX_UNPACKED = 512 * 2**20
+RESAMPLES = 60
+WIDTHS = 3.0  # no estimator that a version had gives an interval so many times wider or narrower than another
+
+
+# --- files
+
+
+def check_files(record: Path) -> list[str]:
+    """Files of a record that are not plain, or larger than any that a run writes. To be called before they are read."""
+    found = []
+    for path in (record, *_below(record)):
+        try:
+            status = path.lstat()
+        except OSError as error:
+            return [f"no record: {path}: {error.strerror}"]
+        name = path.relative_to(record.parent)
+        limit = MAX_PREDICTIONS if path.name.endswith(".npz") else MAX_FILE
+        folder = path in (record, record / "transfer")
+        if not (stat.S_ISDIR(status.st_mode) if folder else stat.S_ISREG(status.st_mode)):
+            found.append(f"{name} is not a plain {'folder' if folder else 'file'}: records hold no links")
+        elif stat.S_ISREG(status.st_mode) and status.st_size > limit:
+            found.append(f"{name} has {status.st_size:,} bytes, more than the {limit:,} that a record may hold")
+        elif path.name.endswith(".npz") and (problem := _npz_problem(path)):
+            found.append(f"{name} {problem}")
+    return found
+
+
+def _below(record: Path) -> Iterator[Path]:
+    yield from (record / "run.json", record / "config.yaml", record / "transfer")
+    if not (record / "transfer").is_symlink() and (record / "transfer").is_dir():
+        yield from sorted((record / "transfer").iterdir())
+
+
+def _npz_problem(path: Path) -> str:
+    """Whether an archive of arrays claims more than it holds: numpy allocates what a header claims."""
+    total = 0
+    try:
+        with zipfile.ZipFile(path) as zipped:
+            for info in zipped.infolist():
+                with zipped.open(info) as member:
+                    version = np.lib.format.read_magic(member)
+                    first = version == (1, 0)
+                    read = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
+                    shape, _, dtype = read(member)
+                    if dtype.kind not in "biuf":
+                        return f"holds {dtype} where numbers belong"
+                    claimed = int(np.prod([int(size) for size in shape], dtype=object)) * dtype.itemsize
+                    if claimed + member.tell() != info.file_size:
+                        return "claims another size than it has"
+                total += info.file_size
+    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
+        return f"cannot be read ({error})"
+    return f"unpacks to {total:,} bytes" if total > MAX_UNPACKED else ""
+
+
+# --- a record by itself
+
+
+def record_name(run: RunRecord) -> str:
+    """The run's name with a hash of its configuration and encoder: two machines' ``cifar10-dmix-s0`` do not collide."""
+    identity = hashlib.sha256(f"{run.config_hash} {run.encoder_sha256}".encode()).hexdigest()
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", run.name or "run") + f"-{identity[:8]}"
+
+
+def check_record(record: Path, name: str | None = None) -> list[str]:
+    """Where ``run.json`` and the transfer files disagree with ``config.yaml``, with each other or with the ``name``."""
+    try:
+        run, config, found = read_record(record), config_of(record), transfers(record)
+    except UserError as error:
+        return [str(error)]
+    own = {each.name for kind in (PretrainConfig, Source) for each in fields(kind)}
+    wanted: dict[str, Any] = {
+        "domain": config.get("domain") or run.domain,
+        "algorithm": config.get("algo"),
+        "protocol": config.get("protocol"),
+        "hyper": {name: value for name, value in config.items() if name not in own},
+        **{name: config.get(name) for name in ("encoder", "seed", "batch_size", "online")},
+    }
+    problems = [
+        f"{name} is {getattr(run, name)!r} in run.json, config.yaml gives {value!r}"
+        for name, value in wanted.items()
+        if getattr(run, name) != value
+    ]
+    if run.steps != (0 if run.algorithm == "none" else config.get("steps")):
+        problems.append(f"steps is {run.steps} in run.json, config.yaml gives {config.get('steps')!r}")
+    if run.uses_labels != run.algorithm.endswith("supcon") and ":" not in run.algorithm:
+        problems.append(f"uses_labels is {run.uses_labels} in run.json: {run.algorithm} does the opposite")
+    if config.get("options") is None and run.config_hash not in hashes_of(config):  # else a file of the user's enters
+        problems.append(f"config_hash is {run.config_hash!r} in run.json, config.yaml gives another")
+    if name is not None and name != record_name(run):
+        problems.append(f"the folder is {name!r}, its run.json gives {record_name(run)!r}")
+    if len(set(run.encoder_sha256)) < 8:
+        problems.append(f"encoder_sha256 {run.encoder_sha256!r} is no digest")
+    if run.commit and not re.fullmatch(r"[0-9a-f]{40}(\+dirty)?", run.commit):
+        problems.append(f"commit {run.commit!r} is no commit")
+    for stem, transfer in found.items():
+        problems += [f"transfer/{stem}.json: {problem}" for problem in _transfer_problems(stem, transfer, run)]
+    return problems
+
+
+def _transfer_problems(stem: str, transfer: TransferRecord, run: RunRecord) -> Iterator[str]:
+    if transfer.encoder_sha256 and transfer.encoder_sha256 != run.encoder_sha256:
+        yield "it is of another encoder"
+    suffix = "" if transfer.protocol == run.protocol else f"-{transfer.protocol}"
+    named = {f"{transfer.task}{suffix}", f"{transfer.task}-{transfer.protocol}"}
+    if re.sub(r"-\d+$", "", stem) not in named and stem not in named:
+        yield f"protocol {transfer.protocol!r} and task {transfer.task!r} give another name"
+    there = {prediction_key(each.probe, each.label_fraction) for each in transfer.results}
+    if missing := [cell for cell in transfer.asked if cell not in there]:
+        yield f"no result of {', '.join(missing)}, which was asked for"
+
+
+# --- a row by its predictions
+
+
+def check_row(row: Row) -> list[str]:
+    """Where the kept predictions give another score, interval or number of examples, or are missing."""
+    try:
+        found = predictions_of(row)
+    except UserError as error:
+        return [str(error)]
+    if found is None:
+        return _missing(row)
+    n = len(found.label)
+    if n != row.n or any(len(scores) != n for scores in found.scores):
+        return [f"n is {row.n}, its predictions are of {n} examples"]
+    if found.group is not None and len(found.group) != n:
+        return [f"n is {row.n}, its predictions have {len(found.group)} groups' numbers"]
+    wanted = metric(row.metric)
+    try:
+        value = float(np.mean([wanted(scores, found.label) for scores in found.scores]))
+    except (IndexError, TypeError, ValueError) as error:
+        return [f"the predictions in {row.record} have no {row.metric}: {error}"]
+    if not agrees(row, value):
+        return [f"value is {row.value}, its predictions give {value:.6f}"]
+    return _interval_problems(row, found, wanted)
+
+
+def _missing(row: Row) -> list[str]:
+    """Predictions may be missing only where they are too large to be kept."""
+    source = transfer_of(row)
+    if source is None:
+        return []  # said elsewhere
+    stem, transfer = source
+    scores = max(1, len(transfer.classes)) if row.metric in ("auroc_macro", "mse", "pearson", "spearman") else 1
+    needed = sum(4 * each.n * each.draws * scores for each in transfer.results) + 8 * row.n
+    there = predictions_file(row.record, stem).is_file()
+    if transfer.kind == "tokens" or (needed > MAX_PREDICTIONS and not there):
+        return []
+    return [f"no predictions of {row.probe} with labels {row.label_fraction}: below 2 MiB a task they are required"]
+
+
+def _interval_problems(row: Row, found: Predictions, wanted: Metric) -> list[str]:
+    """Whether the interval is of these predictions: versions differ in their estimator, a plain bootstrap bounds it."""
+    if row.low is None or row.high is None:
+        return []
+    group = np.arange(row.n) if found.group is None else np.unique(found.group, return_inverse=True)[1]
+    units = int(group.max()) + 1
+    rows_of = np.split(np.argsort(group, kind="stable"), np.cumsum(np.bincount(group))[:-1])
+    rng = np.random.default_rng(0)
+    values = []
+    for _ in range(RESAMPLES):
+        rows = np.concatenate([rows_of[unit] for unit in rng.integers(units, size=units)])
+        try:
+            values.append(np.mean([wanted.function(scores[rows], found.label[rows]) for scores in found.scores]))
+        except Undefined:
+            continue
+    if units < 5 or len(values) < RESAMPLES // 2:
+        return []  # too few to bound anything
+    low, high = np.quantile(values, [0.025, 0.975])
+    width, claimed = float(high - low), row.high - row.low
+    slack = 3.0 / row.n  # where all are right, or nearly, a bootstrap sees no spread
+    if claimed * WIDTHS + slack < width or claimed > WIDTHS * width + 10 * slack:
+        return [f"interval [{row.low}, {row.high}], its predictions give about [{low:.4f}, {high:.4f}]"]
+    return []
+
+
+# --- a record beside the others
+
+
+def label_digest(label: NDArray[Any]) -> str:
+    """Hex sha256 of the test labels, as int64 or float64 whatever they are stored as."""
+    plain = np.ascontiguousarray(label, dtype=np.float64 if label.dtype.kind == "f" else np.int64)
+    return hashlib.sha256(f"{plain.shape}".encode() + plain.tobytes()).hexdigest()
+
+
+class Compared:
+    """What records of the same data must share, gathered record by record.
+
+    Attributes:
+        labels: digest of the test labels by task and fingerprint: those that were stored, and those met since.
+    """
+
+    def __init__(self, labels: Mapping[str, str]) -> None:
+        self.labels = dict(labels)
+        self._stored = bool(labels)
+        self._n: dict[str, int] = {}
+        self._encoders: dict[str, str] = {}
+        self._answers: dict[str, str] = {}
+        self._yardsticks: dict[tuple[str, ...], float] = {}
+
+    def problems(self, rows: Sequence[Row]) -> list[str]:
+        """Where a record, given by its rows, differs from those before it."""
+        found = []
+        first = rows[0]
+        known = self._encoders.setdefault(first.encoder_sha256, first.config_hash)
+        if known != first.config_hash and first.algorithm != "none":  # no step was taken: many settings, one encoder
+            found.append("another configuration has this very encoder")
+        for task in sorted({(row.task, row.data_fingerprint, row.protocol) for row in rows}):
+            of_task = [row for row in rows if (row.task, row.data_fingerprint, row.protocol) == task]
+            found += self._of_task(f"{task[0]} {task[1]}", of_task)
+        return found
+
+    def _of_task(self, data: str, rows: Sequence[Row]) -> list[str]:
+        found = []
+        n = self._n.setdefault(data, rows[0].n)
+        found += [f"n is {row.n}, other rows of the same data have {n}" for row in rows if row.n != n][:1]
+        try:
+            kept = [each for row in rows if (each := predictions_of(row)) is not None]
+        except UserError:
+            return found
+        if kept:
+            digest = label_digest(kept[0].label)
+            if self._stored and data not in self.labels:
+                found.append("labels.json has no digest of these data's test labels")
+            if self.labels.setdefault(data, digest) != digest:
+                found.append("its test labels are not those that the data have")
+            answers = hashlib.sha256(b"".join(scores.tobytes() for each in kept for scores in each.scores)).hexdigest()
+            other = self._answers.setdefault(f"{data} {rows[0].protocol} {answers}", rows[0].encoder_sha256)
+            if other != rows[0].encoder_sha256 and any(row.value < 1 for row in rows) and rows[0].algorithm != "none":
+                found.append("another encoder has the very same predictions")
+        return found + self._yardstick_problems(rows[0])
+
+    def _yardstick_problems(self, row: Row) -> list[str]:
+        source = transfer_of(row)
+        if source is None:
+            return []
+        found = []
+        for name in ("majority", "raw"):
+            for each in source[1].yardsticks.get(name, ()):
+                of_data = (row.task, row.data_fingerprint, row.protocol, row.version)
+                cell = (*of_data, name, each.probe, each.label_fraction, each.metric)
+                other = self._yardsticks.setdefault(cell, each.value)
+                if abs(other - each.value) > 0.01 * max(1.0, abs(other)):
+                    found.append(f"the yardstick {name} scores {each.value:.4f}, in other records {other:.4f}")
+        return found
