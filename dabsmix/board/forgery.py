@@ -31,7 +31,7 @@ from dabsmix.config import PretrainConfig, hashes_of
 from dabsmix.errors import UserError
 from dabsmix.run import RunRecord, read_record
 from dabsmix.scoring.metrics import Metric, Undefined, metric
-from dabsmix.scoring.results import TransferRecord, prediction_key
+from dabsmix.scoring.results import TransferRecord, default_protocol, prediction_key
 from dabsmix.source import Source
 
 __all__ = ["MAX_PREDICTIONS", "Compared", "check_files", "check_record", "check_row", "label_digest", "record_name"]
@@ -142,8 +142,9 @@ def check_record(record: Path, name: str | None = None) -> list[str]:
 def _transfer_problems(stem: str, transfer: TransferRecord, run: RunRecord) -> Iterator[str]:
     if transfer.encoder_sha256 and transfer.encoder_sha256 != run.encoder_sha256:
         yield "it is of another encoder"
-    suffix = "" if transfer.protocol == run.protocol else f"-{transfer.protocol}"
-    named = {f"{transfer.task}{suffix}", f"{transfer.task}-{transfer.protocol}"}
+    named = {f"{transfer.task}-{transfer.protocol}"}
+    if transfer.protocol in (run.protocol, default_protocol(run.protocol)):  # the former is v1's own, from before v2
+        named.add(transfer.task)
     if re.sub(r"-\d+$", "", stem) not in named and stem not in named:
         yield f"protocol {transfer.protocol!r} and task {transfer.task!r} give another name"
     there = {prediction_key(each.probe, each.label_fraction) for each in transfer.results}
