@@ -209,7 +209,7 @@ class TransferRecord:
             interval = "" if r.low is None or r.high is None else f"  [{factor * r.low:.1f}, {factor * r.high:.1f}]"
             lines.append(f"  {name:<14} {r.probe:<8} labels {r.label_fraction:<8} {factor * r.value:6.2f}{interval}")
         if self.unbeaten:
-            lines.append(f"  Pretraining has shown nothing here: no better than {', '.join(self.unbeaten)}.")
+            lines.append(f"  Nothing is shown here: no better than {', '.join(self.unbeaten)}.")
         return "\n".join(lines)
 
 

@@ -92,5 +92,5 @@ def test_a_record_says_what_pretraining_did_not_beat() -> None:
     other = replace(better, label_fraction="0.5")
     record = replace(RECORD, yardsticks={"patches": (better,), "raw": (worse, other), "supervised": (better,)})
     assert record.unbeaten == ("patches",)
-    assert str(record).endswith("Pretraining has shown nothing here: no better than patches.")
+    assert str(record).endswith("Nothing is shown here: no better than patches.")
     assert "shown nothing" not in str(replace(record, yardsticks={"raw": (worse, other)}))
