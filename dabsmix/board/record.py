@@ -32,6 +32,7 @@ _OF_RUN = (
     *("domain", "algorithm", "encoder", "seed", "views", "uses_labels", "steps", "batch_size", "version", "commit"),
     *("config_hash", "encoder_sha256", "parameters", "seconds", "device"),
 )
+MAX_DEPTH = 8  # of config.yaml: deep nesting takes hours to read, and a few lines of aliases are gigabytes
 MAX_CLASSES = 100_000  # a forged class number would take all memory
 _OF_TASK = ("task", "protocol", "data_fingerprint")
 _OF_RESULT = ("probe", "label_fraction", "metric", "value", "low", "high", "n", "test_reads")
@@ -66,8 +67,11 @@ def config_of(folder: Path) -> dict[str, Any]:
     path = folder / "config.yaml"
     try:
         text = path.read_text(encoding="utf-8")
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
-            raise ValueError("it holds an alias, which no run writes")  # a few lines of them are gigabytes
+        depth = 0
+        for event in yaml.parse(text):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if isinstance(event, yaml.AliasEvent) or depth > MAX_DEPTH:
+                raise ValueError("it holds an alias or is nested deeply, as no run writes it")
         content = yaml.safe_load(text)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise UserError(f"cannot read {path}: {' '.join(str(error).split())}") from None
