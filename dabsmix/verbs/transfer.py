@@ -196,7 +196,7 @@ def _score_frozen(
         results,
         predictions | _truth(labelled.test),
         metric(labelled.task.metric)(full[0].head.predict(train), train.label) if full else None,
-        frechet_distance(_rows(train), _rows(test)),
+        frechet_distance(_rows(train), _rows(test)) if min(len(train), len(test)) > 1 else None,
     )
 
 
