@@ -211,7 +211,10 @@ def problems(row: Row) -> list[str]:
         (_is_date(row.date), f"date {row.date!r} is no past day like 2026-01-31"),
         (_is_object(row.hyper), f"hyper {row.hyper!r} is no JSON object"),
         (re.fullmatch("[0-9a-f]{64}", row.encoder_sha256) is not None, "encoder_sha256 is no sha256 in hex"),
-        (re.fullmatch(r"[A-Za-z0-9._-]*[A-Za-z0-9_-]", row.run) is not None, f"run {row.run!r} is no folder's name"),
+        (
+            re.fullmatch(r"[A-Za-z0-9._-]{0,199}[A-Za-z0-9_-]", row.run) is not None,
+            f"run {row.run!r}: no folder's name",
+        ),
     ]
     for name in (name for name, kind in _TYPES.items() if kind is str and name != "hyper"):
         cell = getattr(row, name)
