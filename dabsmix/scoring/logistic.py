@@ -146,6 +146,7 @@ class _Problem:
     ) -> tuple[Tensor, Tensor, NDArray[np.float64]]:
         """Weight ``(D, C)`` and bias ``(C,)``, and the solution on the principal axes for the next strength."""
         from scipy.optimize import minimize
+        from threadpoolctl import threadpool_limits
 
         penalty = 1 / (strength * len(self.target))
         spread = (CURVATURE * self.values + penalty).rsqrt()
@@ -158,7 +159,9 @@ class _Problem:
 
         begun = start / spread.cpu().numpy()
         limits: Any = {"gtol": tolerance, "ftol": 0.0, "maxiter": max_steps, "maxfun": 2 * max_steps}
-        found = minimize(scaled, begun.ravel(), jac=True, method="L-BFGS-B", options=limits)
+        # scipy's BLAS works on vectors of the weights' length here: its threads would only fight with torch's for cores
+        with threadpool_limits(1, user_api="blas"):
+            found = minimize(scaled, begun.ravel(), jac=True, method="L-BFGS-B", options=limits)
         solution = found.x.reshape(shape) * spread.cpu().numpy()
         weight = torch.from_numpy(solution).to(device)
         return self.axes @ weight[:-1], weight[-1], solution
