@@ -144,7 +144,7 @@ def resolve(config: PretrainConfig, domain_batch_size: int) -> tuple[PretrainCon
         raise UserError(f"--seed {config.seed}: must be at least 0")
     recipe = Recipe(**values)
     if config.source.domain is not None:  # an alias is the same data
-        config = replace(config, source=replace(config.source, domain=domain(config.source.domain).name))
+        config = replace(config, source=replace(config.source, domain=config.source.name))
     algo = canonical_algorithm(config.algo)
     defaults = {flag.name: flag.default for flag in algorithm_flags(algo)}
     dabs = algorithm_dabs(algo) if config.source.protocol == "dabs" else {}
@@ -174,10 +174,8 @@ def config_hash(config: PretrainConfig) -> str:
     """
     values = as_plain(config)
     values["options"] = read_options(config.source.options)
-    if config.source.domain is not None and (
-        revision := domain(config.source.domain).revisions.get(values["protocol"])
-    ):
-        values["revision"] = revision  # of the data: the same name, other examples
+    if revision := config.source.revision:  # of the data: the same name, other examples
+        values["revision"] = revision
     return _hash(values)
 
 

@@ -65,6 +65,11 @@ class Source:
         path = self.data.expanduser().resolve()
         return path.name if path.is_dir() else path.stem.removesuffix(".csv")  # of .csv.gz
 
+    @property
+    def revision(self) -> int:
+        """How often the examples of a named domain have changed under this protocol; 0 for a user's own data."""
+        return 0 if self.domain is None else domain(self.domain).revisions.get(self.protocol, 0)
+
     def check(self) -> None:
         """Refuse what names no data, or more than one.
 
@@ -98,6 +103,8 @@ def load(source: Source) -> Data:
     Raises:
         UserError: see `Source.name`; unknown domain; missing or damaged files; an unknown option.
     """
+    from dabsmix.modalities.files import digest
+
     source.check()
     if source.domain is not None:
         card = domain(source.domain)
@@ -105,8 +112,10 @@ def load(source: Source) -> Data:
             raise UserError(
                 f"--protocol dabs: DABS has no {card.name}, it has this data set at another size: name {card.dabs}"
             )
-        return replace(card.load(ensure(card, data_root(source.data_root)), source.protocol), source=source)
-    from dabsmix.modalities.files import digest
+        named = card.load(ensure(card, data_root(source.data_root)), source.protocol)
+        if revision := card.revisions.get(source.protocol):  # the same files, other examples
+            named = replace(named, fingerprint=digest([named.fingerprint, f"revision {revision}"]))
+        return replace(named, source=source)
 
     assert source.data is not None
     path = source.data.expanduser()

@@ -13,6 +13,7 @@ import numpy as np
 from dabsmix.data.domain import Data, Domain, Task
 from dabsmix.data.download import Download
 from dabsmix.errors import UserError
+from dabsmix.modalities.files import digest
 from dabsmix.modalities.text import (
     BERT,
     BERT_FILE,
@@ -60,13 +61,13 @@ PAIR = ("sentence1", "sentence2")
 
 TABLES = {
     "cola": Table(
-        *("CoLA", ("sentence",), "label", ("unacceptable", "acceptable"), BINARY, "matthews", "pearson"),
+        *("CoLA", ("sentence",), "label", ("unacceptable", "acceptable"), BINARY, "matthews", "pearson/128"),
         header=("source", "label", "star", "sentence"),
     ),
     "sst2": Table("SST-2", ("sentence",), "label", ("negative", "positive"), BINARY),
     "mrpc": Table("MRPC", ("#1 String", "#2 String"), "Quality", ("not_equivalent", "equivalent"), BINARY),
     "qqp": Table("QQP", ("question1", "question2"), "is_duplicate", ("not_duplicate", "duplicate"), BINARY),
-    "stsb": Table("STS-B", PAIR, "score", metric="spearman"),
+    "stsb": Table("STS-B", PAIR, "score", metric="spearman", dabs_metric="spearman/128"),
     "mnli_matched": Table("MNLI", PAIR, "gold_label", MNLI, dev="dev_matched.tsv"),
     "mnli_mismatched": Table("MNLI", PAIR, "gold_label", MNLI, dev="dev_mismatched.tsv"),
     "qnli": Table("QNLI", ("question", "sentence"), "label", ENTAILMENT),
@@ -100,14 +101,18 @@ def load(name: str, folder: Path, protocol: str) -> Data:
         files = [folder / "train.tsv", folder / table.dev]
         rows = _rows
     metric = table.dabs_metric if protocol == "dabs" and table.dabs_metric else table.metric
+    source = identity(folder, files, tokens)
+    if protocol == "dabs" and len(table.texts) == 2:
+        source = digest([source, "without rows that lack a text"])
     return labelled(
         name,
-        identity(folder, files, tokens),
+        source,
         tokens,
-        lambda part: _texts(table, rows(table, files, part)),
+        lambda part: _texts(table, rows(table, files, part), whole=protocol == "dabs"),
         Task("classes" if table.classes else "regression", metric, table.classes),
         protocol,
         "The test part is GLUE's dev file: upstream keeps the labels of its test file.",
+        phrases=name == "sst2",
     )
 
 
@@ -129,13 +134,16 @@ def _mrpc(table: Table, files: list[Path], part: str) -> Iterator[Row]:
             yield files[0], number, [*texts, label]
 
 
-def _texts(table: Table, rows: Iterator[Row]) -> Texts:
+def _texts(table: Table, rows: Iterator[Row], *, whole: bool) -> Texts:
+    """The rows of a part; if ``whole``, as under ``dabs``, without rows that lack a text."""
     codes = {value: code for code, value in enumerate(table.values or table.classes)}
     samples: list[Sample] = []
     label: list[float] = []
     for file, number, (*texts, value) in rows:
         if not any(texts):
             raise UserError(f"{file}:{number}: no text in {' and '.join(table.texts)}; fix or remove the row")
+        if whole and not all(texts):
+            continue
         samples.append(texts[0] if len(texts) == 1 else (texts[0], texts[1]))
         label.append(_score(file, number, value) if not table.classes else _code(file, number, value, codes))
     return Texts(samples, np.array(label, np.int64 if table.classes else np.float32))
@@ -179,6 +187,12 @@ def _downloads(folder: str) -> tuple[Download, ...]:
     )
 
 
+def _revisions(name: str, table: Table) -> dict[str, int]:
+    if name == "sst2":
+        return {"v1": 1}  # since then no validation text lies inside a training text
+    return {"dabs": 1} if len(table.texts) == 2 else {}  # since then rows that lack a text are left out
+
+
 def _needs(table: Table) -> tuple[str, ...]:
     folder = f"glue_data/{table.folder}"
     train, dev = f"{folder}/train.tsv", f"{folder}/{table.dev}"
@@ -217,6 +231,7 @@ DOMAINS = tuple(
         downloads=_downloads(table.folder),
         sizes=SIZES[name],
         needs=_needs(table),
+        revisions=_revisions(name, table),
         batch_size=128,
     )
     for name, table in TABLES.items()

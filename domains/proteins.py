@@ -178,6 +178,8 @@ def _tape(name: str, folder: Path, protocol: str) -> Data:
     order = np.random.RandomState(42).permutation(len(watched))
     watched = watched.take(order)  # DABS stores it shuffled, and its metrics are means over batches
     task = tape.task
+    if task.kind == "regression":
+        task = replace(task, metric=f"spearman/{tape.batch_size}")
     if task.kind == "tokens":
         assert train.label is not None
         task = replace(task, classes=(*STRUCTURES, "padding"))

@@ -67,7 +67,8 @@ def _load(name: str, folder: Path, protocol: str) -> Data:
 
     labelled = None
     if name == "wafer_transfer":
-        labelled = Labelled(Task("classes", "f1_weighted", CLASSES), split(train), split(validation), split(test))
+        metric = "f1_weighted/128" if protocol == "dabs" else "f1_weighted"
+        labelled = Labelled(Task("classes", metric, CLASSES), split(train), split(validation), split(test))
     return Data(
         specs=(Grid(3, (SIDE, SIDE), (4, 4)),),
         pretrain=Split((maps,), train) if labelled is None else labelled.train,

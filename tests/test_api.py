@@ -25,7 +25,7 @@ from dabsmix.source import Modality
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Probes of a few epochs."""
-    monkeypatch.setattr("dabsmix.verbs.transfer.protocol", lambda name, batch_size: QUICK)
+    monkeypatch.setattr("dabsmix.verbs.transfer.protocol", lambda name, batch_size, specs: QUICK)
 
 
 SHORT: dict[str, Any] = dict(encoder="tiny", steps=2, batch_size=8)

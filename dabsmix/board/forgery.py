@@ -31,7 +31,7 @@ from dabsmix.config import PretrainConfig, hashes_of
 from dabsmix.errors import UserError
 from dabsmix.run import RunRecord, read_record
 from dabsmix.scoring.metrics import Metric, Undefined, metric
-from dabsmix.scoring.results import TransferRecord, default_protocol, prediction_key
+from dabsmix.scoring.results import BY_CLASS, TransferRecord, default_protocol, prediction_key
 from dabsmix.source import Source
 
 __all__ = ["MAX_PREDICTIONS", "Compared", "check_files", "check_record", "check_row", "label_digest", "record_name"]
@@ -184,7 +184,7 @@ def _missing(row: Row) -> list[str]:
     if source is None:
         return []  # said elsewhere
     stem, transfer = source
-    scores = max(1, len(transfer.classes)) if row.metric in ("auroc_macro", "mse", "pearson", "spearman") else 1
+    scores = max(1, len(transfer.classes)) if row.metric not in BY_CLASS else 1
     needed = sum(4 * each.n * each.draws * scores for each in transfer.results) + 8 * row.n
     there = predictions_file(row.record, stem).is_file()
     if transfer.kind == "tokens" or (needed > MAX_PREDICTIONS and not there):

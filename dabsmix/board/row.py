@@ -11,12 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from dabsmix.errors import UserError
-from dabsmix.scoring.metrics import METRICS
+from dabsmix.scoring.metrics import METRICS, known
 from dabsmix.scoring.results import PROTOCOLS
 
-__all__ = ["COLUMNS", "METRIC_RANGES", "Row", "lines", "parse", "problems", "read", "text", "typed"]
-
-METRIC_RANGES = {name: metric.span for name, metric in METRICS.items()}
+__all__ = ["COLUMNS", "Row", "lines", "parse", "problems", "read", "text", "typed"]
 
 
 @dataclass(frozen=True)
@@ -192,12 +190,13 @@ def _typed(name: str, value: Any) -> Any:
 
 def problems(row: Row) -> list[str]:
     """What is wrong with a row by itself."""
-    least, most = METRIC_RANGES.get(row.metric, (-math.inf, math.inf))
+    found = known(row.metric)
+    least, most = (-math.inf, math.inf) if found is None else found.span
     low, high = (row.value if end is None else end for end in (row.low, row.high))
     checks = [
         *((getattr(row, name) != "" or name == "commit", f"{name} is empty") for name in COLUMNS),
         (row.protocol in PROTOCOLS, f"protocol {row.protocol!r} is unknown: one of {', '.join(PROTOCOLS)}"),
-        (row.metric in METRIC_RANGES, f"metric {row.metric!r} is unknown: one of {', '.join(METRIC_RANGES)}"),
+        (found is not None, f"metric {row.metric!r} is unknown: one of {', '.join(METRICS)}"),
         (all(map(math.isfinite, (row.value, low, high))), "value, low and high must be finite numbers"),
         ((row.low is None) == (row.high is None), "low and high are both given or both empty"),
         (low <= row.value <= high, f"value {row.value} is outside its interval [{row.low}, {row.high}]"),

@@ -16,10 +16,11 @@ from dabsmix.board import forgery
 from dabsmix.board import record as board_record
 from dabsmix.board import row as board_row
 from dabsmix.board.forgery import MAX_PREDICTIONS
-from dabsmix.board.row import COLUMNS, METRIC_RANGES, Row, read
+from dabsmix.board.row import COLUMNS, Row, read
 from dabsmix.errors import UserError
 from dabsmix.files import sha256, write
 from dabsmix.run import read_record
+from dabsmix.scoring.metrics import known
 
 __all__ = ["COLUMNS", "Row", "read", "submit", "validate"]
 
@@ -200,7 +201,7 @@ def validate(csv_path: Path) -> list[str]:
                 found += forgery.check_record(row.record, row.run) + beside
         backing = recorded[row.run]
         found += _disagreements(row, backing)
-        if isinstance(backing, dict) and row.metric in METRIC_RANGES:
+        if isinstance(backing, dict) and known(row.metric) is not None:
             found += forgery.check_row(row)
         if row.key in lines_of:
             found.append(f"the same result as line {lines_of[row.key]}")

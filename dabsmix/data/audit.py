@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from dabsmix.data.containment import NGRAM, Sequences, inside
 from dabsmix.data.domain import Data, Split, Task
 from dabsmix.spec import Grid, Spec, Table, Tokens
 from dabsmix.terminal import progress
@@ -39,7 +40,7 @@ class Finding:
     """One thing to know about a data set.
 
     Attributes:
-        check: duplicates, leak, groups, splits, classes, values or order.
+        check: duplicates, leak, groups, overlap, splits, classes, values or order.
         severity: ``error`` spoils a score, ``warning`` may, ``info`` does not.
         split: the split that it is about.
         message: it, on one line.
@@ -70,6 +71,7 @@ def audit(data: Data) -> list[Finding]:
         found += _duplicates(name, split, digests[name])
     found += _leaks(splits, digests)
     found += _groups(splits)
+    found += _overlaps(data, splits)
     if labelled is not None:
         for name, split in splits.items():
             if split.label is not None and len(split):
@@ -170,6 +172,35 @@ def _leaks(splits: dict[str, Split], digests: dict[str, NDArray[np.uint64]]) -> 
             severity: Severity = "error" if held_out == "test" else "warning"
             message = f"{len(places)} of its examples ({share}) are in {seen} too"
             yield _finding("leak", severity, held_out, splits[held_out], places, message)
+
+
+WORDS = 1000
+"""Tokens with a vocabulary at least this large are words."""
+
+MOST_TEXTS = 200_000
+"""At most this many texts of a split are searched, which bounds the memory."""
+
+
+def _overlaps(data: Data, splits: dict[str, Split]) -> Iterator[Finding]:
+    """Held-out texts that lie inside a training text, or share `NGRAM` tokens in a row with one."""
+    spec = data.specs[0]
+    # with a small alphabet, such as that of DNA, so few symbols in a row occur everywhere by chance
+    if len(data.specs) != 1 or not isinstance(spec, Tokens) or spec.vocab < WORDS or "train" not in splits:
+        return
+    texts = {
+        name: Sequences.of(data.normalise(split.batch(np.arange(len(split))[:MOST_TEXTS]))[0].numpy(), spec.pad)
+        for name, split in splits.items()
+        if name != "pretrain" and len(split)
+    }
+    for name in ("validation", "test"):
+        if name in texts and not _same(splits[name], splits["train"]):
+            places = np.flatnonzero(inside(texts[name], texts["train"]))
+            share = len(places) / len(texts[name].length)
+            if len(places):
+                severity: Severity = "warning" if share > 0.1 else "info"
+                where = f"lie inside a training text, or share {NGRAM} tokens in a row with one"
+                message = f"{len(places)} texts ({share:.0%}) {where}"
+                yield _finding("overlap", severity, name, splits[name], places, message)
 
 
 def _groups(splits: dict[str, Split]) -> Iterator[Finding]:

@@ -47,7 +47,7 @@ class Task:
     Attributes:
         kind: ``classes`` (labels int64 ``(n,)``), ``multilabel`` (labels uint8 ``(n, C)``), ``regression`` (labels
             float32 ``(n,)``), ``tokens`` (one class per token: int64 ``(n, L)``, -1 where a token is not scored).
-        metric: the main score, a name of ``metrics.METRICS``, computed once on the whole split.
+        metric: the main score, a name that ``metrics.metric`` knows.
         classes: the class names in label order; empty for regression.
     """
 

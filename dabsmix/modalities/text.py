@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dabsmix.data.cache import allocate, fingerprint, prepared
+from dabsmix.data.containment import SEVERAL, Sequences, roots
 from dabsmix.data.domain import Data, Labelled, Split, Task
 from dabsmix.data.download import Download
 from dabsmix.data.splits import carve, divide_labelled
@@ -127,7 +128,14 @@ class Texts:
 
 
 def labelled(
-    name: str, source: str, tokens: Tokenizer, read: Callable[[str], Texts], task: Task, protocol: str, *notes: str
+    name: str,
+    source: str,
+    tokens: Tokenizer,
+    read: Callable[[str], Texts],
+    task: Task,
+    protocol: str,
+    *notes: str,
+    phrases: bool = False,
 ) -> Data:
     """A task over texts or pairs of texts, as GLUE's.
 
@@ -143,6 +151,7 @@ def labelled(
         task: what is predicted.
         protocol: ``v1`` or ``dabs``.
         notes: what a reader of a score has to know.
+        phrases: whether many texts are phrases of other texts. If so, no validation text lies inside a training text.
 
     Raises:
         UserError: a part is empty, or train lacks a class.
@@ -170,7 +179,10 @@ def labelled(
     train, test = split("train"), split("test")
     validation = test
     if protocol != "dabs":
-        kept, held = carve(len(train), label=train.label if task.kind == "classes" else None, group=train.group)
+        if phrases:
+            kept, held = _carve_sentences(np.asarray(train.inputs[0]), tokens.pad)
+        else:
+            kept, held = carve(len(train), label=train.label if task.kind == "classes" else None, group=train.group)
         train, validation = train.take(kept), train.take(held)
     return Data(
         specs=(Tokens(LENGTH, tokens.vocab, tokens.pad),),
@@ -185,6 +197,14 @@ def labelled(
         ),
         state=_named(tokens, LENGTH),
     )
+
+
+def _carve_sentences(rows: NDArray[np.int32], pad: int | None) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows that train and rows that validate: a tenth of the sentences, each with its phrases. Shared phrases train."""
+    root = roots(Sequences.of(rows, pad))
+    alone = np.flatnonzero(root != SEVERAL)
+    _, held = carve(len(alone), group=root[alone])
+    return np.setdiff1d(np.arange(len(rows)), alone[held]), alone[held]
 
 
 def _check(name: str, task: Task, train: Texts, test: Texts) -> None:

@@ -8,11 +8,13 @@ is averaged over draws of labels, summed over groups and subtracted between algo
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dabsmix.scoring.metrics import Label, Metric, Scores, confusion, positives, ranking
+from dabsmix.scoring.metrics import Label, Metric, Scores, Undefined, confusion, positives, ranking
+from dabsmix.scoring.metrics import metric as named
 
 __all__ = ["influence", "rarest"]
 
@@ -30,7 +32,22 @@ def influence(metric: Metric, scores: Scores, label: Label) -> Values:
         above, below = metric.parts(scores, label)
         response: Values = (above - above.sum() / below.sum() * below) / below.mean()
         return response
+    if metric.batch:
+        return _over_batches(metric, scores, label)
     return _BY_NAME[metric.name](scores, label)
+
+
+def _over_batches(mean: Metric, scores: Scores, label: Label) -> Values:
+    """For a mean over batches: an example moves its own batch's value only, and every batch has the same share."""
+    whole = named(mean.name.partition("/")[0])
+    found, batches = np.zeros(len(label)), 0
+    for start in range(0, len(label), mean.batch):
+        part = slice(start, start + mean.batch)
+        with suppress(Undefined):
+            whole(scores[part], label[part])  # a batch whose labels give no value is left out of the mean
+            found[part] = influence(whole, scores[part], label[part]) / len(label[part])
+            batches += 1
+    return found * len(label) / max(1, batches)
 
 
 def rarest(metric: Metric, label: Label) -> int:

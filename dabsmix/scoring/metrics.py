@@ -1,4 +1,4 @@
-"""Scores of a whole split, computed once from every prediction; never averaged over batches. No torch here.
+"""Scores of a whole split, computed once from every prediction. No torch here.
 
 A prediction ("scores") is what a head's ``predict`` returns, one row per example:
 
@@ -13,8 +13,10 @@ tokens     float ``(n, L, C)`` logits                    int ``(n, L)``, -1 wher
 """
 
 import math
+import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,7 +24,7 @@ from numpy.typing import NDArray
 
 from dabsmix.errors import UserError, did_you_mean
 
-__all__ = ["METRICS", "Metric", "Undefined", "auroc_per_class", "confusion", "metric", "positives", "ranking"]
+__all__ = ["METRICS", "Metric", "Undefined", "auroc_per_class", "confusion", "known", "metric", "positives", "ranking"]
 
 Scores = NDArray[np.floating[Any]]
 Label = NDArray[Any]
@@ -47,6 +49,7 @@ class Metric:
             (score the majority class then).
         parts: for a metric that is a ratio of sums over examples: the numerator and the denominator of each,
             ``(n,)`` and ``(n,)``. Intervals are then one matrix product.
+        batch: for a mean over batches, the rows of each; 0 for a metric of all rows at once.
     """
 
     name: str
@@ -56,6 +59,7 @@ class Metric:
     span: tuple[float, float] = (0.0, 1.0)
     chance: float | None = None
     parts: Callable[[Scores, Label], Parts] | None = None
+    batch: int = 0
 
     def __call__(self, scores: Scores, label: Label) -> float:
         """The score.
@@ -72,14 +76,43 @@ class Metric:
 
 
 def metric(name: str) -> Metric:
-    """The metric of this name.
+    """The metric of this name; ``pearson/128`` is the mean of ``pearson`` over batches of 128 rows in stored order.
+
+    DABS reports correlations and F1 this way. Such a mean depends on the order of the rows and estimates nothing.
 
     Raises:
         UserError: no metric has this name.
     """
-    if name not in METRICS:
+    found = known(name)
+    if found is None:
         raise UserError(f"unknown metric {name!r}{did_you_mean(name, METRICS)}; there are: {', '.join(METRICS)}")
-    return METRICS[name]
+    return found
+
+
+def known(name: str) -> Metric | None:
+    """The metric of this name, see `metric`; None where no metric has it."""
+    whole, slash, rows = name.partition("/")
+    found = METRICS.get(whole)
+    if found is None or not slash:
+        return found
+    if not re.fullmatch("[1-9][0-9]{0,8}", rows):
+        return None
+    return replace(found, name=name, function=_over_batches(found.function, int(rows)), parts=None, batch=int(rows))
+
+
+def _over_batches(function: Callable[[Scores, Label], float], rows: int) -> Callable[[Scores, Label], float]:
+    """The mean over batches; a batch whose labels give the metric no value is left out."""
+
+    def mean(scores: Scores, label: Label) -> float:
+        values = []
+        for start in range(0, len(label), rows):
+            with suppress(Undefined):
+                values.append(function(scores[start : start + rows], label[start : start + rows]))
+        if not values:
+            raise Undefined("no batch of these rows has labels that give the metric a value")
+        return float(np.mean(values))
+
+    return mean
 
 
 def _classes(scores: Scores, label: Label) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

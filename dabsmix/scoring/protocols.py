@@ -13,6 +13,7 @@ from dabsmix.errors import UserError, did_you_mean
 from dabsmix.scoring.heads import Features, Head, Setting, fit_knn, fit_pinv, fit_ridge
 from dabsmix.scoring.linear import LinearGrid, fit_linear
 from dabsmix.scoring.logistic import LogisticGrid, fit_logistic
+from dabsmix.spec import Grid, Spec, Table
 
 __all__ = ["PROTOCOLS", "Fit", "Protocol", "dabs", "fits", "imix", "protocol", "quicker", "refit", "v1", "v2"]
 
@@ -169,19 +170,32 @@ def dabs(batch_size: int) -> Protocol:
     )
 
 
-def imix() -> Protocol:
+def imix(specs: tuple[Spec, ...] = ()) -> Protocol:
     """i-Mix's (Lee et al. 2021, its reference code): SGD, seven rates, 100 epochs, drops at 80, 90 and 95.
 
-    The reference picks the rate by test accuracy; here it is chosen on validation.
+    Tables are in batches of 512, at rates for 256, as there. Images of 224x224 have its ImageNet recipe: one rate,
+    drops to a tenth at 60 and 80. The reference picks the rate by test accuracy; here it is chosen on validation.
+
+    Args:
+        specs: the inputs of the data.
     """
+    table = any(isinstance(spec, Table) for spec in specs)
+    image = any(isinstance(spec, Grid) and len(spec.size) == 2 and spec.channels == 3 for spec in specs)
+    imagenet = any(isinstance(spec, Grid) and spec.size == (224, 224) and spec.channels == 3 for spec in specs)
+    note = "The rate is chosen on a validation split; the i-Mix reference chooses it on the test split."
+    if imagenet:
+        note = "The rate, 30, and its drops are those that the i-Mix reference has for ImageNet."
+    if image:
+        note += " The head is trained on the images as they are; the reference crops and mirrors them."
     return Protocol(
         name="imix",
-        note="The rate is chosen on a validation split; the i-Mix reference chooses it on the test split.",
+        note=note,
         linear=LinearGrid(
             poolings=("mean",),
-            rates=(1.0, 3.0, 5.0, 10.0, 30.0, 50.0, 70.0),  # times b/256 for a batch of b = 256
+            rates=(30.0,) if imagenet else (1.0, 3.0, 5.0, 10.0, 30.0, 50.0, 70.0),  # times b/256 for b = 256
             optimizer="sgd",
-            schedule=_milestones,
+            batch_size=512 if table else 256,
+            schedule=_imagenet_milestones if imagenet else _milestones,
             standardise=False,
             start="normal",
         ),
@@ -189,28 +203,32 @@ def imix() -> Protocol:
     )
 
 
-# Each from the batch size that the data set's source trains with.
-PROTOCOLS: Mapping[str, Callable[[int], Protocol]] = {
-    "v2": lambda batch_size: v2(),
-    "v1": lambda batch_size: v1(),
-    "dabs": dabs,
-    "imix": lambda batch_size: imix(),
+# Each from the batch size that the data set's source trains with, and the specs of its inputs.
+PROTOCOLS: Mapping[str, Callable[[int, tuple[Spec, ...]], Protocol]] = {
+    "v2": lambda batch_size, specs: v2(),
+    "v1": lambda batch_size, specs: v1(),
+    "dabs": lambda batch_size, specs: dabs(batch_size),
+    "imix": lambda batch_size, specs: imix(specs),
 }
 
 
-def protocol(name: str, batch_size: int) -> Protocol:
-    """The protocol of this name, for a data set whose source trains with this batch size.
+def protocol(name: str, batch_size: int, specs: tuple[Spec, ...] = ()) -> Protocol:
+    """The protocol of this name, for a data set of these inputs whose source trains with this batch size.
 
     Raises:
         UserError: no protocol for frozen features has this name.
     """
     if name not in PROTOCOLS:
         raise UserError(f"unknown protocol {name!r}{did_you_mean(name, PROTOCOLS)}; there are: {', '.join(PROTOCOLS)}")
-    return PROTOCOLS[name](batch_size)
+    return PROTOCOLS[name](batch_size, specs)
 
 
 def _cosine(progress: float) -> float:
     return (1 + math.cos(math.pi * progress)) / 2
+
+
+def _imagenet_milestones(progress: float) -> float:
+    return 0.1 ** sum(progress >= milestone for milestone in (0.60, 0.80))
 
 
 def _milestones(progress: float) -> float:

@@ -47,9 +47,10 @@ def prediction_key(probe: str, share: str) -> str:
 
 def in_percent(metric: str) -> bool:
     """Whether a score is shown in per cent: shares and correlations are, other quantities are not."""
-    from dabsmix.scoring.metrics import METRICS
+    from dabsmix.scoring.metrics import known
 
-    return metric in METRICS and METRICS[metric].span[1] == 1
+    found = known(metric)
+    return found is not None and found.span[1] == 1
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Result:
     Attributes:
         probe: what was fitted on the features.
         label_fraction: the share of the training labels that it was fitted with (``1``, ``0.1``, ``5/class``).
-        metric: a name of ``metrics.METRICS``.
+        metric: a name that ``metrics.metric`` knows.
         value: in the metric's own unit; ``low`` and ``high`` are its 95 % interval, None where there is none.
         n: test examples; ``units`` is the number of independent ones among them (groups), 0 where nobody counted.
         draws: subsets of the labels that the value is the mean over.
@@ -131,10 +132,11 @@ class TransferRecord:
     @property
     def unbeaten(self) -> tuple[str, ...]:
         """Names of the yardsticks, fitted without pretraining, that the headline's value does not exceed."""
-        from dabsmix.scoring.metrics import METRICS
+        from dabsmix.scoring.metrics import known
 
         first = self.headline
-        sign = 1 if first.metric not in METRICS or METRICS[first.metric].higher else -1
+        metric = known(first.metric)
+        sign = 1 if metric is None or metric.higher else -1
         return tuple(
             name
             for name, found in self.yardsticks.items()

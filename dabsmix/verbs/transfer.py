@@ -28,7 +28,7 @@ from torch import Tensor
 
 import dabsmix
 from dabsmix.config import TransferConfig
-from dabsmix.data.domain import Data, Split
+from dabsmix.data.domain import Data, Labelled, Split
 from dabsmix.errors import UserError
 from dabsmix.files import write
 from dabsmix.model.encoder import Encoder
@@ -109,7 +109,8 @@ def _transfer_to(
     data, batch_size = _load(task, name, run, config, given)
     if data.labelled is None:
         raise UserError(f"{task} has no labels to transfer to: name another --task")
-    rules = v2() if name == "finetune" else protocol(name, batch_size)  # when finetuning, of the yardsticks alone
+    # when finetuning, of the yardsticks alone
+    rules = v2() if name == "finetune" else protocol(name, batch_size, data.specs)
     encoder = run.encoder(data.specs)
     fractions = (1.0,) if name == "finetune" else rules.fractions
     labels = config.labels or tuple(str(part) for part in sorted(fractions, reverse=True))
@@ -141,7 +142,8 @@ def _transfer_to(
         found = _score_finetuned(encoder, data, missing, accelerator)
     else:
         found = _score_frozen(encoder, data, rules, missing, task, run, accelerator)
-    notes = (*data.notes, *([rules.note] if rules.note else []), *_edges(found.results))
+    beside_it = _whole_split(found, data.labelled)
+    notes = (*data.notes, *([rules.note] if rules.note else []), *_edges(found.results), *beside_it)
     reads = 1 if before is None else before.test_reads + 1
     record = TransferRecord(
         run=run.path.name,
@@ -163,6 +165,23 @@ def _transfer_to(
     for note in notes:
         say(note)
     return record
+
+
+def _whole_split(found: Scored, labelled: Labelled) -> tuple[str, ...]:
+    """A note with the value over all examples, where the metric is DABS's mean over batches."""
+    whole, slash, rows = labelled.task.metric.partition("/")
+    if not slash:
+        return ()
+    label = labelled.test.label
+    assert label is not None
+    values = []
+    for each in found.results:
+        scores = found.predictions[prediction_key(each.probe, each.label_fraction)][0]
+        values.append(f"{each.probe} {metric(whole)(scores, label):.4f}")
+    return (
+        f"{labelled.task.metric} is the mean over batches of {rows}, as in DABS. "
+        f"Over all examples: {', '.join(values)}.",
+    )
 
 
 def _score_frozen(

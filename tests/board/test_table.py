@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from dabsmix.board.page import page
-from dabsmix.board.row import METRIC_RANGES, Row
+from dabsmix.board.row import Row, problems
 from dabsmix.board.standings import Line, standings
 from dabsmix.board.table import published, render, show
 from dabsmix.scoring.metrics import METRICS
@@ -403,7 +403,14 @@ def test_empty_leaderboard_says_so() -> None:
     assert "empty" in page([])
 
 
-def test_every_metric_has_a_range_and_a_way_to_be_written() -> None:
-    assert set(METRIC_RANGES) == set(METRICS)
+def test_every_metric_has_a_way_to_be_written() -> None:
     in_units = {name for name in METRICS if not in_percent(name)}
     assert in_units == {"mse"}
+
+
+def test_a_mean_over_batches_is_a_metric_of_rows(tmp_path: Path) -> None:
+    assert not [each for each in problems(row(tmp_path, 0.3, metric="pearson/128")) if "metric" in each]
+    assert in_percent("pearson/128")
+    assert not in_percent("mse/128")
+    for name in ("pearson/", "pearson/0", "accuracy/many", "pears/128"):
+        assert any("is unknown" in each for each in problems(row(tmp_path, 0.3, metric=name)))

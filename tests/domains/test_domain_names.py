@@ -50,8 +50,16 @@ def test_other_examples_under_the_same_name_are_another_configuration(monkeypatc
         config, _ = resolve(PretrainConfig(Source("pamap2", protocol=protocol)), 256)  # type: ignore[arg-type]
         now = config_hash(config)
         with monkeypatch.context() as patch:
-            patch.setattr("dabsmix.config.domain", lambda name: before)
+            patch.setattr("dabsmix.source.domain", lambda name: before)
             assert (config_hash(config) == now) == same
+
+
+def test_revised_examples_are_other_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    card = domain("digits")
+    before = load(Source("digits")).fingerprint
+    monkeypatch.setattr("dabsmix.source.domain", lambda name: replace(card, revisions={"v1": 1}))
+    assert load(Source("digits")).fingerprint != before
+    assert load(Source("digits", protocol="dabs")).fingerprint == before
 
 
 def test_eurosat_trains_in_batches_of_64_as_in_dabs() -> None:

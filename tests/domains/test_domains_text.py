@@ -92,8 +92,8 @@ def test_glue_rows_are_the_files_rows(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "kind", "metric", "dabs_metric"),
     [
-        ("cola", "classes", "matthews", "pearson"),
-        ("stsb", "regression", "spearman", "spearman"),
+        ("cola", "classes", "matthews", "pearson/128"),
+        ("stsb", "regression", "spearman", "spearman/128"),
         ("mrpc", "classes", "accuracy", "accuracy"),
         ("mnli_mismatched", "classes", "accuracy", "accuracy"),
     ],
@@ -292,3 +292,22 @@ def test_mc4_takes_the_languages_in_turn(tmp_path: Path) -> None:
     (tmp_path / "c4" / "multilingual" / "c4-ko.tfrecord-00000-of-00008.json.gz").unlink()
     with pytest.raises(UserError, match=r"no shard c4-ko\.tfrecord"):
         load(tmp_path, "mc4")
+
+
+def test_under_dabs_rows_that_lack_a_text_are_left_out(tmp_path: Path) -> None:
+    upstream.write_bert_vocab(tmp_path)
+    folder = upstream.write_glue(tmp_path, "QNLI")
+    lines = (folder / "train.tsv").read_text(encoding="utf-8").split("\n")
+    cells = lines[2].split("\t")
+    cells[2] = ""
+    lines[2] = "\t".join(cells)
+    (folder / "train.tsv").write_text("\n".join(lines), encoding="utf-8")
+    ours, theirs = (load(tmp_path, "qnli", protocol).require_labelled() for protocol in ("v1", "dabs"))
+    assert len(theirs.train) == len(ours.train) + len(ours.validation) - 1
+
+
+def test_correlations_under_dabs_are_means_over_batches(tmp_path: Path) -> None:
+    upstream.write_bert_vocab(tmp_path)
+    for name, metric in (("cola", "pearson/128"), ("stsb", "spearman/128")):
+        upstream.write_glue(tmp_path, TABLES[name].folder)
+        assert load(tmp_path, name, "dabs").require_labelled().task.metric == metric

@@ -62,3 +62,14 @@ def test_the_rarest_class_counts_where_classes_are_averaged() -> None:
     assert rarest(metric("accuracy"), label) == 77
     assert rarest(metric("f1_macro"), label) == 7
     assert rarest(metric("pearson"), label.astype(float)) == 77
+
+
+def test_a_mean_over_batches_responds_within_each_batch() -> None:
+    scores, label = data("f1_weighted", n=70)
+    whole = metric("f1_weighted")
+    parts = [influence(whole, scores[i : i + 32], label[i : i + 32]) / len(label[i : i + 32]) for i in (0, 32, 64)]
+    found = influence(metric("f1_weighted/32"), scores, label)
+    np.testing.assert_allclose(found, 70 / 3 * np.concatenate(parts))
+    # so the variance of the mean of three is a ninth of the sum of theirs
+    variance = sum(np.sum(part**2) for part in parts) / 9
+    assert np.sum((found / 70) ** 2) == pytest.approx(variance)

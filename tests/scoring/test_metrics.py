@@ -157,3 +157,28 @@ def test_f1_and_matthews_equal_scikit_learn_s_on_small_and_odd_sets() -> None:
             expected = f1_score(label, predicted, average=average, zero_division=0)
             assert f1(scores, label) == pytest.approx(expected)
             assert f1(scores, many) == pytest.approx(f1_score(many, scores > 0, average=average, zero_division=0))
+
+
+@pytest.mark.parametrize(("name", "rows"), [("pearson", 128), ("spearman", 7), ("f1_weighted", 50)])
+def test_a_mean_over_batches_is_that_of_a_plain_loop(name: str, rows: int) -> None:
+    rng = np.random.default_rng(0)
+    label = rng.integers(0, 3, 300) if name == "f1_weighted" else rng.normal(size=300)
+    scores = rng.normal(size=(300, 3)) if name == "f1_weighted" else label + rng.normal(size=300)
+    values = [metric(name)(scores[i : i + rows], label[i : i + rows]) for i in range(0, 300, rows)]
+    found = metric(f"{name}/{rows}")
+    assert found.name == f"{name}/{rows}"
+    assert found(scores, label) == pytest.approx(np.mean(values))
+
+
+def test_a_batch_without_a_value_is_left_out() -> None:
+    label = np.array([1.0, 1.0, 1.0, 2.0, 3.0, 4.0])
+    scores = np.array([0.0, 1.0, 2.0, 1.0, 2.0, 3.0])
+    assert metric("pearson/3")(scores, label) == pytest.approx(1)
+    with pytest.raises(Undefined):
+        metric("pearson/3")(scores[:3], label[:3])
+
+
+@pytest.mark.parametrize("name", ["pearson/", "pearson/0", "pearson/x", "pears/128"])
+def test_batches_of_nothing_are_no_metric(name: str) -> None:
+    with pytest.raises(UserError, match="unknown metric"):
+        metric(name)

@@ -11,6 +11,7 @@ from dabsmix.errors import UserError
 from dabsmix.scoring.heads import Features
 from dabsmix.scoring.linear import fit_linear
 from dabsmix.scoring.protocols import PROTOCOLS, dabs, fits, imix, protocol, v1
+from dabsmix.spec import Grid, Table
 
 
 def test_v1_tries_enough() -> None:
@@ -72,3 +73,15 @@ def test_a_protocol_has_its_name_and_what_it_must_say() -> None:
     assert trained(dabs(64)).batch_size == 64
     with pytest.raises(UserError, match="did you mean 'dabs'"):
         protocol("dab", 64)
+
+
+def test_imix_has_its_own_recipe_for_tables_and_for_imagenet() -> None:
+    assert trained(imix((Table(54),))).batch_size == 512
+    assert trained(imix((Grid(3, (32, 32), (4, 4)),))).batch_size == 256
+    assert "crops and mirrors" in imix((Grid(3, (32, 32), (4, 4)),)).note
+    large = trained(imix((Grid(3, (224, 224), (16, 16)),)))
+    assert large.rates == (30.0,)
+    assert [large.schedule(epoch / 100) for epoch in (0, 59, 60, 79, 80, 99)] == pytest.approx(
+        [1, 1, 0.1, 0.1, 0.01, 0.01]
+    )
+    assert protocol("imix", 64, (Table(3),)) == imix((Table(3),))

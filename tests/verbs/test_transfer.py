@@ -34,7 +34,7 @@ OF_RECORD = {"task", "protocol", "metric", "value", "low", "high", "n", "probe",
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few and short probes."""
-    monkeypatch.setattr(module, "protocol", lambda name, batch_size: replace(QUICK, name=name))
+    monkeypatch.setattr(module, "protocol", lambda name, batch_size, specs: replace(QUICK, name=name))
 
 
 @pytest.fixture

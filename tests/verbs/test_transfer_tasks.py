@@ -20,6 +20,7 @@ from dabsmix.errors import UserError
 from dabsmix.files import data_root
 from dabsmix.registry import domain as named
 from dabsmix.scoring.features import features
+from dabsmix.scoring.metrics import metric
 from dabsmix.spec import Table
 from dabsmix.verbs import transfer as module
 
@@ -27,7 +28,7 @@ from dabsmix.verbs import transfer as module
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few and short probes."""
-    monkeypatch.setattr(module, "protocol", lambda name, batch_size: replace(QUICK, name=name))
+    monkeypatch.setattr(module, "protocol", lambda name, batch_size, specs: replace(QUICK, name=name))
 
 
 @pytest.fixture
@@ -62,6 +63,23 @@ def test_dabs_draws_its_training_features_anew_each_epoch(
     assert (run.path / "transfer" / "small-dabs.json").exists()
     with pytest.raises(UserError, match="with all labels alone"):
         go(run, protocol="dabs", labels=("0.1",))
+
+
+def test_beside_a_mean_over_batches_stands_the_value_over_all_examples(
+    tmp_path: Path, install: Callable[[Data], None], quick: None
+) -> None:
+    noise = np.random.default_rng(0).normal(size=361).astype(np.float32)
+    install(small(lambda y: y + noise, Task("regression", "pearson/32")))
+    run = pretrained(tmp_path, domain="small", batch_size=8)
+    record = go(run, labels=("1",))
+    (linear,) = (each for each in record["results"] if each["probe"] == "linear")
+    with np.load(run.path / "transfer" / "small.predictions.npz") as arrays:
+        scores, label = arrays["linear@1"][0], arrays["label"]
+    whole = np.corrcoef(scores, label)[0, 1]
+    assert linear["metric"] == "pearson/32"
+    assert linear["value"] == pytest.approx(metric("pearson/32")(scores, label), abs=1e-5)
+    assert abs(linear["value"] - whole) > 1e-3
+    assert any(f"linear {whole:.4f}" in note for note in record["notes"])
 
 
 Kind = Literal["regression", "multilabel", "tokens"]
