@@ -18,13 +18,19 @@ from dabsmix.errors import UserError
 
 OURS = Path(__file__).parents[2] / "leaderboard"
 DMIX = "uci_har-dmix-s0-0f291784"
+RUNS = (DMIX, "uci_har-emix-s0-f0a5504d", "uci_har-none-s0-45808ff5")
 
 
 @pytest.fixture
 def board(tmp_path: Path) -> Path:
-    """A copy of our own leaderboard: three runs on UCI HAR."""
-    shutil.copytree(OURS, tmp_path / "board")
-    return tmp_path / "board" / "results.csv"
+    """The first three runs of our own leaderboard: one data set, ``v1``."""
+    copy = tmp_path / "board"
+    for run in RUNS:
+        shutil.copytree(OURS / "runs" / run, copy / "runs" / run)
+    shutil.copy(OURS / "labels.json", copy)
+    header, *lines = (OURS / "results.csv").read_text().splitlines(keepends=True)
+    (copy / "results.csv").write_text("".join([header, *(line for line in lines if any(run in line for run in RUNS))]))
+    return copy / "results.csv"
 
 
 def record(board: Path) -> Path:

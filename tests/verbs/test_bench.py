@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import transferring
 import yaml
 
 from dabsmix import cli
@@ -33,6 +34,12 @@ def plan(folder: Path, **changes: Any) -> BenchConfig:
 def words(folder: Path, *more: str) -> list[str]:
     line = "bench --domains digits --algos none emix --seeds 0 --steps 3 --batch-size 16 --labels 1"
     return [*line.split(), "--out", f"{folder / 'runs'}", "--leaderboard", f"{folder / 'board' / 'results.csv'}", *more]
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few and short probes."""
+    monkeypatch.setattr("dabsmix.verbs.transfer.protocol", lambda name, batch_size: transferring.QUICK)
 
 
 @pytest.fixture
