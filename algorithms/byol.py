@@ -57,7 +57,7 @@ class BYOL(Algorithm):
         alpha: float = 1.0,
         share: Literal["operator", "example", "batch"] = "operator",
         momentum: float = 0.999,
-        views: Literal["identical", "noise", "augment"] = "identical",
+        views: Literal["identical", "noise", "mask", "augment"] = "identical",
         inputmix: Literal[0, 1, 2] = 0,
         head_norm: Literal["none", "first", "both"] = "first",
         predictor_norm: Literal["none", "first", "both"] = "first",

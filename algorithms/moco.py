@@ -66,7 +66,7 @@ class MoCo(Algorithm):
         momentum: float = 0.999,
         queue: int = 4096,
         in_batch_negatives: bool = False,
-        views: Literal["identical", "noise", "augment"] = "identical",
+        views: Literal["identical", "noise", "mask", "augment"] = "identical",
         inputmix: Literal[0, 1, 2] = 0,
         head_norm: Literal["none", "first", "both"] = "first",
     ) -> None:

@@ -54,7 +54,7 @@ class SimCLR(Algorithm):
         alpha: float = 1.0,
         share: Literal["operator", "example", "batch"] = "operator",
         temperature: float = 0.2,
-        views: Literal["identical", "noise", "augment"] = "identical",
+        views: Literal["identical", "noise", "mask", "augment"] = "identical",
         inputmix: Literal[0, 1, 2] = 0,
         head_norm: Literal["none", "first", "both"] = "both",
     ) -> None:

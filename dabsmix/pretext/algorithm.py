@@ -60,7 +60,7 @@ class Algorithm(nn.Module):
     """Hyperparameters that are younger than the algorithm's first runs. They are recorded, and hashed, only where they
     differ from their defaults, so that the earlier runs keep their hash."""
     views: str = "identical"
-    """How views differ: ``identical``, ``noise`` (drawn by the algorithm) or ``augment`` (the domain's own)."""
+    """How views differ: ``identical``, ``noise``, ``mask`` or ``augment``; see `views.two_views`."""
 
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()

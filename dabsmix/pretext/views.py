@@ -1,4 +1,4 @@
-"""The two views of a batch as tokens: identical, with noise, or the domain's own augmentations; InputMix on top.
+"""The two views of a batch as tokens: identical, noisy, masked, or augmented by the domain; InputMix on top.
 
 Any row of the global batch is available in a view, since an example's partner may live on another process.
 
@@ -15,18 +15,19 @@ import torch
 from torch import Tensor
 
 from dabsmix.data.domain import Data
-from dabsmix.distributed import gather, own_rows, to_device, world_size
+from dabsmix.distributed import gather, local, own_rows, to_device, world_size
 from dabsmix.errors import UserError
 from dabsmix.model.encoder import Embedded, Encoder
 from dabsmix.pretext.algorithm import Algorithm
 from dabsmix.pretext.masking import real_tokens
+from dabsmix.spec import Table
 
 __all__ = ["NOISE", "InputMix", "View", "Views", "draw_inputmix", "rows_of", "two_views"]
 
-Views = Literal["identical", "noise", "augment"]
+Views = Literal["identical", "noise", "mask", "augment"]
 
 NOISE = 0.2
-"""Share of tokens that a noisy view sets to zero: i-Mix's masking noise for tables, in token form."""
+"""Share of tokens that ``noise`` sets to zero, and of numeric table cells that ``mask`` does, as in i-Mix."""
 
 
 def rows_of(encoder: Encoder, inputs: tuple[Tensor, ...], embedded: Embedded, rows: Tensor) -> Embedded:
@@ -128,8 +129,8 @@ def two_views(
     """The anchors' view of a batch, embedded by the encoder, and the keys' view, embedded by the keys' own.
 
     ``identical`` uses the batch's one view twice: dropout is the only difference. ``noise`` sets each token to zero
-    with probability `NOISE`, drawn for each view. ``augment`` takes the batch's two views, which the domain has
-    augmented. InputMix is drawn for each view.
+    with probability `NOISE`, drawn for each view. ``mask`` does the same to the values in a table's numeric
+    columns. ``augment`` takes the batch's two views, which the domain has augmented. InputMix is drawn for each view.
 
     Raises:
         UserError: the kind is none of these, or it is ``augment`` and the batch carries one view.
@@ -138,13 +139,28 @@ def two_views(
         raise UserError(f"views must be one of {', '.join(get_args(Views))}, got {kind!r}")
     if kind == "augment" and len(views) < 2:
         raise UserError("views=augment needs a domain with augmentations of its own; this batch carries one view")
-    first, second = (views[0], views[1]) if kind == "augment" else (views[0], views[0])
+    if kind == "mask":
+        first, second = (_masked(encoder, views[0], rng) for _ in range(2))
+    else:
+        first, second = (views[0], views[1]) if kind == "augment" else (views[0], views[0])
     embedded = encoder.embed(first)
     keys = embedded if first is second and key_encoder is encoder else key_encoder.embed(second)
     return (
         _draw_view(encoder, first, embedded, rng, kind, num_inputmix),
         _draw_view(key_encoder, second, keys, rng, kind, num_inputmix),
     )
+
+
+def _masked(encoder: Encoder, inputs: tuple[Tensor, ...], rng: np.random.Generator) -> tuple[Tensor, ...]:
+    """i-Mix's masking noise: numeric cells become 0, the mean of a standardised column. Empty cells stay empty."""
+    seen = []
+    for spec, x in zip(encoder.specs, inputs, strict=True):
+        if isinstance(spec, Table):
+            drawn = rng.random((len(x) * world_size(), spec.num_features)) < NOISE
+            drawn &= np.array(spec.cardinalities) == 0
+            x = x.masked_fill(local(to_device(drawn, x.device)) & ~x.isnan(), 0)
+        seen.append(x)
+    return tuple(seen)
 
 
 def _draw_view(

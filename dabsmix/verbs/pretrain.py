@@ -33,7 +33,7 @@ from dabsmix.run import Run, RunRecord, commit, device_name, newest_run, readabl
 from dabsmix.scoring.collapse import collapsed, health
 from dabsmix.scoring.online import Online, watch_online
 from dabsmix.source import Source, batch_size, load, modality_of
-from dabsmix.spec import Batch, describe
+from dabsmix.spec import Batch, Table, describe
 from dabsmix.terminal import Bar
 from dabsmix.training import learning_rate
 
@@ -93,6 +93,9 @@ def pretrain(
         raise UserError(f"--algo {config.algo} learns from one class per example, and {source.name} has none")
     if algorithm.views == "augment" and data.augment is None:
         raise UserError(f"--views augment: {source.name} has no augmentation of its own")
+    tables = [spec for spec in data.specs if isinstance(spec, Table)]
+    if algorithm.views == "mask" and not any(0 in spec.cardinalities for spec in tables):
+        raise UserError(f"--views mask: {source.name} has no numeric columns to mask; --views noise masks tokens")
 
     # Where it is written.
     with _open_run(config, recipe, data, algorithm, accelerator, begin) as (run, resumed):

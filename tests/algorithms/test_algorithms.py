@@ -30,7 +30,7 @@ def test_dabs_protocol_keeps_the_contract(name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in TRAINED if algorithm_class(name).num_views == 2])
-@pytest.mark.parametrize("views", ["noise", "augment"])
+@pytest.mark.parametrize("views", ["noise", "mask", "augment"])
 def test_the_family_takes_every_view_and_inputmix(name: str, views: str) -> None:
     check_algorithm(algorithm_class(name), views=views, inputmix=2, **SMALL.get(name, {}))
 

@@ -306,6 +306,25 @@ def test_noise_zeroes_a_fifth_of_the_tokens_and_differently_in_each_view() -> No
     assert torch.equal(first.rows(order).tokens, first.own.tokens[order])
 
 
+def test_a_mask_zeroes_the_values_of_numeric_columns_before_they_are_embedded() -> None:
+    specs = (Table(4, (0, 3, 0, 0)),)
+    encoder, (x,) = small_encoder(specs), random_batch(specs, 64).views[0]
+    x[5, 0] = torch.nan
+    views = two_views(encoder, encoder, ((x,),), np.random.default_rng(3), "mask", 0)
+    rng = np.random.default_rng(3)
+    for view in views:
+        expected = x.clone()
+        for row in expected:
+            for column, drawn in enumerate(rng.random(4)):
+                if column != 1 and drawn < 0.2 and not row[column].isnan():
+                    row[column] = 0
+        assert 0.1 < float((expected == 0)[:, [0, 2, 3]].float().mean()) < 0.3
+        assert not view.clean
+        assert torch.equal(view.own.tokens, encoder.embed((expected,)).tokens)
+        order = torch.tensor([5, 2])
+        assert torch.equal(view.rows(order).tokens, view.own.tokens[order])
+
+
 def test_augmented_views_are_the_two_of_the_batch() -> None:
     specs = SPECS["image"]
     encoder, batch = small_encoder(specs), random_batch(specs, B, num_views=2)
