@@ -106,7 +106,7 @@ def pretrain(
         seed: of weights, batches, partners, masks and dropout.
         out: the folder in which the run's folder is made.
         settings: the algorithm's hyperparameters, and any further field of `config.PretrainConfig` (``schedule``,
-            ``weight_decay``, ``precision``, ``online``, ``resume``, ...).
+            ``weight_decay``, ``precision``, ``online``, ``resume``, ``name``, ``device``, ...).
 
     Returns:
         The run, finished; its folder is ``run.path``.
@@ -137,7 +137,7 @@ def pretrain(
         hyper={name: value for name, value in settings.items() if name in hyper},
         **{name: value for name, value in settings.items() if name in known},
     )
-    return verb.pretrain(config, accelerator=accelerate(config.precision), data=data)
+    return verb.pretrain(config, accelerator=accelerate(config.precision, config.device), data=data)
 
 
 def transfer(

@@ -23,6 +23,7 @@ from dabsmix.config import (
     ListConfig,
     PretrainConfig,
     QuickstartConfig,
+    RunsConfig,
     SubmitConfig,
     TransferConfig,
 )
@@ -63,6 +64,7 @@ def _run(argv: list[str]) -> None:
         "list": (ListConfig, _list),
         "pretrain": (PretrainConfig, _pretrain),
         "transfer": (TransferConfig, _transfer),
+        "runs": (RunsConfig, _runs),
         "submit": (SubmitConfig, _submit),
         "leaderboard": (LeaderboardConfig, _leaderboard),
         "bench": (BenchConfig, lambda config: _bench([config], None)),
@@ -70,6 +72,10 @@ def _run(argv: list[str]) -> None:
         "audit": (AuditConfig, _audit),
         "quickstart": (QuickstartConfig, _quickstart),
     }
+    if argv == ["--version"]:
+        from dabsmix import __version__
+
+        return print(f"dabsmix {__version__}")
     kinds = {name: kind for name, (kind, _) in commands.items()}
     if argv[:1] == ["bench"] and "--help" not in argv and "-h" not in argv:
         return _bench(*_plans(argv[1:]))
@@ -252,10 +258,10 @@ def _say(text: str) -> None:
         print(text, file=sys.stderr)
 
 
-def _accelerate(precision: str = "fp32") -> Accelerator:
+def _accelerate(precision: str = "fp32", device: str | None = None) -> Accelerator:
     from dabsmix.training import accelerate
 
-    accelerator = accelerate(precision)
+    accelerator = accelerate(precision, device)
     if accelerator.device.type == "cpu":
         keep_freed_memory()
     return accelerator
@@ -279,10 +285,11 @@ def _pretrain(config: PretrainConfig) -> None:
     seeds = getattr(config, "seeds", ()) or (plain.seed,)
     if len(set(seeds)) < len(seeds):
         raise UserError(f"--seeds {' '.join(map(str, seeds))}: each seed once")
-    accelerator = _accelerate(plain.precision)
+    accelerator = _accelerate(plain.precision, plain.device)
     paths = []
     for seed in seeds:
-        run = pretrain(replace(plain, seed=seed), accelerator=accelerator, say=_say, begin=len(seeds) > 1)
+        named = f"{plain.name}-s{seed}" if plain.name and len(seeds) > 1 else plain.name
+        run = pretrain(replace(plain, seed=seed, name=named), accelerator=accelerator, say=_say, begin=len(seeds) > 1)
         accelerator.free_memory()
         paths.append(str(run.path))
         if os.environ.get("RANK", "0") == "0":
@@ -298,12 +305,18 @@ def _transfer(config: TransferConfig) -> None:
         if not any(_is_own(path, name) for path in config.run):
             domain(name)
 
-    from dabsmix.verbs.transfer import transfer
+    from dabsmix.verbs.transfer import Incomplete, transfer
 
-    records = transfer(config, accelerator=_accelerate(), say=_say)
+    incomplete = None
+    try:
+        records = transfer(config, accelerator=_accelerate(device=config.device), say=_say)
+    except Incomplete as error:
+        records, incomplete = list(error.records), error
     if os.environ.get("RANK", "0") == "0":
         plain = [record.as_plain() for record in records]
         print(json.dumps(plain, indent=1) if config.json else "\n".join(map(str, records)))
+    if incomplete is not None:
+        raise incomplete
 
 
 def _is_own(run: Path, task: str) -> bool:
@@ -315,6 +328,16 @@ def _is_own(run: Path, task: str) -> bool:
     except UserError:
         return True
     return bool(record.own_data) and record.domain == task
+
+
+def _runs(config: RunsConfig) -> None:
+    from dabsmix.verbs.runs import as_plain, runs, show
+
+    found = runs(config.out)
+    if config.json:
+        print(json.dumps(as_plain(found), indent=1))
+    else:
+        show(found)
 
 
 def _submit(config: SubmitConfig) -> None:
@@ -438,6 +461,7 @@ def _share(workers: int) -> int:
 def _embed(config: EmbedConfig) -> None:
     from dabsmix.verbs.embed import embed
 
+    _accelerate(device=config.device)
     print(embed(config, say=_say))
 
 

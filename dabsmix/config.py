@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from dabsmix.source import Modality, Source, read_options
 
 __all__ = [
     "ADDED",
+    "NOT_KEPT",
     "PRETRAIN_PROTOCOLS",
     "AuditConfig",
     "BenchConfig",
@@ -31,6 +33,7 @@ __all__ = [
     "PretrainConfig",
     "QuickstartConfig",
     "Recipe",
+    "RunsConfig",
     "SubmitConfig",
     "TransferConfig",
     "as_plain",
@@ -100,6 +103,12 @@ class PretrainConfig:
     """Continue the newest unfinished run of this very configuration under --out."""
     out: Path = Path("runs")
     """Folder in which the run's folder is made."""
+    name: str | None = None
+    """Name of the run's folder [DATA-ALGO-sSEED]; with --seeds, -sSEED is added."""
+    device: str | None = None
+    """Where to compute: cpu, cuda, cuda:1, mps [what Accelerate finds]."""
+    track: Literal["tensorboard", "wandb", "mlflow"] | None = None
+    """Also send what metrics.jsonl holds to a tracker (needs `pip install dabsmix[track]`)."""
     hyper: Annotated[Mapping[str, Any], tyro.conf.Suppress] = field(default_factory=dict)
 
 
@@ -142,6 +151,8 @@ def resolve(config: PretrainConfig, domain_batch_size: int) -> tuple[PretrainCon
         raise UserError(f"--online-every {config.online_every}: must be at least 1")
     if config.seed < 0:
         raise UserError(f"--seed {config.seed}: must be at least 0")
+    if config.name is not None and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,149}", config.name):
+        raise UserError(f"--name {config.name}: use 1 to 150 letters, digits and . _ -, beginning with a letter")
     recipe = Recipe(**values)
     if config.source.domain is not None:  # an alias is the same data
         config = replace(config, source=replace(config.source, domain=config.source.name))
@@ -155,8 +166,11 @@ def resolve(config: PretrainConfig, domain_batch_size: int) -> tuple[PretrainCon
     return replace(config, **asdict(recipe), algo=algo, hyper=hyper), recipe
 
 
-NOT_IN_HASH = ("out", "data_root", "resume", "checkpoint_every", "checkpoint_minutes")
+NOT_IN_HASH = ("out", "data_root", "checkpoint_every", "checkpoint_minutes")
 """Fields that change no number: where a run is written and read from, and whether it was interrupted."""
+
+NOT_KEPT = ("resume", "name", "device", "track")
+"""Fields that are not even in ``config.yaml``: how one command is carried out, and what its folder is called."""
 
 ADDED: Mapping[str, Any] = {"group": None, "ignore": None, "online_every": None, "micro_batch": None}
 """Fields of `PretrainConfig` and `Source` that are younger than the hash (commit 6675b1b), each with its default.
@@ -201,7 +215,8 @@ def as_plain(config: PretrainConfig) -> dict[str, Any]:
     """
     values = asdict(config)
     source, hyper = values.pop("source"), values.pop("hyper")
-    values.pop("resume")
+    for each in NOT_KEPT:
+        values.pop(each)
     values = source | values
     values = {k: v for k, v in values.items() if k not in ADDED or v != ADDED[k]}
     values |= {k: values[k].expanduser().absolute() for k in ("data", "options") if values[k] is not None}
@@ -227,6 +242,8 @@ class TransferConfig:
     """Where raw data lie [$DABSMIX_DATA, else the user's cache folder]."""
     out: Path = Path("runs")
     """Where to look for the newest run."""
+    device: str | None = None
+    """Where to compute: cpu, cuda, cuda:1, mps [what Accelerate finds]."""
     json: bool = False
     """Print the results as JSON."""
 
@@ -266,6 +283,16 @@ class LeaderboardConfig:
 
 
 @dataclass(frozen=True)
+class RunsConfig:
+    """List runs: their state, how far they are, their last loss and their scores."""
+
+    out: Path = Path("runs")
+    """Folder of the runs."""
+    json: bool = False
+    """Print JSON."""
+
+
+@dataclass(frozen=True)
 class ListConfig:
     """What there is: domains, algorithms, encoders."""
 
@@ -291,6 +318,8 @@ class EmbedConfig:
     """Which pooled feature."""
     on_bad: Literal["error", "skip"] = "error"
     """What to do with unreadable examples; skipped ones are counted and listed, and get no row."""
+    device: str | None = None
+    """Where to compute: cpu, cuda, cuda:1, mps [what Accelerate finds]."""
 
 
 @dataclass(frozen=True)

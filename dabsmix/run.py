@@ -57,7 +57,7 @@ class RunRecord:
     """What a run says about itself: what ``run.json`` holds.
 
     Attributes:
-        status: ``running``, ``interrupted`` (by a signal: it waits to be resumed) or ``finished``.
+        status: ``running``, ``interrupted`` (by a signal: it waits to be resumed), ``failed`` or ``finished``.
         domain: what the data are called; ``own_data`` is their modality where they are a user's own files.
         modality: of the data, of whatever source; empty in runs that did not write it.
         algorithm, hyper: its name and hyperparameters; ``views`` and ``uses_labels`` say what it was given.
@@ -67,6 +67,7 @@ class RunRecord:
         data_fingerprint, data_state, notes: see `domain.Data`.
         version, commit, torch, device, processes: what computed it, or began to.
         parts: the same of each time that it was resumed, and after which step.
+        failure: what stopped a failed run, in one line.
         created: when, ISO 8601 in UTC.
         name: the folder's.
         seconds: wall time of the training; None before its end.
@@ -104,6 +105,7 @@ class RunRecord:
     encoder_sha256: str = ""
     metrics: Mapping[str, Any] = field(default_factory=dict)
     parts: tuple[Mapping[str, Any], ...] = ()
+    failure: str = ""
 
 
 def read_record(folder: Path) -> RunRecord:
@@ -268,6 +270,21 @@ class Run:
             yield
         finally:
             held.release()
+
+    @property
+    def locked(self) -> bool:
+        """Whether a process works on the run at this moment."""
+        from filelock import FileLock, Timeout
+
+        if not (self.path / LOCK).exists():
+            return False
+        try:
+            with FileLock(self.path / LOCK, timeout=0):
+                return False
+        except Timeout:
+            return True
+        except (OSError, NotImplementedError):
+            return False
 
     # checkpoints: everything that training needs to go on
 

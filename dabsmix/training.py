@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 
+import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
 
@@ -15,19 +17,52 @@ __all__ = ["accelerate", "learning_rate"]
 WARMUP = 0.05  # of all steps
 
 
-def accelerate(precision: str = "fp32") -> Accelerator:
+def accelerate(precision: str = "fp32", device: str | None = None) -> Accelerator:
     """Devices and processes. Queues and momentum copies are state of each process: DDP must not broadcast them.
 
+    Args:
+        precision: ``fp32`` or ``bf16``.
+        device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``; None for what Accelerate finds.
+
     Raises:
-        UserError: this process computes in the other precision already; Accelerate knows one per process.
+        UserError: the device is not available; this process computes in the other precision or elsewhere already, as
+            Accelerate knows one of each per process.
     """
+    if device is not None:
+        _choose(device)
     mixed = "bf16" if precision == "bf16" else "no"
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != mixed:
         raise UserError(f"--precision {precision}: this process has used another one already; start a new process")
-    return Accelerator(
+    accelerator = Accelerator(
+        cpu=device == "cpu",
         mixed_precision=mixed,
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
+    if device is not None and accelerator.device.type != torch.device(device).type:
+        raise UserError(
+            f"--device {device}: this process computes on {accelerator.device} (an earlier call, or "
+            "$ACCELERATE_USE_CPU, decided so); start a new process"
+        )
+    return accelerator
+
+
+def _choose(name: str) -> None:
+    """Check that a device is there, and make it the current one of its kind."""
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise UserError(f"--device {name}: not known; choose cpu, cuda, cuda:1 (the second GPU) or mps")
+    there = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}[device.type]
+    if (device.index or 0) >= there:
+        raise UserError(f"--device {name}: not available; this machine has {there} of type {device.type}")
+    if device.type == "cuda" and device.index is not None:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise UserError(
+                f"--device {name}: several processes take one GPU each; choose them by CUDA_VISIBLE_DEVICES"
+            )
+        torch.cuda.set_device(device)
 
 
 def learning_rate(step: int, steps: int, peak: float, schedule: str) -> float:

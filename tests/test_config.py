@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from dabsmix.config import ADDED, PRETRAIN_PROTOCOLS, PretrainConfig, Recipe, as_plain, config_hash, resolve
+from dabsmix.config import ADDED, NOT_KEPT, PRETRAIN_PROTOCOLS, PretrainConfig, Recipe, as_plain, config_hash, resolve
 from dabsmix.errors import UserError
 from dabsmix.files import cache_folder, data_root
 from dabsmix.source import Source
@@ -99,7 +99,7 @@ def test_a_young_field_enters_only_where_it_differs(monkeypatch: pytest.MonkeyPa
 def test_plain_values_lack_nothing_but_resume() -> None:
     plain = as_plain(replace(CONFIG, hyper={"alpha": 2.0}))
     names = {f.name for kind in (PretrainConfig, Source) for f in fields(kind)}
-    assert plain.keys() == names - {"source", "hyper", "resume", *ADDED} | {"alpha"}
+    assert plain.keys() == names - {"source", "hyper", *NOT_KEPT, *ADDED} | {"alpha"}
     assert all(value is None or isinstance(value, (str, int, float, bool)) for value in plain.values())
 
 

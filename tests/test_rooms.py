@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parents[1] / "dabsmix"
 
 # From the ground up; a module imports from its own layer's room or from lower layers.
 LAYERS = (
-    ("spec", "errors", "terminal", "files", "distributed", "interrupt", "training"),
+    ("spec", "errors", "terminal", "files", "distributed", "interrupt", "tracking", "training"),
     ("model", "data"),
     ("pretext", "modalities", "scoring"),
     ("algorithm", "algorithms", "domains"),
@@ -27,6 +27,7 @@ ASIDE = {
     ("scoring", "model"),
     ("terminal", "errors"),
     ("files", "errors"),
+    ("tracking", "errors"),
     ("training", "errors"),
 }
 

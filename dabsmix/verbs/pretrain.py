@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,6 +35,7 @@ from dabsmix.scoring.online import Online, watch_online
 from dabsmix.source import Source, batch_size, load, modality_of
 from dabsmix.spec import Batch, Table, describe
 from dabsmix.terminal import Bar
+from dabsmix.tracking import Track, check_tracker, tracker
 from dabsmix.training import learning_rate
 
 __all__ = ["pretrain"]
@@ -67,6 +68,7 @@ def pretrain(
         Interrupted: a signal asked the process to stop, and the state is saved.
     """
     # What to learn from.
+    check_tracker(config.track)
     source = config.source
     data = load(source) if data is None else data
     usual = batch_size(source)
@@ -110,7 +112,8 @@ def pretrain(
         state = _Training(algorithm, online)
         start = health(encoder.to(accelerator.device), data, accelerator) if algorithm.trains else {}
         if algorithm.trains:
-            _train(state, batches, data, config, recipe, accelerator, run, resumed, say, observe)
+            with tracker(config.track if accelerator.is_main_process else None, run.path, as_plain(config)) as track:
+                _train(state, batches, data, config, recipe, accelerator, run, resumed, track, say, observe)
 
         # What came of it.
         metrics = run.metrics()[-1] if algorithm.trains and accelerator.is_main_process else {}
@@ -160,6 +163,7 @@ def _train(
     accelerator: Accelerator,
     run: Run,
     resumed: bool,
+    track: Track | None,
     say: Callable[[str], None],
     observe: Callable[[int], None],
 ) -> None:
@@ -242,6 +246,8 @@ def _train(
                 if accelerator.is_main_process:
                     times = {"examples_per_s": round(rate, 1), "seconds": round(state.seconds, 2)}
                     run.log({"step": state.step, **line, "lr": lr, **times})
+                    if track is not None:
+                        track({**line, "lr": lr, **times}, state.step)
             bar.advance()
             observe(state.step)
             if (save or stopping) and accelerator.is_main_process:
@@ -350,7 +356,16 @@ def _open_run(
         if accelerator.num_processes > 1:
             known = broadcast_object_list(known)
         path, resumed = known
-        yield Run(Path(path)), resumed
+        run = Run(Path(path))
+        try:
+            yield run, resumed
+        except Interrupted:
+            raise
+        except Exception as error:
+            if accelerator.is_main_process:
+                with suppress(UserError):  # of a full disk, say, which is what stopped it
+                    run.update(status="failed", failure=" ".join(str(error).split())[:500] or type(error).__name__)
+            raise
 
 
 def _to_resume(config: PretrainConfig, data: Data, begin: bool) -> Run | None:
@@ -390,7 +405,7 @@ def _record_part(run: Run, step: int, accelerator: Accelerator, say: Callable[[s
     before = run.record.parts[-1] if run.record.parts else asdict(run.record)
     changed = [f"{name} {before.get(name)} → {value}" for name, value in now.items() if before.get(name) != value]
     part = {"step": step, "created": datetime.now(UTC).isoformat(), **now}
-    run.update(status="running", parts=[*run.record.parts, part])
+    run.update(status="running", failure="", parts=[*run.record.parts, part])
     if changed:
         say(
             f"resumed after step {step} by something else ({'; '.join(changed)}): rounding, and on another number of "
@@ -423,7 +438,7 @@ def _create(config: PretrainConfig, recipe: Recipe, data: Data, algorithm: Algor
         **_made_by(accelerator),
         created=datetime.now(UTC).isoformat(),
     )
-    name = f"{config.source.name}-{config.algo.replace(':', '.')}-s{config.seed}"
+    name = config.name or f"{config.source.name}-{config.algo.replace(':', '.')}-s{config.seed}"
     return Run.create(config.out, name, as_plain(config), record)
 
 

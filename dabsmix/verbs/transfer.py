@@ -10,7 +10,7 @@ import json
 import logging
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -46,9 +46,17 @@ from dabsmix.scoring.results import Result, TransferRecord, default_protocol, pr
 from dabsmix.source import Source, batch_size, load
 from dabsmix.terminal import watched
 
-__all__ = ["tasks_of", "transfer"]
+__all__ = ["Incomplete", "tasks_of", "transfer"]
 
 log = logging.getLogger(__name__)
+
+
+class Incomplete(UserError):
+    """Some tasks could not be scored; ``records`` are those of the others."""
+
+    def __init__(self, failed: Sequence[str], records: Sequence[TransferRecord]) -> None:
+        super().__init__(f"not scored: {', '.join(failed)} (the reasons are above); the others are")
+        self.records = tuple(records)
 
 
 def transfer(
@@ -70,20 +78,29 @@ def transfer(
 
     Raises:
         UserError: no such run, an unfinished one, an encoder that does not fit the task's data, data without labels.
+        Incomplete: the same of one among several tasks, after the others have been scored.
     """
     runs = [Run(path) for path in config.run]
     runs = runs or [newest_run(config.out, lambda run: run.finished, "finished run")]
     for run in runs:
         if not run.finished:
             raise UserError(f"{run.path} is unfinished: go on with `dabsmix pretrain --resume`")
-    records = []
+    records, failed = [], []
     for run in runs:
         say(f"run: {run.path}")
         name = config.protocol or default_protocol(run.record.protocol)
         tasks = tasks_of(run, config.task) if data is None or data.source is None else (data.source.name,)
         with run.lock() if accelerator.is_main_process else nullcontext():
             for task in tasks:
-                records.append(_transfer_to(task, name, run, config, data, accelerator, say))
+                try:
+                    records.append(_transfer_to(task, name, run, config, data, accelerator, say))
+                except UserError as error:
+                    if len(runs) * len(tasks) == 1:
+                        raise
+                    failed.append(task if len(runs) == 1 else f"{run.path.name} on {task}")
+                    say(f"{task} is not scored: {error}")
+    if failed:
+        raise Incomplete(failed, records)
     return records
 
 
@@ -279,12 +296,23 @@ def _load(task: str, name: str, run: Run, config: TransferConfig, given: Data | 
         if source.data is None:
             raise UserError(f"{run.path} was pretrained on an array in memory, which has no labels: name a --task")
     else:
+        _check_modality(run, task)
         source = Source(task, protocol="dabs" if name == "dabs" else "v1", data_root=config.data_root)
     data = load(source) if given is None else given
     if source.domain is None and data.fingerprint != run.record.data_fingerprint:
         changed = "changed since" if own else "to be those that were pretrained on when"
         raise UserError(f"{source.data} or its options have {changed} {run.path} was made: pretrain again")
     return data, batch_size(source)
+
+
+def _check_modality(run: Run, task: str) -> None:
+    """Refuse a task of another modality before its data are fetched."""
+    reads = run.record.modality or run.record.own_data or domain(run.record.domain).modality
+    if domain(task).modality != reads:
+        raise UserError(
+            f"{task} is {domain(task).modality} data, and the encoder of {run.path} reads {reads}: name a task of that "
+            "modality (see `dabsmix list domains`)"
+        )
 
 
 def _plain(label: str) -> str:

@@ -169,7 +169,7 @@ def test_mistakes_are_one_line_and_status_2(
     def refused(*words: object) -> str:
         return call(monkeypatch, capsys, "--run", run.path, *words)
 
-    assert "was made for Grid" in refused("--task", "breast_cancer")
+    assert "breast_cancer is tabular data" in refused("--task", "breast_cancer")
     assert "unknown domain 'digit' (did you mean 'digits'?)" in refused("--task", "digit")
     for label in ("0", "1.5", "nan", "x", "0/class", "-3/class", "1.5/class"):
         assert f"--labels {label}: give a fraction" in refused(f"--labels={label}")

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from transferring import QUICK, go, installed, pretrained, small
 
 from dabsmix.board.submit import submit, validate
+from dabsmix.config import TransferConfig
 from dabsmix.data.domain import Data, Labelled, Split, Task
 from dabsmix.errors import UserError
 from dabsmix.files import data_root
@@ -22,6 +23,7 @@ from dabsmix.registry import domain as named
 from dabsmix.scoring.features import features
 from dabsmix.scoring.metrics import metric
 from dabsmix.spec import Table
+from dabsmix.training import accelerate
 from dabsmix.verbs import transfer as module
 
 
@@ -202,6 +204,7 @@ from dabsmix.model.encoder import make_encoder
 from dabsmix.scoring.features import features, token_features
 from dabsmix.training import accelerate
 from dabsmix.spec import Table
+from dabsmix.training import accelerate
 
 torch.manual_seed(0)
 encoder = make_encoder("tiny", (Table(3),))
@@ -255,3 +258,24 @@ def test_features_do_not_depend_on_the_number_of_processes(tmp_path: Path) -> No
     for other in found[1:]:
         for name, values in found[0].items():
             np.testing.assert_allclose(other[name], values, atol=1e-5, err_msg=name)
+
+
+# --- one of several tasks that cannot be scored
+
+
+def test_the_others_are_scored_and_the_one_that_fails_is_named(
+    tmp_path: Path, install: Callable[[Data], None], quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(small())
+    run = pretrained(tmp_path, domain="small", batch_size=8)
+    monkeypatch.setattr("dabsmix.source.ensure", lambda card, root: pytest.fail(f"{card.name} was looked for"))
+    monkeypatch.setattr(module, "load", lambda source: small())
+    said: list[str] = []
+    config = TransferConfig(run=(run.path,), task=("cifar10", "small"))
+    with pytest.raises(module.Incomplete, match="not scored: cifar10") as caught:
+        module.transfer(config, accelerator=accelerate(), say=said.append)
+    assert [record.task for record in caught.value.records] == ["small"]
+    assert any("cifar10 is image data" in line and "reads tabular" in line for line in said)
+    with pytest.raises(UserError, match="cifar10 is image data") as alone:
+        go(run, task=("cifar10",))
+    assert not isinstance(alone.value, module.Incomplete)

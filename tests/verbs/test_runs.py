@@ -1,0 +1,87 @@
+"""`dabsmix runs`, and what a run's folder says of a run that is going on, was killed, or failed."""
+
+import json
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+from recorded import run_record
+
+from dabsmix.config import PretrainConfig, RunsConfig, config_hash
+from dabsmix.errors import UserError
+from dabsmix.run import LOCK, Run
+from dabsmix.source import Source
+from dabsmix.training import accelerate
+from dabsmix.verbs.pretrain import pretrain
+from dabsmix.verbs.runs import runs
+
+TINY = dict(algo="emix", encoder="tiny", steps=20, batch_size=8)
+
+
+def go(out: Path, **changes: object) -> Run:
+    config = PretrainConfig(Source("digits"), out=out, **(TINY | changes))  # type: ignore[arg-type]
+    return pretrain(config, accelerator=accelerate(device=config.device))
+
+
+def test_every_state_is_listed(tmp_path: Path) -> None:
+    finished = go(tmp_path, name="first")
+    (finished.path / "transfer").mkdir()
+    result = dict(probe="linear", label_fraction="1", metric="accuracy", value=0.5, low=None, high=None, n=2)
+    scored = dict(run="first", task="digits", protocol="v2", results=[result])
+    (finished.path / "transfer" / "digits.json").write_text(json.dumps(scored))
+    with pytest.raises(UserError, match="diverged"):
+        go(tmp_path, name="second", lr=1e12)
+    killed = Run.create(tmp_path, "third", {}, run_record(created="3000-01-01"))
+    killed.log({"step": 2, "loss": 1.25})
+    working = Run.create(tmp_path, "fourth", {}, run_record(created="3000-01-02"))
+    with FileLock(working.path / LOCK):
+        found = runs(tmp_path)
+    assert [(each.name, each.status, each.step, each.steps) for each in found] == [
+        ("first", "finished", 20, 20),
+        ("second", "failed", 0, 20),
+        ("third", "interrupted", 2, 3),
+        ("fourth", "running", 0, 3),
+    ]
+    assert found[0].scores == {"digits": 0.5}
+    assert "lower --lr" in found[1].failure
+    assert found[2].loss == 1.25
+
+
+def test_no_folder_of_runs(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such folder"):
+        runs(RunsConfig(tmp_path / "nowhere").out)
+
+
+def test_name_device_and_tracker_change_no_hash_and_are_not_kept(tmp_path: Path) -> None:
+    plain = PretrainConfig(Source("digits"), **TINY)  # type: ignore[arg-type]
+    run = go(tmp_path, name="named", device="cpu", track="tensorboard")
+    kept = (run.path / "config.yaml").read_text()
+    assert not {"name:", "device:", "track:"} & set(kept.split())
+    assert run.record.config_hash == go(tmp_path).record.config_hash != config_hash(plain)  # open fields are filled in
+
+
+def test_tensorboard_holds_the_lines_of_metrics(tmp_path: Path) -> None:
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    run = go(tmp_path, track="tensorboard")
+    found = events.EventAccumulator(str(run.path / "tensorboard"))
+    found.Reload()
+    kept = {event.step: event.value for event in found.Scalars("loss")}
+    assert kept == pytest.approx({line["step"]: line["loss"] for line in run.metrics()})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(name="a/b"), "--name a/b"),
+        (dict(device="cuda:77"), "--device cuda:77: not available"),
+        (dict(device="tpu"), "--device tpu: not known"),
+        (dict(track="mlflow"), "dabsmix\\[track\\]"),
+    ],
+)
+def test_mistakes_leave_no_folder(
+    changes: dict[str, object], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dabsmix.tracking.find_spec", lambda _: None)
+    with pytest.raises(UserError, match=message):
+        go(tmp_path / "runs", **changes)
+    assert not (tmp_path / "runs").exists()
