@@ -31,6 +31,7 @@ from dabsmix.errors import UserError, did_you_mean
 from dabsmix.files import data_root
 from dabsmix.interrupt import RESUME_ME, Interrupted
 from dabsmix.source import Source
+from dabsmix.terminal import log_lines
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -43,7 +44,8 @@ SEEDS = "Several seeds in place of --seed: one run each, one after the other; --
 def main() -> None:
     """Entry point of ``dabsmix``: a user's mistake is one line on standard error and exit status 2."""
     try:
-        _run(sys.argv[1:])
+        with log_lines() if os.environ.get("RANK", "0") == "0" else contextlib.nullcontext():
+            _run(sys.argv[1:])
     except UserError as error:
         if os.environ.get("RANK", "0") == "0":  # every process meets the same mistake; one of them says so
             print(f"dabsmix: {error}", file=sys.stderr)

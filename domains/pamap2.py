@@ -170,7 +170,7 @@ def _windows(
 def _build(into: Path, files: dict[int, Path]) -> None:
     """``readings.npy`` by subject, activity and time, ``bouts.npy``, and the statistics of v1's training windows."""
     parts, bouts, end = [], [], 0
-    for subject, path in progress(files.items(), "preparing PAMAP2", total=len(files)):
+    for subject, path in progress("preparing PAMAP2", files.items()):
         table = read_numbers(path, COLUMNS, gaps=True)
         seconds, activity = table[:, 0], table[:, 1]
         if (wrong := np.flatnonzero(np.isnan(seconds) | ~np.isin(activity, [*ACTIVITIES, *OTHER]))).size:

@@ -103,7 +103,7 @@ def _build(path: Path, into: Path) -> None:
                 raise UserError(f"{path}: {len(wafers)} maps and {len(types)} labels; fetch it again")
             maps = allocate(into / "maps.npy", np.uint8, (len(wafers), SIDE, SIDE))
             label = np.full(len(wafers), UNLABELLED, np.int64)
-            for row, wafer in progress(enumerate(_values(file, wafers)), "reading WM-811K", len(wafers)):
+            for row, wafer in progress("reading WM-811K", enumerate(_values(file, wafers)), len(wafers)):
                 maps[row] = _resized(path, row, wafer)
             for row, name in enumerate(_values(file, types)):
                 if isinstance(name, str) and name.lower() != "unlabeled":

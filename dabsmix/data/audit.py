@@ -123,7 +123,7 @@ def _read(data: Data, name: str, split: Split, values: _Values) -> NDArray[np.ui
     """Each example's hash ``(n,)``; shows every batch to ``values`` on the way."""
     digests = np.empty(len(split), np.uint64)
     total = sum(1 for _ in _batches(split))
-    for places in progress(_batches(split), f"reading {name}", total=total):
+    for places in progress(f"reading {name}", _batches(split), total):
         stored = split.batch(places)
         arrays = [x.numpy() for x in stored]
         for i, place in enumerate(places):

@@ -53,7 +53,7 @@ def fingerprint(folder: Path, files: Iterable[Path | str]) -> str:
     known = _remembered(folder)
     fresh: dict[str, list[Any]] = {}
     names = {file if isinstance(file, str) else file.relative_to(folder).as_posix() for file in files}
-    for name in progress(sorted(names), f"reading {folder.name}"):
+    for name in progress(f"reading {folder.name}", sorted(names)):
         path = f"{folder}/{name}"  # a Path would cost ten times what the system does
         try:
             stat = os.stat(path)

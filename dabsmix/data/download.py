@@ -12,7 +12,6 @@ import os
 import re
 import shutil
 import ssl
-import sys
 import tarfile
 import time
 import urllib.error
@@ -24,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from dabsmix.errors import UserError
+from dabsmix.terminal import Bar
 
 __all__ = ["Download", "fetch", "fetch_all", "interrupted"]
 
@@ -232,7 +232,8 @@ def _fetch_piece(url: str, download: Download, path: Path) -> None:
         etag = response.headers.get("ETag", "")
         validator = response.headers.get("Last-Modified", "") if etag.startswith("W/") or not etag else etag
         origin.write_text(f"{url}\n{validator}", encoding="utf-8")
-        with part.open("ab" if offset else "wb") as stream, _Bar(download.file, offset, total) as bar:
+        bar = Bar(download.file, total=total, start=offset, in_bytes=True)
+        with part.open("ab" if offset else "wb") as stream, bar:
             while data := _read(response):
                 stream.write(data)
                 bar.advance(len(data))
@@ -252,35 +253,6 @@ def _read(response: http.client.HTTPResponse) -> bytes:
 
 def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
-
-
-class _Bar:
-    """Bytes, speed and remaining time on a terminal; nothing elsewhere."""
-
-    def __init__(self, file: str, offset: int, total: int | None) -> None:
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            DownloadColumn,
-            Progress,
-            TextColumn,
-            TimeRemainingColumn,
-            TransferSpeedColumn,
-        )
-
-        columns = (TextColumn(file), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-        self._progress = Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty())
-        self._task = self._progress.add_task(file, total=total, completed=offset)
-
-    def __enter__(self) -> _Bar:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-    def advance(self, count: int) -> None:
-        self._progress.advance(self._task, count)
 
 
 # --- checking

@@ -247,7 +247,7 @@ def stored(
         images = allocate(folder / "images.npy", dtype, shape)
         sums = np.zeros((listing.count, 2, listing.channels), dtype=np.int64)
         bad: dict[int, str] = {}
-        for row, image in progress(_decoded(listing, side, on_bad), f"decoding {name}", listing.count):
+        for row, image in progress(f"decoding {name}", _decoded(listing, side, on_bad), listing.count):
             if isinstance(image, str):
                 bad[row] = image
                 continue

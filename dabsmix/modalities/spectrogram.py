@@ -238,7 +238,7 @@ def stored(
         read = partial(_read, clips, form, as_dabs, on_bad)
         # libsndfile reads outside the interpreter lock, so threads use every core
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for start in progress(range(0, n, BATCH), f"transforming {name}"):
+            for start in progress(f"transforming {name}", range(0, n, BATCH)):
                 rows = range(start, min(start + BATCH, n))
                 good: dict[int, Clip] = {}
                 for row, clip in zip(rows, pool.map(read, rows), strict=True):

@@ -228,7 +228,7 @@ def write_rows(path: Path, tokens: Tokenizer, length: int, n: int, samples: Iter
     """Tokenise ``n`` samples into a new ``.npy`` file, int32 ``(n, length)``, a bounded number at a time."""
     rows = allocate(path, np.int32, (n, length))
     start = 0
-    for batch in progress(_batches(samples), f"tokenising {what}", -(-n // BATCH)):
+    for batch in progress(f"tokenising {what}", _batches(samples), -(-n // BATCH)):
         rows[start : start + len(batch)] = tokens.encode(batch, length)
         start += len(batch)
 

@@ -44,7 +44,7 @@ from dabsmix.scoring.metrics import metric
 from dabsmix.scoring.protocols import Protocol, protocol, v2
 from dabsmix.scoring.results import Result, TransferRecord, default_protocol, prediction_key, read_transfer
 from dabsmix.source import Source, batch_size, load
-from dabsmix.terminal import watched
+from dabsmix.terminal import progress, stage
 
 __all__ = ["Incomplete", "tasks_of", "transfer"]
 
@@ -144,7 +144,7 @@ def _transfer_to(
     kept = {} if before is None or not missing else _predictions(path)
     beside = {} if before is None else dict(before.yardsticks)
     if config.supervised and "supervised" not in beside:
-        beside["supervised"] = supervised(encoder, data, accelerator=accelerator, watch=watched)
+        beside["supervised"] = supervised(encoder, data, accelerator=accelerator, watch=progress)
     if before is not None and not missing:
         record = replace(before, yardsticks=beside)
         if record == before:
@@ -152,6 +152,7 @@ def _transfer_to(
         else:
             _write(path, record, {}, accelerator)
         return record
+    stage(f"{task}: what needs no pretraining")
     width = encoder.width * (len(encoder.blocks) if "blocks" in rules.poolings else 1)  # the widest that a probe reads
     beside |= yardsticks(data, rules, (*done, *missing), accelerator.device, width)
 
@@ -220,6 +221,7 @@ def _score_frozen(
 
     train, validation = encode(labelled.train, "train"), encode(labelled.validation, "validation")
 
+    stage(f"{task}: probes")
     # Chosen without the test split, which nothing below this line and above the next has seen.
     redraw = partial(_with_dropout, encoder, labelled.train, data, accelerator) if rules.dropout else None
     chosen = choose(train, validation, labelled.task, rules, labels, redraw=redraw)
@@ -239,7 +241,7 @@ def _score_frozen(
 def _score_finetuned(encoder: Encoder, data: Data, labels: tuple[str, ...], accelerator: Accelerator) -> Scored:
     """The whole network trained, the rate chosen on validation; no features to compare."""
     test = data.require_labelled().test
-    found = finetune(encoder, data, labels, FINETUNE, accelerator=accelerator, watch=watched)
+    found = finetune(encoder, data, labels, FINETUNE, accelerator=accelerator, watch=progress)
     return Scored(found.results, found.predictions | _truth(test), found.train_value, None)
 
 
@@ -337,7 +339,7 @@ def _kept_features(
     key = f"{run.record.encoder_sha256} {data.fingerprint} {len(split)} {dabsmix.__version__}"
     found = _kept(keep, key)
     if found is None:
-        found = _encode(encoder, split, data, accelerator, poolings, watch=partial(watched, title))
+        found = _encode(encoder, split, data, accelerator, poolings, watch=partial(progress, title))
         if accelerator.is_main_process:
             content = save({k: v.contiguous() for k, v in found.items()}, {"key": key, "sha256": _digest(found)})
             write(keep, lambda p: p.write_bytes(content))
