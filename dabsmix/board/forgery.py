@@ -31,7 +31,7 @@ from dabsmix.config import PretrainConfig, hashes_of
 from dabsmix.errors import UserError
 from dabsmix.run import RunRecord, read_record
 from dabsmix.scoring.metrics import Metric, Undefined, metric
-from dabsmix.scoring.results import BY_CLASS, TransferRecord, default_protocol, prediction_key
+from dabsmix.scoring.results import BY_CLASS, TransferRecord, default_protocol, prediction_key, probes_of
 from dabsmix.source import Source
 
 __all__ = ["MAX_PREDICTIONS", "Compared", "check_files", "check_record", "check_row", "label_digest", "record_name"]
@@ -148,7 +148,10 @@ def _transfer_problems(stem: str, transfer: TransferRecord, run: RunRecord) -> I
     if re.sub(r"-\d+$", "", stem) not in named and stem not in named:
         yield f"protocol {transfer.protocol!r} and task {transfer.task!r} give another name"
     there = {prediction_key(each.probe, each.label_fraction) for each in transfer.results}
-    if missing := [cell for cell in transfer.asked if cell not in there]:
+    shares = dict.fromkeys(each.label_fraction for each in transfer.results)
+    fitted = probes_of(transfer.protocol, transfer.kind)  # one that did badly may not be left out
+    asked = dict.fromkeys([*transfer.asked, *(prediction_key(probe, share) for share in shares for probe in fitted)])
+    if missing := [cell for cell in asked if cell not in there]:
         yield f"no result of {', '.join(missing)}, which was asked for"
 
 

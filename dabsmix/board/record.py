@@ -24,6 +24,7 @@ __all__ = [
     "predictions_file",
     "predictions_of",
     "scores",
+    "shares",
     "transfer_of",
     "transfers",
 ]
@@ -122,6 +123,12 @@ def transfer_of(row: Row) -> tuple[str, TransferRecord] | None:
         if same and any(_is_of(row, result) for result in content.results):
             return stem, content
     return None
+
+
+def shares(row: Row) -> tuple[str, ...]:
+    """Every share of the labels that the row's transfer was asked for: others were never scored. () without a record."""
+    source = transfer_of(row)
+    return () if source is None else tuple(dict.fromkeys(each.label_fraction for each in source[1].results))
 
 
 def _is_of(row: Row, result: Result) -> bool:

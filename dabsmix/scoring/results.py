@@ -23,6 +23,7 @@ __all__ = [
     "default_protocol",
     "in_percent",
     "prediction_key",
+    "probes_of",
     "read_transfer",
 ]
 
@@ -38,6 +39,13 @@ BY_CLASS = ("accuracy", "f1_macro", "f1_weighted", "matthews")
 def default_protocol(pretraining: str) -> str:
     """How a run is scored by default: ``v2``, or as its pretraining protocol's source scores."""
     return "v2" if pretraining == "v1" else pretraining
+
+
+def probes_of(protocol: str, kind: str) -> tuple[str, ...]:
+    """Every probe that a protocol fits for a task of this kind: at each share of the labels, none may be left out."""
+    named: dict[str, tuple[str, ...]] = {"dabs": ("linear",), "imix": ("linear", "pinv"), "finetune": ("finetune",)}
+    defined = {"knn": kind != "tokens", "pinv": kind == "classes"}
+    return tuple(probe for probe in named.get(protocol, ("linear", "knn", "ridge")) if defined.get(probe, True))
 
 
 def prediction_key(probe: str, share: str) -> str:

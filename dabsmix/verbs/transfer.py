@@ -163,12 +163,13 @@ def _transfer_to(
     beside_it = _whole_split(found, data.labelled)
     notes = (*data.notes, *([rules.note] if rules.note else []), *_edges(found.results), *beside_it)
     reads = 1 if before is None else before.test_reads + 1
+    results = (*results, *(replace(each, test_reads=reads) for each in found.results))
     record = TransferRecord(
         run=run.path.name,
         task=task,
         protocol=name,
         kind=data.labelled.task.kind,
-        results=(*results, *(replace(each, test_reads=reads) for each in found.results)),
+        results=results,
         yardsticks=beside,
         test_reads=reads,
         train_value=before.train_value if before is not None and found.train_value is None else found.train_value,

@@ -21,7 +21,7 @@ from dabsmix.config import PretrainConfig, as_plain, config_hash, resolve
 from dabsmix.errors import UserError
 from dabsmix.source import Source
 
-RESULTS = (("linear", "1", 0.9), ("linear", "5/class", 0.61), ("knn", "1", 0.8))
+RESULTS = (("linear", "1", 0.9), ("ridge", "1", 0.61), ("knn", "1", 0.8))
 
 
 def write_run(
@@ -113,14 +113,14 @@ def test_same_run_twice_is_refused_and_a_further_task_is_added(tmp_path: Path) -
     assert validate(board) == []
 
 
-def test_another_score_of_the_same_probe_is_refused_and_a_further_probe_is_added(tmp_path: Path) -> None:
+def test_another_score_of_the_same_probe_is_refused_and_a_further_share_is_added(tmp_path: Path) -> None:
     run, board = write_run(tmp_path), tmp_path / "results.csv"
     submit(run, "Ada", board)
-    write_transfer(run, "digits", (("linear", "1", 0.95), ("ridge", "1", 0.7)))
+    write_transfer(run, "digits", (("linear", "1", 0.95), *RESULTS[1:]))
     with pytest.raises(UserError, match=r"linear at 1 scored 0.9 and now 0.95; only the first counts"):
         submit(run, "Ada", board)
-    write_transfer(run, "digits", (("ridge", "1", 0.7),))
-    assert [row.probe for row in submit(run, "Ada", board)] == ["ridge"]
+    write_transfer(run, "digits", tuple((probe, "0.1", value - 0.1) for probe, _, value in RESULTS))
+    assert {row.label_fraction for row in submit(run, "Ada", board)} == {"0.1"}
     assert validate(board) == []  # what backs the earlier rows is kept
 
 
@@ -187,7 +187,7 @@ def test_what_submit_refuses(tmp_path: Path) -> None:
     write_transfer(run, "digits", (("linear", "1", 1.2),))
     refused(run, "outside")
     run = write_run(tmp_path / "h")
-    write_transfer(run, "digits", (RESULTS[0], RESULTS[0]))
+    write_transfer(run, "digits", (*RESULTS, RESULTS[0]))
     refused(run, "two results")
     run = write_run(tmp_path / "i")
     edit(run / "transfer" / "digits-v1.json", protocol="v7")

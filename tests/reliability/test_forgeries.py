@@ -126,6 +126,16 @@ def low_yardstick(board: Path) -> None:
     path.write_text(json.dumps(content))
 
 
+def without_a_poor_probe(board: Path) -> None:
+    """Gone from the transfer file, from what it was asked for, and from the CSV."""
+    path = record(board) / "transfer" / "uci_har.json"
+    content = json.loads(path.read_text())
+    results = [each for each in content["results"] if (each["probe"], each["label_fraction"]) != ("knn", "5/class")]
+    path.write_text(json.dumps(content | {"results": results, "asked": []}))
+    lines = board.read_text().splitlines(keepends=True)
+    board.write_text("".join(line for line in lines if not (DMIX in line and ",knn,0,5/class," in line)))
+
+
 def other_config(board: Path) -> None:
     path = record(board) / "config.yaml"
     path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"lr": 0.1}))
@@ -154,6 +164,7 @@ FORGERIES: dict[str, Callable[[Path], object]] = {
     "another protocol": lambda b: change(record(b) / "transfer" / "uci_har.json", protocol="dabs"),
     "another fingerprint": lambda b: change(record(b) / "transfer" / "uci_har.json", data_fingerprint="f" * 64),
     "asked for more": lambda b: change(record(b) / "transfer" / "uci_har.json", asked=["linear@1", "pinv@1"]),
+    "a poor probe left out": without_a_poor_probe,
     "renamed folder": renamed,
     "linked folder": linked,
     "a rival's record": copied,

@@ -11,6 +11,7 @@ from dabsmix.errors import UserError
 from dabsmix.scoring.heads import Features
 from dabsmix.scoring.linear import fit_linear
 from dabsmix.scoring.protocols import PROTOCOLS, dabs, fits, imix, protocol, v1
+from dabsmix.scoring.results import probes_of
 from dabsmix.spec import Grid, Table
 
 
@@ -65,6 +66,9 @@ def test_probes_that_are_not_defined_for_a_task_are_left_out() -> None:
     assert set(fits(v1(), tokens)) == {"linear", "ridge"}
     assert set(fits(imix(), classes)) == {"linear", "pinv"}
     assert set(fits(imix(), Task("regression", "mse"))) == {"linear"}
+    for name, build in PROTOCOLS.items():  # what a record must hold
+        for task in (classes, tokens, Task("regression", "mse")):
+            assert tuple(fits(build(64, ()), task)) == probes_of(name, task.kind)
 
 
 def test_a_protocol_has_its_name_and_what_it_must_say() -> None:

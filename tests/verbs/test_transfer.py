@@ -57,6 +57,7 @@ def test_v2_on_digits_writes_what_it_promises(tmp_path: Path) -> None:
     assert {(each["probe"], each["label_fraction"]) for each in stored["results"]} == {
         (probe, part) for probe in ("linear", "knn", "ridge") for part in ("1", "0.1", "0.01")
     }
+    assert stored["asked"] == [f"{each['probe']}@{each['label_fraction']}" for each in stored["results"]]
     assert {each["draws"] for each in stored["results"] if each["label_fraction"] == "0.01"} == {20}
     assert (stored["test_reads"], stored["protocol"], stored["task"]) == (1, "v2", "digits")
     assert stored["value"] > 0.85 > stored["yardsticks"]["majority"][0]["value"] + 0.6
