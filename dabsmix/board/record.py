@@ -126,7 +126,7 @@ def transfer_of(row: Row) -> tuple[str, TransferRecord] | None:
 
 
 def shares(row: Row) -> tuple[str, ...]:
-    """Every share of the labels that the row's transfer was asked for: others were never scored. () without a record."""
+    """The shares of the labels that the row's transfer was asked for; () without a record."""
     source = transfer_of(row)
     return () if source is None else tuple(dict.fromkeys(each.label_fraction for each in source[1].results))
 
