@@ -19,7 +19,7 @@ import tyro
 from dabsmix.errors import UserError
 from dabsmix.registry import algorithm_added, algorithm_dabs, algorithm_flags, canonical_algorithm, domain
 from dabsmix.scoring.results import Protocols
-from dabsmix.source import Modality, Source, read_options
+from dabsmix.source import Modality, Source, absolute, read_options
 
 __all__ = [
     "ADDED",
@@ -219,7 +219,7 @@ def as_plain(config: PretrainConfig) -> dict[str, Any]:
         values.pop(each)
     values = source | values
     values = {k: v for k, v in values.items() if k not in ADDED or v != ADDED[k]}
-    values |= {k: values[k].expanduser().absolute() for k in ("data", "options") if values[k] is not None}
+    values |= {k: absolute(values[k]) for k in ("data", "options") if values[k] is not None}
     return {k: str(v) if isinstance(v, Path) else v for k, v in (values | hyper).items()}
 
 

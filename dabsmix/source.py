@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import collections.abc
+import glob
 import importlib
 import inspect
 import json
+import re
 import types
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -22,9 +24,12 @@ from dabsmix.registry import domain
 if TYPE_CHECKING:
     from dabsmix.data.domain import Data, Domain
 
-__all__ = ["Modality", "Source", "batch_size", "load", "modality_of", "read_options"]
+__all__ = ["Modality", "Source", "absolute", "batch_size", "load", "modality_of", "read_options"]
 
 Modality = Literal["image", "spectrogram", "sensor", "tabular", "text", "sequence"]
+
+HUB = "hf:"
+"""How ``--data`` names a data set of the Hugging Face hub, or a folder that `datasets` saved."""
 
 FLAGS = ("path", "label", "on_bad", "root")
 """What a reader takes from the command line; its other keywords are options."""
@@ -37,7 +42,7 @@ class Source:
     domain: str | None = None
     """Data set (see: dabsmix list domains)."""
     data: Path | None = None
-    """Your own data, in place of --domain: a folder or a file."""
+    """Your own data, in place of --domain: a folder, a file, a pattern ('shards/*.tar'), or hf:ORG/NAME[:CONFIG]."""
     modality: Modality | None = None
     """What your own data are."""
     label: str | None = None
@@ -62,8 +67,12 @@ class Source:
             return domain(self.domain).name
         if self.data is None:
             return "memory"
+        if str(self.data).startswith(HUB):
+            return re.sub(r"[^A-Za-z0-9._-]+", "-", str(self.data).removeprefix(HUB).rstrip("/").rpartition("/")[2])
         path = self.data.expanduser().resolve()
-        return path.name if path.is_dir() else path.stem.removesuffix(".csv")  # of .csv.gz
+        if glob.has_magic(path.name) and not path.exists():
+            return path.parent.name
+        return path.name if path.is_dir() else path.stem.removesuffix(".csv").removesuffix(".tar")  # of .csv.gz
 
     @property
     def revision(self) -> int:
@@ -83,7 +92,7 @@ class Source:
             for flag in ("modality", "label", "options", "group", "ignore"):
                 if (given := getattr(self, flag)) is not None:
                     raise UserError(f"--{flag} {given} is for your own data (--data PATH); leave it out with --domain")
-        elif self.modality is None:
+        elif self.modality is None and not _is_packed(self):
             raise UserError("--data also needs --modality image, spectrogram, sensor, tabular, text or sequence")
 
     @classmethod
@@ -118,16 +127,39 @@ def load(source: Source) -> Data:
         return replace(named, source=source)
 
     assert source.data is not None
-    path = source.data.expanduser()
-    if not path.exists():
+    path, options = source.data.expanduser(), read_options(source.options)
+    notes: tuple[str, ...] = ()
+    if _is_packed(source):
+        from dabsmix.modalities.packed import unpacked
+
+        found = unpacked(path, source.modality, options)
+        beside = {name: value for name, value in found.options.items() if source.label or name != "labels"}
+        path, notes, options = found.path, found.notes, beside | options
+        source = replace(source, modality=cast(Modality, found.modality))
+    elif not path.exists():
         raise UserError(f"--data {source.data}: no such file or folder")
     own = importlib.import_module(f"dabsmix.modalities.{source.modality}").own
     flags = {name: getattr(source, name) for name in ("group", "ignore") if getattr(source, name) is not None}
-    options = read_options(source.options) | flags
+    options |= flags
     _check_options(source, own, options)
     data: Data = own(path, label=source.label, on_bad=source.on_bad, **_root(own, source), **options)
     key = digest([data.fingerprint, json.dumps([source.label, options], sort_keys=True, default=str)])
-    return replace(data, fingerprint=key, source=source)
+    return replace(data, fingerprint=key, source=source, notes=(*notes, *data.notes))
+
+
+def _is_packed(source: Source) -> bool:
+    """Whether the examples have to be taken out of what holds them first."""
+    from dabsmix.modalities.packed import is_packed
+
+    return source.data is not None and is_packed(source.data.expanduser(), source.modality)
+
+
+def absolute(path: Path) -> Path:
+    """A path that is found from any folder; what names a data set on the hub stays as it is."""
+    place = str(path)
+    if place.startswith(HUB) and not Path(place.removeprefix(HUB)).expanduser().exists():
+        return path
+    return Path(HUB * place.startswith(HUB) + str(Path(place.removeprefix(HUB)).expanduser().absolute()))
 
 
 def _root(own: Callable[..., Data], source: Source) -> dict[str, Path]:

@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import tempfile
+import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -37,23 +38,27 @@ FORBIDDEN = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
 # --- fingerprint
 
 
-def fingerprint(folder: Path, files: Iterable[Path | str]) -> str:
+def fingerprint(folder: Path | zipfile.Path, files: Iterable[Path | str]) -> str:
     """Hex sha256 over the relative names, sizes and contents of files below ``folder``, whatever their order.
 
     A file whose size and times are as when it was last hashed is not read again: a few microseconds each, where there
     are a million of them.
 
     Args:
-        folder: where the files lie.
+        folder: where the files lie; of files in a zip archive, all of the archive counts.
         files: paths, or names relative to the folder, with "/".
 
     Raises:
         UserError: a file is missing or cannot be read.
     """
+    if isinstance(folder, zipfile.Path):
+        archive = Path(str(folder.root.filename))
+        named = "\n".join(sorted(map(str, files)))
+        return hashlib.sha256(f"{fingerprint(archive.parent, [archive])}\n{named}".encode()).hexdigest()
     known = _remembered(folder)
     fresh: dict[str, list[Any]] = {}
     names = {file if isinstance(file, str) else file.relative_to(folder).as_posix() for file in files}
-    for name in progress(f"reading {folder.name}", sorted(names)):
+    for name in progress(f"reading {folder.name}", sorted(names)) if len(names) > 1 else names:
         path = f"{folder}/{name}"  # a Path would cost ten times what the system does
         try:
             stat = os.stat(path)

@@ -6,8 +6,11 @@ import csv
 import hashlib
 import os
 import re
+import zipfile
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,9 +23,11 @@ from dabsmix.data.splits import Parts, divide_labelled
 from dabsmix.errors import UserError
 
 __all__ = [
+    "Folder",
     "OwnSplit",
     "class_names",
     "codes",
+    "content",
     "digest",
     "division_notes",
     "lines",
@@ -38,6 +43,9 @@ __all__ = [
 
 LISTED = 20
 """Names that a note lists."""
+
+Folder = Path | zipfile.Path
+"""Where examples lie: a folder, or a place in a zip archive, which joins and opens alike."""
 
 FEW = 5
 """Skipped examples that a note names one by one; more are counted by reason."""
@@ -75,6 +83,20 @@ def walk(folder: Path, suffixes: tuple[str, ...]) -> list[str]:
     except OSError as error:
         raise UserError(f"{error.filename}: cannot be read ({error.strerror}); fix its permissions") from error
     return sorted(found)
+
+
+def content(path: Folder) -> Path | BytesIO:
+    """A file for libraries that take a path or an open file: itself on disk, its bytes where it is in an archive.
+
+    Raises:
+        UserError: it is damaged in its archive.
+    """
+    if isinstance(path, Path):
+        return path
+    try:
+        return BytesIO(path.read_bytes())
+    except (OSError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError) as error:
+        raise UserError(f"{path}: cannot be read from its archive ({error}); fetch the archive again") from error
 
 
 def lines(path: Path) -> list[str]:
@@ -119,12 +141,16 @@ def split_note(test: Sequence[str]) -> str:
 # --- a user's own folder of files, one example each
 
 
-def own_files(path: Path, suffixes: tuple[str, ...]) -> tuple[Path, list[str]]:
+def own_files(path: Path, suffixes: tuple[str, ...]) -> tuple[Folder, list[str]]:
     """The folder and the files in it, as `walk` lists them; of a single file its folder and its name.
 
+    A zip archive is read in place, as the folder that it holds.
+
     Raises:
-        UserError: there is none.
+        UserError: there is none, or the archive is damaged.
     """
+    if path.suffix.lower() == ".zip" and path.is_file():
+        return _zipped(path, suffixes)
     if path.is_file():
         return path.parent, [path.name]
     files = walk(path, suffixes)
@@ -133,12 +159,26 @@ def own_files(path: Path, suffixes: tuple[str, ...]) -> tuple[Path, list[str]]:
     return path, files
 
 
+def _zipped(path: Path, suffixes: tuple[str, ...]) -> tuple[zipfile.Path, list[str]]:
+    try:
+        archive = zipfile.ZipFile(path)
+    except (OSError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path}: cannot be read as a zip archive ({error}); fetch it again") from error
+    hidden = re.compile(r"(^|/)(\.|__MACOSX/)")
+    files = sorted(
+        name for name in archive.namelist() if name.lower().endswith(suffixes) and hidden.search(name) is None
+    )
+    if not files:
+        raise UserError(f"{path}: no file in it ends in {', '.join(suffixes)}; is it the right archive?")
+    return zipfile.Path(archive), files
+
+
 Named = Mapping[str, tuple[str, str]]
 """Class and group of a file; the group is its own name where none is asked for."""
 
 
 def own_labels(
-    folder: Path, files: Sequence[str], label: str | None, labels: str, group: str | None
+    folder: Folder, files: Sequence[str], label: str | None, labels: str, group: str | None
 ) -> tuple[Named | None, str]:
     """What a user's files are labelled with, and the fingerprint of the table that says so; None without a label.
 
@@ -160,6 +200,8 @@ def own_labels(
         return None, ""
     if not labels:
         return {file: (file.split("/")[0], file) for file in files if "/" in file}, ""
+    if isinstance(folder, zipfile.Path):  # all of the archive is in the fingerprint of the files
+        return read_labels(folder / labels, files, label, group), ""
     table = folder / Path(labels).expanduser()
     return read_labels(table, files, label, group), fingerprint(table.parent, [table])
 
@@ -187,7 +229,7 @@ class OwnSplit:
 
 def own_split(
     what: str,
-    folder: Path,
+    folder: Folder,
     files: Sequence[str],
     named: Named | None,
     bad: Mapping[int, str],
@@ -237,7 +279,7 @@ def own_split(
     return OwnSplit(parts, label, task, group if grouped else None, notes, skipped)
 
 
-def class_names(labels: Iterable[str], path: Path, what: str) -> tuple[str, ...]:
+def class_names(labels: Iterable[str], path: Folder, what: str) -> tuple[str, ...]:
     """The distinct labels in order, the empty one, for none, left out.
 
     Raises:
@@ -318,7 +360,7 @@ def _place_and_reason(skipped: str) -> tuple[str, str]:
     return place, re.split(r" \(|;", reason)[0]
 
 
-def read_labels(path: Path, files: Sequence[str], label: str, group: str | None) -> dict[str, tuple[str, str]]:
+def read_labels(path: Folder, files: Sequence[str], label: str, group: str | None) -> dict[str, tuple[str, str]]:
     """Class and group of each file, from a user's CSV with the column ``file``; without `group` each is its own.
 
     Raises:
@@ -329,7 +371,7 @@ def read_labels(path: Path, files: Sequence[str], label: str, group: str | None)
     there = set(files)
     wanted = ["file", label, *([group] if group else [])]
     try:
-        with path.open(newline="", encoding="utf-8") as stream:
+        with path.open("r", newline="", encoding="utf-8") as stream:
             reader = csv.DictReader(stream, strict=True)
             columns = reader.fieldnames or []
             if missing := [name for name in wanted if name not in columns]:

@@ -27,7 +27,7 @@ from dabsmix.data.download import Download
 from dabsmix.data.splits import divide
 from dabsmix.data.standardise import Standardise
 from dabsmix.errors import UserError
-from dabsmix.modalities.files import digest, own_files, own_labels, own_split, skipped_note
+from dabsmix.modalities.files import Folder, digest, own_files, own_labels, own_split, skipped_note
 from dabsmix.modalities.image_pixels import Pixels
 from dabsmix.modalities.image_read import IMAGE_SUFFIXES, file_pixels
 from dabsmix.spec import Grid
@@ -62,7 +62,7 @@ class Listing:
         statistics: mean and standard deviation by channel, of the values as stored, where the source fixes them.
     """
 
-    folder: Path
+    folder: Folder
     files: Sequence[str]
     count: int
     pixels: Callable[[int, int], NDArray[Any]]
@@ -359,7 +359,7 @@ def _side(size: int, patch: int) -> int:
     return size
 
 
-def _own_listing(folder: Path, files: list[str]) -> Listing:
+def _own_listing(folder: Folder, files: list[str]) -> Listing:
     nowhere = np.arange(0)
     label, task = np.full(len(files), -1, dtype=np.int64), Task("classes", "accuracy")
     return Listing(folder, files, len(files), file_pixels(folder, files), label, nowhere, nowhere, task)

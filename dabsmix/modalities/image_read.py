@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING
 
@@ -11,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dabsmix.errors import UserError
+from dabsmix.modalities.files import Folder, content
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -21,7 +21,7 @@ IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif
 
 
 def file_pixels(
-    folder: Path, files: Sequence[str], boxes: NDArray[np.int64] | None = None
+    folder: Folder, files: Sequence[str], boxes: NDArray[np.int64] | None = None
 ) -> Callable[[int, int], NDArray[np.uint8]]:
     """For `Listing.pixels`: one RGB image per file; ``boxes`` (n, 4) are left, upper, right, lower, cut out first."""
 
@@ -51,7 +51,7 @@ def array_pixels(read: Callable[[], NDArray[np.uint8]]) -> Callable[[int, int], 
     return pixels
 
 
-def opened(path: Path) -> Image:
+def opened(path: Folder) -> Image:
     """The whole image as RGB. One with 16 bits a channel is scaled to 8.
 
     Raises:
@@ -60,7 +60,7 @@ def opened(path: Path) -> Image:
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with Image.open(path) as file:
+        with Image.open(content(path)) as file:
             image: Image.Image = file
             if image.mode.startswith("I"):
                 values = np.asarray(image)

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from io import BytesIO
 from math import ceil, log2
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dabsmix.errors import UserError
+from dabsmix.modalities.files import Folder, content
 from dabsmix.spec import Grid
 
 if TYPE_CHECKING:
@@ -85,7 +87,7 @@ class Clip(NamedTuple):
     longer: bool
 
 
-def read_clip(path: Path, form: Form, *, begin: int = 0, own_rate: bool = False) -> Clip:
+def read_clip(path: Folder, form: Form, *, begin: int = 0, own_rate: bool = False) -> Clip:
     """The first channel of a sound file, cut to the form's window or followed by zeros.
 
     Args:
@@ -100,8 +102,9 @@ def read_clip(path: Path, form: Form, *, begin: int = 0, own_rate: bool = False)
     import soundfile
 
     try:
-        _check_riff(path)
-        with soundfile.SoundFile(path) as file:
+        source = content(path)
+        _check_riff(path, source)
+        with soundfile.SoundFile(source) as file:
             rate = file.samplerate
             wanted = form.samples if own_rate else ceil(form.samples * rate / form.rate)
             there = file.frames - begin * rate
@@ -125,14 +128,17 @@ def read_clip(path: Path, form: Form, *, begin: int = 0, own_rate: bool = False)
     return Clip(padded, rate, there > wanted)
 
 
-def _check_riff(path: Path) -> None:
+def _check_riff(path: Folder, source: Path | BytesIO) -> None:
     """A WAV file cut off in its middle: libsndfile would take what is left for the whole."""
-    with path.open("rb") as stream:
-        head = stream.read(8)
+    if isinstance(source, Path):
+        with source.open("rb") as stream:
+            head, size = stream.read(8), source.stat().st_size
+    else:
+        head, size = bytes(source.getbuffer()[:8]), len(source.getbuffer())
     stated = int.from_bytes(head[4:8], "little")
     # streaming writers put a huge number there
-    if head[:4] == b"RIFF" and path.stat().st_size < 8 + stated < 0x7FFFFF00:
-        raise UserError(f"{path}: cut off, {path.stat().st_size} of {8 + stated} bytes; fetch it again or remove it")
+    if head[:4] == b"RIFF" and size < 8 + stated < 0x7FFFFF00:
+        raise UserError(f"{path}: cut off, {size} of {8 + stated} bytes; fetch it again or remove it")
 
 
 def _resampled(wave: NDArray[np.float32], rate: int, target: int) -> NDArray[np.float32]:

@@ -25,7 +25,7 @@ from dabsmix.data.download import Download
 from dabsmix.data.splits import divide
 from dabsmix.data.standardise import Standardise
 from dabsmix.errors import UserError
-from dabsmix.modalities.files import digest, own_files, own_labels, own_split, skipped_note, walk
+from dabsmix.modalities.files import Folder, digest, own_files, own_labels, own_split, skipped_note, walk
 from dabsmix.modalities.sound import LARGE, SUFFIXES, Clip, Form, duration, log_mel, read_clip, small
 from dabsmix.terminal import progress
 
@@ -69,7 +69,7 @@ class Clips:
         notes: what a reader of a score has to know.
     """
 
-    folder: Path
+    folder: Folder
     files: Sequence[str]
     train: NDArray[np.int64]
     test: NDArray[np.int64]

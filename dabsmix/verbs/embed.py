@@ -20,6 +20,7 @@ from dabsmix.data.domain import Data, Split
 from dabsmix.errors import UserError
 from dabsmix.files import data_root, write
 from dabsmix.modalities import memory
+from dabsmix.modalities.packed import is_packed, unpacked
 from dabsmix.model.encoder import Encoder
 from dabsmix.registry import domain
 from dabsmix.run import Run
@@ -140,7 +141,9 @@ class FeatureExtractor:
         return data, [str(row) for row in range(len(data.pretrain))]
 
     def _files(self, path: Path, on_bad: Literal["error", "skip"]) -> tuple[Data, list[str]]:
-        if not path.exists():
+        if is_packed(path, self.modality):
+            path = unpacked(path, self.modality, self.state).path
+        elif not path.exists():
             raise UserError(f"{path}: no such file or folder")
         if READS_FILES.get(self.modality) not in self.state:
             shapes = " and ".join(map(str, self.specs))

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -70,7 +70,10 @@ def pretrain(
     # What to learn from.
     check_tracker(config.track)
     source = config.source
-    data = load(source) if data is None else data
+    if data is None:
+        data = load(source)
+        source = data.source or source  # with the modality that was found
+        config = replace(config, source=source)
     usual = batch_size(source)
     config, recipe = resolve(config, usual if source.domain else min(usual, len(data.pretrain)))
     batches = Batches(

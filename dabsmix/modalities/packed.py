@@ -1,0 +1,442 @@
+"""Data sets that hold their examples inside: Hugging Face data sets, Parquet files with media, WebDataset tars.
+
+Each is read once, from its first row to its last, into the cache: media into a zip archive with a ``labels.csv`` of
+what else is known of them, everything else into one Parquet file. The readers of a user's own files take these, so that
+a batch is a function of seed and step here as elsewhere.
+"""
+
+from __future__ import annotations
+
+import csv
+import glob
+import io
+import json
+import tarfile
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date, datetime
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from dabsmix.data.cache import fingerprint, prepared
+from dabsmix.errors import UserError
+from dabsmix.modalities.image_read import IMAGE_SUFFIXES
+from dabsmix.modalities.sound import SUFFIXES
+from dabsmix.modalities.tables import PARQUET
+from dabsmix.terminal import progress
+
+__all__ = ["HUB", "Unpacked", "is_packed", "unpacked"]
+
+HUB = "hf:"
+TARS = (".tar", ".tar.gz", ".tgz")
+MEDIA = {"image": IMAGE_SUFFIXES, "spectrogram": SUFFIXES}
+"""Modalities whose examples are files, and the endings of their names."""
+
+TEXTS = {"text": "text", "sequence": "sequence"}
+"""Modalities that read one column of a table, and its usual name."""
+
+LOOK = 100
+"""Rows from which the modality is guessed where nobody names it."""
+
+PROSE = 30
+"""Characters: a column of texts that are longer on average is taken for what the set is about."""
+
+# Part of the cache key: raise it when the same data would be unpacked into other files.
+PREPARATION = 1
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Unpacked:
+    """A packed data set as files that a reader of a user's own data takes.
+
+    Attributes:
+        path: a zip archive of media, or a Parquet file.
+        modality: what the examples are.
+        options: for the reader, below what a user gives.
+        notes: which column and split were read, in whole sentences.
+    """
+
+    path: Path
+    modality: str
+    options: dict[str, Any]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Packed:
+    """What is to be unpacked.
+
+    Attributes:
+        name: for messages.
+        key: changes with the content.
+        rows: reads them from the first to the last; media are ``{"bytes": ..., "path": ...}``.
+        media: columns of media, with the modality of each where it is known.
+        notes: as in `Unpacked`.
+    """
+
+    name: str
+    key: str
+    rows: Callable[[], Iterator[Row]]
+    media: Mapping[str, str | None]
+    notes: tuple[str, ...] = ()
+
+
+def is_packed(path: Path, modality: str | None) -> bool:
+    """Whether what ``--data`` names has to be unpacked before a reader can take it."""
+    if str(path).startswith(HUB) or _is_saved(path):
+        return True
+    files = _shards(path)
+    if files and all(file.name.lower().endswith(TARS) for file in files):
+        return True
+    if not files or not all(file.name.lower().endswith(PARQUET) for file in files):
+        return False
+    # the readers of tables take a Parquet file, or a folder of them; those of texts take one
+    return modality in (None, *MEDIA) or (modality in TEXTS and files != [path]) or _is_pattern(path)
+
+
+def unpacked(path: Path, modality: str | None, asked: Mapping[str, Any]) -> Unpacked:
+    """The files to read instead.
+
+    Args:
+        path: ``hf:ORG/NAME``, ``hf:ORG/NAME:CONFIG``, a folder that ``save_to_disk`` wrote (with or without ``hf:``), a
+            tar, a Parquet file, a folder or a pattern (``shards/*.parquet``) of either.
+        modality: what the examples are; None to find it from the columns.
+        asked: the options that the user gives; ``column`` names the column of texts.
+
+    Raises:
+        UserError: the data set cannot be loaded or read, or no column holds the modality.
+    """
+    packed = _open(path)
+    modality = modality or _guess(packed)
+    notes = list(packed.notes)
+    if modality in MEDIA:
+        found = [name for name, kind in packed.media.items() if kind in (None, modality)]
+        if not found:
+            raise UserError(f"{packed.name}: no column of files that are {modality} data; name another --modality")
+        column = found[0]
+        notes.append(f"The {modality} data are the column {column!r} of {packed.name}.")
+        folder = prepared("unpacked", _key(packed, modality, column), lambda to: _to_zip(packed, modality, column, to))
+        return Unpacked(folder / "examples.zip", modality, {"labels": "labels.csv"}, tuple(notes))
+    options: dict[str, Any] = {}
+    if modality in TEXTS and "column" not in asked:
+        options = {"column": _text_column(packed, TEXTS[modality])}
+        notes.append(f"The texts are the column {options['column']!r} of {packed.name}.")
+    folder = prepared("unpacked", _key(packed, "table", ""), lambda to: _to_parquet(packed, to))
+    return Unpacked(folder / "rows.parquet", modality, options, tuple(notes))
+
+
+def _key(packed: _Packed, modality: str, column: str) -> str:
+    return json.dumps([packed.key, modality, column, PREPARATION])
+
+
+def _open(path: Path) -> _Packed:
+    if str(path).startswith(HUB) or _is_saved(path):
+        return _hub(path)
+    files = _shards(path)
+    return _tars(path, files) if files[0].name.lower().endswith(TARS) else _parquets(path, files)
+
+
+# --- which files
+
+
+def _is_pattern(path: Path) -> bool:
+    return not path.exists() and glob.has_magic(str(path))
+
+
+def _is_saved(path: Path) -> bool:
+    """Whether `datasets` saved it."""
+    return (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
+
+
+def _shards(path: Path) -> list[Path]:
+    """The tars or Parquet files that a path names, by name: itself, those below a folder, those of a pattern."""
+    known = (*TARS, *PARQUET)
+    if path.is_file():
+        return [path] if path.name.lower().endswith(known) else []
+    if path.is_dir():
+        found = [each for each in path.rglob("*") if each.name.lower().endswith(known)]
+    else:
+        found = [Path(each) for each in glob.glob(str(path), recursive=True)] if _is_pattern(path) else []
+    return sorted(each for each in found if each.is_file() and not each.name.startswith("."))
+
+
+def _identity(files: Sequence[Path]) -> str:
+    """Of the content, wherever the files lie: their digests in order."""
+    return " ".join(fingerprint(file.parent, [file]) for file in files)
+
+
+# --- Hugging Face data sets
+
+
+def _hub(path: Path) -> _Packed:
+    import datasets
+
+    name = str(path)
+    place = name.removeprefix(HUB)
+    try:
+        if _is_saved(Path(place).expanduser()):
+            found = datasets.load_from_disk(str(Path(place).expanduser()))
+        else:
+            repository, _, config = place.partition(":")
+            found = datasets.load_dataset(repository, config or None)
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"--data {name}: cannot be loaded ({reason}); check the name, its configuration (hf:ORG/NAME:CONFIG) and "
+            "the network, or give a folder that `datasets` wrote with save_to_disk"
+        ) from error
+    notes = []
+    if isinstance(found, dict):
+        split = "train" if "train" in found else next(iter(found))
+        others = [each for each in found if each != split]
+        if others:
+            notes.append(f"Of {name} the split {split!r} is read; there are also: {', '.join(others)}.")
+        found = found[split]
+    key = f"hub {found._fingerprint}"
+    media: dict[str, str | None] = {}
+    for column, feature in found.features.items():
+        if isinstance(feature, datasets.Image | datasets.Audio):
+            media[column] = "image" if isinstance(feature, datasets.Image) else "spectrogram"
+            found = found.cast_column(column, type(feature)(decode=False))
+    named = _class_names(found.features)
+
+    def rows() -> Iterator[Row]:
+        for row in progress(f"reading {name}", found, len(found)):
+            yield _with_names(row, named)
+
+    return _Packed(name, key, rows, media, tuple(notes))
+
+
+def _class_names(features: Any) -> dict[str, Sequence[str]]:
+    """The names of the classes, for columns that hold class numbers."""
+    import datasets
+
+    return {name: each.names for name, each in features.items() if isinstance(each, datasets.ClassLabel)}
+
+
+def _with_names(row: Row, named: Mapping[str, Sequence[str]]) -> Row:
+    """A class number by its name; empty where it is none, as -1 in test splits that hide their labels."""
+    if not named:
+        return row
+    found = dict(row)
+    for column, names in named.items():
+        code = row[column]
+        found[column] = names[code] if code is not None and 0 <= code < len(names) else None
+    return found
+
+
+# --- Parquet
+
+
+def _parquets(path: Path, files: Sequence[Path]) -> _Packed:
+    import datasets
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    def opened(file: Path) -> Any:
+        try:
+            return pyarrow.parquet.ParquetFile(file)
+        except (pa.ArrowException, OSError) as error:
+            raise UserError(f"{file}: cannot be read as Parquet ({' '.join(str(error).split())}); fix it") from error
+
+    schema = opened(files[0]).schema_arrow
+    features = datasets.Features.from_arrow_schema(schema)
+    named = _class_names(features)
+    media: dict[str, str | None] = {}
+    for field in schema:
+        feature = features.get(field.name)
+        if isinstance(feature, datasets.Image | datasets.Audio):
+            media[field.name] = "image" if isinstance(feature, datasets.Image) else "spectrogram"
+        elif _holds_files(field.type):
+            media[field.name] = None
+
+    def rows() -> Iterator[Row]:
+        for file in progress(f"reading {path.name}", files):
+            table = opened(file)
+            if set(table.schema_arrow.names) != set(schema.names):
+                raise UserError(f"{file}: other columns than {files[0]}: {', '.join(table.schema_arrow.names)}")
+            for batch in table.iter_batches(batch_size=256):
+                for row in batch.to_pylist():
+                    yield _with_names(row, named)
+
+    return _Packed(str(path), f"parquet {_identity(files)}", rows, media)
+
+
+def _holds_files(kind: Any) -> bool:
+    """Whether a column of this Arrow type holds the bytes of files."""
+    import pyarrow as pa
+
+    if pa.types.is_struct(kind):
+        return bool(kind.get_field_index("bytes") >= 0)
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+# --- WebDataset tars: the files of one example follow each other and share their name up to the first dot
+
+
+def _tars(path: Path, files: Sequence[Path]) -> _Packed:
+    def rows() -> Iterator[Row]:
+        for file in progress(f"reading {path.name}", files):
+            yield from _samples(file)
+
+    first = next(_samples(files[0]), None)
+    if first is None:
+        raise UserError(f"{files[0]}: holds no file; is it the right archive?")
+    media: dict[str, str | None] = {name: kind for name, kind in (("image", "image"), ("sound", "spectrogram"))}
+    media = {name: kind for name, kind in media.items() if name in first}
+    return _Packed(str(path), f"tar {_identity(files)}", rows, media)
+
+
+def _samples(file: Path) -> Iterator[Row]:
+    """Columns ``image`` or ``sound``, ``text``, ``cls``, and those of the JSON; ``key`` is the name in the archive."""
+    try:
+        with tarfile.open(file, mode="r|*") as archive:
+            key, row = "", dict[str, Any]()
+            for member in archive:
+                name = PurePosixPath(member.name)
+                if not member.isfile() or name.name.startswith("."):
+                    continue
+                stem, _, ending = name.name.partition(".")
+                this = str(name.with_name(stem))
+                if row and this != key:
+                    yield row
+                    row = {}
+                key = this
+                stream = archive.extractfile(member)
+                assert stream is not None
+                row |= {"key": key} | _entry(file, member.name, f".{ending.lower()}", stream.read())
+            if row:
+                yield row
+    except (OSError, EOFError, tarfile.TarError) as error:
+        raise UserError(f"{file}: cannot be read as a tar archive ({error}); fetch it again") from error
+
+
+def _entry(file: Path, name: str, ending: str, content: bytes) -> dict[str, Any]:
+    """What one file of a sample adds to its columns; nothing where its kind is not known."""
+    try:
+        if ending.endswith(IMAGE_SUFFIXES):
+            return {"image": {"bytes": content, "path": name}}
+        if ending.endswith(SUFFIXES):
+            return {"sound": {"bytes": content, "path": name}}
+        if ending.endswith((".txt", ".text")):
+            return {"text": content.decode()}
+        if ending.endswith((".cls", ".cls2")):
+            return {ending.rpartition(".")[2]: content.decode().strip()}
+        if ending.endswith(".json"):
+            found = json.loads(content)
+            return found if isinstance(found, dict) else {}
+    except ValueError as error:
+        raise UserError(f"{file}: {name}: cannot be read ({error}); fix it in the archive") from error
+    return {}
+
+
+# --- what the examples are
+
+
+def _guess(packed: _Packed) -> str:
+    """The modality: of the media, else text where a column holds long texts, else a table."""
+    kinds = [kind for kind in packed.media.values() if kind is not None]
+    if kinds:
+        return kinds[0]
+    if packed.media:
+        raise UserError(f"{packed.name}: say with --modality what the column {next(iter(packed.media))!r} holds")
+    return "text" if max(_lengths(packed).values(), default=0.0) > PROSE else "tabular"
+
+
+def _lengths(packed: _Packed) -> dict[str, float]:
+    """The mean number of characters of each column of texts, over the first rows."""
+    totals: dict[str, list[int]] = {}
+    rows = packed.rows()
+    for _ in range(LOOK):
+        for name, value in (next(rows, None) or {}).items():
+            if isinstance(value, str) and name != "key":
+                totals.setdefault(name, []).append(len(value))
+    return {name: sum(each) / len(each) for name, each in totals.items()}
+
+
+def _text_column(packed: _Packed, usual: str) -> str:
+    lengths = _lengths(packed)
+    if usual in lengths:
+        return usual
+    if not lengths:
+        raise UserError(f"{packed.name}: no column of texts in its first {LOOK} rows; name another --modality")
+    return max(lengths, key=lambda name: lengths[name])
+
+
+# --- into the cache
+
+
+def _to_zip(packed: _Packed, modality: str, column: str, folder: Path) -> None:
+    """Media as they are, named by their place; ``labels.csv`` holds every other column."""
+    columns: dict[str, None] = {}
+    table: list[dict[str, str]] = []
+    with zipfile.ZipFile(folder / "examples.zip", "w", zipfile.ZIP_STORED) as archive:
+        for number, row in enumerate(packed.rows()):
+            content, suffix = _media(packed, number, row.get(column), MEDIA[modality])
+            name = f"{number:09d}{suffix}"
+            archive.writestr(zipfile.ZipInfo(name), content)  # without the time of day: equal data, equal bytes
+            cells = {key: text for key, value in row.items() if (text := _cell(value)) is not None and key != "file"}
+            columns |= dict.fromkeys(cells)
+            table.append({"file": name, **cells})
+        stream = io.StringIO()
+        writer = csv.DictWriter(stream, ["file", *columns], restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(table)
+        archive.writestr(zipfile.ZipInfo("labels.csv"), stream.getvalue())
+
+
+def _media(packed: _Packed, number: int, value: Any, known: tuple[str, ...]) -> tuple[bytes, str]:
+    """The bytes of an example's file and the ending of its name."""
+    held: Mapping[str, Any] = value if isinstance(value, dict) else {"bytes": value}
+    path, content = held.get("path") or "", held.get("bytes")
+    if content is None and path:
+        try:
+            content = Path(path).read_bytes()
+        except OSError as error:
+            raise UserError(f"{packed.name}: row {number}: cannot read {path} ({error.strerror})") from error
+    suffix = PurePosixPath(path).suffix.lower()
+    # a row without a file becomes an empty file, which its reader calls damaged
+    return content or b"", suffix if suffix in known else known[-1]  # decoders look at the content, not at the name
+
+
+def _cell(value: Any) -> str | None:
+    """As a cell of a CSV; None for what is not one value."""
+    if value is None:
+        return ""
+    if isinstance(value, date | datetime):
+        return value.isoformat()
+    return str(value) if isinstance(value, str | bool | int | float) else None
+
+
+def _to_parquet(packed: _Packed, folder: Path) -> None:
+    """The columns of single values; a value that the first rows did not lead to expect is an error."""
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    writer = None
+    rows = packed.rows()
+    try:
+        while block := [row for _, row in zip(range(10_000), rows, strict=False)]:
+            plain = [{name: value for name, value in row.items() if _is_single(value)} for row in block]
+            if writer is None:
+                names = dict.fromkeys(name for row in plain for name in row)
+                if not names:
+                    raise UserError(f"{packed.name}: no column of single values; it cannot be read as a table")
+                schema = pa.Table.from_pylist([{name: row.get(name) for name in names} for row in plain]).schema
+                schema = pa.schema([pa.field(f.name, pa.string() if f.type == pa.null() else f.type) for f in schema])
+                writer = pyarrow.parquet.ParquetWriter(folder / "rows.parquet", schema)
+            writer.write_table(pa.Table.from_pylist(plain, schema=schema))
+        if writer is None:
+            raise UserError(f"{packed.name}: there is no row in it")
+    except (pa.ArrowException, OverflowError) as error:
+        raise UserError(f"{packed.name}: cannot be read as a table ({' '.join(str(error).split())})") from error
+    finally:
+        if writer is not None:
+            writer.close()
+
+
+def _is_single(value: Any) -> bool:
+    return value is None or isinstance(value, str | bool | int | float | date | datetime)

@@ -1,0 +1,183 @@
+"""Data sets that hold their examples inside, made here as their own libraries write them: `datasets`, tars, zips."""
+
+import io
+import json
+import tarfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from PIL import Image
+
+from dabsmix.data.domain import Data
+from dabsmix.errors import UserError
+from dabsmix.modalities.image import own as own_images
+from dabsmix.source import Source, absolute, load
+from dabsmix.verbs.embed import FeatureExtractor
+
+datasets = pytest.importorskip("datasets")
+
+N = 40
+LABELS = [("up", "down")[row % 2] for row in range(N)]
+
+
+def picture(row: int) -> bytes:
+    pixels = np.random.default_rng(row).integers(0, 255, (9, 9, 3), dtype=np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def sound(row: int) -> bytes:
+    stream = io.BytesIO()
+    soundfile.write(stream, np.sin(np.arange(1000) * (1 + row % 2) / 10), 1000, format="WAV")
+    return stream.getvalue()
+
+
+def frame(kind: str) -> Any:
+    """A data set of 40 examples with the label ``way``, as a hub has it."""
+    way = datasets.ClassLabel(names=["down", "up"])
+    codes = [way.names.index(label) for label in LABELS]
+    columns: dict[str, tuple[Any, Any]] = {
+        "image": ([{"bytes": picture(row), "path": f"{row}.png"} for row in range(N)], datasets.Image()),
+        "audio": ([{"bytes": sound(row), "path": None} for row in range(N)], datasets.Audio()),
+        "story": ([f"a long story of {row} things, one {LABELS[row]} and on" for row in range(N)], None),
+        "number": ([float(row) for row in range(N)], None),
+        "list": ([[1, 2]] * N, None),
+    }
+    names = {"image": ["image"], "audio": ["audio"], "text": ["story"], "tabular": ["number", "list"]}[kind]
+    values = {name: columns[name][0] for name in names}
+    features = {name: columns[name][1] for name in names if columns[name][1] is not None}
+    found = datasets.Dataset.from_dict(values)
+    for name, feature in features.items():
+        found = found.cast_column(name, feature)
+    return found.add_column("way", codes).cast_column("way", way)
+
+
+KINDS = [("image", "image"), ("audio", "spectrogram"), ("text", "text"), ("tabular", "tabular")]
+OPTIONS = {"spectrogram": "rate: 1000\nmels: 8\n"}
+
+
+def check(data: Data, modality: str) -> None:
+    assert data.source is not None
+    assert data.source.modality == modality
+    assert data.labelled is not None
+    assert data.labelled.task.classes == ("down", "up")
+    assert sum(len(split) for split in data.labelled.splits.values()) == N
+
+
+@pytest.mark.parametrize(("kind", "modality"), KINDS)
+def test_a_saved_data_set_is_read_by_its_features(kind: str, modality: str, tmp_path: Path) -> None:
+    found = frame(kind)
+    datasets.DatasetDict(train=found, test=found.select(range(3))).save_to_disk(tmp_path / "saved")
+    options = tmp_path / "options.yaml"
+    options.write_text(OPTIONS.get(modality, "{}"))
+    data = load(Source(data=Path(f"hf:{tmp_path / 'saved'}"), label="way", options=options))
+    check(data, modality)
+    assert "also: test" in data.notes[0]
+    plain = load(Source(data=tmp_path / "saved", modality=modality, options=options))  # type: ignore[arg-type]
+    assert plain.labelled is None
+    assert len(plain.pretrain) == N
+
+
+@pytest.mark.parametrize(("kind", "modality"), KINDS)
+def test_parquet_shards_and_a_single_file_hold_the_same(kind: str, modality: str, tmp_path: Path) -> None:
+    found = frame(kind)
+    if kind == "tabular":
+        found = found.remove_columns("list")  # which only the pass into the cache leaves out
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    for shard in range(2):
+        found.select(range(20 * shard, 20 * shard + 20)).to_parquet(shards / f"train-{shard:05}-of-00002.parquet")
+    found.to_parquet(tmp_path / "whole.parquet")
+    options = tmp_path / "options.yaml"
+    options.write_text(OPTIONS.get(modality, "column: story" if modality == "text" else "{}"))
+    both = []
+    for path in (shards / "*.parquet", tmp_path / "whole.parquet"):
+        data = load(Source(data=path, modality=modality, label="way", options=options))  # type: ignore[arg-type]
+        assert data.labelled is not None
+        assert sum(len(split) for split in data.labelled.splits.values()) == N
+        both.append(data.pretrain.batch(np.arange(len(data.pretrain)))[0])
+    assert both[0].equal(both[1])
+
+
+def write_tar(path: Path, kind: str, rows: range) -> None:
+    with tarfile.open(path, "w") as archive:
+        for row in rows:
+            entries = {"json": json.dumps({"way": LABELS[row], "number": row}).encode(), "cls": b"%d" % (row % 2)}
+            ending, content = {
+                "image": ("png", picture(row)),
+                "audio": ("wav", sound(row)),
+                "text": ("txt", f"a long story of {row} things, one {LABELS[row]} and on".encode()),
+                "tabular": ("npy", b"not read"),
+            }[kind]
+            for each, data in {ending: content, **entries}.items():
+                member = tarfile.TarInfo(f"part/{row:04}.{each}")
+                member.size = len(data)
+                archive.addfile(member, io.BytesIO(data))
+
+
+@pytest.mark.parametrize(("kind", "modality"), KINDS)
+def test_tars_are_read_in_one_pass(kind: str, modality: str, tmp_path: Path) -> None:
+    for shard in range(2):
+        write_tar(tmp_path / f"part-{shard}.tar", kind, range(20 * shard, 20 * shard + 20))
+    options = tmp_path / "options.yaml"
+    options.write_text(OPTIONS.get(modality, "{}"))
+    data = load(Source(data=tmp_path, label="way", options=options))
+    check(data, modality)
+    again = load(Source(data=tmp_path / "part-*.tar", label="way", options=options))
+    assert again.fingerprint == data.fingerprint
+    (tmp_path / "part-1.tar").write_bytes((tmp_path / "part-1.tar").read_bytes()[:516])
+    with pytest.raises(UserError, match=r"part-1.tar: cannot be read as a tar"):
+        load(Source(data=tmp_path, label="way", options=options))
+
+
+def test_an_archive_of_a_folder_is_read_as_that_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    for row in range(N):
+        (folder / LABELS[row]).mkdir(parents=True, exist_ok=True)
+        (folder / LABELS[row] / f"{row}.png").write_bytes(picture(row))
+    with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:
+        for path in sorted(folder.rglob("*.png")):
+            archive.write(path, path.relative_to(folder))
+        archive.writestr("__MACOSX/._0.png", b"")
+    one, other = own_images(folder, label="folder"), own_images(tmp_path / "photos.zip", label="folder")
+    assert one.labelled is not None
+    assert other.labelled is not None
+    rows = np.arange(len(one.labelled.train))
+    assert one.labelled.train.batch(rows)[0].equal(other.labelled.train.batch(rows)[0])
+    np.testing.assert_array_equal(one.labelled.train.label, other.labelled.train.label)
+
+
+def test_what_cannot_be_loaded_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"hf:nobody/nothing: cannot be loaded .* save_to_disk"):
+        load(Source(data=Path("hf:nobody/nothing"), label="way"))
+    frame("tabular").save_to_disk(tmp_path / "saved")
+    with pytest.raises(UserError, match="no column of files that are image data"):
+        load(Source(data=tmp_path / "saved", modality="image"))
+    with pytest.raises(UserError, match="no such file"):
+        load(Source(data=tmp_path / "*.parquet", modality="image"))
+
+
+def test_names_and_places(tmp_path: Path) -> None:
+    assert Source(data=Path("hf:ylecun/mnist")).name == "mnist"
+    assert Source(data=Path("hf:nyu-mll/glue:sst2")).name == "glue-sst2"
+    assert Source(data=tmp_path / "birds" / "*.tar").name == "birds"
+    assert absolute(Path("hf:ylecun/mnist")) == Path("hf:ylecun/mnist")
+    assert absolute(Path("x.csv")).is_absolute()
+
+
+def test_further_examples_are_read_alike(tmp_path: Path) -> None:
+    from dabsmix.model.encoder import make_encoder
+
+    frame("image").save_to_disk(tmp_path / "saved")
+    data = load(Source(data=tmp_path / "saved", label="way"))
+    extractor = FeatureExtractor(make_encoder("tiny", data.specs), "image", data.state)
+    write_tar(tmp_path / "more.tar", "image", range(5))
+    further, keys = extractor.read(tmp_path / "more.tar")
+    assert keys == [f"{row:09}.png" for row in range(5)]
+    everything = data.pretrain.inputs[0][np.arange(5)]
+    np.testing.assert_array_equal(further.pretrain.batch(np.arange(5))[0].numpy(), everything)
