@@ -39,6 +39,7 @@ __all__ = [
     "as_plain",
     "config_hash",
     "resolve",
+    "started_from",
 ]
 
 # What `--protocol` decides for pretraining. dabs: Tamkin et al. 2021, conf/pretrain.yaml. 100 000 steps in both, so
@@ -62,6 +63,9 @@ class PretrainConfig:
     """Algorithm (see: dabsmix list algorithms), or your own: my_package.my_module:MyClass."""
     encoder: str = "dabs"
     """Encoder (see: dabsmix list encoders)."""
+    init: str | None = None
+    """Weights to begin with, where names and shapes agree: a run's folder, or timm:NAME as timm:vit_base_patch16_224.
+    Never ranked with runs from random weights."""
     steps: int | None = None
     """Optimizer steps [100 000]."""
     batch_size: int | None = None
@@ -172,12 +176,17 @@ NOT_IN_HASH = ("out", "data_root", "checkpoint_every", "checkpoint_minutes")
 NOT_KEPT = ("resume", "name", "device", "track")
 """Fields that are not even in ``config.yaml``: how one command is carried out, and what its folder is called."""
 
-ADDED: Mapping[str, Any] = {"group": None, "ignore": None, "online_every": None, "micro_batch": None}
+ADDED: Mapping[str, Any] = {"group": None, "ignore": None, "online_every": None, "micro_batch": None, "init": None}
 """Fields of `PretrainConfig` and `Source` that are younger than the hash (commit 6675b1b), each with its default.
 
 A field that has this value is left out of the hash and of ``config.yaml``, so that a run keeps the hash that it had
 before the field existed. An algorithm's hyperparameters are treated alike: see ``Algorithm.added``.
 """
+
+
+def started_from(init: str | None) -> dict[str, str]:
+    """What a run's hyperparameters say of --init: the run or model by name, without the folder that it lies in."""
+    return {} if init is None else {"init": Path(init).name}
 
 
 def config_hash(config: PretrainConfig) -> str:

@@ -28,7 +28,7 @@ from dabsmix.board.record import (
     yardstick_predictions,
 )
 from dabsmix.board.row import Row
-from dabsmix.config import PretrainConfig, hashes_of
+from dabsmix.config import PretrainConfig, hashes_of, started_from
 from dabsmix.errors import UserError
 from dabsmix.run import RunRecord, read_record
 from dabsmix.scoring.metrics import Metric, Undefined, metric
@@ -115,7 +115,7 @@ def check_record(record: Path, name: str | None = None) -> list[str]:
         "domain": config.get("domain") or run.domain,
         "algorithm": config.get("algo"),
         "protocol": config.get("protocol"),
-        "hyper": {name: value for name, value in config.items() if name not in own},
+        "hyper": {name: value for name, value in config.items() if name not in own} | started_from(config.get("init")),
         **{name: config.get(name) for name in ("encoder", "seed", "batch_size", "online")},
     }
     problems = [

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dabsmix.board.row import Row
-from dabsmix.board.standings import RANDOM_INIT, Block, Line, Section, measured, standings
+from dabsmix.board.standings import Block, Line, Section, is_random, measured, standings
 from dabsmix.scoring.intervals import MIN_SEEDS
 from dabsmix.scoring.metrics import metric
 from dabsmix.scoring.results import in_percent
@@ -164,7 +164,7 @@ def _best(block: Block) -> dict[str, Line]:
 
 
 def _random(block: Block) -> Line | None:
-    lines = [line for line in block.lines if line.rows and line.rows[0].algorithm == RANDOM_INIT]
+    lines = [line for line in block.lines if is_random(line)]
     return max(lines, key=lambda line: line.seeds, default=None)
 
 

@@ -75,6 +75,11 @@ class Row:
     record: Path = field(compare=False)
 
     @property
+    def init(self) -> str:
+        """The run or model whose weights pretraining began with; empty for random weights."""
+        return str(json.loads(self.hyper).get("init", ""))
+
+    @property
     def key(self) -> tuple[str, ...]:
         """What no second row may share."""
         return (

@@ -32,7 +32,7 @@ from dabsmix.scoring.intervals import (
 from dabsmix.scoring.metrics import Undefined, metric
 from dabsmix.scoring.results import Result, TransferRecord
 
-__all__ = ["Against", "Block", "Line", "Section", "measured", "standings"]
+__all__ = ["Against", "Block", "Line", "Section", "is_random", "measured", "standings"]
 
 YARDSTICKS = {
     "raw": "raw input",
@@ -75,7 +75,7 @@ class Line:
 
     Attributes:
         name: the algorithm, or the yardstick.
-        part: ``ranked``; ``apart`` where augmentations or labels helped in pretraining; ``yardstick``.
+        part: ``ranked``; ``apart`` where augmentations, labels or other weights helped in pretraining; ``yardstick``.
         marks: why it stands apart.
         budget: steps, batch and learning rate of the pretraining; empty for yardsticks.
         setting: how it differs from other lines of the same name; empty where there is none.
@@ -212,7 +212,7 @@ def _block(rows: list[Row], settings: dict[tuple[str, str, str], str]) -> Block:
 
 def _gains(lines: list[Line], runs: Callable[[Line], list[Measured] | None]) -> list[Line]:
     """The lines with their gains over the random encoder: one family, corrected by Holm."""
-    random = max((line for line in lines if _is_random(line)), key=lambda line: line.seeds, default=None)
+    random = max((line for line in lines if is_random(line)), key=lambda line: line.seeds, default=None)
     if random is None:
         return lines
     others = [line for line in lines if line.part != "yardstick"]
@@ -231,13 +231,18 @@ def _leads(first: Line, rivals: list[Line], sign: int, runs: Callable[[Line], li
     Another recipe of the same algorithm is no rival. Without a random encoder or another yardstick nobody leads.
     """
     rivals = [line for line in rivals if line.part != "apart" and line.name != first.name]
-    kinds = {_is_random(line) for line in rivals if line.part == "yardstick"}
+    kinds = {is_random(line) for line in rivals if line.part == "yardstick"}
     found = [_difference(first, line, runs)[0] for line in rivals]
     return kinds == {True, False} and all(each.p < ALPHA and sign * each.value > 0 for each in found)
 
 
-def _is_random(line: Line) -> bool:
-    return bool(line.rows) and line.rows[0].algorithm == RANDOM_INIT
+def is_random(line: Line) -> bool:
+    """Whether a line is that of the random encoder."""
+    return bool(line.rows) and _is_untrained(line.rows[0])
+
+
+def _is_untrained(row: Row) -> bool:
+    return row.algorithm == RANDOM_INIT and not row.init
 
 
 def _entry(row: Row) -> tuple[str, str, str]:
@@ -266,7 +271,8 @@ def _hyper(row: Row) -> dict[str, str]:
 def _line(rows: list[Row]) -> Line:
     first = rows[0]
     marks = [f"{first.views} views"] * (first.views != "identical") + ["labels"] * first.uses_labels
-    yardstick = first.algorithm == RANDOM_INIT
+    marks += [f"from {first.init}"] * bool(first.init)
+    yardstick = _is_untrained(first)
     values = _by_seed(rows)
     runs = measured(rows)
     groups = next((units for row in rows if (units := _units(row))), None)

@@ -17,7 +17,7 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 import dabsmix
-from dabsmix.config import PretrainConfig, Recipe, as_plain, config_hash, resolve
+from dabsmix.config import PretrainConfig, Recipe, as_plain, config_hash, resolve, started_from
 from dabsmix.data.batches import Batches, step_seed
 from dabsmix.data.domain import Data, as_stored
 from dabsmix.data.standardise import Standardise
@@ -26,6 +26,7 @@ from dabsmix.files import sha256
 from dabsmix.interrupt import Interrupted, stop_on_signals
 from dabsmix.model.checkpoint import save_encoder
 from dabsmix.model.encoder import Encoder, make_encoder
+from dabsmix.model.start import TIMM, take, timm_name, timm_weights
 from dabsmix.pretext.algorithm import Algorithm, Loss, check_fit
 from dabsmix.pretext.views import make_views
 from dabsmix.registry import algorithm_class
@@ -90,6 +91,7 @@ def pretrain(
     torch.manual_seed(step_seed(config.seed, 0, "weights"))
     encoder = make_encoder(config.encoder, data.specs, attend_padding=recipe.attend_padding, columns=recipe.columns)
     encoder.micro_batch = config.micro_batch
+    config, taken = _begin_with(config, encoder)
     algorithm = algorithm_class(config.algo)(encoder, **config.hyper)
     check_fit(algorithm, recipe.batch_size, encoder.num_tokens)
     if algorithm.needs_labels and (
@@ -108,6 +110,8 @@ def pretrain(
             say(f"{run.path} is finished already: nothing to resume")
             return run
         for line in (*data.summary, *data.notes):
+            say(line)
+        for line in taken:
             say(line)
         say(f"run: {run.path}")
 
@@ -295,6 +299,31 @@ def _check_finite(line: Mapping[str, float], step: int, recipe: Recipe, run: Run
         )
 
 
+def _begin_with(config: PretrainConfig, encoder: Encoder) -> tuple[PretrainConfig, tuple[str, ...]]:
+    """Take the weights that --init names; the configuration with their full name, and what to say of them."""
+    if config.init is None:
+        return config, ()
+    if config.init.startswith(TIMM):
+        name = timm_name(config.init.removeprefix(TIMM))
+        init, weights = TIMM + name, timm_weights(name)
+    else:
+        place, digest = config.init, ""
+        if not Path(place).expanduser().exists() and "@" in place:
+            place, _, digest = place.rpartition("@")  # as config.yaml has it
+        start = Run(Path(place).expanduser().absolute())
+        found = start.record.encoder_sha256[:12]
+        if digest not in ("", found):
+            raise UserError(f"--init {config.init}: the encoder of {start.path} is {found}, not {digest}")
+        init, weights = f"{start.path}@{found}", start.encoder().state_dict()
+    taken = take(encoder, weights)
+    if not any(name.startswith("blocks.") for name in taken.taken):
+        raise UserError(f"--init {config.init}: its shape is not that of --encoder {config.encoder}; choose that one")
+    line = f"{len(taken.taken)} of {len(taken.taken + taken.left)} weights are those of {init}"
+    if taken.left:
+        line += f"; the others have another shape or no counterpart there: {', '.join(taken.left)}"
+    return replace(config, init=init), (line,)
+
+
 def _online_data(config: PretrainConfig, data: Data) -> Data:
     """Another labelled data set, for the online probe alone."""
     assert config.online is not None
@@ -424,7 +453,7 @@ def _create(config: PretrainConfig, recipe: Recipe, data: Data, algorithm: Algor
         own_data=config.source.modality,
         modality=modality_of(config.source),
         algorithm=config.algo,
-        hyper=dict(config.hyper),
+        hyper=dict(config.hyper) | started_from(config.init),
         views=algorithm.views,
         uses_labels=algorithm.needs_labels,
         encoder=config.encoder,

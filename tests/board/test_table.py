@@ -308,6 +308,7 @@ def test_augmentations_and_labels_stand_apart(tmp_path: Path) -> None:
     rows = [
         row(tmp_path, 0.95, algorithm="supervised", uses_labels=True),
         row(tmp_path, 0.93, algorithm="imix", views="augment"),
+        row(tmp_path, 0.92, algorithm="none", hyper='{"init":"timm:vit"}', steps=0),
         row(tmp_path, 0.81),
         row(tmp_path, 0.70, algorithm="emix"),
     ]
@@ -316,10 +317,12 @@ def test_augmentations_and_labels_stand_apart(tmp_path: Path) -> None:
         *[("ranked", "")] * 2,
         ("apart", "labels"),
         ("apart", "augment views"),
+        ("apart", "from timm:vit"),
     ]
     for text in (render(rows, "table"), render(rows, "md"), page(rows)):
         assert "imix: augment views]" in text
         assert "supervised: labels]" in text
+        assert "none: from timm:vit]" in text
 
 
 def test_one_seed_and_missing_records_are_said(tmp_path: Path) -> None:

@@ -1,0 +1,79 @@
+"""Weights to begin with in place of random ones: another encoder's, or a vision transformer's of timm."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from dabsmix.errors import UserError, did_you_mean
+from dabsmix.model.encoder import Encoder
+
+__all__ = ["TIMM", "Taken", "take", "timm_name", "timm_weights"]
+
+TIMM = "timm:"
+
+
+class Taken(NamedTuple):
+    """Names of the weights that were taken, and of those that keep their random values."""
+
+    taken: tuple[str, ...]
+    left: tuple[str, ...]
+
+
+def take(encoder: Encoder, weights: Mapping[str, Tensor]) -> Taken:
+    """Put the weights of equal name and shape into an encoder, in place."""
+    own = encoder.state_dict()
+    fitting = {name: weights[name] for name in own if name in weights and weights[name].shape == own[name].shape}
+    encoder.load_state_dict(own | fitting)
+    return Taken(tuple(fitting), tuple(name for name in own if name not in fitting))
+
+
+def timm_name(name: str) -> str:
+    """The full name of a timm model, its training included: ``vit_base_patch16_224.augreg2_in21k_ft_in1k``.
+
+    Raises:
+        UserError: timm has no pretrained model of this name.
+    """
+    import timm
+
+    known = timm.list_models(pretrained=True)
+    if name not in known and name.partition(".")[0] not in {each.partition(".")[0] for each in known}:
+        raise UserError(f"--init {TIMM}{name}: timm has no pretrained model of this name{did_you_mean(name, known)}")
+    found = timm.get_pretrained_cfg(name)
+    if found is None:
+        raise UserError(f"--init {TIMM}{name}: timm has no such weights{did_you_mean(name, known)}")
+    return f"{found.architecture}.{found.tag}" if found.tag else str(found.architecture)
+
+
+def timm_weights(name: str) -> dict[str, Tensor]:
+    """A timm vision transformer's weights under the names that they have here, for an encoder of one image.
+
+    A patch there is a convolution, here a Linear on its pixels in order of row, column, channel.
+
+    Raises:
+        UserError: the model cannot be fetched, or is not a plain vision transformer.
+    """
+    import timm
+
+    try:
+        with torch.random.fork_rng(devices=[]):  # its random weights, replaced at once, must not change other draws
+            model = timm.create_model(name, pretrained=True)
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"--init {TIMM}{name}: cannot be fetched ({reason}); check the network and the name") from error
+    state = dict(model.state_dict())
+    try:
+        patch = state.pop("patch_embed.proj.weight")
+        found = {
+            "cls": state.pop("cls_token"),
+            "positions": state.pop("pos_embed"),
+            "embedders.0.linear.weight": rearrange(patch, "d c h w -> d (h w c)"),
+            "embedders.0.linear.bias": state.pop("patch_embed.proj.bias"),
+        }
+    except KeyError as error:
+        raise UserError(f"--init {TIMM}{name}: not a plain vision transformer (it has no {error})") from error
+    return found | state
