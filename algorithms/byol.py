@@ -18,10 +18,9 @@ import torch
 from dabsmix.distributed import gather
 from dabsmix.model.encoder import Encoder, mean_features
 from dabsmix.pretext.algorithm import Algorithm, Loss, check_positive, check_share
-from dabsmix.pretext.contrast import unit
-from dabsmix.pretext.heads import PROJECTION, mlp_head
-from dabsmix.pretext.mixing import check_mixing, mix
+from dabsmix.pretext.contrast import PROJECTION, mlp_head, unit
 from dabsmix.pretext.momentum import follow, momentum_copy
+from dabsmix.pretext.tokens import check_mixing, mix
 from dabsmix.pretext.views import two_views
 from dabsmix.spec import Batch
 

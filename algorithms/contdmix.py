@@ -22,10 +22,8 @@ from dabsmix.distributed import own_rows
 from dabsmix.errors import UserError
 from dabsmix.model.encoder import Embedded, Encoder, concatenate
 from dabsmix.pretext.algorithm import Algorithm, Loss, check_positive, check_share
-from dabsmix.pretext.contrast import mixed_cross_entropy, position_costs, similarities
-from dabsmix.pretext.heads import dabs_head
-from dabsmix.pretext.masking import choose, corrupted, draw_order, mean_over, real_tokens
-from dabsmix.pretext.mixing import draw_pairs, patch_mix
+from dabsmix.pretext.contrast import dabs_head, mixed_cross_entropy, position_costs, similarities
+from dabsmix.pretext.tokens import choose, corrupted, draw_order, draw_pairs, mean_over, patch_mix
 from dabsmix.pretext.views import View
 from dabsmix.spec import Batch
 
@@ -92,7 +90,7 @@ class ContDMix(Algorithm):
             partner = Embedded(partner.tokens.detach(), partner.mask)
         mixed = patch_mix(clean.own, partner, pairs.weight, draw_order(rng, clean.own))
         tokens, mask = mixed.embedded
-        real = real_tokens(mixed.embedded)
+        real = mixed.embedded.real
         masked = choose(draw_order(rng, clean.own), corrupted(real, self.rate), real)
 
         both = concatenate(Embedded(tokens.masked_fill(masked[..., None], 0), mask), clean.own)

@@ -22,7 +22,7 @@ from dabsmix.errors import UserError
 from dabsmix.model.encoder import Embedded, Encoder
 from dabsmix.pretext.algorithm import Algorithm, Loss, check_positive, check_share
 from dabsmix.pretext.contrast import position_costs, position_costs_in_batch
-from dabsmix.pretext.masking import choose, corrupted, draw_order, mean_over, real_tokens
+from dabsmix.pretext.tokens import choose, corrupted, draw_order, mean_over
 from dabsmix.spec import Batch
 
 __all__ = ["NAMES", "ContPred"]
@@ -85,7 +85,7 @@ class ContPred(Algorithm):
         """The cross-entropy of predicted against other tokens."""
         rng = np.random.default_rng(batch.seed)
         clean = self.encoder.embed(batch.views[0])
-        real = real_tokens(clean)
+        real = clean.real
         masked = choose(draw_order(rng, clean), corrupted(real, self.rate), real)
         hidden = self.encoder.encode(Embedded(clean.tokens.masked_fill(masked[..., None], 0), clean.mask))
 

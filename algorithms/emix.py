@@ -18,9 +18,8 @@ import numpy as np
 from dabsmix.distributed import own_rows
 from dabsmix.model.encoder import Embedded, Encoder, mean_features
 from dabsmix.pretext.algorithm import Algorithm, Loss, check_positive
-from dabsmix.pretext.contrast import mixed_cross_entropy, similarities
-from dabsmix.pretext.heads import dabs_head
-from dabsmix.pretext.mixing import draw_pairs, mixup
+from dabsmix.pretext.contrast import dabs_head, mixed_cross_entropy, similarities
+from dabsmix.pretext.tokens import draw_pairs, mixup
 from dabsmix.pretext.views import View
 from dabsmix.spec import Batch
 

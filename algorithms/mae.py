@@ -19,10 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dabsmix.model.embedders import GridEmbed, TableEmbed, TokenEmbed
-from dabsmix.model.encoder import Embedded, Encoder
+from dabsmix.model.encoder import Embedded, Encoder, GridEmbed, TableEmbed, TokenEmbed
 from dabsmix.pretext.algorithm import Algorithm, Loss, check_positive, check_share
-from dabsmix.pretext.masking import choose, corrupted, draw_order, mean_over, real_tokens
+from dabsmix.pretext.tokens import choose, corrupted, draw_order, mean_over
 from dabsmix.spec import Batch, Grid, Spec, Table
 
 __all__ = ["MAE"]
@@ -52,7 +51,7 @@ class MAE(Algorithm):
         rng = np.random.default_rng(batch.seed)
         inputs = batch.views[0]
         clean = self.encoder.embed(inputs)
-        real = real_tokens(clean)
+        real = clean.real
         masked = choose(draw_order(rng, clean), corrupted(real, self.rate), real)
         hidden = self.encoder.encode(Embedded(clean.tokens.masked_fill(masked[..., None], 0), clean.mask))
 

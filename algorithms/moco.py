@@ -23,10 +23,9 @@ from dabsmix.distributed import gather, own_rows
 from dabsmix.errors import UserError
 from dabsmix.model.encoder import Encoder, mean_features
 from dabsmix.pretext.algorithm import Algorithm, Loss, check_positive, check_share
-from dabsmix.pretext.contrast import mixed_cross_entropy, products, unit
-from dabsmix.pretext.heads import PROJECTION, mlp_head
-from dabsmix.pretext.mixing import check_mixing, mix
+from dabsmix.pretext.contrast import PROJECTION, mixed_cross_entropy, mlp_head, products, unit
 from dabsmix.pretext.momentum import Queue, follow, momentum_copy
+from dabsmix.pretext.tokens import check_mixing, mix
 from dabsmix.pretext.views import two_views
 from dabsmix.spec import Batch
 

@@ -19,9 +19,8 @@ import numpy as np
 from dabsmix.distributed import own_rows
 from dabsmix.model.encoder import Encoder, mean_features
 from dabsmix.pretext.algorithm import Algorithm, Loss, check_positive
-from dabsmix.pretext.contrast import mixed_cross_entropy, similarities
-from dabsmix.pretext.heads import mlp_head
-from dabsmix.pretext.mixing import check_mixing, mix
+from dabsmix.pretext.contrast import mixed_cross_entropy, mlp_head, similarities
+from dabsmix.pretext.tokens import check_mixing, mix
 from dabsmix.pretext.views import two_views
 from dabsmix.spec import Batch
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from dabsmix.model.encoder import Embedded, Encoder
 from dabsmix.pretext.algorithm import Algorithm, Loss, check_positive, check_share
-from dabsmix.pretext.masking import corrupted, draw_order, mean_over, real_tokens
+from dabsmix.pretext.tokens import corrupted, draw_order, mean_over
 from dabsmix.spec import Batch
 
 __all__ = ["ShED", "shuffle"]
@@ -46,7 +46,7 @@ class ShED(Algorithm):
         """The cross-entropy of moved against unmoved."""
         rng = np.random.default_rng(batch.seed)
         clean = self.encoder.embed(batch.views[0])
-        real = real_tokens(clean)
+        real = clean.real
         count = corrupted(real, self.rate, least=2)
         tokens, moved = shuffle(clean.tokens, count, draw_order(rng, clean).masked_fill(~real, torch.inf))
         hidden = self.encoder.encode(Embedded(tokens, clean.mask))

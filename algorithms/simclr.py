@@ -18,9 +18,8 @@ import torch
 from dabsmix.distributed import own_rows
 from dabsmix.model.encoder import Encoder, mean_features
 from dabsmix.pretext.algorithm import Algorithm, Loss, check_positive
-from dabsmix.pretext.contrast import mixed_cross_entropy, two_view_similarities
-from dabsmix.pretext.heads import mlp_head
-from dabsmix.pretext.mixing import check_mixing, mix
+from dabsmix.pretext.contrast import mixed_cross_entropy, mlp_head, two_view_similarities
+from dabsmix.pretext.tokens import check_mixing, mix
 from dabsmix.pretext.views import two_views
 from dabsmix.spec import Batch
 

@@ -21,9 +21,8 @@ import torch.nn.functional as F
 from dabsmix.distributed import gather, own_rows
 from dabsmix.model.encoder import Encoder, mean_features
 from dabsmix.pretext.algorithm import Algorithm, Loss, check_positive
-from dabsmix.pretext.contrast import class_of, same_class, two_view_similarities
-from dabsmix.pretext.heads import mlp_head
-from dabsmix.pretext.mixing import check_mixing, mix
+from dabsmix.pretext.contrast import class_of, mlp_head, same_class, two_view_similarities
+from dabsmix.pretext.tokens import check_mixing, mix
 from dabsmix.pretext.views import two_views
 from dabsmix.spec import Batch
 

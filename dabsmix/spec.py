@@ -110,7 +110,7 @@ class Batch(NamedTuple):
         label: int64 ``(B,)``, or None unless the algorithm asks for labels.
         ids: int64 ``(B,)``, the examples' rows in their split.
         seed: the seed of this step's draws, equal on every process: a batch's permutation, weights and masks are
-            drawn from it for the global batch and sliced by rank (see ``gather.py``).
+            drawn from it for the global batch and sliced by rank (see ``distributed.py``).
     """
 
     views: "tuple[tuple[Tensor, ...], ...]"

@@ -1,4 +1,4 @@
-"""The training loader: which examples make up a step is a function of (seed, step) and nothing else."""
+"""The training loader: which examples make up a step, and how it sees them, is a function of (seed, step) alone."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dabsmix.data.domain import Split
+from dabsmix.data.domain import Data, Split
 from dabsmix.errors import UserError
 
-__all__ = ["Batches", "Raw", "step_seed"]
+__all__ = ["Batches", "Raw", "make_views", "step_seed"]
 
 AHEAD = 3  # batches read ahead by a thread while the device computes
 
@@ -107,3 +107,19 @@ class Batches:
 def _map(raw: Raw, change: Callable[[Tensor], Tensor]) -> Raw:
     label = None if raw.label is None else change(raw.label)
     return Raw(tuple(change(x) for x in raw.inputs), label, change(raw.ids))
+
+
+def make_views(data: Data, stored: tuple[Tensor, ...], augmented: int, seed: int) -> tuple[tuple[Tensor, ...], ...]:
+    """The views of a batch: the normalised inputs themselves, or several augmentations of them by the domain.
+
+    Args:
+        data: normalises, and augments.
+        stored: one tensor per input, as `Raw` holds them.
+        augmented: how many augmented views to make; 0 for the inputs as they are.
+        seed: of the augmentations, the same on every process.
+    """
+    inputs = data.normalise(stored)
+    if not augmented or data.augment is None:
+        return (inputs,)
+    generator = torch.Generator(inputs[0].device).manual_seed(seed)
+    return tuple(data.augment(inputs, generator) for _ in range(augmented))

@@ -15,7 +15,7 @@ class EncoderConfig:
     """A transformer's shape.
 
     ``attend_padding`` makes padding a token like any other, attended to, pooled, mixed and masked, as the DABS
-    reference does; ``columns`` says how a table's numeric columns are embedded (see ``embed.TableEmbed``).
+    reference does; ``columns`` says how a table's numeric columns are embedded (see ``encoder.TableEmbed``).
     """
 
     width: int

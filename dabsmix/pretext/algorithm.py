@@ -66,6 +66,11 @@ class Algorithm(nn.Module):
         super().__init__()
         self.encoder = encoder
 
+    @property
+    def num_augmented(self) -> int:
+        """Augmented views that a batch carries; 0 where it carries the inputs as they are."""
+        return self.num_views if self.views == "augment" else 0
+
     def forward(self, batch: Batch) -> Loss:
         """The loss of one batch; one call a step, so that DDP sees it.
 

@@ -14,12 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dabsmix.data.domain import Data
 from dabsmix.distributed import gather, local, own_rows, to_device, world_size
 from dabsmix.errors import UserError
 from dabsmix.model.encoder import Embedded, Encoder
-from dabsmix.pretext.algorithm import Algorithm
-from dabsmix.pretext.masking import real_tokens
 from dabsmix.spec import Table
 
 __all__ = ["NOISE", "InputMix", "View", "Views", "draw_inputmix", "rows_of", "two_views"]
@@ -108,7 +105,7 @@ class View:
         tokens = weights[:, 0] * own.tokens
         for k, others in enumerate(self.inputmix.rows[rows].unbind(dim=1), start=1):
             other = self._noisy(rows_of(self.encoder, self.inputs, self.embedded, others), others)
-            both = (real_tokens(own) & real_tokens(other))[..., None]  # padding stays out of every mixture
+            both = (own.real & other.real)[..., None]  # padding stays out of every mixture
             tokens = tokens + weights[:, k] * torch.where(both, other.tokens, own.tokens)
         return Embedded(tokens, own.mask)
 
@@ -176,17 +173,3 @@ def _draw_view(
     zeroed = to_device(rng.random((n, length)) < NOISE, device) if kind == "noise" else None
     inputmix = draw_inputmix(rng, n, num_inputmix, device) if num_inputmix else None
     return View(encoder, inputs, embedded, kind == "identical" and inputmix is None, zeroed, inputmix)
-
-
-def make_views(
-    data: Data, stored: tuple[Tensor, ...], algorithm: Algorithm, seed: int
-) -> tuple[tuple[Tensor, ...], ...]:
-    """The views of a batch: the normalised inputs themselves, or the domain's augmentation once for each view.
-
-    ``seed`` is the same on every process.
-    """
-    inputs = data.normalise(stored)
-    if algorithm.views != "augment" or data.augment is None:
-        return (inputs,)
-    generator = torch.Generator(inputs[0].device).manual_seed(seed)
-    return tuple(data.augment(inputs, generator) for _ in range(algorithm.num_views))

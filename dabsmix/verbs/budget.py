@@ -10,9 +10,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from dabsmix.config import PretrainConfig, resolve
-from dabsmix.data.batches import Batches, step_seed
+from dabsmix.data.batches import Batches, make_views, step_seed
 from dabsmix.model.encoder import make_encoder
-from dabsmix.pretext.views import make_views
 from dabsmix.registry import algorithm_class
 from dabsmix.source import batch_size, load
 from dabsmix.spec import Batch
@@ -52,7 +51,7 @@ def step_cost(config: PretrainConfig) -> StepCost:
     flops = 0
     for step, raw in enumerate(batches.iterate(0, WARM + TIMED, device)):
         draws = step_seed(config.seed, step, "draws")
-        batch = Batch(make_views(data, raw.inputs, algorithm, draws), raw.label, raw.ids, draws)
+        batch = Batch(make_views(data, raw.inputs, algorithm.num_augmented, draws), raw.label, raw.ids, draws)
         if step == 0:
             with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
                 algorithm(batch).value.backward()

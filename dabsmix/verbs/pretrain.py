@@ -18,7 +18,7 @@ from torch import Tensor
 
 import dabsmix
 from dabsmix.config import PretrainConfig, Recipe, as_plain, config_hash, resolve, started_from
-from dabsmix.data.batches import Batches, step_seed
+from dabsmix.data.batches import Batches, make_views, step_seed
 from dabsmix.data.domain import Data, as_stored
 from dabsmix.data.standardise import Standardise
 from dabsmix.errors import UserError
@@ -28,7 +28,6 @@ from dabsmix.model.checkpoint import save_encoder
 from dabsmix.model.encoder import Encoder, make_encoder
 from dabsmix.model.start import TIMM, take, timm_name, timm_weights
 from dabsmix.pretext.algorithm import Algorithm, Loss, check_fit
-from dabsmix.pretext.views import make_views
 from dabsmix.registry import algorithm_class
 from dabsmix.run import Run, RunRecord, commit, device_name, newest_run, readable_runs
 from dabsmix.scoring.collapse import collapsed, health
@@ -208,7 +207,7 @@ def _train(
         for raw in batches.iterate(state.step, recipe.steps, device):
             torch.manual_seed(step_seed(config.seed, state.step, "dropout", accelerator.process_index))
             draws = step_seed(config.seed, state.step, "draws")
-            views = make_views(data, raw.inputs, algorithm, draws)
+            views = make_views(data, raw.inputs, algorithm.num_augmented, draws)
             lr = learning_rate(state.step, recipe.steps, recipe.lr, recipe.schedule)
             for group in optimizer.param_groups:
                 group["lr"] = lr

@@ -25,7 +25,7 @@ from twins import (
 
 from dabsmix.algorithms.shed import shuffle
 from dabsmix.model.encoder import Embedded
-from dabsmix.pretext.masking import corrupted
+from dabsmix.pretext.tokens import corrupted
 from dabsmix.registry import algorithm_dabs
 from dabsmix.spec import Grid, Table
 from dabsmix.testing import SPECS

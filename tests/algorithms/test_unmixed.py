@@ -12,7 +12,7 @@ from torch import Tensor
 from twins import KINDS, B, batch_of, build
 
 from dabsmix.errors import UserError
-from dabsmix.pretext.mixing import mix
+from dabsmix.pretext.tokens import mix
 from dabsmix.pretext.views import View, two_views
 from dabsmix.spec import Batch
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dabsmix.model.embedders import GridEmbed, TableEmbed, TokenEmbed, make_embed
+from dabsmix.model.encoder import GridEmbed, TableEmbed, TokenEmbed, make_embed
 from dabsmix.spec import Grid, Spec, Table, Tokens
 
 GRIDS = [Grid(3, (10,), (5,)), Grid(2, (4, 6), (2, 3)), Grid(2, (4, 6, 4), (2, 3, 1))]

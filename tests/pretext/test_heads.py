@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from twins import TRAINED, build
 
-from dabsmix.pretext.heads import GlobalBatchNorm, HeadNorm, dabs_head, mlp_head
+from dabsmix.pretext.contrast import GlobalBatchNorm, HeadNorm, dabs_head, mlp_head
 from dabsmix.registry import algorithm_class
 
 WIDTH, HIDDEN, B = 6, 10, 12

@@ -19,12 +19,12 @@ import torch
 from accelerate.state import AcceleratorState
 
 from dabsmix.config import PretrainConfig
+from dabsmix.data.batches import make_views
 from dabsmix.data.domain import Data, Labelled, Split, Task
 from dabsmix.errors import UserError
 from dabsmix.model.checkpoint import load_encoder
 from dabsmix.model.encoder import make_encoder
 from dabsmix.pretext.algorithm import Algorithm
-from dabsmix.pretext.views import make_views
 from dabsmix.registry import algorithms
 from dabsmix.run import Run
 from dabsmix.source import Source
@@ -343,10 +343,10 @@ def test_views_are_the_inputs_or_the_domain_s_augmentation() -> None:
     stored = (torch.ones(3, 4),)
     algorithm = Two(make_encoder("tiny", (Table(4),)))
     data = replace(tabular(), normalise=halved, augment=shift)
-    (view,) = make_views(data, stored, algorithm, seed=3)
+    (view,) = make_views(data, stored, algorithm.num_augmented, seed=3)
     assert torch.equal(view[0], torch.full((3, 4), 0.5))
     algorithm.views = "augment"
-    first, second = make_views(data, stored, algorithm, seed=3)
+    first, second = make_views(data, stored, algorithm.num_augmented, seed=3)
     generator = torch.Generator().manual_seed(3)
     assert torch.equal(first[0], 0.5 + torch.randn(3, 4, generator=generator))
     assert torch.equal(second[0], 0.5 + torch.randn(3, 4, generator=generator))

@@ -1,22 +1,22 @@
-"""Mixing two examples' tokens, for every modality alike, and what a mixture draws.
+"""Choosing and mixing tokens, for every modality alike, and what is drawn for it.
 
 For an affine embedder mixing tokens is mixing inputs, as ``embed(λx + (1-λ)x') = λ embed(x) + (1-λ) embed(x')``; for
-token ids it is the only mixture there is. A token is mixed only where it is real in both examples, and an example keeps
-its own mask. The weight of its own label is the share of its tokens that it keeps.
+token ids there is no other mixture. A token is mixed only where it is real in both examples, and an example keeps its
+own mask. The weight of its own label is the share of its tokens that it keeps.
 
 B examples here, n in the global batch, L tokens (CLS not counted), D width.
 """
 
+import math
 from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dabsmix.distributed import local, own_rows, to_device, world_size
+from dabsmix.distributed import all_sum, local, own_rows, to_device, world_size
 from dabsmix.errors import UserError
 from dabsmix.model.encoder import Embedded
-from dabsmix.pretext.masking import choose, draw_order, real_tokens
 from dabsmix.pretext.views import View
 from dabsmix.spec import Grid, Spec
 
@@ -26,13 +26,58 @@ __all__ = [
     "Pairs",
     "Share",
     "check_mixing",
+    "choose",
+    "corrupted",
     "cutmix",
     "draw_block",
+    "draw_order",
     "draw_pairs",
+    "mean_over",
     "mix",
     "mixup",
     "patch_mix",
 ]
+
+# --- choosing tokens: to be masked, moved or taken from a partner
+
+
+def draw_order(rng: np.random.Generator, embedded: Embedded) -> Tensor:
+    """Uniform draws ``(B, L)`` that put each example's tokens in a random order: this process's of the global batch."""
+    size, length = embedded.tokens.shape[:2]
+    order = rng.random((size * world_size(), length), dtype=np.float32)
+    return local(to_device(order, embedded.tokens.device))
+
+
+def choose(order: Tensor, count: Tensor, allowed: Tensor) -> Tensor:
+    """``count`` ``(B,)`` of each example's allowed tokens, the first in ``order``: bool ``(B, L)``.
+
+    With ``order`` from `draw_order` that is a uniform choice without replacement; fewer where fewer are allowed.
+    """
+    place = order.masked_fill(~allowed, torch.inf).argsort(dim=1).argsort(dim=1)
+    return (place < count[:, None]) & allowed
+
+
+def corrupted(real: Tensor, rate: float, *, least: int = 1) -> Tensor:
+    """How many tokens of each example a corruption touches: ``max(least, ceil(rate · N))`` of its N real ones.
+
+    Zero where it has fewer than ``least``; int64 ``(B,)``.
+    """
+    # by table, in float64 and for whole numbers: the same on every device
+    numbers = range(real.shape[1] + 1)
+    table = [min(n, max(least, math.ceil(rate * n))) if n >= least else 0 for n in numbers]
+    return to_device(np.array(table), real.device)[real.sum(dim=1)]
+
+
+def mean_over(values: Tensor, where: Tensor) -> Tensor:
+    """The mean of the chosen ``values`` of the global batch, scaled for an average over processes.
+
+    Processes may hold different numbers of chosen values (padding), so each divides its own sum by the mean count.
+    """
+    count = all_sum(where.sum().to(values.dtype)).clamp_min(1) / world_size()
+    return torch.where(where, values, 0).sum() / count
+
+
+# --- mixing
 
 Mixing = Literal["none", "mixup", "patch", "cutmix"]
 Share = Literal["operator", "example", "batch"]
@@ -110,18 +155,18 @@ def patch_mix(own: Embedded, partner: Embedded, weight: Tensor, order: Tensor) -
         weight: λ, ``(B,)``.
         order: uniform draws ``(B, L)``, see `draw_order`.
     """
-    count = torch.round((1 - weight) * real_tokens(own).sum(dim=1))
-    return _replace(own, partner, choose(order, count, real_tokens(own) & real_tokens(partner)))
+    count = torch.round((1 - weight) * own.real.sum(dim=1))
+    return _replace(own, partner, choose(order, count, own.real & partner.real))
 
 
 def cutmix(own: Embedded, partner: Embedded, block: Tensor) -> Mixed:
     """A block of tokens, bool ``(B, L)``, replaced by the partner's (CutMix, Yun et al. 2019; see `draw_block`)."""
-    return _replace(own, partner, block & real_tokens(own) & real_tokens(partner))
+    return _replace(own, partner, block & own.real & partner.real)
 
 
 def _replace(own: Embedded, partner: Embedded, taken: Tensor) -> Mixed:
     tokens = torch.where(taken[..., None], partner.tokens, own.tokens)
-    length = real_tokens(own).sum(dim=1).clamp_min(1)
+    length = own.real.sum(dim=1).clamp_min(1)
     return Mixed(Embedded(tokens, own.mask), 1 - taken.sum(dim=1) / length)
 
 
@@ -136,7 +181,7 @@ def draw_block(
     """
     size, device = embedded.tokens.shape[0], embedded.tokens.device
     n = size * world_size()
-    real, blocks = real_tokens(embedded), []
+    real, blocks = embedded.real, []
     for spec, own in zip(specs, torch.split(real, [spec.num_tokens for spec in specs], dim=1), strict=True):
         shape = spec.shape if isinstance(spec, Grid) else (spec.num_tokens,)
         inside = torch.ones(size, 1, dtype=torch.bool, device=device)
