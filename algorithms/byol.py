@@ -45,6 +45,7 @@ class BYOL(Algorithm):
     """
 
     num_views: ClassVar[int] = 2
+    needs_tokens: ClassVar[bool] = False
     fit_reason: ClassVar[str] = "batch norm needs examples that differ"
     added: ClassVar[tuple[str, ...]] = ("mixing", "alpha", "share")
 

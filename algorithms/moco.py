@@ -52,6 +52,7 @@ class MoCo(Algorithm):
     """
 
     num_views: ClassVar[int] = 2
+    needs_tokens: ClassVar[bool] = False
     added: ClassVar[tuple[str, ...]] = ("mixing", "alpha", "share")
 
     def __init__(

@@ -11,4 +11,5 @@ class NONE(Algorithm):
     """No pretraining: the randomly initialised encoder, which every other algorithm has to beat."""
 
     min_batch: ClassVar[int] = 1
+    needs_tokens: ClassVar[bool] = False
     trains: ClassVar[bool] = False

@@ -46,6 +46,7 @@ class SupCon(Algorithm):
     """
 
     num_views: ClassVar[int] = 2
+    needs_tokens: ClassVar[bool] = False
     needs_labels: ClassVar[bool] = True
     added: ClassVar[tuple[str, ...]] = ("mixing", "alpha", "share")
 

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dabsmix.model.shapes import ENCODERS, EncoderConfig
+from dabsmix.model.shapes import ENCODERS, AnyConfig
 from dabsmix.registry import algorithm_flags, algorithm_summary, algorithms, domains
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def _obtained(card: Domain) -> str:
     return "register" if card.manual.startswith("register") else "by hand"
 
 
-def _shape(config: EncoderConfig) -> dict[str, Any]:
+def _shape(config: AnyConfig) -> dict[str, Any]:
     """The shape by field, and as one column where a person reads it."""
     fields = {name: value for name, value in asdict(config).items() if name not in ("attend_padding", "columns")}
     return {**fields, "shape": ", ".join(f"{name} {value}" for name, value in fields.items())}

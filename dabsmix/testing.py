@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dabsmix.data.domain import Data, Domain, Split, Task
-from dabsmix.model.encoder import Encoder, EncoderConfig
+from dabsmix.model.encoder import EncoderConfig, Transformer, build_encoder
+from dabsmix.model.shapes import ResNetConfig
 from dabsmix.pretext.algorithm import Algorithm
 from dabsmix.registry import algorithm_class, algorithm_flags
 from dabsmix.spec import Batch, Grid, Spec, Table, Tokens
@@ -33,10 +34,10 @@ SPECS: Mapping[str, tuple[Spec, ...]] = {
 """One tuple of specs for each kind of data: what an algorithm has to work for."""
 
 
-def small_encoder(specs: tuple[Spec, ...], *, dropout: float = 0.1, attend_padding: bool = False) -> Encoder:
+def small_encoder(specs: tuple[Spec, ...], *, dropout: float = 0.1, attend_padding: bool = False) -> Transformer:
     """An encoder of two blocks and width 32."""
     config = EncoderConfig(32, 2, 2, 16, 64, dropout, position_std=0.1, attend_padding=attend_padding)
-    return Encoder(specs, config)
+    return Transformer(specs, config)
 
 
 def random_inputs(specs: tuple[Spec, ...], size: int, generator: torch.Generator) -> tuple[Tensor, ...]:
@@ -90,9 +91,11 @@ def check_algorithm(cls: type[Algorithm], **hyper: object) -> None:
     assert not unknown, f"{name}.dabs sets {sorted(unknown)}, which are no keywords of its constructor"
     if not cls.trains:
         return
-    for kind, specs in SPECS.items():
+    kinds = SPECS if cls.needs_tokens else {**SPECS, "image, without tokens": SPECS["image"]}
+    for kind, specs in kinds.items():
         torch.manual_seed(0)
-        algorithm = cls(small_encoder(specs), **hyper)
+        encoder = small_encoder(specs) if kind in SPECS else build_encoder(specs, ResNetConfig("basic", (1, 1, 1, 1)))
+        algorithm = cls(encoder, **hyper)
         size = max(8, cls.min_batch)
         num_views = cls.num_views if algorithm.views == "augment" else 1
         batch = random_batch(specs, size, num_views=num_views, label=cls.needs_labels)

@@ -24,7 +24,7 @@ from torch import nn
 
 import dabsmix
 from dabsmix.data.domain import Data, Split
-from dabsmix.model.encoder import Encoder, make_encoder
+from dabsmix.model.encoder import Encoder, Transformer, make_encoder
 from dabsmix.run import commit, device_name
 from dabsmix.scoring.evaluate import choose, score
 from dabsmix.scoring.features import all_poolings
@@ -54,6 +54,8 @@ def main() -> None:
     parts = first_rows(data, options.examples)
     torch.manual_seed(0)
     encoder = make_encoder(options.encoder, data.specs).to(device).eval()
+    if not isinstance(encoder, Transformer):
+        raise SystemExit(f"--encoder {options.encoder}: probes are timed on all blocks, so name one with tokens")
 
     def encode(split: Split) -> Features:
         assert split.label is not None

@@ -15,8 +15,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dabsmix.distributed import all_sum, gather, gather_with_grad, local, own_rows, rank, world_size
 from dabsmix.modalities.image_pixels import augmented
+from dabsmix.model.batch_norm import GlobalBatchNorm
 from dabsmix.pretext.algorithm import Algorithm
-from dabsmix.pretext.contrast import GlobalBatchNorm
 from dabsmix.registry import algorithm_class, algorithms
 from dabsmix.spec import Batch, Grid, Spec, Table, Tokens
 from dabsmix.testing import random_batch, small_encoder

@@ -4,7 +4,6 @@ import json
 import os
 import pickle
 import resource
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from dabsmix.errors import UserError
 from dabsmix.files import sha256, write
 from dabsmix.model.checkpoint import load_encoder, save_encoder
-from dabsmix.model.encoder import ENCODERS, Encoder
+from dabsmix.model.encoder import ENCODERS, Encoder, build_encoder
+from dabsmix.model.encoder import make_encoder as named
 from dabsmix.run import Run, newest_run
 from dabsmix.spec import Grid, Spec, Table, Tokens
 
@@ -29,7 +29,7 @@ def make_run(out: Path, name: str = "digits-emix-s0", **record: Any) -> Run:
 
 def make_encoder(seed: int = 0) -> Encoder:
     torch.manual_seed(seed)
-    return Encoder(SPECS, ENCODERS["tiny"])
+    return build_encoder(SPECS, ENCODERS["tiny"])
 
 
 # --- writing
@@ -208,7 +208,7 @@ def test_a_checkpoint_runs_no_code(tmp_path: Path) -> None:
 
 
 def test_an_encoder_comes_back_whole(tmp_path: Path) -> None:
-    encoder = Encoder(SPECS, replace(ENCODERS["tiny"], attend_padding=True, columns="shared"))
+    encoder = named("tiny", SPECS, attend_padding=True, columns="shared")
     save_encoder(tmp_path / "e.safetensors", encoder, "tiny")
     loaded = load_encoder(tmp_path / "e.safetensors", SPECS)
     assert not loaded.training

@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save
 
 from dabsmix.errors import UserError
 from dabsmix.files import write
-from dabsmix.model.encoder import Encoder, EncoderConfig
+from dabsmix.model.encoder import Encoder, build_encoder
+from dabsmix.model.shapes import AnyConfig, EncoderConfig, MLPConfig, ResNetConfig
 from dabsmix.spec import Grid, Spec, Table, Tokens, describe
 
 __all__ = ["load_encoder", "save_encoder"]
@@ -29,11 +30,18 @@ def _spec_from_json(value: Mapping[str, Any]) -> Spec:
     return kinds[value["kind"]](**fields)
 
 
+def _config_from_json(value: Mapping[str, Any]) -> AnyConfig:
+    kinds: dict[str, Callable[..., AnyConfig]] = {"MLPConfig": MLPConfig, "ResNetConfig": ResNetConfig}
+    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items() if k != "kind"}
+    return kinds.get(value.get("kind", ""), EncoderConfig)(**fields)
+
+
 def save_encoder(path: Path, encoder: Encoder, name: str) -> None:
     """Weights as safetensors; the header carries the encoder's name, shape and specs."""
+    kind = {} if encoder.has_tokens else {"kind": type(encoder.config).__name__}
     header = {
         "encoder": name,
-        "config": asdict(encoder.config),
+        "config": {**kind, **asdict(encoder.config)},
         "specs": [_spec_to_json(spec) for spec in encoder.specs],
     }
     state = {key: value.detach().cpu().contiguous() for key, value in encoder.state_dict().items()}
@@ -62,7 +70,7 @@ def load_encoder(path: Path, specs: tuple[Spec, ...] | None = None) -> Encoder:
     try:
         header = json.loads(metadata["dabsmix"])
         own_specs = tuple(_spec_from_json(value) for value in header["specs"])
-        config = EncoderConfig(**header["config"])
+        config = _config_from_json(header["config"])
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} was not written by this version of dabsmix: its header names no encoder") from error
     if specs is not None and specs != own_specs:
@@ -70,7 +78,7 @@ def load_encoder(path: Path, specs: tuple[Spec, ...] | None = None) -> Encoder:
             f"{path} was made for {describe(own_specs)}; these data are {describe(specs)}: "
             "transfer to a domain of the same input, or pretrain on this one"
         )
-    encoder = Encoder(own_specs, config)
+    encoder = build_encoder(own_specs, config)
     expected = {key: value.shape for key, value in encoder.state_dict().items()}
     given = {key: value.shape for key, value in state.items()}
     if expected != given:

@@ -1,11 +1,12 @@
-"""The shared ViT: any tuple of input specs in, a sequence of features out. Blocks are timm's, attention is fused.
+"""The shared ViT: any tuple of input specs in, a sequence of features out; and every encoder by its name.
 
-Only the embedders know the kind of the data: each turns one input into tokens, by its spec.
+Only the embedders know the kind of the data: each turns one input into tokens, by its spec. Blocks are timm's,
+attention is fused. Encoders without tokens are in ``tokenless.py``, what both are in
+``contract.py``.
 """
 
 from dataclasses import replace
 from functools import cache
-from typing import NamedTuple
 
 import torch
 from einops import rearrange
@@ -13,7 +14,9 @@ from timm.models.vision_transformer import Attention, Block
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from dabsmix.model.shapes import ENCODERS, Columns, EncoderConfig, encoder_config
+from dabsmix.model.contract import Embedded, Encoder, Pooled, concatenate, mean_features, pool, with_cls
+from dabsmix.model.shapes import ENCODERS, AnyConfig, Columns, EncoderConfig, MLPConfig, encoder_config
+from dabsmix.model.tokenless import MLP, ResNet
 from dabsmix.spec import Grid, Spec, Table, Tokens, describe
 
 __all__ = [
@@ -25,6 +28,8 @@ __all__ = [
     "Pooled",
     "TableEmbed",
     "TokenEmbed",
+    "Transformer",
+    "build_encoder",
     "concatenate",
     "make_embed",
     "make_encoder",
@@ -33,27 +38,6 @@ __all__ = [
 ]
 
 # B examples, L tokens (CLS not counted), D width
-
-
-class Embedded(NamedTuple):
-    """Tokens ``(B, L, D)`` before any position, and which of them are real: bool ``(B, L)``, None where all are."""
-
-    tokens: Tensor
-    mask: Tensor | None
-
-    @property
-    def real(self) -> Tensor:
-        """Which tokens are not padding, bool ``(B, L)``."""
-        if self.mask is not None:
-            return self.mask
-        return torch.ones(self.tokens.shape[:2], dtype=torch.bool, device=self.tokens.device)
-
-
-class Pooled(NamedTuple):
-    """What probes read: the mean over CLS and every real token, and CLS, each ``(B, D)``."""
-
-    mean: Tensor
-    cls: Tensor
 
 
 # --- from raw inputs to tokens: one embedder per kind of spec
@@ -178,37 +162,29 @@ def make_embed(spec: Spec, width: int, columns: Columns) -> GridEmbed | TableEmb
 # --- from tokens to features
 
 
-class Encoder(nn.Module):
+class Transformer(Encoder):
     """One transformer over the concatenated tokens of an example's inputs.
 
     Args:
         specs: one spec per input; their tokens are concatenated in this order.
         config: the shape of the transformer.
-
-    Attributes:
-        micro_batch: with a number, training holds the activations of at most this many examples at a time and computes
-            them again in the backward pass. Features, and so contrasts and batch norms over them, are those of the
-            whole batch (gradient caching; Gao et al. 2021). None holds all of them.
     """
 
-    micro_batch: int | None = None
+    has_tokens = True
+    config: EncoderConfig
 
     def __init__(self, specs: tuple[Spec, ...], config: EncoderConfig) -> None:
         super().__init__()
         self.specs = specs
         self.config = config
+        self.grids = tuple(spec.shape if isinstance(spec, Grid) else (spec.num_tokens,) for spec in specs)
+        self.width = config.width
         self.embedders = nn.ModuleList(make_embed(spec, config.width, config.columns) for spec in specs)
-        self.num_tokens = sum(spec.num_tokens for spec in specs)
         self.cls = nn.Parameter(torch.randn(1, 1, config.width) * config.position_std)
         self.positions = nn.Parameter(torch.randn(1, 1 + self.num_tokens, config.width) * config.position_std)
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(_block(config) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.width, eps=config.eps) if config.final_norm else nn.Identity()
-
-    @property
-    def width(self) -> int:
-        """D, the length of a feature."""
-        return self.config.width
 
     def embed(self, inputs: tuple[Tensor, ...]) -> Embedded:
         """Tokens of every input, concatenated. No position is added: what mixes or masks tokens does so here.
@@ -263,44 +239,35 @@ class Encoder(nn.Module):
         x = self.dropout(x + self.positions)
         attn_mask = None
         if mask is not None:
-            attn_mask = _with_cls(mask)[:, None, None, :].expand(-1, 1, x.shape[1], -1)
+            attn_mask = with_cls(mask)[:, None, None, :].expand(-1, 1, x.shape[1], -1)
         for block in self.blocks:
             x = block(x, attn_mask=attn_mask)
         return self.norm(x)  # type: ignore[no-any-return]  # nn.Module calls are untyped
 
-    def pool(self, hidden: Tensor, mask: Tensor | None) -> Pooled:
-        """The two pooled features of ``encode``'s output; ``mask`` as in ``Embedded``."""
-        return pool(hidden, mask)
 
-    def forward(self, inputs: tuple[Tensor, ...]) -> Pooled:
-        """Pooled features ``(B, D)`` of raw inputs."""
-        embedded = self.embed(inputs)
-        return self.pool(self.encode(embedded), embedded.mask)
+def build_encoder(specs: tuple[Spec, ...], config: AnyConfig) -> Encoder:
+    """The encoder that a configuration describes, with fresh weights.
 
-
-def pool(hidden: Tensor, mask: Tensor | None) -> Pooled:
-    """Mean of CLS and the real tokens of ``(B, 1+L, D)``, and CLS; at least float32 whatever autocast is on."""
-    hidden = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
-    if mask is None:
-        return Pooled(hidden.mean(dim=1), hidden[:, 0])
-    weight = _with_cls(mask).to(hidden.dtype)
-    weight = weight / weight.sum(dim=1, keepdim=True)
-    return Pooled((hidden * weight[..., None]).sum(dim=1), hidden[:, 0])  # a product that autocast leaves alone
+    Raises:
+        UserError: it does not read these inputs.
+    """
+    if isinstance(config, EncoderConfig):
+        return Transformer(specs, config)
+    return MLP(specs, config) if isinstance(config, MLPConfig) else ResNet(specs, config)
 
 
 def make_encoder(
     name: str, specs: tuple[Spec, ...], *, attend_padding: bool = False, columns: Columns = "own"
 ) -> Encoder:
-    """A named encoder with fresh weights.
+    """A named encoder with fresh weights; ``attend_padding`` and ``columns`` concern those with tokens.
 
     Raises:
-        UserError: no encoder has this name.
+        UserError: no encoder has this name, or it does not read these inputs.
     """
-    return Encoder(specs, replace(encoder_config(name), attend_padding=attend_padding, columns=columns))
-
-
-def _with_cls(mask: Tensor) -> Tensor:
-    return torch.cat([mask.new_ones(mask.shape[0], 1), mask], dim=1)
+    config = encoder_config(name)
+    if isinstance(config, EncoderConfig):
+        config = replace(config, attend_padding=attend_padding, columns=columns)
+    return build_encoder(specs, config)
 
 
 def _block(config: EncoderConfig) -> Block:
@@ -327,15 +294,3 @@ def _attention(head_dim: int) -> type[Attention]:
             super().__init__(dim, *args, **{**kwargs, "attn_head_dim": head_dim})
 
     return Heads
-
-
-def concatenate(*batches: Embedded) -> Embedded:
-    """Several batches as one of ``B₁ + B₂ + ...``, for a single pass through the encoder."""
-    masks = [batch.mask for batch in batches if batch.mask is not None]
-    return Embedded(torch.cat([batch.tokens for batch in batches]), torch.cat(masks) if masks else None)
-
-
-def mean_features(encoder: Encoder, *batches: Embedded) -> Tensor:
-    """Mean-pooled features of several batches in one pass, ``(B₁ + B₂ + ..., D)``; dropout differs between them."""
-    together = concatenate(*batches)
-    return encoder.pool(encoder.encode(together), together.mask).mean

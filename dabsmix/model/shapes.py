@@ -5,7 +5,7 @@ from typing import Literal
 
 from dabsmix.errors import UserError, did_you_mean
 
-__all__ = ["ENCODERS", "Columns", "EncoderConfig", "encoder_config"]
+__all__ = ["ENCODERS", "AnyConfig", "Columns", "EncoderConfig", "MLPConfig", "ResNetConfig", "encoder_config"]
 
 Columns = Literal["shared", "own"]
 
@@ -32,6 +32,32 @@ class EncoderConfig:
     columns: Columns = "own"
 
 
+@dataclass(frozen=True)
+class MLPConfig:
+    """A perceptron for tables, without tokens (i-Mix, Lee et al. 2021).
+
+    Linear, batch norm and ReLU to each of ``widths`` but the last, Linear to the last, and the maximum of each
+    ``pieces`` neighbouring units (maxout), so that a feature has ``widths[-1] / pieces`` numbers.
+    """
+
+    widths: tuple[int, ...]
+    pieces: int = 4
+
+
+@dataclass(frozen=True)
+class ResNetConfig:
+    """A residual network for images and spectrograms, without tokens (He et al. 2016; timm's blocks).
+
+    ``layers`` counts the blocks of its four stages. Below 65 pixels a side the stem is i-Mix's for CIFAR: one 3x3
+    convolution without stride, no pooling.
+    """
+
+    block: Literal["basic", "bottleneck"]
+    layers: tuple[int, int, int, int]
+
+
+AnyConfig = EncoderConfig | MLPConfig | ResNetConfig
+
 _VIT = EncoderConfig(
     width=384,
     depth=12,
@@ -45,7 +71,7 @@ _VIT = EncoderConfig(
     position_std=0.02,
 )
 
-ENCODERS = {
+ENCODERS: dict[str, AnyConfig] = {
     # DABS (Tamkin et al. 2021), its models/transformer: inner width 8 x 64 = 512, dropout, N(0, 1) positions.
     "dabs": EncoderConfig(width=256, depth=12, heads=8, head_dim=64, mlp=512),
     # The same at a size for two CPU cores.
@@ -54,10 +80,16 @@ ENCODERS = {
     "vit_small": _VIT,
     "vit_base": replace(_VIT, width=768, heads=12, mlp=3072),
     "vit_large": replace(_VIT, width=1024, depth=24, heads=16, mlp=4096),
+    # i-Mix (Lee et al. 2021) for tables: the paper's five layers; and the same at a quarter of the width.
+    "mlp": MLPConfig(widths=(2048, 2048, 4096, 4096, 8192)),
+    "mlp_quarter": MLPConfig(widths=(512, 512, 1024, 1024, 2048)),
+    # i-Mix for images and sounds.
+    "resnet18": ResNetConfig("basic", (2, 2, 2, 2)),
+    "resnet50": ResNetConfig("bottleneck", (3, 4, 6, 3)),
 }
 
 
-def encoder_config(name: str) -> EncoderConfig:
+def encoder_config(name: str) -> AnyConfig:
     """The shape of a named encoder.
 
     Raises:

@@ -48,6 +48,9 @@ class Algorithm(nn.Module):
     """Whether the batch must carry labels. Marked so in every table; refused on unlabelled data."""
     min_batch: ClassVar[int] = 2
     """The fewest examples (over all processes) that the loss is defined for, and why in `fit_reason`."""
+    needs_tokens: ClassVar[bool] = True
+    """Whether the encoder must have tokens. False says that the loss reads pooled features alone, and mixes by the
+    operators of ``mixing``, so that an encoder without tokens will do: it mixes raw inputs."""
     min_tokens: ClassVar[int] = 1
     """The fewest tokens per example that the loss is defined for."""
     fit_reason: ClassVar[str] = "an example is told apart from the others of its batch"
@@ -84,12 +87,19 @@ class Algorithm(nn.Module):
 
 
 def check_fit(algorithm: Algorithm, batch_size: int, num_tokens: int) -> None:
-    """Refuse a batch or a sequence too short for the algorithm's loss.
+    """Refuse an encoder without tokens where they are needed, and a batch or a sequence too short for the loss.
 
     Raises:
         UserError: it says which, how many are needed and why.
     """
     name = type(algorithm).__name__
+    if algorithm.needs_tokens and not algorithm.encoder.has_tokens:
+        raise UserError(
+            f"{name} needs an encoder with tokens, and this one reads an example as a whole: {algorithm.fit_reason}; "
+            "use --encoder tiny or dabs, or an algorithm of the i-Mix family, such as --algo imix_npair"
+        )
+    if algorithm.views == "noise" and not algorithm.encoder.has_tokens:
+        raise UserError("--views noise sets tokens to zero, and this encoder has none: use --views mask or augment")
     if batch_size < algorithm.min_batch:
         raise UserError(
             f"{name} needs a global batch of at least {algorithm.min_batch}, got {batch_size}: {algorithm.fit_reason}"

@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dabsmix.distributed import all_sum, gather, gather_with_grad, local, own_rows, world_size
+from dabsmix.distributed import gather, gather_with_grad, local, own_rows
 from dabsmix.errors import UserError
+from dabsmix.model.batch_norm import GlobalBatchNorm
 from dabsmix.spec import Batch
 
 __all__ = [
     "PROJECTION",
-    "GlobalBatchNorm",
     "HeadNorm",
     "class_of",
     "dabs_head",
@@ -56,39 +56,6 @@ def mlp_head(width: int, hidden: int, norm: HeadNorm) -> nn.Module:
     if norm == "both":
         layers.append(GlobalBatchNorm(PROJECTION))
     return nn.Sequential(*layers)
-
-
-class GlobalBatchNorm(nn.Module):
-    """Batch normalisation of ``(B, dim)`` with statistics over all processes, in float32 whatever autocast is on.
-
-    On one process it is ``nn.BatchNorm1d(dim)``, defaults included. torch's SyncBatchNorm refuses the CPU.
-    """
-
-    running_mean: Tensor
-    running_var: Tensor
-
-    def __init__(self, dim: int, *, eps: float = 1e-5, momentum: float = 0.1) -> None:
-        super().__init__()
-        self.eps = eps
-        self.momentum = momentum
-        self.weight = nn.Parameter(torch.ones(dim))
-        self.bias = nn.Parameter(torch.zeros(dim))
-        self.register_buffer("running_mean", torch.zeros(dim))
-        self.register_buffer("running_var", torch.ones(dim))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalised over the batch, and by the running statistics in evaluation mode."""
-        x = x.to(self.weight.dtype)
-        if self.training:
-            n = x.shape[0] * world_size()
-            mean = all_sum(x.sum(dim=0)) / n
-            var = all_sum((x - mean).square().sum(dim=0)) / n
-            with torch.no_grad():
-                self.running_mean.lerp_(mean, self.momentum)
-                self.running_var.lerp_(var * n / max(n - 1, 1), self.momentum)
-        else:
-            mean, var = self.running_mean, self.running_var
-        return (x - mean) * torch.rsqrt(var + self.eps) * self.weight + self.bias
 
 
 # --- logits and losses

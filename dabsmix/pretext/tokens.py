@@ -18,7 +18,6 @@ from dabsmix.distributed import all_sum, local, own_rows, to_device, world_size
 from dabsmix.errors import UserError
 from dabsmix.model.encoder import Embedded
 from dabsmix.pretext.views import View
-from dabsmix.spec import Grid, Spec
 
 __all__ = [
     "Mixed",
@@ -171,7 +170,7 @@ def _replace(own: Embedded, partner: Embedded, taken: Tensor) -> Mixed:
 
 
 def draw_block(
-    rng: np.random.Generator, specs: tuple[Spec, ...], embedded: Embedded, weight: Tensor, *, one_block: bool
+    rng: np.random.Generator, grids: tuple[tuple[int, ...], ...], embedded: Embedded, weight: Tensor, *, one_block: bool
 ) -> Tensor:
     """CutMix's places, bool ``(B, L)``: in each input a block of area 1 - λ around a uniform centre.
 
@@ -182,8 +181,7 @@ def draw_block(
     size, device = embedded.tokens.shape[0], embedded.tokens.device
     n = size * world_size()
     real, blocks = embedded.real, []
-    for spec, own in zip(specs, torch.split(real, [spec.num_tokens for spec in specs], dim=1), strict=True):
-        shape = spec.shape if isinstance(spec, Grid) else (spec.num_tokens,)
+    for shape, own in zip(grids, torch.split(real, [math.prod(grid) for grid in grids], dim=1), strict=True):
         inside = torch.ones(size, 1, dtype=torch.bool, device=device)
         for axis in shape:
             if len(shape) == 1:
@@ -223,7 +221,7 @@ def mix(view: View, rng: np.random.Generator, mixing: Mixing, alpha: float, shar
         case "patch":
             mixed = patch_mix(view.own, partner, pairs.weight, draw_order(rng, view.own))
         case "cutmix":
-            block = draw_block(rng, view.encoder.specs, view.own, pairs.weight, one_block=one)
+            block = draw_block(rng, view.encoder.grids, view.own, pairs.weight, one_block=one)
             mixed = cutmix(view.own, partner, block)
         case _:
             raise UserError(f"mixing must be none, mixup, patch or cutmix, got {mixing!r}")

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from dabsmix.data.domain import Split
-from dabsmix.model.encoder import Encoder, Pooled
+from dabsmix.model.encoder import Encoder, Pooled, Transformer
 
 __all__ = ["all_poolings", "each_row", "features", "token_features"]
 
@@ -55,7 +55,7 @@ def features(
 
 
 def all_poolings(
-    encoder: Encoder,
+    encoder: Transformer,
     split: Split,
     normalise: Normalise,
     *,

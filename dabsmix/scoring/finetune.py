@@ -22,7 +22,7 @@ import dabsmix
 from dabsmix.data.batches import Batches, step_seed
 from dabsmix.data.domain import Data, Split, Task
 from dabsmix.files import cached
-from dabsmix.model.encoder import Encoder
+from dabsmix.model.encoder import Encoder, build_encoder
 from dabsmix.scoring.evaluate import kept, result, share
 from dabsmix.scoring.features import each_row
 from dabsmix.scoring.metrics import Metric, Undefined, metric
@@ -135,7 +135,7 @@ def supervised(
 
     def train() -> list[dict[str, Any]]:
         torch.manual_seed(step_seed(0, 0, "weights"))
-        fresh = Encoder(encoder.specs, encoder.config)
+        fresh = build_encoder(encoder.specs, encoder.config)
         found = finetune(fresh, data, ("1",), SUPERVISED, accelerator=accelerator, watch=watch).results
         return [asdict(each) for each in found]
 

@@ -21,7 +21,7 @@ from dabsmix.errors import UserError
 from dabsmix.files import data_root, write
 from dabsmix.modalities import memory
 from dabsmix.modalities.packed import is_packed, unpacked
-from dabsmix.model.encoder import Encoder
+from dabsmix.model.encoder import Encoder, build_encoder
 from dabsmix.registry import domain
 from dabsmix.run import Run
 from dabsmix.source import Source, load
@@ -96,7 +96,7 @@ class FeatureExtractor:
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         specs, config, weights = state["encoder"]
-        module = Encoder(specs, config)
+        module = build_encoder(specs, config)
         module.load_state_dict(weights)
         self.__init__(module, state["modality"], state["state"])  # type: ignore[misc]  # what pickle did not call
 

@@ -89,10 +89,17 @@ def pretrain(
     # What learns.
     torch.manual_seed(step_seed(config.seed, 0, "weights"))
     encoder = make_encoder(config.encoder, data.specs, attend_padding=recipe.attend_padding, columns=recipe.columns)
+    if config.micro_batch is not None and encoder.has_batch_norm:
+        raise UserError(
+            f"--micro-batch: --encoder {config.encoder} normalises over the batch, so parts of it give other features; "
+            "leave it out, and use more processes: they normalise over the batch of all"
+        )
     encoder.micro_batch = config.micro_batch
     config, taken = _begin_with(config, encoder)
     algorithm = algorithm_class(config.algo)(encoder, **config.hyper)
     check_fit(algorithm, recipe.batch_size, encoder.num_tokens)
+    if source.protocol == "dabs" and not encoder.has_tokens:
+        raise UserError(f"--protocol dabs trains DABS's transformer, and --encoder {config.encoder} is none: use imix")
     if algorithm.needs_labels and (
         data.pretrain.label is None or data.labelled is None or data.labelled.task.kind != "classes"
     ):

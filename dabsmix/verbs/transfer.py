@@ -31,7 +31,7 @@ from dabsmix.config import TransferConfig
 from dabsmix.data.domain import Data, Labelled, Split
 from dabsmix.errors import UserError
 from dabsmix.files import write
-from dabsmix.model.encoder import Encoder
+from dabsmix.model.encoder import Encoder, Transformer
 from dabsmix.registry import domain
 from dabsmix.run import Run, newest_run
 from dabsmix.scoring.baselines import yardsticks
@@ -129,6 +129,12 @@ def _transfer_to(
     # when finetuning, of the yardsticks alone
     rules = v2() if name == "finetune" else protocol(name, batch_size, data.specs)
     encoder = run.encoder(data.specs)
+    if data.labelled.task.kind == "tokens" and not encoder.has_tokens:
+        raise UserError(f"{task} has a label for each token, and the encoder of {run.path} has no tokens")
+    if name == "dabs" and not encoder.has_tokens:
+        raise UserError(
+            f"--protocol dabs scores DABS's transformer, and {run.path} holds another encoder: use imix or v2"
+        )
     fractions = (1.0,) if name == "finetune" else rules.fractions
     labels = config.labels or tuple(str(part) for part in sorted(fractions, reverse=True))
     labels = tuple(dict.fromkeys(_plain(label) for label in labels))
@@ -150,12 +156,12 @@ def _transfer_to(
         if record == before:
             say(f"{path}: scored already")
         else:
-            _write(path, record, {}, {}, accelerator)
+            _write(path, record, {}, accelerator)
         return record
     stage(f"{task}: what needs no pretraining")
-    width = encoder.width * (len(encoder.blocks) if "blocks" in rules.poolings else 1)  # the widest that a probe reads
-    measured = yardsticks(data, rules, (*done, *missing), accelerator.device, width)
-    beside |= measured.results
+    blocks = "blocks" in rules.poolings and encoder.has_tokens
+    width = encoder.width * (len(encoder.blocks) if blocks else 1)  # the widest that a probe reads
+    beside |= yardsticks(data, rules, (*done, *missing), accelerator.device, width)
 
     if name == "finetune":
         found = _score_finetuned(encoder, data, missing, accelerator)
@@ -181,7 +187,7 @@ def _transfer_to(
         notes=notes,
         asked=tuple(prediction_key(each.probe, each.label_fraction) for each in results),
     )
-    _write(path, record, kept | found.predictions, measured.predictions, accelerator)
+    _write(path, record, kept | found.predictions, accelerator)
     for note in notes:
         say(note)
     return record
@@ -248,17 +254,12 @@ def _score_finetuned(encoder: Encoder, data: Data, labels: tuple[str, ...], acce
 
 
 def _write(
-    path: Path,
-    record: TransferRecord,
-    predictions: Mapping[str, NDArray[Any]],
-    of_yardsticks: Mapping[str, NDArray[Any]],
-    accelerator: Accelerator,
+    path: Path, record: TransferRecord, predictions: Mapping[str, NDArray[Any]], accelerator: Accelerator
 ) -> None:
     """The predictions, if there are new ones, and then the record."""
     if accelerator.is_main_process:
-        for suffix, arrays in ((".predictions.npz", predictions), (".yardsticks.npz", of_yardsticks)):
-            if arrays:
-                write(path.with_suffix(suffix), partial(_save_arrays, arrays=arrays))
+        if predictions:
+            write(path.with_suffix(".predictions.npz"), lambda p: _save_arrays(p, predictions))
         write(path, lambda p: p.write_text(json.dumps(record.as_plain(), indent=1), encoding="utf-8"))
     accelerator.wait_for_everyone()
 
@@ -364,7 +365,9 @@ def _encode(
 ) -> dict[str, Tensor]:
     if data.require_labelled().task.kind == "tokens":
         return {"tokens": token_features(encoder, split, data.normalise, accelerator=accelerator, **how)}
-    if "blocks" in poolings:
+    if not encoder.has_tokens:  # one feature: there is nothing to pool
+        return {"mean": features(encoder, split, data.normalise, accelerator=accelerator, **how).mean}
+    if "blocks" in poolings and isinstance(encoder, Transformer):
         return all_poolings(encoder, split, data.normalise, accelerator=accelerator, **how)
     return features(encoder, split, data.normalise, accelerator=accelerator, **how)._asdict()
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 
 from dabsmix.errors import UserError
-from dabsmix.model.encoder import ENCODERS, Embedded, Encoder, EncoderConfig, make_encoder, pool
+from dabsmix.model.encoder import ENCODERS, Embedded, EncoderConfig, Transformer, make_encoder, pool
 from dabsmix.spec import Grid, Spec, Table, Tokens
 
 SMALL = EncoderConfig(width=12, depth=2, heads=3, head_dim=5, mlp=20)
@@ -18,12 +18,12 @@ TEXT = Tokens(8, 11, pad=0)
 IDS = torch.tensor([[4, 2, 9, 0, 0, 0, 0, 0], [1, 2, 3, 4, 5, 6, 7, 8], [5, 5, 5, 5, 5, 0, 0, 0]])
 
 
-def small(specs: tuple[Spec, ...], **changes: object) -> Encoder:
+def small(specs: tuple[Spec, ...], **changes: object) -> Transformer:
     torch.manual_seed(0)
-    return Encoder(specs, replace(SMALL, **changes)).double().eval()  # type: ignore[arg-type]  # keywords of the test
+    return Transformer(specs, replace(SMALL, **changes)).double().eval()  # type: ignore[arg-type]  # keywords of the test
 
 
-def encode_plainly(encoder: Encoder, tokens: Tensor, mask: Tensor | None) -> Tensor:
+def encode_plainly(encoder: Transformer, tokens: Tensor, mask: Tensor | None) -> Tensor:
     """A pre-norm transformer, written out: attention as einsums over every pair, padding given no weight."""
     config = encoder.config
     state: dict[str, Tensor] = encoder.state_dict()
@@ -151,6 +151,7 @@ def test_several_inputs_are_concatenated_in_order() -> None:
 
 def test_dabs_has_the_shape_of_the_reference() -> None:
     encoder = make_encoder("dabs", (Grid(3, (32, 32), (4, 4)),))
+    assert isinstance(encoder, Transformer)
     block = 2 * 256 + 256 * (3 * 512) + (512 * 256 + 256) + 2 * 256 + (256 * 512 + 512) + (512 * 256 + 256)
     expected = (48 * 256 + 256) + 256 + 65 * 256 + 12 * block
     assert sum(p.numel() for p in encoder.parameters()) == expected
@@ -170,7 +171,7 @@ def test_dabs_has_the_shape_of_the_reference() -> None:
     assert encoder.positions.std().item() == pytest.approx(1, abs=0.02)
 
 
-@pytest.mark.parametrize("name", ENCODERS)
+@pytest.mark.parametrize("name", [name for name, config in ENCODERS.items() if isinstance(config, EncoderConfig)])
 def test_named_encoders_keep_head_width_and_sequence(name: str) -> None:
     encoder = make_encoder(name, (Grid(1, (4, 4), (2, 2)),)).eval()
     with torch.no_grad():

@@ -9,7 +9,7 @@ from transferring import pretrained
 from twins import KINDS, TRAINED, batch_of, build
 
 from dabsmix.errors import UserError
-from dabsmix.model.encoder import Encoder
+from dabsmix.model.encoder import Transformer
 from dabsmix.pretext.algorithm import Algorithm
 from dabsmix.registry import algorithm_class
 
@@ -37,7 +37,8 @@ def test_the_whole_batch_is_contrasted(name: str) -> None:
 
 
 def test_dropout_is_the_same_when_activations_are_computed_again() -> None:
-    encoder: Encoder = build("dmix", "sensor", dropout=0.5).encoder
+    encoder = build("dmix", "sensor", dropout=0.5).encoder
+    assert isinstance(encoder, Transformer)
     encoder.micro_batch = 3
     inputs = batch_of("sensor").views[0]
     encoder(inputs).mean.sum().backward()

@@ -11,7 +11,7 @@ import yaml
 from dabsmix.board.forgery import check_record
 from dabsmix.config import PretrainConfig
 from dabsmix.errors import UserError
-from dabsmix.model.encoder import Encoder
+from dabsmix.model.encoder import Transformer
 from dabsmix.model.shapes import EncoderConfig
 from dabsmix.model.start import take, timm_name, timm_weights
 from dabsmix.run import Run
@@ -35,7 +35,7 @@ def offline_timm(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_an_encoder_with_timm_s_weights_gives_timm_s_features(offline_timm: Any) -> None:
-    encoder = Encoder((Grid(3, (32, 32), (4, 4)),), SHAPE).eval()
+    encoder = Transformer((Grid(3, (32, 32), (4, 4)),), SHAPE).eval()
     taken, left = take(encoder, timm_weights("vit_tiny_patch16_224"))
     assert left == ()
     assert len(taken) == len(encoder.state_dict())
@@ -45,7 +45,7 @@ def test_an_encoder_with_timm_s_weights_gives_timm_s_features(offline_timm: Any)
 
 
 def test_other_shapes_keep_their_random_values(offline_timm: Any) -> None:
-    encoder = Encoder((Grid(1, (32, 32), (8, 8)),), SHAPE)
+    encoder = Transformer((Grid(1, (32, 32), (8, 8)),), SHAPE)
     before = encoder.positions.clone()
     _, left = take(encoder, timm_weights("vit_tiny_patch16_224"))
     assert left == ("positions", "embedders.0.linear.weight")

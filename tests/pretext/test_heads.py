@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from twins import TRAINED, build
 
-from dabsmix.pretext.contrast import GlobalBatchNorm, HeadNorm, dabs_head, mlp_head
+from dabsmix.model.batch_norm import GlobalBatchNorm
+from dabsmix.pretext.contrast import HeadNorm, dabs_head, mlp_head
 from dabsmix.registry import algorithm_class
 
 WIDTH, HIDDEN, B = 6, 10, 12

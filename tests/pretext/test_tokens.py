@@ -123,7 +123,7 @@ def test_cutmix_block_is_a_clipped_box_of_the_area(
         mask[:, -7:] = torch.arange(7) < torch.arange(B)[:, None].clamp(1, 7)
     embedded = Embedded(torch.zeros(B, num, D), mask if padded else None)
     weight = torch.full((B,), 0.6) if one_block else random_weight(3).float()
-    block = draw_block(np.random.default_rng(4), specs, embedded, weight, one_block=one_block)
+    block = draw_block(np.random.default_rng(4), small_encoder(specs).grids, embedded, weight, one_block=one_block)
 
     rng = np.random.default_rng(4)  # the same draws, read one by one
     start = 0
@@ -195,7 +195,7 @@ def test_tokens_too_few_to_exchange_are_refused(name: str, mixing: str, least: i
 def test_weight_one_returns_the_tokens_bit_for_bit() -> None:
     own, partner, one = random_tokens(0, padded=True), random_tokens(1, padded=True), torch.ones(B)
     order = torch.rand(B, L)
-    nowhere = draw_block(np.random.default_rng(0), (Tokens(L, 3),), own, one, one_block=False)
+    nowhere = draw_block(np.random.default_rng(0), ((L,),), own, one, one_block=False)
     for mixed in (mixup(own, partner, one), patch_mix(own, partner, one, order), cutmix(own, partner, nowhere)):
         assert torch.equal(mixed.embedded.tokens, own.tokens)
         assert torch.equal(mixed.weight, one.to(mixed.weight))

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from dabsmix.data.domain import Data, Labelled, Split, Task
-from dabsmix.model.encoder import Encoder, EncoderConfig
+from dabsmix.model.encoder import Encoder, EncoderConfig, Transformer, build_encoder
 from dabsmix.scoring import finetune as module
 from dabsmix.scoring.finetune import FINETUNE, Network, Recipe, finetune, layer_groups, supervised
 from dabsmix.spec import Table
@@ -24,7 +24,7 @@ CLASSES = Task("classes", "accuracy", ("a", "b"))
 
 def encoder() -> Encoder:
     torch.manual_seed(0)
-    return Encoder((Table(4),), EncoderConfig(width=16, depth=2, heads=2, head_dim=8, mlp=32, position_std=0.1))
+    return Transformer((Table(4),), EncoderConfig(width=16, depth=2, heads=2, head_dim=8, mlp=32, position_std=0.1))
 
 
 def table(task: Task, answer: Callable[[NDArray[np.float32]], NDArray[Any]]) -> Data:
@@ -160,7 +160,7 @@ def test_supervised_training_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [(each.probe, each.label_fraction) for each in found] == [("finetune", "1")]
     assert found[0].value > 0.85
     torch.manual_seed(5)
-    other = Encoder(start.specs, start.config)  # other weights, the same encoder
+    other = build_encoder(start.specs, start.config)  # other weights, the same encoder
     monkeypatch.setattr(module, "finetune", lambda *_, **__: pytest.fail("trained again"))
     assert supervised(other, data, accelerator=accelerate()) == found
 

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from sklearn.linear_model import LogisticRegression
 
 from dabsmix.data.domain import Split
-from dabsmix.model.encoder import make_encoder
+from dabsmix.model.encoder import Transformer, make_encoder
 from dabsmix.scoring.evaluate import choose
 from dabsmix.scoring.features import all_poolings
 from dabsmix.scoring.heads import Features, Scale
@@ -41,6 +41,7 @@ def test_the_score_is_scikit_learns(name: str, seed: int) -> None:
     labelled = data.require_labelled()
     torch.manual_seed(seed)
     encoder = make_encoder("tiny", data.specs)
+    assert isinstance(encoder, Transformer)
 
     def read(split: Split) -> Features:
         assert split.label is not None
