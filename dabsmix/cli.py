@@ -8,10 +8,10 @@ import io
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import fields, make_dataclass
+from collections.abc import Callable, Mapping, Set
+from dataclasses import fields, make_dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import tyro
 
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
+DESCRIPTION = "A domain-agnostic self-supervised learning benchmark."
 SEEDS = "Several seeds in place of --seed: one run each, one after the other; --resume goes on where they stopped."
 
 
@@ -62,14 +63,14 @@ def main() -> None:
 
 
 def _run(argv: list[str]) -> None:
-    commands: dict[str, tuple[Any, Callable[[Any], None]]] = {
+    commands: dict[str, tuple[Any, Callable[..., None]]] = {
         "list": (ListConfig, _list),
         "pretrain": (PretrainConfig, _pretrain),
         "transfer": (TransferConfig, _transfer),
         "runs": (RunsConfig, _runs),
         "submit": (SubmitConfig, _submit),
         "leaderboard": (LeaderboardConfig, _leaderboard),
-        "bench": (BenchConfig, lambda config: _bench([config], None)),
+        "bench": (BenchConfig, _bench),
         "embed": (EmbedConfig, _embed),
         "audit": (AuditConfig, _audit),
         "quickstart": (QuickstartConfig, _quickstart),
@@ -78,165 +79,170 @@ def _run(argv: list[str]) -> None:
         from dabsmix import __version__
 
         return print(f"dabsmix {__version__}")
-    kinds = {name: kind for name, (kind, _) in commands.items()}
-    if argv[:1] == ["bench"] and "--help" not in argv and "-h" not in argv:
-        return _bench(*_plans(argv[1:]))
-    if argv[:1] == ["pretrain"]:
-        argv, kinds["pretrain"] = _with_algorithm_flags(argv)
-    said = io.StringIO()
+    if argv[:1] in (["--help"], ["-h"]):
+        kinds = {name: kind for name, (kind, _) in commands.items()}
+        tyro.extras.subcommand_cli_from_dict(kinds, prog="dabsmix", description=DESCRIPTION, args=["--help"])
+    if not argv or argv[0] not in commands:
+        mistake = f"unknown command {argv[0]!r}{did_you_mean(argv[0], commands)}" if argv else "no command is given"
+        raise UserError(f"{mistake}; commands: {', '.join(commands)}; see `dabsmix --help`")
+    command, *args = argv
+    if command == "pretrain":
+        return _pretrain(*_read_pretrain(args))
+    if command == "bench":
+        return _bench(*_read_plan(args))
+    kind, action = commands[command]
+    action(_read(kind, command, args))
+
+
+T = TypeVar("T")
+
+
+def _read(kind: type[T], command: str, args: list[str]) -> T:
+    """The configuration that a command's arguments ask for.
+
+    Raises:
+        UserError: tyro's complaint on one line.
+    """
+    complaint = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):
-            config = tyro.extras.subcommand_cli_from_dict(
-                kinds,
-                prog="dabsmix",
-                description="A domain-agnostic self-supervised learning benchmark.",
-                args=argv,
-            )
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(kind, prog=f"dabsmix {command}", args=args, config=(tyro.conf.OmitArgPrefixes,))
     except SystemExit as error:
         if error.code in (0, None):  # --help
             raise
-        raise UserError(_complaint(said.getvalue(), argv[0] if argv[:1] and argv[0] in kinds else "")) from None
-    action = next(action for kind, action in commands.values() if isinstance(config, kind))
-    action(config)
+        raise UserError(f"{_on_one_line(complaint.getvalue())}; see `dabsmix {command} --help`") from None
 
 
-def _complaint(text: str, verb: str) -> str:
-    """What tyro prints in a box, as one line: the complaint, the nearest flag, and where to read more."""
-    lines = [line.strip(" │─") for line in text.splitlines() if not line.startswith(("╭", "╰"))]
+def _on_one_line(box: str) -> str:
+    """What tyro prints in a box: the complaint, and the flag that it finds nearest."""
+    title = 1 if box.startswith("╭") else 2  # a terminal without UTF-8 gets no frame, and a rule below the title
+    lines = [line.strip(" │") for line in box.strip().splitlines()[title:] if not line.startswith("╰")]
+    lines = ["" if set(line) <= set("─-") else line for line in lines]
     end = lines.index("") if "" in lines else len(lines)  # a rule ends the complaint; hints follow
     words = " ".join(lines[:end]).split() or ["these", "arguments", "cannot", "be", "read"]
     missing = next((n for n, word in enumerate(words) if word.endswith(":") and words[0] == "Missing"), None)
     what = " ".join(words if missing is None else words[: missing + 2]).rstrip(".")
     close = next((line.split()[0] for line in lines[1:] if line.startswith("--")), None)
-    nearest = f" (did you mean {close}?)" if close is not None and what.startswith("Unrecognized") else ""
-    return f"{what}{nearest}; see `{' '.join(['dabsmix', verb]).strip()} --help`"
+    return f"{what} (did you mean {close}?)" if close is not None and what.startswith("Unrecognized") else what
 
 
 # --- pretrain's flags: flag > file > protocol > default
 
 
-def _with_algorithm_flags(argv: list[str]) -> tuple[list[str], type[PretrainConfig]]:
-    """`PretrainConfig` with the chosen algorithm's hyperparameters as further fields, and the arguments to fill it.
+def _read_pretrain(args: list[str]) -> tuple[PretrainConfig, tuple[int, ...]]:
+    """What pretrain's arguments ask for, and the seeds to repeat it with.
 
-    The values of ``--config`` come first among the arguments, so that they are read, checked and overridden as flags
-    are: of a flag that is given twice the last one counts.
+    The algorithm's hyperparameters are flags too, so its name is read first. The values of ``--config`` come before the
+    other arguments, so that they are read, checked and overridden as flags are: of a flag given twice the last counts.
     """
     from dabsmix.registry import algorithm_dabs, algorithm_flags
 
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name in ("--config", "--algo", "--protocol"):
         first.add_argument(name)
-    known, _ = first.parse_known_args(argv[1:])
-    file = _read_config(known.config)
+    known, _ = first.parse_known_args(args)
+    file = {} if known.config is None else _read_fields(Path(known.config), "--config ")
     algo = known.algo or file.get("algo") or PretrainConfig.algo
     protocol = known.protocol or file.get("protocol") or Source.protocol
 
-    own = [f.name for kind in (PretrainConfig, Source) for f in fields(kind) if f.name not in ("source", "hyper")]
     hyper = {flag.name: flag for flag in algorithm_flags(algo)}
+    names = [f.name for kind in (PretrainConfig, Source) for f in fields(kind) if f.name not in ("source", "hyper")]
     for name in file:
-        if name not in own and name not in hyper:
-            raise UserError(f"{known.config}: unknown field {name!r}{did_you_mean(name, [*own, *hyper])}")
+        if name not in names and name not in hyper:
+            raise UserError(f"{known.config}: unknown field {name!r}{did_you_mean(name, [*names, *hyper])}")
     for name in hyper:
-        if name in own:
+        if name in names:
             raise UserError(f"--algo {algo}: its hyperparameter {name!r} has the name of a flag of pretrain; rename it")
 
-    faults = algorithm_dabs(algo) if protocol == "dabs" else {}
-    added: list[Any] = [
-        (flag.name, Annotated[flag.type, tyro.conf.arg(help=flag.help or None)], faults.get(flag.name, flag.default))
+    dabs = algorithm_dabs(algo) if protocol == "dabs" else {}
+    own: list[Any] = [
+        (flag.name, Annotated[flag.type, tyro.conf.arg(help=flag.help or None)], dabs.get(flag.name, flag.default))
         for flag in hyper.values()
     ]
-    added.append(("seeds", Annotated[tuple[int, ...], tyro.conf.arg(help=SEEDS)], ()))
-    made = make_dataclass(
-        "Pretrain", added, bases=(PretrainConfig,), frozen=True, namespace={"__doc__": PretrainConfig.__doc__}
-    )
-    made.__hyper__ = tuple(hyper)  # type: ignore[attr-defined]
+    parts: list[Any] = [
+        ("config", Annotated[PretrainConfig, tyro.conf.arg(name="")]),
+        ("algorithm", make_dataclass("Algorithm", own, namespace={"__doc__": f"Hyperparameters of {algo}."})),
+        ("seeds", Annotated[tuple[int, ...], tyro.conf.arg(help=SEEDS)], ()),
+    ]
     switches = {f.name for f in fields(PretrainConfig) if isinstance(f.default, bool)}
     switches |= {flag.name for flag in hyper.values() if flag.type is bool}
-    return ["pretrain", *_as_words(file, switches), *_without(argv[1:], "--config")], made
+    asked: Any = _read(
+        make_dataclass("Pretrain", parts, namespace={"__doc__": PretrainConfig.__doc__}),
+        "pretrain",
+        [*_as_words(file, switches), *_without(args, "--config")],
+    )
+    return replace(asked.config, hyper=vars(asked.algorithm)), asked.seeds or (asked.config.seed,)
 
 
-def _as_words(file: Mapping[str, Any], switches: set[str]) -> list[str]:
-    """A config file's values as flags; a field that is left empty takes its default."""
+def _read_fields(path: Path, flag: str = "") -> dict[str, Any]:
+    """The values of a YAML file of fields."""
+    import yaml
+
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{flag}{path}: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{flag}{path}: expected lines `field: value`")
+    return values
+
+
+def _as_words(values: Mapping[str, Any], switches: Set[str], several: Set[str] = frozenset()) -> list[str]:
+    """A file's values as arguments; a field that is left empty takes its default.
+
+    Args:
+        values: by field.
+        switches: fields that are set by ``--flag`` and ``--no-flag``.
+        several: fields that take several values.
+    """
     words = []
-    for name, value in file.items():
+    for name, value in values.items():
         flag = name.replace("_", "-")
         if name in switches and isinstance(value, bool):
             words.append(f"--{flag}" if value else f"--no-{flag}")
+        elif name in several and isinstance(value, list):
+            words += [f"--{flag}", *map(str, value)]
         elif value is not None:
             words.append(f"--{flag}={value}")
     return words
 
 
-def _without(argv: list[str], flag: str) -> list[str]:
-    kept, skip = [], False
-    for word in argv:
+def _without(args: list[str], flag: str) -> list[str]:
+    """The arguments without a flag and its value."""
+    others, skip = [], False
+    for word in args:
         if skip:
             skip = False
         elif word == flag:
             skip = True
         elif not word.startswith(f"{flag}="):
-            kept.append(word)
-    return kept
-
-
-def _read_config(path: str | None) -> dict[str, Any]:
-    if path is None:
-        return {}
-    import yaml
-
-    try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"--config {path}: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"--config {path}: expected lines `field: value`")
-    return values
+            others.append(word)
+    return others
 
 
 # --- bench's plan: flag > part of the plan > plan > default
 
 
-def _plans(argv: list[str]) -> tuple[list[BenchConfig], Path | None]:
+def _read_plan(args: list[str]) -> tuple[list[BenchConfig], Path | None]:
     """One `BenchConfig` per part of the plan that comes first among the arguments, if one does."""
-    path = Path(argv[0]) if argv and not argv[0].startswith("-") else None
+    path = Path(args[0]) if args and not args[0].startswith("-") else None
     if path is None:
-        return [tyro.cli(BenchConfig, prog="dabsmix bench", args=argv)], None
-    plan = _read_plan(path)
+        return [_read(BenchConfig, "bench", args)], None
+    plan = _read_fields(path)
     parts = plan.pop("parts", [{}])
     if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
         raise UserError(f"{path}: parts: expected a list of matrices, each with lines `field: value`")
     known = [f.name for f in fields(BenchConfig)]
-    found = []
+    switches = {f.name for f in fields(BenchConfig) if isinstance(f.default, bool)}
+    several = {f.name for f in fields(BenchConfig) if f.type.startswith("tuple")}
+    configs = []
     for part in parts:
         values = plan | part
         for name in values:
             if name not in known:
                 raise UserError(f"{path}: unknown field {name!r}{did_you_mean(name, known)}")
-        words = [word for name, value in values.items() for word in _plan_words(name, value)]
-        given = _last_given([*words, *argv[1:]])
-        found.append(tyro.cli(BenchConfig, prog=f"dabsmix bench {path}", args=given))
-    return found, path
-
-
-def _read_plan(path: Path) -> dict[str, Any]:
-    import yaml
-
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: expected lines `field: value`")
-    return values
-
-
-def _plan_words(name: str, value: Any) -> list[str]:
-    flag = name.replace("_", "-")
-    if value is None:
-        return []
-    if isinstance(value, bool):
-        return [f"--{flag}" if value else f"--no-{flag}"]
-    return [f"--{flag}", *map(str, value if isinstance(value, list) else [value])]
+        configs.append(_read(BenchConfig, "bench", _last_given([*_as_words(values, switches, several), *args[1:]])))
+    return configs, path
 
 
 def _last_given(words: list[str]) -> list[str]:
@@ -269,29 +275,24 @@ def _accelerate(precision: str = "fp32", device: str | None = None) -> Accelerat
     return accelerator
 
 
-def _pretrain(config: PretrainConfig) -> None:
-    from dataclasses import replace
-
+def _pretrain(config: PretrainConfig, seeds: tuple[int, ...]) -> None:
     from dabsmix.model.shapes import encoder_config
     from dabsmix.registry import domain
 
     for name in filter(None, (config.source.domain, config.online)):  # before torch is imported, which takes seconds
         domain(name)
     encoder_config(config.encoder)
+    if len(set(seeds)) < len(seeds):
+        raise UserError(f"--seeds {' '.join(map(str, seeds))}: each seed once")
 
     from dabsmix.verbs.pretrain import pretrain
 
-    names = getattr(config, "__hyper__", ())
-    plain = PretrainConfig(**{f.name: getattr(config, f.name) for f in fields(PretrainConfig)})
-    plain = replace(plain, hyper={name: getattr(config, name) for name in names})
-    seeds = getattr(config, "seeds", ()) or (plain.seed,)
-    if len(set(seeds)) < len(seeds):
-        raise UserError(f"--seeds {' '.join(map(str, seeds))}: each seed once")
-    accelerator = _accelerate(plain.precision, plain.device)
+    accelerator = _accelerate(config.precision, config.device)
     paths = []
     for seed in seeds:
-        named = f"{plain.name}-s{seed}" if plain.name and len(seeds) > 1 else plain.name
-        run = pretrain(replace(plain, seed=seed, name=named), accelerator=accelerator, say=_say, begin=len(seeds) > 1)
+        folder = f"{config.name}-s{seed}" if config.name and len(seeds) > 1 else config.name
+        asked = replace(config, seed=seed, name=folder)
+        run = pretrain(asked, accelerator=accelerator, say=_say, begin=len(seeds) > 1)
         accelerator.free_memory()
         paths.append(str(run.path))
         if os.environ.get("RANK", "0") == "0":

@@ -156,7 +156,7 @@ def resolve(config: PretrainConfig, domain_batch_size: int) -> tuple[PretrainCon
     if config.seed < 0:
         raise UserError(f"--seed {config.seed}: must be at least 0")
     if config.name is not None and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,149}", config.name):
-        raise UserError(f"--name {config.name}: use 1 to 150 letters, digits and . _ -, beginning with a letter")
+        raise UserError(f"--name {config.name}: use 1 to 150 letters, digits and . _ -, beginning with none of . -")
     recipe = Recipe(**values)
     if config.source.domain is not None:  # an alias is the same data
         config = replace(config, source=replace(config.source, domain=config.source.name))
@@ -176,7 +176,14 @@ NOT_IN_HASH = ("out", "data_root", "checkpoint_every", "checkpoint_minutes")
 NOT_KEPT = ("resume", "name", "device", "track")
 """Fields that are not even in ``config.yaml``: how one command is carried out, and what its folder is called."""
 
-ADDED: Mapping[str, Any] = {"group": None, "ignore": None, "online_every": None, "micro_batch": None, "init": None}
+ADDED: Mapping[str, Any] = {
+    "group": None,
+    "ignore": None,
+    "online_every": None,
+    "micro_batch": None,
+    "init": None,
+    "checkpoint_minutes": 10.0,
+}
 """Fields of `PretrainConfig` and `Source` that are younger than the hash (commit 6675b1b), each with its default.
 
 A field that has this value is left out of the hash and of ``config.yaml``, so that a run keeps the hash that it had

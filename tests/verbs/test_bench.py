@@ -39,7 +39,7 @@ def words(folder: Path, *more: str) -> list[str]:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few and short probes."""
-    monkeypatch.setattr("dabsmix.verbs.transfer.protocol", lambda name, batch_size: transferring.QUICK)
+    monkeypatch.setattr("dabsmix.verbs.transfer.protocol", lambda name, batch_size, specs: transferring.QUICK)
 
 
 @pytest.fixture
@@ -88,21 +88,21 @@ def test_a_plan_has_parts_and_flags_override_it(tmp_path: Path) -> None:
     file = tmp_path / "p.yaml"
     parts = [{"domains": ["digits"]}, {"domains": ["fsdd", "covtype"], "steps": 7}]
     file.write_text(yaml.safe_dump({"algos": ["none"], "steps": 5, "compile": True, "parts": parts}))
-    found, path = cli._plans([str(file), "--seeds", "4", "5", "--encoder=vit_small"])
+    found, path = cli._read_plan([str(file), "--seeds", "4", "5", "--encoder=vit_small"])
     assert path == file
     assert [each.domains for each in found] == [("digits",), ("fsdd", "covtype")]
     assert [(each.steps, each.seeds, each.encoder, each.compile) for each in found] == [
         (5, (4, 5), "vit_small", True),
         (7, (4, 5), "vit_small", True),
     ]
-    assert [each.steps for each in cli._plans([str(file), "--steps", "9"])[0]] == [9, 9]
+    assert [each.steps for each in cli._read_plan([str(file), "--steps", "9"])[0]] == [9, 9]
 
 
 def test_an_unknown_field_of_a_plan_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "p.yaml"
     file.write_text("domain: [digits]\n")
     with pytest.raises(UserError, match=r"unknown field 'domain' \(did you mean 'domains'"):
-        cli._plans([str(file)])
+        cli._read_plan([str(file)])
 
 
 def test_what_is_on_the_board_is_not_done_again(tmp_path: Path, filled: list[str]) -> None:
