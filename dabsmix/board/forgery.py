@@ -25,13 +25,14 @@ from dabsmix.board.record import (
     predictions_of,
     transfer_of,
     transfers,
+    yardstick_predictions,
 )
 from dabsmix.board.row import Row
 from dabsmix.config import PretrainConfig, hashes_of, started_from
 from dabsmix.errors import UserError
 from dabsmix.run import RunRecord, read_record
 from dabsmix.scoring.metrics import Metric, Undefined, metric
-from dabsmix.scoring.results import BY_CLASS, TransferRecord, default_protocol, prediction_key, probes_of
+from dabsmix.scoring.results import BY_CLASS, Result, TransferRecord, default_protocol, prediction_key, probes_of
 from dabsmix.source import Source
 
 __all__ = ["MAX_PREDICTIONS", "Compared", "check_files", "check_record", "check_row", "label_digest", "record_name"]
@@ -288,4 +289,19 @@ class Compared:
                 other = self._yardsticks.setdefault(cell, each.value)
                 if abs(other - each.value) > 0.01 * max(1.0, abs(other)):
                     found.append(f"the yardstick {name} scores {each.value:.4f}, in other records {other:.4f}")
+        for name, results in source[1].yardsticks.items():
+            found += [problem for each in results for problem in _of_yardstick(row, name, each)]
         return found
+
+
+def _of_yardstick(row: Row, name: str, result: Result) -> list[str]:
+    """Where a yardstick's kept predictions give another score than the record."""
+    try:
+        kept = yardstick_predictions(row, name, result)
+        if kept is None or result.metric != row.metric:
+            return []
+        value = float(np.mean([metric(row.metric)(scores, kept.label) for scores in kept.scores]))
+    except (UserError, IndexError, TypeError, ValueError) as error:
+        return [f"the predictions of the yardstick {name} give no {row.metric}: {error}"]
+    same = np.isclose(value, result.value, rtol=1e-4, atol=2e-6)
+    return [] if same else [f"the yardstick {name} is recorded as {result.value:.6f}, its predictions give {value:.6f}"]

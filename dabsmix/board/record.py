@@ -4,6 +4,7 @@ import hashlib
 import json
 import zipfile
 import zlib
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from dabsmix.board.row import Row, typed
 from dabsmix.errors import UserError
 from dabsmix.run import read_record
-from dabsmix.scoring.results import BY_CLASS, Result, TransferRecord, prediction_key, read_transfer
+from dabsmix.scoring.results import BY_CLASS, Result, TransferRecord, prediction_key, read_transfer, yardstick_key
 
 __all__ = [
     "Predictions",
@@ -27,6 +28,8 @@ __all__ = [
     "shares",
     "transfer_of",
     "transfers",
+    "yardstick_predictions",
+    "yardsticks_file",
 ]
 
 _OF_RUN = (
@@ -55,6 +58,11 @@ def _parsed(path: Path, modified: int, size: int) -> TransferRecord:
 def predictions_file(folder: Path, stem: str) -> Path:
     """Where the per-example predictions of a transfer result lie, if they were kept."""
     return folder / "transfer" / f"{stem}.predictions.npz"
+
+
+def yardsticks_file(folder: Path, stem: str) -> Path:
+    """Where the yardsticks' predictions of a transfer result lie, if they were kept."""
+    return folder / "transfer" / f"{stem}.yardsticks.npz"
 
 
 def config_of(folder: Path) -> dict[str, Any]:
@@ -179,22 +187,52 @@ def predictions_of(row: Row) -> Predictions | None:
         UserError: the file is damaged.
     """
     source = transfer_of(row)
-    path = None if source is None else predictions_file(row.record, source[0])
-    if source is None or path is None or not path.is_file():
+    if source is None:
+        return None
+    stem, transfer = source
+    own = _arrays(predictions_file(row.record, stem), prediction_key(row.probe, row.label_fraction), "label", "group")
+    return None if own is None else _unpacked(own, row, transfer)
+
+
+def yardstick_predictions(row: Row, name: str, result: Result) -> Predictions | None:
+    """A yardstick's predictions of the rows that this row was scored on; None where its record did not keep them.
+
+    Raises:
+        UserError: a file is damaged.
+    """
+    source = transfer_of(row)
+    if source is None:
+        return None
+    stem, transfer = source
+    key = yardstick_key(name, prediction_key(result.probe, result.label_fraction))
+    scores = _arrays(yardsticks_file(row.record, stem), key)
+    truth = _arrays(predictions_file(row.record, stem), "label", "group")
+    if scores is None or truth is None or scores[0].shape[1:2] != truth[0].shape[:1]:
+        return None
+    return _unpacked([*scores, *truth], row, transfer)
+
+
+def _arrays(path: Path, *names: str) -> list[Any] | None:
+    """Arrays of an archive in this order, None for a group that is not there; None where the file or another is not."""
+    if not path.is_file():
         return None
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            name = prediction_key(row.probe, row.label_fraction)
-            if name not in arrays or "label" not in arrays:
+            if any(name not in arrays for name in names if name != "group"):
                 return None
-            drawn, label, group = arrays[name], arrays["label"], arrays.get("group")
+            return [arrays.get(name) for name in names]
     except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"cannot read {path}: {error}") from None
-    if source[1].kind == "classes" and drawn.dtype.kind == "i":  # the predicted class alone was kept
+
+
+def _unpacked(arrays: Sequence[Any], row: Row, transfer: TransferRecord) -> Predictions | None:
+    """Scores, label and group; class numbers, which are kept where the metric reads no more, become scores again."""
+    drawn, label, group = arrays
+    if transfer.kind == "classes" and drawn.dtype.kind == "i":
         if row.metric not in BY_CLASS:
             return None  # those need scores
-        classes = max(int(drawn.max(initial=0)), int(label.max(initial=0)), len(source[1].classes) - 1) + 1
+        classes = max(int(drawn.max(initial=0)), int(label.max(initial=0)), len(transfer.classes) - 1) + 1
         if drawn.ndim != 2 or label.ndim != 1 or drawn.min(initial=0) < 0 or classes > MAX_CLASSES:
-            raise UserError(f"{path}: {name} or label holds numbers that are no classes")
+            raise UserError(f"{row.record}: the predictions of {row.task} hold numbers that are no classes")
         drawn = np.eye(classes, dtype=np.float32)[drawn]
     return Predictions(tuple(drawn), label, group)

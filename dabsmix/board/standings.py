@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 from typing import Any, Literal
 
-from dabsmix.board.record import predictions, transfer_of
+from dabsmix.board.record import predictions, transfer_of, yardstick_predictions
 from dabsmix.board.row import Row
+from dabsmix.errors import UserError
 from dabsmix.scoring.intervals import (
     ALPHA,
     MIN_GROUPS,
@@ -193,12 +194,14 @@ def _block(rows: list[Row], settings: dict[tuple[str, str, str], str]) -> Block:
     sign = 1 if scale.higher else -1
     by_entry = {key: measured(each) for key, each in _grouped(rows, _entry).items()}
     lines = [replace(_line(each), setting=settings[key]) for key, each in _grouped(rows, _entry).items()]
-    lines += _yardsticks(rows)
+    yardsticks = _yardsticks(rows)
+    of_yardstick = {line.name: found for line, found in yardsticks}
+    lines += [line for line, _ in yardsticks]
     order = ("ranked", "apart", "yardstick")
     lines.sort(key=lambda line: (order.index(line.part), -sign * line.mean, line.name, line.setting))
 
     def runs(line: Line) -> list[Measured] | None:
-        return by_entry[_entry(line.rows[0])] if line.rows else None
+        return by_entry[_entry(line.rows[0])] if line.rows else of_yardstick[line.name]
 
     lines = _gains(lines, runs)
     first = lines[0]
@@ -336,36 +339,51 @@ def _transfer(row: Row) -> TransferRecord | None:
     return None if found is None else found[1]
 
 
-def _yardsticks(rows: list[Row]) -> list[Line]:
-    """The yardsticks of a block, from the records of its rows; those that agree are one measurement."""
-    found: dict[str, dict[float, Result]] = defaultdict(dict)
+def _yardsticks(rows: list[Row]) -> list[tuple[Line, list[Measured] | None]]:
+    """The yardsticks of a block, from the records of its rows; those that agree are one measurement.
+
+    With each, its predictions reduced to what a comparison needs; None where a measurement kept none.
+    """
+    found: dict[str, dict[float, tuple[Result, Measured | None]]] = defaultdict(dict)
     for row in rows:
         record = _transfer(row)
         for kind, results in (record.yardsticks if record else {}).items():
             result = _nearest(row, results)
             if result is not None:
                 other = "" if result.probe in (row.probe, kind) else f" ({result.probe})"
-                found[YARDSTICKS.get(kind, kind) + other].setdefault(result.value, result)
+                measurements = found[YARDSTICKS.get(kind, kind) + other]
+                if measurements.get(result.value, (result, None))[1] is None:
+                    measurements[result.value] = result, _measured_yardstick(row, kind, result)
     lines = []
     for name, measurements in found.items():
-        each = list(measurements.values())
+        each = [result for result, _ in measurements.values()]
+        runs = [run for _, run in measurements.values() if run is not None]
         ends = [(result.low, result.high) for result in each]
         low, high = zip(*ends, strict=True)
         whole = None not in low + high
-        lines.append(
-            Line(
-                name,
-                "yardstick",
-                seeds=0,
-                mean=fmean(result.value for result in each),
-                std=None,
-                low=fmean(low) if whole else None,
-                high=fmean(high) if whole else None,
-                n=each[0].n,
-                groups=each[0].units if 0 < each[0].units < each[0].n else None,
-            )
+        line = Line(
+            name,
+            "yardstick",
+            seeds=0,
+            mean=fmean(result.value for result in each),
+            std=None,
+            low=fmean(low) if whole else None,
+            high=fmean(high) if whole else None,
+            n=each[0].n,
+            groups=each[0].units if 0 < each[0].units < each[0].n else None,
         )
+        lines.append((line, runs if len(runs) == len(each) else None))
     return lines
+
+
+def _measured_yardstick(row: Row, kind: str, result: Result) -> Measured | None:
+    """None where the predictions were not kept, or do not give the score."""
+    try:
+        kept = yardstick_predictions(row, kind, result)
+        found = None if kept is None else measure(metric(row.metric), kept.scores, kept.label, kept.group)
+    except (UserError, Undefined):
+        return None
+    return found if found is not None and math.isclose(found.value, result.value, abs_tol=1e-5) else None
 
 
 def _nearest(row: Row, results: Sequence[Result]) -> Result | None:
@@ -394,7 +412,7 @@ def _difference(line: Line, other: Line, runs: Callable[[Line], list[Measured] |
     """The first minus the second, and whether over the same test examples; a yardstick has no seeds."""
     ours, theirs = runs(line), runs(other)
     if ours and theirs and ours[0].rows == theirs[0].rows:
-        return compare(ours, theirs), True
+        return compare(ours, theirs, fixed=not other.rows), True
     few = any(side.rows and side.seeds < MIN_SEEDS for side in (line, other))
     one, two = _of_line(line), _of_line(other)
     if few or one is None or two is None:

@@ -138,14 +138,16 @@ def _write_record(run_dir: Path, record: Path, stems: list[str]) -> None:
     for name in ("run.json", "config.yaml"):
         _copy(run_dir / name, record / name)
     for stem in stems:
-        source, predictions = run_dir / "transfer" / f"{stem}.json", board_record.predictions_file(run_dir, stem)
+        source = run_dir / "transfer" / f"{stem}.json"
         number, kept = 1, stem
         while (target := record / "transfer" / f"{kept}.json").exists() and target.read_bytes() != source.read_bytes():
             number += 1
             kept = f"{stem}-{number}"
         _copy(source, target)
-        if predictions.exists() and predictions.stat().st_size <= MAX_PREDICTIONS:
-            _copy(predictions, board_record.predictions_file(record, kept))
+        for file in (board_record.predictions_file, board_record.yardsticks_file):
+            beside = file(run_dir, stem)
+            if beside.exists() and beside.stat().st_size <= MAX_PREDICTIONS:
+                _copy(beside, file(record, kept))
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -3,42 +3,51 @@
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
+from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 import dabsmix
 from dabsmix.data.domain import Data, Split, Task
-from dabsmix.files import cached
+from dabsmix.files import cache_folder, write
 from dabsmix.scoring.classical import Classical, classical
-from dabsmix.scoring.evaluate import choose, score, share
+from dabsmix.scoring.evaluate import Chosen, choose, score, share
 from dabsmix.scoring.heads import Features, fit_constant
+from dabsmix.scoring.logistic import LogisticGrid
 from dabsmix.scoring.metrics import metric
-from dabsmix.scoring.protocols import Protocol
-from dabsmix.scoring.results import Result
+from dabsmix.scoring.protocols import Fit, Protocol, fits, quicker, refit
+from dabsmix.scoring.results import Result, yardstick_key
 from dabsmix.scoring.selection import Selected, select
 from dabsmix.spec import Grid, Spec, Table, Tokens, describe
 
-__all__ = ["RawReader", "raw_reader", "yardsticks"]
+__all__ = ["RawReader", "Yardsticks", "raw_reader", "yardsticks"]
 
 # Numbers kept of one example: three channels of 16×16 pixels. A probe on 224×224×3 would have more weights than the
 # encoder, and would take longer than all that is compared with it.
 RAW_WIDTH = 768
 READ = 1024  # examples at a time
 
-Yardsticks = Mapping[str, tuple[Result, ...]]
-"""Results of each yardstick, by its name."""
+
+class Yardsticks(NamedTuple):
+    """Results of each yardstick, by its name, and every test example's prediction, by `results.yardstick_key`."""
+
+    results: Mapping[str, tuple[Result, ...]]
+    predictions: Mapping[str, NDArray[Any]]
 
 
 def yardsticks(data: Data, rules: Protocol, labels: tuple[str, ...], device: torch.device, width: int) -> Yardsticks:
-    """Results of each yardstick.
+    """What each yardstick scores and predicts.
 
     - ``raw``: the protocol's linear probe on the raw input, cut down to 768 numbers, see `RawReader`.
     - ``majority``: the majority class.
@@ -62,17 +71,50 @@ def yardsticks(data: Data, rules: Protocol, labels: tuple[str, ...], device: tor
     # files are divided in more than one way: higgs_transfer reads the last tenth of higgs
     rows = [hashlib.sha256(split.rows.tobytes()).hexdigest() for split in labelled.splits.values()]
     asked = json.dumps([data.fingerprint, rows, describe(data.specs), str(task), labels, rules_said])
-    found = cached("yardsticks", asked, lambda: _plain(_yardsticks(data, rules, labels, device, width)))
-    return {name: tuple(Result.from_plain(each) for each in results) for name, results in found.items()}
+    kept = cache_folder() / "yardsticks" / f"{hashlib.sha256(asked.encode()).hexdigest()[:32]}.npz"
+    found = _read_kept(kept)
+    if found is None:
+        found = _yardsticks(data, rules, labels, device, width)
+        _keep(kept, found)
+    return found
 
 
-def _plain(found: Yardsticks) -> dict[str, list[dict[str, Any]]]:
-    return {name: [asdict(each) for each in results] for name, results in found.items()}
+RESULTS = "results"  # in the archive: the results as the bytes of their JSON, beside the predictions
+
+
+def _keep(path: Path, found: Yardsticks) -> None:
+    plain = {name: [asdict(each) for each in results] for name, results in found.results.items()}
+    arrays = {RESULTS: np.frombuffer(json.dumps(plain).encode(), np.uint8), **found.predictions}
+
+    def save(temporary: Path) -> None:
+        with temporary.open("wb") as file:
+            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # its stub takes any keyword for a flag
+
+    write(path, save)
+
+
+def _read_kept(path: Path) -> Yardsticks | None:
+    """What `_keep` kept; None where there is nothing, or it is damaged."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            predictions = dict(arrays)
+        plain = json.loads(predictions.pop(RESULTS).tobytes())
+        results = {name: tuple(Result.from_plain(each) for each in found) for name, found in plain.items()}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+        return None
+    return Yardsticks(results, predictions)
 
 
 def _yardsticks(data: Data, rules: Protocol, labels: tuple[str, ...], device: torch.device, width: int) -> Yardsticks:
     labelled, task = data.require_labelled(), data.require_labelled().task
     found: dict[str, tuple[Result, ...]] = {}
+    predictions: dict[str, NDArray[Any]] = {}
+
+    def score_on_test(name: str, chosen: Chosen, test: Features) -> None:
+        results, predicted = score(chosen, test, task)
+        found[name] = (*found.get(name, ()), *results)
+        predictions.update({yardstick_key(name, key): each for key, each in predicted.items()})
+
     if task.kind == "tokens":
         train, validation, test = (_labels(split) for split in labelled.splits.values())
     else:
@@ -80,36 +122,54 @@ def _yardsticks(data: Data, rules: Protocol, labels: tuple[str, ...], device: to
         reader = raw_reader(data.specs, (data.normalise(every.batch(index)) for index in _batches(every)))
         train, validation, test = (_read_all(reader, s, data, device) for s in labelled.splits.values())
         plain = replace(rules, neighbours=(), penalties=(), pinv=False)
-        results, _ = score(choose(train, validation, task, plain, labels), test, task)
-        found["raw"] = tuple(results)
-        found |= {each.name: _of(each, data, rules, labels, device) for each in classical(data, rules, width)}
+        for label in labels:
+            score_on_test("raw", _chosen(train, validation, task, plain, label), test)
+        for each in classical(data, quicker(rules), width):
+            for chosen, read in _of(each, data, rules, labels, device):
+                score_on_test(each.name, chosen, read)
     constant = select(partial(fit_constant, task=task), [(train, validation)], metric(task.metric))
-    results, _ = score({("majority", "1"): constant}, test, task)
-    found["majority"] = tuple(results)
-    return found
+    score_on_test("majority", {("majority", "1"): constant}, test)
+    return Yardsticks(found, predictions)
 
 
 def _of(
     yardstick: Classical, data: Data, rules: Protocol, labels: tuple[str, ...], device: torch.device
-) -> tuple[Result, ...]:
-    """One result per share of the labels, of the probe that is best on validation."""
+) -> Iterator[tuple[Chosen, Features]]:
+    """For each share of the labels the probe that is best on validation, and the test features that it reads."""
     labelled, task = data.require_labelled(), data.require_labelled().task
     train, validation, test = (
         _read_all(yardstick.read, _some(s, rows), data, device)
         for s, rows in zip(labelled.splits.values(), (yardstick.rows, yardstick.rows // 4, None), strict=True)
     )
-    found = []
     for label in labels:
         asked, whole = _of_those_read(label, len(labelled.train) / len(train), task), share(label, task)
         probes = yardstick.probes if whole.get("fraction") == 1 else yardstick.few
-        chosen = choose(train, validation, task, rules, (asked,), probes=probes)
-        if len(chosen) > 1:
-            sign = 1 if metric(task.metric).higher else -1
-            best = max(chosen, key=lambda which: _validated(chosen[which], sign))
-            chosen = {best: chosen[best]}
-        (result,), _ = score(chosen, test, task)
-        found.append(replace(result, label_fraction=label))
-    return tuple(found)
+        chosen = _chosen(train, validation, task, rules, asked, probes)
+        sign = 1 if metric(task.metric).higher else -1
+        best = max(chosen, key=lambda which: _validated(chosen[which], sign))
+        yield {(best[0], label): chosen[best]}, test
+
+
+def _chosen(
+    train: Features,
+    validation: Features,
+    task: Task,
+    rules: Protocol,
+    label: str,
+    probes: Mapping[str, Fit] | None = None,
+) -> Chosen:
+    """As `choose`; with all labels, settings are compared by quick solutions and the chosen one is solved closely."""
+    if share(label, task).get("fraction") != 1 or not isinstance(rules.linear, LogisticGrid):
+        return choose(train, validation, task, rules, (label,), probes=probes)
+    found = choose(train, validation, task, quicker(rules), (label,), probes=probes)
+    fit = fits(rules, task)["linear"]
+    return {
+        (probe, part): [
+            replace(each, head=refit(rules, task, probe, fit, train, each.setting)) if probe == "linear" else each
+            for each in draws
+        ]
+        for (probe, part), draws in found.items()
+    }
 
 
 def _validated(draws: Sequence[Selected], sign: int) -> float:

@@ -161,8 +161,12 @@ def interval(metric: Metric, seeds: Sequence[Measured]) -> Interval:
     return Interval(found.value, low, high, first.n, units, len(seeds))
 
 
-def compare(first: Sequence[Measured], second: Sequence[Measured]) -> Difference:
+def compare(first: Sequence[Measured], second: Sequence[Measured], *, fixed: bool = False) -> Difference:
     """Two algorithms on the same test rows, any numbers of seeds on each side; seeds of the two are independent.
+
+    Args:
+        first, second: the seeds of each side.
+        fixed: the second takes no seed, as a yardstick does: one measurement of it is enough.
 
     Raises:
         ValueError: the test rows are not the same.
@@ -172,7 +176,7 @@ def compare(first: Sequence[Measured], second: Sequence[Measured]) -> Difference
     value = float(np.mean([run.value for run in first]) - np.mean([run.value for run in second]))
     units = len(first[0].influence)
     few_groups = first[0].share is not None and units < MIN_GROUPS
-    if few_groups or min(len(first), len(second)) < MIN_SEEDS:
+    if few_groups or len(first) < MIN_SEEDS or (len(second) < MIN_SEEDS and not fixed):
         return Difference(value)
     found = _crossed([first, second])
     limit = MAX_DEGREES * (len(first) + len(second) - 2)
@@ -182,7 +186,7 @@ def compare(first: Sequence[Measured], second: Sequence[Measured]) -> Difference
 def unpaired(first: Estimate, second: Estimate) -> Difference:
     """Two estimates as if they were of different test rows: on the same rows the interval is too wide, not too short.
 
-    For lines without kept predictions and for yardsticks. The caller sees to the number of seeds.
+    For lines without kept predictions. The caller sees to the number of seeds.
     """
     variance = first.variance + second.variance
     parts = sum(each.variance**2 / each.degrees for each in (first, second))

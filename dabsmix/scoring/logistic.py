@@ -97,13 +97,9 @@ class _Problem:
         self.several = task.kind == "multilabel"
         self.outputs = task.num_outputs
         self.target = label.double() if self.several else label.long()
-        gram = rows.new_zeros(rows.shape[1], rows.shape[1], dtype=torch.float64)
-        for chunk in torch.split(rows, ROWS):
-            x = scale(chunk).double()
-            gram += x.T @ x
-        values, vectors = torch.linalg.eigh(gram)
+        values, axes = _principal(rows, scale)
         real = values > values[-1].clamp_min(1e-300) * 1e-12  # the rest is rounding
-        self.values, self.axes = values[real] / len(rows), vectors[:, real]
+        self.values, self.axes = values[real] / len(rows), axes[:, real]
         self.rank = int(real.sum())
         whole = len(rows) <= ROWS
         self.projected = self._project(rows) if whole else None
@@ -165,3 +161,17 @@ class _Problem:
         solution = found.x.reshape(shape) * spread.cpu().numpy()
         weight = torch.from_numpy(solution).to(device)
         return self.axes @ weight[:-1], weight[-1], solution
+
+
+def _principal(rows: Tensor, scale: Scale) -> tuple[Tensor, Tensor]:
+    """Eigenvalues, ascending, ``(k,)``, and axes ``(D, k)`` of the scaled features' inner products, k = min(n, D)."""
+    if len(rows) < rows.shape[1]:  # through the smaller matrix
+        x = scale(rows).double()
+        values, left = torch.linalg.eigh(x @ x.T)
+        return values, x.T @ left / values.clamp_min(1e-300).sqrt()
+    gram = rows.new_zeros(rows.shape[1], rows.shape[1], dtype=torch.float64)
+    for chunk in torch.split(rows, ROWS):
+        x = scale(chunk).double()
+        gram += x.T @ x
+    values, axes = torch.linalg.eigh(gram)
+    return values, axes

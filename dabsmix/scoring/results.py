@@ -25,6 +25,7 @@ __all__ = [
     "prediction_key",
     "probes_of",
     "read_transfer",
+    "yardstick_key",
 ]
 
 Protocols = Literal["v2", "v1", "dabs", "imix", "finetune"]
@@ -51,6 +52,11 @@ def probes_of(protocol: str, kind: str) -> tuple[str, ...]:
 def prediction_key(probe: str, share: str) -> str:
     """The name of a result's predictions in ``TASK.predictions.npz``: ``linear@1``, ``knn@5 per class``."""
     return f"{probe}@{share.replace('/', ' per ')}"
+
+
+def yardstick_key(name: str, key: str) -> str:
+    """The name of a yardstick's predictions in ``TASK.yardsticks.npz``, ``raw linear@1``; see `prediction_key`."""
+    return f"{name} {key}"
 
 
 def in_percent(metric: str) -> bool:

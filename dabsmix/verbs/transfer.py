@@ -156,12 +156,13 @@ def _transfer_to(
         if record == before:
             say(f"{path}: scored already")
         else:
-            _write(path, record, {}, accelerator)
+            _write(path, record, {}, {}, accelerator)
         return record
     stage(f"{task}: what needs no pretraining")
     blocks = "blocks" in rules.poolings and encoder.has_tokens
     width = encoder.width * (len(encoder.blocks) if blocks else 1)  # the widest that a probe reads
-    beside |= yardsticks(data, rules, (*done, *missing), accelerator.device, width)
+    measured = yardsticks(data, rules, (*done, *missing), accelerator.device, width)
+    beside |= measured.results
 
     if name == "finetune":
         found = _score_finetuned(encoder, data, missing, accelerator)
@@ -187,7 +188,7 @@ def _transfer_to(
         notes=notes,
         asked=tuple(prediction_key(each.probe, each.label_fraction) for each in results),
     )
-    _write(path, record, kept | found.predictions, accelerator)
+    _write(path, record, kept | found.predictions, measured.predictions, accelerator)
     for note in notes:
         say(note)
     return record
@@ -254,12 +255,17 @@ def _score_finetuned(encoder: Encoder, data: Data, labels: tuple[str, ...], acce
 
 
 def _write(
-    path: Path, record: TransferRecord, predictions: Mapping[str, NDArray[Any]], accelerator: Accelerator
+    path: Path,
+    record: TransferRecord,
+    predictions: Mapping[str, NDArray[Any]],
+    of_yardsticks: Mapping[str, NDArray[Any]],
+    accelerator: Accelerator,
 ) -> None:
     """The predictions, if there are new ones, and then the record."""
     if accelerator.is_main_process:
-        if predictions:
-            write(path.with_suffix(".predictions.npz"), lambda p: _save_arrays(p, predictions))
+        for suffix, arrays in ((".predictions.npz", predictions), (".yardsticks.npz", of_yardsticks)):
+            if arrays:
+                write(path.with_suffix(suffix), partial(_save_arrays, arrays=arrays))
         write(path, lambda p: p.write_text(json.dumps(record.as_plain(), indent=1), encoding="utf-8"))
     accelerator.wait_for_everyone()
 

@@ -47,6 +47,7 @@ def write_record(
     yardsticks: dict[str, Any] | None = None,
     notes: tuple[str, ...] = (),
     units: int = 0,
+    of_yardsticks: dict[str, Any] | None = None,
 ) -> None:
     """The record behind a row, as far as a table reads it; scores: the predicted class, (draws, n)."""
     folder = row.record / "transfer"
@@ -59,6 +60,8 @@ def write_record(
     if scores is not None and label is not None:
         arrays: dict[str, Any] = {"linear@1": scores, "label": label}
         np.savez(folder / "digits-v1.predictions.npz", **arrays)
+    if of_yardsticks:
+        np.savez(folder / "digits-v1.yardsticks.npz", **of_yardsticks)
 
 
 def yardstick(value: float, **changes: Any) -> dict[str, Any]:
@@ -231,6 +234,26 @@ def test_paired_predictions_show_what_intervals_cannot(tmp_path: Path) -> None:
     assert against.paired
     assert against.shown
     assert against.difference == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize(("kept", "wrong", "best"), [(True, 100, True), (False, 100, False), (True, 99, False)])
+def test_a_yardstick_is_compared_on_the_same_examples(tmp_path: Path, kept: bool, wrong: int, best: bool) -> None:
+    """Where its predictions were kept, and give its score."""
+    label = np.arange(400) % 4
+
+    def predicted(wrong: int) -> NDArray[np.int64]:
+        return np.where(np.arange(400) < wrong, (label + 1) % 4, label)[None]
+
+    for algorithm, errors, steps in (("dmix", 80, 300), ("none", 160, 0)):
+        for seed in range(3):
+            each = row(tmp_path, 1 - (errors + seed) / 400, half=0.04, algorithm=algorithm, seed=seed, steps=steps)
+            raw = yardstick(0.75, low=0.71, high=0.79)
+            archive = {"raw linear@1": predicted(wrong)} if kept else None
+            scores = predicted(errors + seed)
+            write_record(each, scores=scores, label=label, yardsticks={"raw": [raw]}, of_yardsticks=archive)
+    rows = [row(tmp_path, 1 - (80 + seed) / 400, half=0.04, seed=seed) for seed in range(3)]
+    rows += [row(tmp_path, 1 - (160 + s) / 400, half=0.04, algorithm="none", seed=s, steps=0) for s in range(3)]
+    assert lines(rows)["dmix"].best == best
 
 
 def test_predictions_of_other_examples_are_not_paired(tmp_path: Path) -> None:

@@ -136,6 +136,12 @@ def without_a_poor_probe(board: Path) -> None:
     board.write_text("".join(line for line in lines if not (DMIX in line and ",knn,0,5/class," in line)))
 
 
+def weak_yardstick(board: Path) -> None:
+    """Predictions that would make the comparison with a yardstick easy."""
+    archive: dict[str, Any] = {"raw linear@1": np.zeros((1, 950), np.int32)}
+    np.savez(record(board) / "transfer" / "uci_har.yardsticks.npz", **archive)
+
+
 def other_config(board: Path) -> None:
     path = record(board) / "config.yaml"
     path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"lr": 0.1}))
@@ -169,6 +175,7 @@ FORGERIES: dict[str, Callable[[Path], object]] = {
     "linked folder": linked,
     "a rival's record": copied,
     "lower yardsticks": low_yardstick,
+    "predictions of a weak yardstick": weak_yardstick,
     "formula": lambda b: replace(b, ",dabsmix,", ",=1+1,"),
     "digits of Python": lambda b: replace(b, ",950,", ",9_50,"),
     "labels.json without the data": lambda b: (b.parent / "labels.json").write_text('{"a b": "c"}'),

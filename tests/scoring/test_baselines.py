@@ -15,6 +15,7 @@ from dabsmix.scoring import baselines as yardsticks
 from dabsmix.scoring.baselines import raw_reader
 from dabsmix.scoring.linear import LinearGrid
 from dabsmix.scoring.protocols import Protocol, v1
+from dabsmix.scoring.results import prediction_key, yardstick_key
 from dabsmix.spec import Grid, Table, Tokens
 
 
@@ -73,12 +74,20 @@ def test_raw_input_and_majority_class_and_a_second_look(monkeypatch: pytest.Monk
     label = np.random.default_rng(0).choice(2, size=250, p=[0.3, 0.7])
     data = labelled(Task("classes", "accuracy", ("a", "b")), label)
     rules = replace(v1(), linear=LinearGrid(rates=(0.1,), epochs=20), draws=2)
-    found = yardsticks.yardsticks(data, rules, ("1", "0.5"), torch.device("cpu"), 4)
+    found, predictions = yardsticks.yardsticks(data, rules, ("1", "0.5"), torch.device("cpu"), 4)
     assert [(each.probe, each.label_fraction) for each in found["raw"]] == [("linear", "1"), ("linear", "0.5")]
     assert found["raw"][0].value > 0.95
     assert [each.value for each in found["majority"]] == [(label[150:] == 1).mean()]
-    monkeypatch.setattr(yardsticks, "choose", lambda *_: pytest.fail("computed again"))
-    assert yardsticks.yardsticks(data, v1_like(rules), ("1", "0.5"), torch.device("cpu"), 4) == found
+    for name, results in found.items():
+        for each in results:
+            predicted = predictions[yardstick_key(name, prediction_key(each.probe, each.label_fraction))]
+            assert (predicted == label[150:]).mean() == pytest.approx(each.value)
+    monkeypatch.setattr(yardsticks, "choose", lambda *_, **__: pytest.fail("computed again"))
+    again = yardsticks.yardsticks(data, v1_like(rules), ("1", "0.5"), torch.device("cpu"), 4)
+    assert again.results == found
+    assert {name: each.tolist() for name, each in again.predictions.items()} == {
+        name: each.tolist() for name, each in predictions.items()
+    }
     splits = data.require_labelled()
     divided = replace(data, labelled=replace(splits, test=splits.test.take(np.arange(50))))  # other rows of the files
     with pytest.raises(pytest.fail.Exception, match="computed again"):
@@ -95,7 +104,7 @@ def test_tokens_have_no_raw_probe() -> None:
     x = np.zeros((250, 2), dtype=np.float32)
     train, validation, test = (Split((x,), rows, label[rows]) for rows in np.split(np.arange(250), [100, 150]))
     data = Data((Table(2),), train, Labelled(Task("tokens", "accuracy", ("a", "b")), train, validation, test), "t" * 64)
-    found = yardsticks.yardsticks(data, v1(), ("1",), torch.device("cpu"), 4)
+    found = yardsticks.yardsticks(data, v1(), ("1",), torch.device("cpu"), 4).results
     assert found.keys() == {"majority"}
     scored = label[150:][label[150:] >= 0]
     assert found["majority"][0].value == pytest.approx((scored == 1).mean())

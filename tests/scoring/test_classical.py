@@ -14,6 +14,7 @@ from torch import Tensor
 from dabsmix.data.domain import Data, Labelled, Split, Task
 from dabsmix.scoring import baselines
 from dabsmix.scoring.classical import Patches, classical, fit_boosting, fit_words, random_patches
+from dabsmix.scoring.evaluate import score
 from dabsmix.scoring.heads import Features
 from dabsmix.scoring.linear import LinearGrid
 from dabsmix.scoring.metrics import metric
@@ -92,7 +93,8 @@ def scores(data: Data) -> dict[str, float]:
     """The accuracy of each yardstick with all labels."""
     found = {}
     for each in classical(data, RULES, width=16):
-        (result,) = baselines._of(each, data, RULES, ("1",), torch.device("cpu"))
+        ((chosen, test),) = baselines._of(each, data, RULES, ("1",), torch.device("cpu"))
+        (result,), _ = score(chosen, test, TWO)
         found[each.name] = result.value
     return found
 
@@ -179,6 +181,6 @@ def test_few_labels_are_as_many_where_not_all_rows_are_read(monkeypatch: pytest.
     (each,) = (y for y in classical(data, RULES, 16) if y.name == "patches")
     fit = each.few["ridge"]
     few = type(each)(each.name, each.read, {"ridge": watched}, {"ridge": watched}, rows=100)
-    results = baselines._of(few, data, RULES, ("1", "0.1", "5/class"), torch.device("cpu"))
-    assert [each.label_fraction for each in results] == ["1", "0.1", "5/class"]
+    found = baselines._of(few, data, RULES, ("1", "0.1", "5/class"), torch.device("cpu"))
+    assert [label for chosen, _ in found for _, label in chosen] == ["1", "0.1", "5/class"]
     assert set(seen) == {100, 40, 10}

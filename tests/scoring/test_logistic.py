@@ -62,6 +62,20 @@ def test_classes_are_scikit_learns(classes: int) -> None:
             np.testing.assert_allclose(centred, other.coef_.T, atol=2e-3, rtol=2e-3)
 
 
+def test_features_that_outnumber_the_rows_are_solved_alike() -> None:
+    label = np.arange(30) % 3
+    x = np.random.default_rng(0).normal(size=(30, 50)).astype(np.float32) + 0.5 * np.eye(3, 50)[label].astype(
+        np.float32
+    )
+    heads = fit_logistic(
+        Features({"mean": torch.from_numpy(x)}, label), Task("classes", "accuracy", ("a", "b", "c")), CLOSE
+    )
+    for head, strength in zip(heads, CLOSE.strengths, strict=True):
+        expected = reference(x, label, strength).predict_proba(standardised(x))
+        found = torch.from_numpy(head.predict(Features({"mean": torch.from_numpy(x)}, label))).softmax(dim=1).numpy()
+        assert np.abs(found - expected).max() < 1e-3
+
+
 def test_several_labels_are_one_regression_each() -> None:
     x, label = drawn()
     several = (label[:, None] == np.arange(3)).astype(np.uint8)
