@@ -19,6 +19,7 @@ from dabsmix.config import (
     AuditConfig,
     BenchConfig,
     EmbedConfig,
+    ExportConfig,
     LeaderboardConfig,
     ListConfig,
     PretrainConfig,
@@ -72,6 +73,7 @@ def _run(argv: list[str]) -> None:
         "leaderboard": (LeaderboardConfig, _leaderboard),
         "bench": (BenchConfig, _bench),
         "embed": (EmbedConfig, _embed),
+        "export": (ExportConfig, _export),
         "audit": (AuditConfig, _audit),
         "quickstart": (QuickstartConfig, _quickstart),
     }
@@ -466,6 +468,12 @@ def _embed(config: EmbedConfig) -> None:
 
     _accelerate(device=config.device)
     print(embed(config, say=_say))
+
+
+def _export(config: ExportConfig) -> None:
+    from dabsmix.verbs.export import export
+
+    print(export(config, say=_say))
 
 
 def _audit(config: AuditConfig) -> None:

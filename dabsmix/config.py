@@ -28,6 +28,7 @@ __all__ = [
     "AuditConfig",
     "BenchConfig",
     "EmbedConfig",
+    "ExportConfig",
     "LeaderboardConfig",
     "ListConfig",
     "PretrainConfig",
@@ -296,6 +297,23 @@ class LeaderboardConfig:
     """Probe of the overview."""
     labels: str = "1"
     """Share of the labels of the overview."""
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """A run's encoder for others: a torch program, an ONNX graph, or a repository of the Hugging Face hub."""
+
+    to: str
+    """torch (encoder.pt2), onnx (encoder.onnx), hub (a repository's folder with a model card) or hub:ORG/NAME (also
+    uploaded)."""
+    run: Path | None = None
+    """The run's folder; without it, the newest finished run under --runs."""
+    out: Path | None = None
+    """Folder to write to [export/ in the run's folder]."""
+    licence: str | None = None
+    """Licence of the weights for the model card, as the hub names it, cc-by-4.0 say."""
+    runs: Path = Path("runs")
+    """Where to look for the newest run."""
 
 
 @dataclass(frozen=True)

@@ -51,11 +51,15 @@ def load_encoder(run: Run | str | Path) -> FeatureExtractor:
     Neither the algorithm's code nor the raw data of the run are needed.
 
     Args:
-        run: the run, or its folder.
+        run: the run, its folder, or ``"hub:ORG/NAME"`` for one that was exported to the Hugging Face hub.
 
     Raises:
         UserError: it is not a run, is unfinished, or its encoder is damaged.
     """
+    if isinstance(run, str) and run.startswith("hub:"):
+        from dabsmix.verbs.hub import downloaded
+
+        run = downloaded(run.removeprefix("hub:"))
     run = run if isinstance(run, Run) else Run(Path(run).expanduser())
     return FeatureExtractor(run.encoder(), _modality(run), run.record.data_state, lambda: _domain_normaliser(run))
 

@@ -1,0 +1,199 @@
+"""A run's encoder for others: a program of torch, an ONNX graph, or a repository of the Hugging Face hub."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import dabsmix
+from dabsmix.config import ExportConfig
+from dabsmix.data.standardise import Standardise
+from dabsmix.errors import UserError
+from dabsmix.files import write
+from dabsmix.model.encoder import Encoder
+from dabsmix.run import Run, newest_run
+from dabsmix.spec import Grid, Spec, Table, Tokens
+from dabsmix.verbs.hub import published
+
+__all__ = ["export"]
+
+TOLERANCE = 1e-4
+"""Largest difference between a feature of the exported program and the encoder's."""
+
+
+def export(config: ExportConfig, *, say: Callable[[str], None] = lambda _: None) -> str:
+    """Write a run's encoder in a format that others read, checked against the encoder itself.
+
+    ``torch`` is a `torch.export` program, ``encoder.pt2``; ``onnx`` is ``encoder.onnx``. Both take raw examples, as
+    the run's data are stored, standardise them, and give the features ``mean`` and ``cls`` of any number of examples;
+    ``encoder.json`` beside them says what goes in. ``hub`` is the folder of a repository with a model card, and
+    ``hub:ORG/NAME`` uploads it.
+
+    Returns:
+        The file, the folder, or the address of the repository.
+
+    Raises:
+        UserError: the run is unfinished; a package is missing; the hub refuses; the features differ.
+    """
+    run = Run(config.run) if config.run is not None else newest_run(config.runs, lambda r: r.finished, "finished run")
+    kind, _, repository = config.to.partition(":")
+    if kind not in ("torch", "onnx", "hub") or (repository and kind != "hub"):
+        raise UserError(f"--to {config.to}: choose torch, onnx, hub (a folder) or hub:ORG/NAME (uploaded)")
+    if kind == "onnx" and (lacking := [name for name in ("onnx", "onnxscript", "onnxruntime") if not find_spec(name)]):
+        raise UserError(f"--to onnx: {', '.join(lacking)} not installed; pip install 'dabsmix[export]'")
+    encoder = run.encoder()
+    folder = config.out or run.path / "export"
+    if kind == "hub":
+        return published(run, repository, folder / "hub", config.licence, say)
+    program = Standalone(encoder, run)
+    path = folder / ("encoder.pt2" if kind == "torch" else "encoder.onnx")
+    save, outputs = (_save_torch, _torch_outputs) if kind == "torch" else (_save_onnx, _onnx_outputs)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's exporters warn of their own insides
+        write(path, lambda to: save(program, to))
+        difference = _difference(program, lambda inputs: outputs(path, inputs))
+    if not difference <= TOLERANCE:
+        path.unlink()
+        raise UserError(f"{path}: its features differ from the encoder's by {difference:g}; report this, please")
+    description = _description(run, encoder, program, path.name, difference)
+    write(folder / "encoder.json", lambda to: to.write_text(json.dumps(description, indent=1), encoding="utf-8"))
+    say(f"checked: its features differ from the encoder's by at most {difference:.1g}")
+    return str(path)
+
+
+class Standalone(nn.Module):
+    """Raw inputs to features ``mean`` and ``cls``, each ``(B, D)``: the run's standardisation and its encoder.
+
+    Attributes:
+        standardises: whether the inputs are raw; where a run does not say how it standardises, they are to be given
+            as its domain normalises them.
+    """
+
+    def __init__(self, encoder: Encoder, run: Run) -> None:
+        super().__init__()
+        self.encoder = encoder.eval()
+        state = run.record.data_state
+        mean, std = state.get("mean"), state.get("std")
+        self.standardises = mean is not None and std is not None
+        if self.standardises:
+            (first, *_) = _examples(encoder, 1)
+            found = Standardise(_numbers(mean), _numbers(std)).by_channel(first)
+            self.mean, self.std = (nn.Buffer(torch.as_tensor(each)) for each in found)
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Every input with its examples along the first axis."""
+        if self.standardises and inputs[0].is_floating_point():
+            inputs = (inputs[0] - self.mean) / self.std, *inputs[1:]
+        pooled = self.encoder(inputs)
+        return pooled.mean, pooled.cls
+
+
+def _numbers(values: Any) -> tuple[float, ...] | float:
+    return tuple(float(value) for value in values) if isinstance(values, list | tuple) else float(values)
+
+
+# --- the two kinds of program
+
+
+def _examples(encoder: Encoder, count: int) -> tuple[Tensor, ...]:
+    """Inputs of the right shape; which ones does not matter."""
+    draws = torch.Generator().manual_seed(count)
+
+    def one(spec: Spec) -> Tensor:
+        match spec:
+            case Grid():
+                return torch.rand(count, spec.channels, *spec.size, generator=draws)
+            case Tokens():
+                return torch.randint(spec.vocab, (count, spec.length), generator=draws)
+            case Table():
+                values = torch.rand(count, spec.num_features, generator=draws)
+                sizes = torch.tensor(spec.cardinalities)
+                return torch.where(sizes > 0, (values * sizes).floor(), values)
+
+    return tuple(one(spec) for spec in encoder.specs)
+
+
+def _exported(program: Standalone) -> Any:
+    inputs = _examples(program.encoder, 2)
+    batch = torch.export.Dim("batch", min=1)
+    return torch.export.export(program, inputs, dynamic_shapes=(tuple({0: batch} for _ in inputs),))
+
+
+def _save_torch(program: Standalone, path: Path) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        kept = Path(folder) / "encoder.pt2"  # the ending that it insists on
+        torch.export.save(_exported(program), kept)
+        shutil.copyfile(kept, path)
+
+
+def _save_onnx(program: Standalone, path: Path) -> None:
+    torch.onnx.export(
+        _exported(program),
+        _examples(program.encoder, 2),
+        path,
+        dynamo=True,
+        external_data=False,
+        verbose=False,
+        input_names=_names(program),
+        output_names=["mean", "cls"],
+    )
+
+
+def _names(program: Standalone) -> list[str]:
+    specs = program.encoder.specs
+    return ["input"] if len(specs) == 1 else [f"input{place}" for place in range(len(specs))]
+
+
+def _torch_outputs(path: Path, inputs: tuple[Tensor, ...]) -> list[Tensor]:
+    with torch.no_grad():
+        return list(torch.export.load(path).module()(*inputs))
+
+
+def _onnx_outputs(path: Path, inputs: tuple[Tensor, ...]) -> list[Tensor]:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    named = {each.name: value.numpy() for each, value in zip(session.get_inputs(), inputs, strict=True)}
+    return [torch.from_numpy(each) for each in session.run(["mean", "cls"], named)]
+
+
+@torch.no_grad()
+def _difference(program: Standalone, outputs: Callable[[tuple[Tensor, ...]], list[Tensor]]) -> float:
+    """The largest one between features, of another number of examples than it was exported with."""
+    inputs = _examples(program.encoder, 5)
+    return max(
+        float((ours - theirs).abs().max()) for ours, theirs in zip(program(*inputs), outputs(inputs), strict=True)
+    )
+
+
+def _description(run: Run, encoder: Encoder, program: Standalone, file: str, difference: float) -> dict[str, Any]:
+    """What a reader of the file has to know."""
+    record = run.record
+    kinds = {"Grid": "float32", "Table": "float32", "Tokens": "int64"}
+    inputs = [
+        {"name": name, "shape": ["batch", *example.shape[1:]], "dtype": kinds[type(spec).__name__]}
+        for name, spec, example in zip(_names(program), encoder.specs, _examples(encoder, 1), strict=True)
+    ]
+    return {
+        "file": file,
+        "inputs": inputs,
+        "inputs_are": "raw, as stored" if program.standardises else f"normalised as {record.domain} is",
+        "outputs": {"mean": ["batch", encoder.width], "cls": ["batch", encoder.width]},
+        "run": record.name,
+        "data": record.domain,
+        "modality": record.modality,
+        "algorithm": record.algorithm,
+        "encoder": record.encoder,
+        "encoder_sha256": record.encoder_sha256,
+        "largest_difference": difference,
+        "dabsmix": dabsmix.__version__,
+    }
