@@ -4,17 +4,19 @@
     python scripts/simulate_evaluation.py equal > equal.md          # Gaussian, unequal seed variances
     python scripts/simulate_evaluation.py aa --domain digits > aa.md  # 90 random encoders, real probes
 
-Its output stands in docs/evaluation.md. Every table has the former estimators beside the present ones.
+Its output stands in docs/evaluation.md, each table with the commit that computed it. The tables of coverage and of real
+encoders have the former estimators beside the present ones.
 """
 
 import argparse
 from collections.abc import Callable, Sequence
-from functools import partial
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import beta, binomtest, norm, t
 
+from dabsmix.run import commit
 from dabsmix.scoring.influence import influence
 from dabsmix.scoring.intervals import Measured, compare, holm, interval, measure
 from dabsmix.scoring.metrics import Label, Metric, Scores, Undefined, metric
@@ -284,36 +286,32 @@ def aa(domain: str, share: str, pool: int, blocks: int) -> list[str]:
     return lines
 
 
-def random_encoders(domain: str, share_of_labels: str, pool: int) -> list[Measured]:
-    """`none` under many seeds, each scored on test by the ridge probe of `v1`, whose fit is closed-form and quick."""
+def random_encoders(domain: str, label: str, pool: int) -> list[Measured]:
+    """`none` under many seeds, each scored on test by the linear probe of `v2`, as transfer does it."""
     import torch
     from accelerate import Accelerator
 
     from dabsmix.model.encoder import make_encoder
-    from dabsmix.scoring.features import features
-    from dabsmix.scoring.heads import Features, fit_ridge
-    from dabsmix.scoring.protocols import v1
-    from dabsmix.scoring.selection import few_labels, select
+    from dabsmix.scoring.evaluate import choose
+    from dabsmix.scoring.features import all_poolings
+    from dabsmix.scoring.heads import Features
+    from dabsmix.scoring.protocols import v2
     from dabsmix.source import Source, load
 
     data, accelerator = load(Source(domain)), Accelerator(cpu=True)
     labelled = data.require_labelled()
-    task, accuracy = labelled.task, metric("accuracy")
+    task, accuracy, rules = labelled.task, metric("accuracy"), replace(v2(), neighbours=(), penalties=())
     found = []
     for seed in range(pool):
         torch.manual_seed(seed)
         encoder = make_encoder("tiny", data.specs)
         parts = []
-        for split in (labelled.train, labelled.validation, labelled.test):
+        for split in labelled.splits.values():
             assert split.label is not None
-            mean, cls = features(encoder, split, data.normalise, accelerator=accelerator)
-            parts.append(Features({"mean": mean, "cls": cls}, split.label, split.group))
+            read = all_poolings(encoder, split, data.normalise, accelerator=accelerator)
+            parts.append(Features(read, split.label, split.group))
         train, validation, test = parts
-        if share_of_labels == "1":
-            draws = [(train, validation)]
-        else:
-            draws = few_labels(train, validation, task, draws=20, per_class=int(share_of_labels.partition("/")[0]))
-        chosen = select(partial(fit_ridge, task=task, penalties=v1().penalties), draws, accuracy)
+        chosen = choose(train, validation, task, rules, (label,))["linear", label]
         found.append(measure(accuracy, [each.head.predict(test) for each in chosen], test.label, test.group))
     return found
 
@@ -332,7 +330,7 @@ def main() -> None:
         lines = equal(given.trials)
     else:
         lines = aa(given.domain, given.labels, given.pool, given.trials)
-    print("\n".join(lines))
+    print("\n".join([*lines, "", f"Computed at commit {commit() or 'unknown'}."]))
 
 
 if __name__ == "__main__":
