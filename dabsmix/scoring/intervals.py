@@ -8,12 +8,12 @@ random effects: another seed would move a whole row of it, another test set whol
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dabsmix.scoring.influence import influence, rarest
+from dabsmix.scoring.influence import influence, rarest, widening
 from dabsmix.scoring.metrics import Label, Metric, Scores
 
 __all__ = [
@@ -49,6 +49,7 @@ class Measured:
         share: of the test rows in each group, ``(units,)``; None where rows are independent.
         n: test rows.
         rarest: how many rows the metric rests on at least, see `influence.rarest`.
+        widening: see `influence.widening`; 1 where there are groups.
         rows: digest of the labels and groups: runs are compared unit by unit only where it is equal.
     """
 
@@ -57,6 +58,7 @@ class Measured:
     share: NDArray[np.float64] | None
     n: int
     rarest: int
+    widening: float = 1.0
     rows: str = ""
 
 
@@ -126,6 +128,7 @@ def measure(metric: Metric, draws: Sequence[Scores], label: Label, group: NDArra
         raise ValueError("no scores to average")
     value = float(np.mean([metric(scores, label) for scores in draws]))
     each = np.mean([influence(metric, scores, label) for scores in draws], axis=0) / len(label)
+    wider = 1.0 if group is not None else float(np.mean([widening(metric, scores, label) for scores in draws]))
     share, rows = None, hashlib.sha256(np.ascontiguousarray(label).tobytes())
     if group is not None:
         if len(group) != len(label):
@@ -133,7 +136,7 @@ def measure(metric: Metric, draws: Sequence[Scores], label: Label, group: NDArra
         rows.update(np.ascontiguousarray(group).tobytes())
         of_row = np.unique(group, return_inverse=True)[1]
         each, share = np.bincount(of_row, weights=each), np.bincount(of_row) / len(label)
-    return Measured(value, each, share, len(label), rarest(metric, label), rows.hexdigest())
+    return Measured(value, each, share, len(label), rarest(metric, label), wider, rows.hexdigest())
 
 
 def estimate(seeds: Sequence[Measured]) -> Estimate:
@@ -152,6 +155,7 @@ def interval(metric: Metric, seeds: Sequence[Measured]) -> Interval:
     from scipy.stats import t
 
     found, first = estimate(seeds), seeds[0]
+    found = replace(found, variance=found.variance * float(np.mean([run.widening for run in seeds])))
     units = len(first.influence)
     if first.share is not None and units < MIN_GROUPS:
         low = high = None
