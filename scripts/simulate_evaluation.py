@@ -291,7 +291,7 @@ def random_encoders(domain: str, label: str, pool: int) -> list[Measured]:
     import torch
     from accelerate import Accelerator
 
-    from dabsmix.model.encoder import make_encoder
+    from dabsmix.model.encoder import Transformer, make_encoder
     from dabsmix.scoring.evaluate import choose
     from dabsmix.scoring.features import all_poolings
     from dabsmix.scoring.heads import Features
@@ -305,6 +305,7 @@ def random_encoders(domain: str, label: str, pool: int) -> list[Measured]:
     for seed in range(pool):
         torch.manual_seed(seed)
         encoder = make_encoder("tiny", data.specs)
+        assert isinstance(encoder, Transformer)
         parts = []
         for split in labelled.splits.values():
             assert split.label is not None
