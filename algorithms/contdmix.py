@@ -1,16 +1,16 @@
 """Contdmix: d-mix and ContPred from one pass over a sequence that is mixed and then masked.
 
-Known only as "generalize d-mix by combining ContPred"; this is our reading. Of the patch-mixed tokens M with kept
-weights λ' (see dmix), ceil(rate · N) are set to zero before positions are added, and one pass H of the encoder serves
-two losses:
+Known only by the phrase "generalize d-mix by combining ContPred"; the rest is our reading. Of the patch-mixed tokens M
+with weights λ' (see dmix), ceil(rate · N) are set to zero before positions are added, and one pass H of the encoder
+serves two losses:
 
     L_dmix     = mean_i λ'_i CE(L_i, i) + (1-λ'_i) CE(L_i, r(i)),    L_ij = cos(z(H_i), z(encode(T)_j)) / τ
     L_contpred = mean over scored p of CE(S_p, p),                   S_pq = cos(W H_p, M_q) / τ'
     loss       = L_dmix + β L_contpred
 
 The target of a position is the token that M had there before masking, whichever example it came from. S are cosines,
-unlike ContPred's products: their loss starts ten times higher, so that almost nothing of d-mix's gradient is left after
-clipping (docs/comparison.md).
+not products as in ContPred: the loss of products starts ten times higher, which leaves almost nothing of d-mix's
+gradient after clipping (docs/comparison.md).
 """
 
 from typing import ClassVar, Literal
@@ -42,7 +42,7 @@ class ContDMix(Algorithm):
         rate: share of an example's tokens that are masked
         contpred_temperature: divides ContPred's products
         score: positions whose predictions count
-        normalize: cosines in ContPred's part; without it products, as ContPred alone has
+        normalize: use cosines in ContPred's part, not products as ContPred alone does
         detach_targets: stop the gradient at the tokens that are predicted
     """
 

@@ -9,7 +9,7 @@ the encoder's output, CLS aside, says for every position which token of the exam
 DABS's code takes the softmax over p for each q instead, the reverse of what it documents: ``direction="target"``. It
 scores every position (predicting an unmasked token is nearly a copy), does not normalise, and lets gradient into the
 targets T. The first two are the defaults here too; the stop-gradient sg is ours, by measurement (docs/comparison.md).
-The accuracy that is logged is always that of masked positions, over targets.
+The accuracy that is logged is always over targets, at masked positions.
 """
 
 from collections.abc import Mapping
@@ -31,7 +31,7 @@ NAMES = {"capri": "ContPred"}
 
 
 class ContPred(Algorithm):
-    """ContPred (DABS, also: capri): tells which token of the example was at each masked position.
+    """ContPred (DABS, also: capri): predicts which token of the example was at each masked position.
 
     Args:
         encoder: what is trained.
@@ -40,7 +40,7 @@ class ContPred(Algorithm):
         score: positions whose predictions count
         normalize: cosines instead of products
         detach_targets: stop the gradient at the tokens that are predicted
-        negatives: tokens told apart: of the same example, or the scored ones of the whole batch
+        negatives: the candidates: tokens of the same example, or the scored tokens of the whole batch
         direction: softmax over targets for each prediction, or the reverse (a fault of the DABS reference)
     """
 

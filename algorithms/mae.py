@@ -1,4 +1,4 @@
-"""MAE, masked reconstruction (DABS 2.0, Tamkin et al. 2022): what was there, in terms of the raw input?
+"""MAE, masked reconstruction of the raw input (DABS 2.0, Tamkin et al. 2022).
 
 Of the N real tokens of each example ceil(rate · N) are set to zero, before positions are added. From the encoder's
 output h at a masked place, the raw input there is reconstructed. For each input, the mean over masked places of
@@ -8,8 +8,8 @@ output h at a masked place, the raw input there is reconstructed. For each input
     columns      (x - w · relu(h))²          numeric
                  CE(E_j h, x)                categorical, E_j the embeddings of column j's categories
 
-and the mean over inputs. Padding and empty cells are not scored. DABS's own code runs on part of its data only (not on
-PAMAP2, Higgs, LibriSpeech); this one runs on every spec.
+and the mean over inputs. Padding and empty cells are not scored. DABS's own code runs on some of its data sets only
+(not on PAMAP2, Higgs, LibriSpeech); this one runs on every spec.
 """
 
 from typing import ClassVar
@@ -77,7 +77,7 @@ def _predictor(spec: Spec, width: int) -> nn.Module:
         case Table() if 0 in spec.cardinalities:
             return nn.Sequential(nn.ReLU(), nn.Linear(width, 1))
         case _:
-            return nn.Identity()  # ids and categories are predicted by their embeddings
+            return nn.Identity()  # ids and categories are predicted with their embeddings
 
 
 def _reconstruction(embedder: nn.Module, predictor: nn.Module, x: Tensor, hidden: Tensor, masked: Tensor) -> Tensor:
@@ -87,7 +87,9 @@ def _reconstruction(embedder: nn.Module, predictor: nn.Module, x: Tensor, hidden
             difference = embedder.patches(x) - predictor(hidden)
             return mean_over(torch.linalg.vector_norm(difference, dim=-1), masked)
         case TokenEmbed():
-            logits = F.linear(hidden[masked], embedder.table.weight)  # masked places alone: a vocabulary is large
+            logits = F.linear(
+                hidden[masked], embedder.table.weight
+            )  # at masked places only, because a vocabulary is large
             costs = F.cross_entropy(logits.float(), x[masked], reduction="none")
             return mean_over(costs, torch.ones_like(costs, dtype=torch.bool))
         case TableEmbed():

@@ -7,8 +7,9 @@ With x and x' the two views, r a random permutation of the batch and λ_i ~ Beta
     loss = mean_i λ_i CE(L_i, i) + (1-λ_i) CE(L_i, r(i))
 
 and then the keys of the batch enter the queue, first in first out. The other keys of the batch are negatives beside the
-queue, since the partner's key has to be one of the classes: the "revised MoCo". Unmixed, λ_i = 1, and MoCo v2 contrasts
-with its own key and the queue alone, L_i = cos(z(x_i), [k_i ; queue]) / τ, unless ``in_batch_negatives`` is set.
+queue, since the partner's key has to be one of the classes (the "revised MoCo"). Unmixed, λ_i = 1, and MoCo v2
+contrasts with its own key and the queue alone, L_i = cos(z(x_i), [k_i ; queue]) / τ, unless ``in_batch_negatives``
+is set.
 
 The head is i-Mix's for CIFAR: batch norm after the first layer; after both for speech and tables, none for ImageNet.
 Its batch norm has one set of statistics for anchors and another for keys.
@@ -39,9 +40,9 @@ class MoCo(Algorithm):
 
     Args:
         encoder: what is trained.
-        mixing: how two examples' tokens are mixed; other than none it needs in_batch_negatives
+        mixing: how two examples' tokens are mixed; all but none need in_batch_negatives
         alpha: λ ~ Beta(alpha, alpha); 2 for CovType in the source
-        share: one λ for each example or for the batch; operator, as the source's code: the batch for cutmix
+        share: one λ for each example or for the batch; operator: as in the source's code, the batch for cutmix only
         temperature: divides the cosine similarities; 0.2 for images, 0.5 for speech, 0.1 for tables in the source
         momentum: m of the key encoder
         queue: number of past keys; 65536 for ImageNet in the source
@@ -99,17 +100,17 @@ class MoCo(Algorithm):
         anchors = unit(self.head(mean_features(self.encoder, mixed.embedded)))
         with torch.no_grad():
             keys = unit(self.key_head(mean_features(self.key_encoder, key.own)))
-            everyone = gather(keys)
+            all_keys = gather(keys)
 
         own = own_rows(anchors)
         if self.in_batch_negatives:
-            logits = products(anchors, torch.cat([everyone, self.queue.keys])) / self.temperature
+            logits = products(anchors, torch.cat([all_keys, self.queue.keys])) / self.temperature
         else:
             past = products(anchors, self.queue.keys.clone())  # the backward pass needs them as they were
             logits = torch.cat([(anchors * keys).sum(dim=1, keepdim=True), past], dim=1) / self.temperature
             own = partner = torch.zeros_like(own)
         loss = mixed_cross_entropy(logits, own, partner, mixed.weight).mean()
-        self.queue.push(everyone)
+        self.queue.push(all_keys)
         accuracy = (logits.argmax(dim=1) == own).float().mean()
         return Loss(loss, {"accuracy": accuracy}, None)
 

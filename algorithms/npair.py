@@ -36,7 +36,7 @@ class NPair(Algorithm):
         encoder: what is trained.
         mixing: how two examples' tokens are mixed
         alpha: λ ~ Beta(alpha, alpha); 2 for CovType in the source
-        share: one λ for each example or for the batch; operator, as the source's code: the batch for cutmix
+        share: one λ for each example or for the batch; operator: as in the source's code, the batch for cutmix only
         temperature: divides the cosine similarities; 0.2 for images, 0.5 for speech, 0.1 for tables in the source
         views: how the two views of an example differ
         inputmix: auxiliary examples mixed into each view, labels untouched

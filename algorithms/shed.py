@@ -1,11 +1,12 @@
 """ShED, shuffled-embedding detection: which tokens are not where they were? (DABS, Tamkin et al. 2021)
 
 Of the N real tokens of each example max(2, ceil(rate · N)) are chosen at random and change places in a cycle, so that
-none of them stays; a linear classifier on every token of the encoder's output, CLS aside, tells moved from unmoved:
+none of them stays. A linear classifier on every token of the encoder's output, except CLS, separates moved from unmoved
+tokens:
 
     loss = mean over tokens of CE(W h_p, was p moved?)
 
-DABS moves ceil(rate · N): with at most six tokens that is one, which cannot move but is labelled as moved.
+DABS moves ceil(rate · N) tokens: for six tokens or fewer this is one, which cannot move but is labelled as moved.
 """
 
 from typing import ClassVar
@@ -24,7 +25,7 @@ __all__ = ["ShED", "shuffle"]
 
 
 class ShED(Algorithm):
-    """ShED (DABS): tells tokens that were moved within their example from those that were not.
+    """ShED (DABS): detects the tokens that were moved within their example.
 
     Args:
         encoder: what is trained.
@@ -53,16 +54,16 @@ class ShED(Algorithm):
 
         logits = self.classifier(hidden[:, 1:]).movedim(-1, 1).float()
         loss = mean_over(F.cross_entropy(logits, moved.long(), reduction="none"), real)
-        found = logits.detach().argmax(dim=1) == moved
-        metrics = {"accuracy": mean_over(found.float(), real), "recall": mean_over(found.float(), moved)}
+        hit = logits.detach().argmax(dim=1) == moved
+        metrics = {"accuracy": mean_over(hit.float(), real), "recall": mean_over(hit.float(), moved)}
         return Loss(loss, metrics, None)
 
 
 def shuffle(tokens: Tensor, count: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
-    """Moves the ``count`` ``(B,)`` tokens that come first in ``order`` ``(B, L)``, each to the next one's place.
+    """Move the ``count`` ``(B,)`` tokens that come first in ``order`` ``(B, L)``, each to the place of the next one.
 
     Returns:
-        The tokens ``(B, L, D)`` and which places have another's, bool ``(B, L)``.
+        The tokens ``(B, L, D)`` and which places hold another place's token, bool ``(B, L)``.
     """
     place = torch.arange(tokens.shape[1], device=tokens.device)
     chosen = order.argsort(dim=1)

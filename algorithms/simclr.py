@@ -35,7 +35,7 @@ class SimCLR(Algorithm):
         encoder: what is trained.
         mixing: how two examples' tokens are mixed
         alpha: λ ~ Beta(alpha, alpha)
-        share: one λ for each example or for the batch; operator, as the source's code: the batch for cutmix
+        share: one λ for each example or for the batch; operator: as in the source's code, the batch for cutmix only
         temperature: divides the cosine similarities
         views: how the two views of an example differ
         inputmix: auxiliary examples mixed into each view, labels untouched
@@ -78,7 +78,7 @@ class SimCLR(Algorithm):
         mixed = [] if self.mixing == "none" else [mixed_first.embedded, mixed_second.embedded]
         features = mean_features(self.encoder, *mixed, first.own, second.own)
         projections, own = self.head(features), own_rows(first.own.tokens)
-        anchors, keys = projections[: 2 * len(own)], projections[-2 * len(own) :]  # the same where nothing is mixed
+        anchors, keys = projections[: 2 * len(own)], projections[-2 * len(own) :]  # the same if nothing is mixed
 
         logits = two_view_similarities(anchors, keys, self.temperature)
         n = logits.shape[1] // 2

@@ -1,4 +1,4 @@
-"""SupCon (Khosla et al. 2020), and i-Mix with the SupCon objective (Lee et al. 2021, appendix A.2). They use labels.
+"""SupCon (Khosla et al. 2020), and i-Mix with the SupCon objective (Lee et al. 2021, appendix A.2). Both use labels.
 
 SimCLR with every example of the same class as a positive. Within each of the two views, with r a random permutation of
 the batch and λ_a ~ Beta(α, α), λ_a ≥ 1/2,
@@ -8,7 +8,7 @@ the batch and λ_a ~ Beta(α, α), λ_a ≥ 1/2,
     loss = mean_a λ_a CE(L_a, v_a) + (1-λ_a) CE(L_a, v_r(a))                                  2n-1 ways
 
 Unmixed, λ_a = 1 and the anchors are the keys. Mixed, the clean and the mixed batch both go through the encoder. a's own
-clean view is no column of L_a, so both labels leave it out: also v_r(a), where a is of its partner's class. An example
+clean view is not a column of L_a, so both labels leave it out, v_r(a) too if a is of its partner's class. An example
 alone in its class has its own other view as its only positive. The head is i-Mix's N-pair head.
 """
 
@@ -38,7 +38,7 @@ class SupCon(Algorithm):
         encoder: what is trained.
         mixing: how two examples' tokens are mixed
         alpha: λ ~ Beta(alpha, alpha)
-        share: one λ for each example or for the batch; operator, as the source's code: the batch for cutmix
+        share: one λ for each example or for the batch; operator: as in the source's code, the batch for cutmix only
         temperature: divides the cosine similarities
         views: how the two views of an example differ
         inputmix: auxiliary examples mixed into each view, labels untouched
@@ -82,15 +82,15 @@ class SupCon(Algorithm):
         mixed = [] if self.mixing == "none" else [mixed_first.embedded, mixed_second.embedded]
         features = mean_features(self.encoder, *mixed, first.own, second.own)
         projections, own = self.head(features), own_rows(first.own.tokens)
-        anchors, keys = projections[: 2 * len(own)], projections[-2 * len(own) :]  # the same where nothing is mixed
+        anchors, keys = projections[: 2 * len(own)], projections[-2 * len(own) :]  # the same if nothing is mixed
 
         logits = two_view_similarities(anchors, keys, self.temperature)
         label = class_of(batch)
-        everyone = gather(label)
-        itself = torch.cat([own, len(everyone) + own])
-        own_target = same_class(label.repeat(2), everyone.repeat(2), itself)
-        partners = everyone[torch.cat([partner_first, partner_second])]
-        partner_target = same_class(partners, everyone.repeat(2), itself)
+        all_labels = gather(label)
+        itself = torch.cat([own, len(all_labels) + own])
+        own_target = same_class(label.repeat(2), all_labels.repeat(2), itself)
+        partners = all_labels[torch.cat([partner_first, partner_second])]
+        partner_target = same_class(partners, all_labels.repeat(2), itself)
         weight = torch.cat([mixed_first.weight, mixed_second.weight])[:, None]
         loss = F.cross_entropy(logits, weight * own_target + (1 - weight) * partner_target)
         accuracy = own_target.gather(1, logits.argmax(dim=1, keepdim=True)).gt(0).float().mean()

@@ -16,10 +16,10 @@ __all__ = ["catalogue", "show"]
 
 
 def catalogue(what: str, root: Path) -> dict[str, list[dict[str, Any]]]:
-    """Plain values, by kind. ``files`` says that a domain's are here, under the data root, or how to obtain them."""
-    found: dict[str, list[dict[str, Any]]] = {}
+    """Plain values, by kind. ``files`` says whether a domain's files are under the data root, or how to obtain them."""
+    listed: dict[str, list[dict[str, Any]]] = {}
     if what in ("all", "domains"):
-        found["domains"] = [
+        listed["domains"] = [
             {
                 "name": card.name,
                 "modality": card.modality,
@@ -38,7 +38,7 @@ def catalogue(what: str, root: Path) -> dict[str, list[dict[str, Any]]]:
             for card in domains().values()
         ]
     if what in ("all", "algorithms"):
-        found["algorithms"] = [
+        listed["algorithms"] = [
             {
                 "name": name,
                 "summary": algorithm_summary(name),
@@ -47,8 +47,8 @@ def catalogue(what: str, root: Path) -> dict[str, list[dict[str, Any]]]:
             for name in algorithms()
         ]
     if what in ("all", "encoders"):
-        found["encoders"] = [{"name": name, **_shape(config)} for name, config in ENCODERS.items()]
-    return found
+        listed["encoders"] = [{"name": name, **_shape(config)} for name, config in ENCODERS.items()]
+    return listed
 
 
 def _obtained(card: Domain) -> str:
@@ -60,14 +60,14 @@ def _obtained(card: Domain) -> str:
 
 
 def _shape(config: AnyConfig) -> dict[str, Any]:
-    """The shape by field, and as one column where a person reads it."""
+    """The shape by field, and as one column for people."""
     fields = {name: value for name, value in asdict(config).items() if name not in ("attend_padding", "columns")}
     return {**fields, "shape": ", ".join(f"{name} {value}" for name, value in fields.items())}
 
 
 HEADERS = {"sizes": "train / test"}
 WIDE = {"licence": 3, "title": 4, "summary": 1, "shape": 1}
-"""Columns that share what the others leave of the terminal's width."""
+"""Relative widths of the columns that share what the others leave of the terminal's width."""
 
 SHOWN = {
     "domains": ("name", "modality", "sizes", "files", "licence", "title"),
@@ -76,20 +76,20 @@ SHOWN = {
 }
 
 
-def show(found: dict[str, list[dict[str, Any]]]) -> None:
-    """Print as tables; plain tab-separated lines where the output is no terminal."""
+def show(listed: dict[str, list[dict[str, Any]]]) -> None:
+    """Print as tables, or as tab-separated lines if the output is not a terminal."""
     from rich.console import Console
     from rich.table import Table
 
     console = Console()
-    for kind, rows in found.items():
+    for kind, rows in listed.items():
         if not console.is_terminal:
             for row in rows:
                 print(kind[:-1], *(row[column] for column in SHOWN[kind]), sep="\t")
             continue
         table = Table(title=kind, box=None, expand=True, title_justify="left", header_style="bold")
         for column in SHOWN[kind]:
-            # a table of 120 columns; in a wider one nothing is cut
+            # at 120 characters long texts are cut; in a wider terminal none is
             table.add_column(HEADERS.get(column, column), no_wrap=True, overflow="ellipsis", ratio=WIDE.get(column))
         for row in rows:
             table.add_row(*(str(row[column]) for column in SHOWN[kind]))

@@ -338,11 +338,11 @@ def _is_own(run: Path, task: str) -> bool:
 def _runs(config: RunsConfig) -> None:
     from dabsmix.verbs.runs import as_plain, runs, show
 
-    found = runs(config.out)
+    listed = runs(config.out)
     if config.json:
-        print(json.dumps(as_plain(found), indent=1))
+        print(json.dumps(as_plain(listed), indent=1))
     else:
-        show(found)
+        show(listed)
 
 
 def _submit(config: SubmitConfig) -> None:
@@ -372,11 +372,11 @@ def _leaderboard(config: LeaderboardConfig) -> None:
         from dabsmix.board.overview import as_plain, overviews
         from dabsmix.board.overview import text as as_text
 
-        found = overviews(rows, _modality, probe=config.probe, label_fraction=config.labels)
+        overview = overviews(rows, _modality, probe=config.probe, label_fraction=config.labels)
         if config.json:
-            print(json.dumps(as_plain(found), indent=1))
+            print(json.dumps(as_plain(overview), indent=1))
             return
-        print(as_text(found), end="")
+        print(as_text(overview), end="")
         board_table.show(rows)
         return
     published = board_table.published(config.csv.parent / "published.csv")
@@ -408,11 +408,11 @@ def _modality(name: str) -> str:
 def _list(config: ListConfig) -> None:
     from dabsmix.catalogue import catalogue, show
 
-    found = catalogue(config.what, data_root(config.data_root))
+    listed = catalogue(config.what, data_root(config.data_root))
     if config.json:
-        print(json.dumps(found, indent=1))
+        print(json.dumps(listed, indent=1))
     else:
-        show(found)
+        show(listed)
 
 
 def _bench(plans: list[BenchConfig], path: Path | None) -> None:
@@ -496,15 +496,15 @@ def _audit(config: AuditConfig) -> None:
 def _audit_cache() -> None:
     from dabsmix.data.cache import check_all
 
-    found = check_all()
-    damaged = {folder: names for folder, names in found.items() if names}
+    folders = check_all()
+    damaged = {folder: names for folder, names in folders.items() if names}
     for folder, names in damaged.items():
         print(f"{folder}: damaged: {', '.join(names)}")
     if damaged:
         raise UserError(
-            f"{len(damaged)} of {len(found)} prepared folders are damaged: they are prepared again when used"
+            f"{len(damaged)} of {len(folders)} prepared folders are damaged: they are prepared again when used"
         )
-    print(f"{len(found)} prepared folders: intact")
+    print(f"{len(folders)} prepared folders: intact")
 
 
 def _quickstart(config: QuickstartConfig) -> None:

@@ -1,6 +1,6 @@
-"""What a user can set, as frozen dataclasses. The command line is made from these; so is ``--config x.yaml``.
+"""What a user can set, as frozen dataclasses: the flags of the command line and the fields of ``--config x.yaml``.
 
-A field that is None takes its value from the protocol or the domain; `resolve` fills it in, so that a run's
+A field that is None takes its value from the protocol or the domain. `resolve` fills it in, so that a run's
 ``config.yaml`` states every value that was used.
 """
 
@@ -43,8 +43,8 @@ __all__ = [
     "started_from",
 ]
 
-# What `--protocol` decides for pretraining. dabs: Tamkin et al. 2021, conf/pretrain.yaml. 100 000 steps in both, so
-# that they compare.
+# What `--protocol` decides for pretraining. dabs: Tamkin et al. 2021, conf/pretrain.yaml. Both take 100 000 steps, so
+# that they can be compared.
 PRETRAIN_PROTOCOLS: dict[str, dict[str, Any]] = {
     "v1": dict(
         steps=100_000, lr=3e-4, weight_decay=0.01, schedule="cosine", clip=1.0, attend_padding=False, columns="own"
@@ -57,7 +57,7 @@ PRETRAIN_PROTOCOLS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class PretrainConfig:
-    """Pretrain an encoder without labels. The algorithm's own flags follow from its file; see them with --algo."""
+    """Pretrain an encoder without labels. --algo NAME --help also shows the flags of that algorithm."""
 
     source: tyro.conf.OmitArgPrefixes[Source] = field(default_factory=Source)
     algo: str = "dmix"
@@ -80,38 +80,37 @@ class PretrainConfig:
     clip: float | None = None
     """Largest gradient norm, 0 for none [v1: 1, dabs: 0]."""
     attend_padding: bool | None = None
-    """Whether padding takes part in attention and pooling [v1: no, dabs: yes]."""
+    """Whether padding is attended to and pooled [v1: no, dabs: yes]."""
     columns: Literal["own", "shared"] | None = None
-    """Numeric table columns: weights of their own, or one Linear shared by all [v1: own, dabs: shared]."""
+    """Embedding of numeric table columns: weights for each, or one Linear for all [v1: own, dabs: shared]."""
     seed: int = 0
     """Seed of weights, batches, partners, masks and dropout."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """Arithmetic of the encoder; weights and losses are fp32 either way."""
+    """Precision of the encoder's arithmetic; weights and losses are always fp32."""
     compile: bool = False
-    """torch.compile the transformer's blocks."""
+    """Apply torch.compile to the transformer's blocks."""
     online: str | None = None
-    """Another labelled data set of the same input for the online probe to learn from and to score [the labels of what
-    is pretrained on, where there are any]."""
+    """Another labelled data set with the same input, for the online probe [the pretraining data]."""
     online_every: int | None = None
-    """Steps between two updates of the online probe, each from an encoder pass of its own without gradient [v1: 10,
+    """Steps between updates of the online probe, each of which takes a separate encoder pass without gradient [v1: 10,
     dabs: 1]."""
     micro_batch: int | None = None
-    """Examples of each process whose activations are held at a time; the loss still sees the whole batch, at the price
-    of computing activations twice [all of them]. Draws of dropout differ."""
+    """Examples per process whose activations are held at a time [all of them]. The loss still sees the whole batch, but
+    activations are computed twice, and the draws of dropout differ."""
     evaluate_every: int | None = None
-    """Steps between two scores of the online probe on the validation split [a tenth of the steps]."""
+    """Steps between evaluations of the online probe on the validation split [a tenth of the steps]."""
     checkpoint_every: int | None = None
-    """Steps between two checkpoints [a tenth of the steps, at most 5000]."""
+    """Steps between checkpoints [a tenth of the steps, at most 5000]."""
     checkpoint_minutes: float = 10.0
-    """A checkpoint also whenever this much time has gone by since the last one."""
+    """Also write a checkpoint when this much time has passed since the last one."""
     resume: bool = False
-    """Continue the newest unfinished run of this very configuration under --out."""
+    """Continue the newest unfinished run of the same configuration under --out."""
     out: Path = Path("runs")
     """Folder in which the run's folder is made."""
     name: str | None = None
     """Name of the run's folder [DATA-ALGO-sSEED]; with --seeds, -sSEED is added."""
     device: str | None = None
-    """Where to compute: cpu, cuda, cuda:1, mps [what Accelerate finds]."""
+    """Device to compute on: cpu, cuda, cuda:1, mps [the one that Accelerate finds]."""
     track: Literal["tensorboard", "wandb", "mlflow"] | None = None
     """Also send what metrics.jsonl holds to a tracker (needs `pip install dabsmix[track]`)."""
     hyper: Annotated[Mapping[str, Any], tyro.conf.Suppress] = field(default_factory=dict)
@@ -119,7 +118,7 @@ class PretrainConfig:
 
 @dataclass(frozen=True)
 class Recipe:
-    """The numbers of a training, every one of them filled in; fields as in `PretrainConfig`."""
+    """The settings of a training run, all filled in; fields as in `PretrainConfig`."""
 
     steps: int
     batch_size: int
@@ -172,10 +171,10 @@ def resolve(config: PretrainConfig, domain_batch_size: int) -> tuple[PretrainCon
 
 
 NOT_IN_HASH = ("out", "data_root", "checkpoint_every", "checkpoint_minutes")
-"""Fields that change no number: where a run is written and read from, and whether it was interrupted."""
+"""Fields that change no number: where data and runs are, and when checkpoints are written."""
 
 NOT_KEPT = ("resume", "name", "device", "track")
-"""Fields that are not even in ``config.yaml``: how one command is carried out, and what its folder is called."""
+"""Fields that ``config.yaml`` does not hold either: how one command is carried out, and the name of its folder."""
 
 ADDED: Mapping[str, Any] = {
     "group": None,
@@ -188,30 +187,30 @@ ADDED: Mapping[str, Any] = {
 """Fields of `PretrainConfig` and `Source` that are younger than the hash (commit 6675b1b), each with its default.
 
 A field that has this value is left out of the hash and of ``config.yaml``, so that a run keeps the hash that it had
-before the field existed. An algorithm's hyperparameters are treated alike: see ``Algorithm.added``.
+before the field existed. The same holds for an algorithm's hyperparameters: see ``Algorithm.added``.
 """
 
 
 def started_from(init: str | None) -> dict[str, str]:
-    """What a run's hyperparameters say of --init: the run or model by name, without the folder that it lies in."""
+    """How a run's hyperparameters record --init: the name of the run or model, without its folder."""
     return {} if init is None else {"init": Path(init).name}
 
 
 def config_hash(config: PretrainConfig) -> str:
-    """12 hex digits that two configurations share exactly if they ask for the same numbers.
+    """12 hex digits, equal for two configurations exactly if they ask for the same numbers.
 
     Raises:
         UserError: the file of options cannot be read.
     """
     values = as_plain(config)
     values["options"] = read_options(config.source.options)
-    if revision := config.source.revision:  # of the data: the same name, other examples
+    if revision := config.source.revision:  # of the data: the same name, but other examples
         values["revision"] = revision
     return _hash(values)
 
 
 def hashes_of(values: Mapping[str, Any]) -> set[str]:
-    """The hashes that a run with this ``config.yaml``, without a file of options, may have: its data may be revised."""
+    """The possible hashes of a run with this ``config.yaml`` and no file of options, one per revision of its data."""
     plain = {**values, "options": read_options(None)}
     try:
         revisions = domain(values["domain"]).revisions.values() if values.get("domain") else ()
@@ -226,9 +225,9 @@ def _hash(values: Mapping[str, Any]) -> str:
 
 
 def as_plain(config: PretrainConfig) -> dict[str, Any]:
-    """Plain YAML values, the algorithm's hyperparameters among the other fields, as ``--config`` reads them.
+    """Plain YAML values as ``--config`` reads them, with the algorithm's hyperparameters among the fields.
 
-    The paths of a user's own data are absolute, so that they are found from any folder.
+    The paths of a user's own data are absolute, so that they are valid in any folder.
     """
     values = asdict(config)
     source, hyper = values.pop("source"), values.pop("hyper")
@@ -260,7 +259,7 @@ class TransferConfig:
     out: Path = Path("runs")
     """Where to look for the newest run."""
     device: str | None = None
-    """Where to compute: cpu, cuda, cuda:1, mps [what Accelerate finds]."""
+    """Device to compute on: cpu, cuda, cuda:1, mps [the one that Accelerate finds]."""
     json: bool = False
     """Print the results as JSON."""
 
@@ -353,7 +352,7 @@ class EmbedConfig:
     on_bad: Literal["error", "skip"] = "error"
     """What to do with unreadable examples; skipped ones are counted and listed, and get no row."""
     device: str | None = None
-    """Where to compute: cpu, cuda, cuda:1, mps [what Accelerate finds]."""
+    """Device to compute on: cpu, cuda, cuda:1, mps [the one that Accelerate finds]."""
 
 
 @dataclass(frozen=True)

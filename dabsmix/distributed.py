@@ -1,6 +1,6 @@
-"""The global batch on one process or many: which rows are ours, and the rows of the other processes.
+"""The global batch on one process or many: which rows belong to this process, and how it gets the others.
 
-Local batches are equally long on every process. Global row ``rank * b + i`` is example i of process ``rank``. Every
+Local batches have the same length on every process. Global row ``rank * b + i`` is example i of process ``rank``. Every
 process's loss is the mean over its own examples and DDP averages the gradients, so together they follow the mean over
 the global batch: what these functions send back is a plain sum over processes, scaled by nothing.
 """
@@ -21,7 +21,7 @@ def rank() -> int:
 
 
 def world_size() -> int:
-    """How many processes share the batch."""
+    """The number of processes that share the batch."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
@@ -31,9 +31,9 @@ def local(rows: Tensor) -> Tensor:
 
 
 def to_device(drawn: NDArray[Any], device: torch.device) -> Tensor:
-    """Draws made on the CPU, on the device, without waiting for the work that is queued there.
+    """Copy draws made on the CPU to the device without waiting for the work that is queued there.
 
-    A plain copy from memory that is not pinned waits for all of it.
+    A plain copy from memory that is not pinned would wait for all of it.
     """
     rows = torch.from_numpy(drawn)
     return rows.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else rows.to(device)
@@ -45,21 +45,21 @@ def own_rows(examples: Tensor) -> Tensor:
 
 
 def gather(rows: Tensor) -> Tensor:
-    """Every process's rows in order of rank, ``(b, ...)`` to ``(n, ...)``, without gradient."""
+    """The rows of all processes in order of rank, ``(b, ...)`` to ``(n, ...)``, without gradient."""
     if world_size() == 1:
         return rows.detach()
-    everyone = rows.new_empty(world_size() * rows.shape[0], *rows.shape[1:])
-    dist.all_gather_into_tensor(everyone, rows.detach().contiguous())
-    return everyone
+    gathered = rows.new_empty(world_size() * rows.shape[0], *rows.shape[1:])
+    dist.all_gather_into_tensor(gathered, rows.detach().contiguous())
+    return gathered
 
 
 def gather_with_grad(rows: Tensor) -> Tensor:
-    """As `gather`, and each process's rows receive the gradient that all processes have for them."""
+    """As `gather`, but each process's rows receive the sum of the gradients that the processes have for them."""
     return rows if world_size() == 1 else _Gather.apply(rows)  # type: ignore[no-untyped-call]  # autograd is untyped
 
 
 def all_sum(x: Tensor) -> Tensor:
-    """The sum of ``x`` over processes; every process's ``x`` receives the gradient that all processes have for it."""
+    """The sum of ``x`` over processes; ``x`` receives the sum of the gradients that the processes have for it."""
     return x if world_size() == 1 else _AllSum.apply(x)  # type: ignore[no-untyped-call]  # autograd is untyped
 
 

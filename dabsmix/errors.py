@@ -9,7 +9,7 @@ __all__ = ["UserError", "did_you_mean"]
 class UserError(ValueError):
     """Something that the user can fix: the message states the value, the place and the remedy.
 
-    The command line prints it on standard error and exits with status 2. Every other exception is a fault of ours
+    The command line prints it on standard error and exits with status 2. Every other exception is a bug in dabsmix
     and keeps its traceback.
     """
 

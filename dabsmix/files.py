@@ -18,7 +18,7 @@ __all__ = ["cache_folder", "cached", "data_root", "is_temporary", "parsed", "sha
 
 
 def write(path: Path, save: Callable[[Path], object]) -> None:
-    """Have ``save`` write a temporary sibling, then put it in place of ``path`` in one step.
+    """Let ``save`` write a temporary file beside ``path``, then replace ``path`` with it in one step.
 
     Raises:
         UserError: the folder cannot be written, or the disk is full; nothing is left behind.
@@ -42,12 +42,12 @@ def write(path: Path, save: Callable[[Path], object]) -> None:
 
 
 def is_temporary(name: str) -> bool:
-    """Whether a file of this name is one that `write` makes on the way, and leaves behind only when it is killed."""
+    """Whether a file of this name is a temporary file of `write`, which is left behind only when `write` is killed."""
     return re.fullmatch(r"\..+\.[a-z0-9_]{8}", name) is not None
 
 
 def unwritable(path: Path, error: OSError) -> UserError:
-    """What a user is told when a file cannot be written."""
+    """The error for a file that cannot be written."""
     reason = error.strerror or str(error)
     return UserError(f"cannot write {path}: {reason}; free some space there or choose another folder")
 
@@ -80,13 +80,13 @@ def cache_folder() -> Path:
 
 
 def cached(kind: str, key: str, compute: Callable[[], Any], *, keep: bool = True) -> Any:
-    """JSON values that cost much and are the same for the same key: from the cache folder, else computed and kept.
+    """JSON values that are expensive and depend on the key alone: read from the cache, or computed and stored there.
 
     Args:
         kind: the folder in the cache.
         key: states everything that the values depend on.
-        compute: gives the values.
-        keep: whether this process writes them; of several one does.
+        compute: returns the values.
+        keep: whether this process stores them; one of several processes does.
     """
     path = cache_folder() / kind / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
     try:
@@ -105,8 +105,8 @@ def parsed(kind: type[T], values: Any) -> T:
     """A dataclass from JSON values: unknown entries are ignored, missing ones get the field's default.
 
     Raises:
-        ValueError: the values are not an object, lack an entry without default, or have one of another type than
-            its field, where that is a plain one.
+        ValueError: the values are not an object, an entry without a default is missing, or an entry does not have the
+            plain type of its field.
     """
     if not isinstance(values, Mapping):
         raise ValueError(f"expected a JSON object, found a {type(values).__name__}")
@@ -126,7 +126,7 @@ _PLAIN |= {"Mapping": (dict,), "tuple": (list, tuple)}
 
 
 def _is_a(value: object, annotation: Any) -> bool:
-    """Whether a JSON value has a field's type, as far as its outermost name says."""
+    """Whether a JSON value has a field's type; only the outermost type is checked."""
     names = [name.strip().partition("[")[0] for name in str(annotation).split(" | ")]
     kinds = {kind for name in names for kind in _PLAIN.get(name, (object,) if name != "None" else (type(None),))}
     return object in kinds or type(value) in kinds

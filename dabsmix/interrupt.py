@@ -1,4 +1,4 @@
-"""Being asked to stop: a training saves its state, and its process exits with a status that says "resume me"."""
+"""Requests to stop: training saves its state, and the process exits with a status that says "resume me"."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from typing import Any
 __all__ = ["RESUME_ME", "Interrupted", "Stop", "stop_on_signals"]
 
 RESUME_ME = 75
-"""Exit status of an interrupted training: EX_TEMPFAIL of sysexits.h. torchrun and accelerate turn it into 1."""
+"""Exit status of interrupted training: EX_TEMPFAIL of sysexits.h. torchrun and accelerate turn it into 1."""
 
 SIGNALS = ("SIGTERM", "SIGHUP", "SIGUSR1", "SIGINT")
-SAME = 1.0  # seconds: a launcher passes on the SIGINT that the terminal has sent to its workers already
+SAME = 1.0  # seconds: a launcher passes on a SIGINT that the terminal has already sent to its workers
 
 
 class Interrupted(Exception):
-    """A training was asked to stop, and has saved its state; the message says where."""
+    """Training was asked to stop and has saved its state; the message says where."""
 
 
 class Stop:
@@ -31,7 +31,7 @@ class Stop:
         self._first = 0.0
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        """As a signal handler. A second SIGINT ends the process at once."""
+        """Handle a signal. A second SIGINT ends the process at once."""
         now = time.monotonic()
         if self.asked and number == signal.SIGINT and now - self._first > SAME:
             raise KeyboardInterrupt
@@ -42,7 +42,7 @@ class Stop:
 
 @contextmanager
 def stop_on_signals() -> Iterator[Stop]:
-    """Notice signals instead of ending. In any thread but the main one, which alone may, none is noticed."""
+    """Record signals instead of ending the process, if this is the main thread: only that can set handlers."""
     stop = Stop()
     before: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():

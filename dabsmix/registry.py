@@ -1,4 +1,4 @@
-"""Finding algorithms and domains: the file system is the registry, entry points and ``module:Class`` reach outside."""
+"""Finding algorithms and domains: files of ours, entry points of other packages, and ``module:Class``."""
 
 from __future__ import annotations
 
@@ -57,23 +57,23 @@ def algorithms() -> list[str]:
 
 
 def canonical_algorithm(name: str) -> str:
-    """The name under which an algorithm is recorded and hashed: an alias becomes the name of its file."""
+    """The name under which an algorithm is recorded and hashed: that of its file for an alias."""
     module, cls = _ours().get(name, (name, ""))
     return module if _is_named(cls, module) else name
 
 
 @cache
 def _ours() -> dict[str, tuple[str, str]]:
-    """Of each name of an algorithm of ours, the file and the class: the file's own name and those in its ``NAMES``."""
-    found: dict[str, tuple[str, str]] = {}
+    """The file and the class of each of our algorithms, by name: the file's own name and those in its ``NAMES``."""
+    classes_by_name: dict[str, tuple[str, str]] = {}
     for stem in _stems(dabsmix.algorithms):
         module = _Source.of(f"dabsmix.algorithms.{stem}")
         assert module is not None
         classes = {stem: stem.replace("_", "")} | module.constant("NAMES", {})
         for name, cls in classes.items():
-            _refuse_twice([name], found, "algorithm")
-            found[name] = (stem, cls)
-    return found
+            _refuse_twice([name], classes_by_name, "algorithm")
+            classes_by_name[name] = (stem, cls)
+    return classes_by_name
 
 
 def _is_named(cls: str, name: str) -> bool:
@@ -81,7 +81,7 @@ def _is_named(cls: str, name: str) -> bool:
 
 
 def _module_and_class(name: str) -> tuple[str, str]:
-    """Where an algorithm lives: its module, and the name of its class in any case."""
+    """The module of an algorithm, and the name of its class in any case."""
     if ":" in name:
         module, _, cls = name.partition(":")
         return module, cls
@@ -94,13 +94,13 @@ def _module_and_class(name: str) -> tuple[str, str]:
     known = algorithms()
     raise UserError(
         f"unknown algorithm {name!r}{did_you_mean(name, [*known, *_ours()])}; there are: {', '.join(known)}; "
-        "your own is --algo my_package.my_module:MyClass"
+        "for your own write --algo my_package.my_module:MyClass"
     )
 
 
 @dataclass(frozen=True)
 class _Source:
-    """A module's source, parsed and not run."""
+    """A module's source, parsed but not run."""
 
     module: str
     path: str
@@ -108,7 +108,7 @@ class _Source:
 
     @classmethod
     def of(cls, module: str) -> _Source | None:
-        """The module of this name, or None where there is none."""
+        """The source of this module, or None if there is no such module."""
         try:
             spec = importlib.util.find_spec(module)
         except ModuleNotFoundError:
@@ -123,7 +123,7 @@ class _Source:
         return next((node for node in classes if _is_named(node.name, name)), None)
 
     def constant(self, name: str, default: Any) -> Any:
-        """The literal value of a module's name."""
+        """The literal value that the module assigns to a name."""
         return _constant(self.tree.body, name, default, self.path)
 
     def import_of(self, name: str) -> tuple[str, str] | None:
@@ -158,32 +158,32 @@ def _constant(body: list[ast.stmt], name: str, default: Any, where: str) -> Any:
 
 
 def _lineage(name: str) -> list[tuple[ast.ClassDef, _Source]]:
-    """An algorithm's class and its base classes, as far as they are imported by name, read from their sources."""
+    """An algorithm's class and those of its base classes that are imported by name, read from their sources."""
     module, cls = _module_and_class(name)
     if module == "__main__":
         raise UserError(f"{name}: flags are read from a file, so an algorithm needs one of its own, as my_file:{cls}")
     if ":" in name and os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # a file in the folder where one works; a console script does not look there
+        sys.path.append(os.getcwd())  # for a file in the working folder, where a console script does not look
     source = _Source.of(module)
     if source is None:
         raise UserError(
             f"--algo {name}: no module {module!r} in this folder or among the installed packages; "
-            f"start where {module.partition('.')[0]} lies, or install its package"
+            f"start in the folder that holds {module.partition('.')[0]}, or install its package"
         )
     node = source.find_class(cls)
     if node is None:
-        raise UserError(f"{source.path}: no class {cls!r} (upper and lower case do not matter) in it")
+        raise UserError(f"{source.path}: it has no class {cls!r} (in any case)")
     lineage = [(node, source)]
     while node.bases and isinstance(base := node.bases[0], ast.Name):
-        found = source.find_class(base.id)
-        if found is None and (place := source.import_of(base.id)) is not None:
+        base_class = source.find_class(base.id)
+        if base_class is None and (place := source.import_of(base.id)) is not None:
             module, cls = place
             if module.partition(".")[0] == "torch" or (other := _Source.of(module)) is None:
                 break
-            source, found = other, other.find_class(cls)
-        if found is None or found is node:
+            source, base_class = other, other.find_class(cls)
+        if base_class is None or base_class is node:
             break
-        node = found
+        node = base_class
         lineage.append((node, source))
     return lineage
 
@@ -192,8 +192,8 @@ def algorithm_class(name: str) -> type[Algorithm]:
     """The class behind a name; imports torch.
 
     Raises:
-        UserError: there is no such algorithm, its class is not an algorithm, or it has hyperparameters that its source
-            does not state.
+        UserError: there is no such algorithm, its class is not an `Algorithm`, or it has hyperparameters that cannot be
+            read from its source.
     """
     from dabsmix.pretext.algorithm import Algorithm
 
@@ -212,15 +212,15 @@ def algorithm_class(name: str) -> type[Algorithm]:
 
 
 def _keywords(cls: type) -> set[str]:
-    """The keywords that a class's constructors take, up to the first that passes none on to its base class."""
-    found: set[str] = set()
+    """The keywords of a class's constructors, up to the first that does not pass keywords on to its base class."""
+    keywords: set[str] = set()
     for each in cls.__mro__:
         if "__init__" in vars(each):
             parameters = inspect.signature(vars(each)["__init__"]).parameters.values()
-            found |= {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
+            keywords |= {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
             if not any(p.kind is p.VAR_KEYWORD for p in parameters):
                 break
-    return found
+    return keywords
 
 
 def algorithm_summary(name: str) -> str:
@@ -242,7 +242,7 @@ class Flag:
 def algorithm_flags(name: str) -> list[Flag]:
     """The hyperparameters of an algorithm, read from its source without importing torch.
 
-    They are the keywords of its constructor and, where this takes ``**others``, of its base class's.
+    They are the keywords of its constructor and, if this takes ``**others``, those of its base class.
 
     Raises:
         UserError: the algorithm is unknown, or a keyword has no plain type or no literal default.
@@ -274,12 +274,12 @@ def algorithm_flags(name: str) -> list[Flag]:
 
 
 def algorithm_dabs(name: str) -> dict[str, Any]:
-    """What ``--protocol dabs`` sets for an algorithm: its class attribute ``dabs``, read without importing torch."""
+    """The hyperparameters that ``--protocol dabs`` sets: the class attribute ``dabs``, read without importing torch."""
     return dict(_class_constant(name, "dabs", {}))
 
 
 def algorithm_added(name: str) -> tuple[str, ...]:
-    """The hyperparameters in an algorithm's class attribute ``added``, read without importing torch."""
+    """The hyperparameters in the class attribute ``added``, read without importing torch."""
     return tuple(_class_constant(name, "added", ()))
 
 
@@ -306,7 +306,7 @@ def _plain_type(annotation: ast.expr) -> Any:
 
 def _args_section(doc: str) -> dict[str, str]:
     """``name: text`` pairs of a docstring's Args section."""
-    found: dict[str, str] = {}
+    texts: dict[str, str] = {}
     inside, key = False, ""
     for line in doc.splitlines():
         if line.strip() == "Args:":
@@ -315,10 +315,10 @@ def _args_section(doc: str) -> dict[str, str]:
             inside = False
         elif inside and line.startswith("    ") and not line.startswith("     ") and ":" in line:
             key, _, text = line.strip().partition(":")
-            found[key] = text.strip()
+            texts[key] = text.strip()
         elif inside and key and line.strip():
-            found[key] += " " + line.strip()
-    return found
+            texts[key] += " " + line.strip()
+    return texts
 
 
 # --- domains
@@ -330,26 +330,26 @@ def domains() -> dict[str, Domain]:
 
     An entry point names a module with ``DOMAINS``, or that tuple itself.
     """
-    found: dict[str, Domain] = {}
+    cards: dict[str, Domain] = {}
     for stem in _stems(dabsmix.domains):
         for each in importlib.import_module(f"dabsmix.domains.{stem}").DOMAINS:
-            _refuse_twice([each.name], found, "domain")
-            found[each.name] = each
+            _refuse_twice([each.name], cards, "domain")
+            cards[each.name] = each
     for point in _entry_points("dabsmix.domains").values():
         loaded = point.load()
         for each in getattr(loaded, "DOMAINS", loaded):
-            _refuse_twice([each.name], found, "domain")
-            found[each.name] = each
-    return dict(sorted(found.items()))
+            _refuse_twice([each.name], cards, "domain")
+            cards[each.name] = each
+    return dict(sorted(cards.items()))
 
 
 def domain(name: str) -> Domain:
-    """The domain of this name, or of which this is an alias.
+    """The domain with this name or alias.
 
     Raises:
         UserError: there is none.
     """
-    if name in _stems(dabsmix.domains):  # the usual case: no other file need be imported
+    if name in _stems(dabsmix.domains):  # the usual case: no other file has to be imported
         for each in importlib.import_module(f"dabsmix.domains.{name}").DOMAINS:
             if each.name == name:
                 return cast("Domain", each)

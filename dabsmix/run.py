@@ -1,7 +1,7 @@
-"""A run's folder: what was asked for, what was done, how it went, and the encoder that came of it.
+"""A run's folder: its configuration, its record, its metrics and the encoder that it produced.
 
 ``config.yaml``, ``run.json``, ``metrics.jsonl``, ``encoder.safetensors``, ``checkpoints/``, ``transfer/``. Every file
-appears whole or not at all.
+is written completely or not at all.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ LOCK = ".lock"
 
 
 def commit() -> str:
-    """The commit of the source this runs from, ``+dirty`` where files differ from it; empty where there is none."""
+    """The commit of the source code, with ``+dirty`` if files differ from it; empty if there is none."""
 
     def git(*words: str) -> str:
         here = Path(__file__).resolve().parent
@@ -54,24 +54,24 @@ def commit() -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
-    """What a run says about itself: what ``run.json`` holds.
+    """The record of a run: the contents of ``run.json``.
 
     Attributes:
-        status: ``running``, ``interrupted`` (by a signal: it waits to be resumed), ``failed`` or ``finished``.
-        domain: what the data are called; ``own_data`` is their modality where they are a user's own files.
-        modality: of the data, of whatever source; empty in runs that did not write it.
+        status: ``running``, ``interrupted`` (by a signal; it can be resumed), ``failed`` or ``finished``.
+        domain: the name of the data; ``own_data`` is their modality if they are a user's own files.
+        modality: that of the data, whatever their source; empty in runs that did not record it.
         algorithm, hyper: its name and hyperparameters; ``views`` and ``uses_labels`` say what it was given.
-        encoder, parameters: its name and number of weights.
-        protocol, seed, steps, batch_size, online: as in the configuration; 0 steps where nothing is trained.
+        encoder, parameters: the encoder's name and its number of weights.
+        protocol, seed, steps, batch_size, online: as in the configuration; 0 steps if nothing is trained.
         config_hash: of the configuration.
         data_fingerprint, data_state, notes: see `domain.Data`.
-        version, commit, torch, device, processes: what computed it, or began to.
-        parts: the same of each time that it was resumed, and after which step.
+        version, commit, torch, device, processes: what computed the run, or its first part.
+        parts: the same for each time that the run was resumed, and after which step.
         failure: what stopped a failed run, in one line.
         created: when, ISO 8601 in UTC.
-        name: the folder's.
-        seconds: wall time of the training; None before its end.
-        encoder_sha256: digest of the encoder's file; empty before the end.
+        name: the name of the folder.
+        seconds: wall time of the training; None until it is finished.
+        encoder_sha256: digest of the encoder's file; empty until the run is finished.
         metrics: the last line of metrics.
     """
 
@@ -109,7 +109,7 @@ class RunRecord:
 
 
 def read_record(folder: Path) -> RunRecord:
-    """What the run of this folder says about itself; entries that are unknown are ignored.
+    """The record of the run in this folder; unknown entries are ignored.
 
     Raises:
         UserError: there is no ``run.json``, or it is damaged.
@@ -118,7 +118,7 @@ def read_record(folder: Path) -> RunRecord:
 
 
 def _read_plain(folder: Path) -> dict[str, Any]:
-    """What ``run.json`` holds, checked, with the entries that this version does not know."""
+    """The contents of ``run.json``, checked, including the entries that this version does not know."""
     path = folder / "run.json"
     if not path.is_file():
         raise UserError(f"{folder} is not a run: it holds no run.json; name the folder that `dabsmix pretrain` printed")
@@ -136,7 +136,7 @@ class Run:
 
     Attributes:
         path: the folder.
-        record: what its ``run.json`` holds.
+        record: the contents of its ``run.json``.
 
     Raises:
         UserError: the folder is not a run, or its ``run.json`` is damaged.
@@ -149,7 +149,7 @@ class Run:
 
     @classmethod
     def create(cls, out: Path, name: str, config: Mapping[str, Any], record: RunRecord) -> Run:
-        """A new folder ``out/name``, or ``out/name-2``, ... where that is taken.
+        """Create a run in a new folder ``out/name``, or ``out/name-2``, ... if that exists.
 
         Raises:
             UserError: ``out`` is a file, or cannot be written.
@@ -185,13 +185,13 @@ class Run:
         return self.record.status == "finished"
 
     def encoder(self, specs: tuple[Spec, ...] | None = None) -> Encoder:
-        """The encoder that the run ended with, in eval mode.
+        """The encoder at the end of the run, in eval mode.
 
         Args:
-            specs: the inputs that it must take; None for whatever it was made for.
+            specs: the inputs that it must accept; None for those that it was made for.
 
         Raises:
-            UserError: the run is unfinished, or its file is damaged, another one, or made for other inputs.
+            UserError: the run is unfinished; or its file is damaged, is not the run's, or was made for other inputs.
         """
         from dabsmix.model.checkpoint import load_encoder
 
@@ -199,7 +199,7 @@ class Run:
             raise UserError(f"{self.path} is unfinished: continue it with `dabsmix pretrain --resume`")
         return load_encoder(self.encoder_file(), specs)
 
-    # metrics.jsonl: one object a line
+    # metrics.jsonl: one object per line
 
     def log(self, line: Mapping[str, Any]) -> None:
         """Append one line of metrics.
@@ -215,7 +215,7 @@ class Run:
             raise unwritable(path, error) from error
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Every line of metrics, without a last one that was torn.
+        """Every line of metrics, except an incomplete last one.
 
         Raises:
             UserError: another line is damaged.
@@ -225,27 +225,27 @@ class Run:
             lines = path.read_bytes().split(b"\n") if path.exists() else [b""]
         except OSError as error:
             raise UserError(f"cannot read {path}: {error.strerror}") from error
-        found = []
-        for number, line in enumerate(lines[:-1], 1):  # what follows the last newline is torn, or nothing
+        metrics = []
+        for number, line in enumerate(lines[:-1], 1):  # what follows the last newline is incomplete, or empty
             try:
                 values = json.loads(line)
-                found.append(values | {"step": int(values["step"])})
+                metrics.append(values | {"step": int(values["step"])})
             except (ValueError, KeyError, TypeError, RecursionError) as error:
                 raise UserError(f"{path}, line {number} is damaged: delete {self.path}, and pretrain again") from error
-        return found
+        return metrics
 
     def cut_metrics(self, step: int) -> None:
-        """Drop the lines of steps after ``step``: they will be written again. A torn last line goes too."""
-        kept = [json.dumps(line) + "\n" for line in self.metrics() if line["step"] <= step]
-        write(self.path / "metrics.jsonl", lambda p: p.write_text("".join(kept), encoding="utf-8"))
+        """Drop the lines of steps after ``step``, which will be written again, and an incomplete last line."""
+        earlier = [json.dumps(line) + "\n" for line in self.metrics() if line["step"] <= step]
+        write(self.path / "metrics.jsonl", lambda p: p.write_text("".join(earlier), encoding="utf-8"))
 
     # one process at a time
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the run's folder, and delete what writes that were killed left in it.
+        """Hold the lock on the run's folder, and delete the temporary files that killed processes left in it.
 
-        The system lets go of it when the process ends, however it ends.
+        The system releases the lock when the process ends, however it ends.
 
         Raises:
             UserError: another process holds it.
@@ -286,17 +286,17 @@ class Run:
         except (OSError, NotImplementedError):
             return False
 
-    # checkpoints: everything that training needs to go on
+    # checkpoints: everything that training needs to continue
 
     def save_checkpoint(self, step: int, state: Mapping[str, Any]) -> None:
-        """Write the state after ``step`` steps, and its digest; the newest two are kept."""
+        """Write the state after ``step`` steps and its digest; keep the newest two checkpoints."""
         import torch
 
         file = io.BytesIO()  # torch.save reports a full disk as a RuntimeError of its own
         torch.save(dict(state), file)
         path = self.path / "checkpoints" / f"{step:09d}.pt"
         line = f"{hashlib.sha256(file.getbuffer()).hexdigest()}  {path.name}\n"
-        _digest_file(path).unlink(missing_ok=True)  # of a damaged one that this one replaces
+        _digest_file(path).unlink(missing_ok=True)  # that of a damaged checkpoint which this one replaces
         write(path, lambda p: p.write_bytes(file.getbuffer()))
         write(_digest_file(path), lambda p: p.write_text(line, encoding="utf-8"))
         for old in self._checkpoints()[:-KEPT_CHECKPOINTS]:
@@ -304,22 +304,24 @@ class Run:
             _digest_file(old).unlink(missing_ok=True)
 
     def load_checkpoint(self, say: Callable[[str], None] = lambda _: None) -> dict[str, Any] | None:
-        """The newest intact checkpoint, None where there is none yet. Only tensors and plain values are admitted.
+        """The newest intact checkpoint, or None if there is none yet. Only tensors and plain values are loaded.
 
         Args:
-            say: told which newer ones are damaged.
+            say: called with a sentence for each newer one that is damaged.
 
         Raises:
             UserError: all of them are damaged.
         """
-        found = self._checkpoints()
-        for path in reversed(found):
+        checkpoints = self._checkpoints()
+        for path in reversed(checkpoints):
             try:
                 return _read_checkpoint(path)
             except ValueError as error:
-                say(f"{path} is damaged ({error}): training goes on from the checkpoint before it")
-        if found:
-            raise UserError(f"every checkpoint in {found[0].parent} is damaged: delete that folder to begin at step 0")
+                say(f"{path} is damaged ({error}): training continues from the checkpoint before it")
+        if checkpoints:
+            raise UserError(
+                f"every checkpoint in {checkpoints[0].parent} is damaged: delete that folder to start at step 0"
+            )
         return None
 
     def _checkpoints(self) -> list[Path]:
@@ -328,18 +330,18 @@ class Run:
     # the encoder
 
     def encoder_file(self) -> Path:
-        """The encoder's file, once its bytes are those that the run ended with.
+        """The encoder's file, after a check that its bytes are those that the run wrote.
 
         Raises:
-            UserError: it is missing, or has changed.
+            UserError: the file is missing or has changed.
         """
         path = self.path / "encoder.safetensors"
         try:
-            found = sha256(path)
+            digest = sha256(path)
         except OSError as error:
             raise UserError(f"cannot read {path}: {error.strerror}; pretrain again or name another run") from error
-        if found != self.record.encoder_sha256:
-            raise UserError(f"{path} is not the encoder that this run ended with: put that one back, or pretrain again")
+        if digest != self.record.encoder_sha256:
+            raise UserError(f"{path} is not the encoder that this run ended with: restore it, or pretrain again")
         return path
 
 
@@ -348,54 +350,50 @@ def _digest_file(checkpoint: Path) -> Path:
 
 
 def _read_checkpoint(path: Path) -> dict[str, Any]:
-    """ValueError says what is wrong with it."""
+    """The state in a checkpoint; a ValueError says what is wrong with the file."""
     import torch
 
     try:
         if _digest_file(path).exists():
             if sha256(path) != _digest_file(path).read_text(encoding="utf-8").split(maxsplit=1)[0]:
                 raise ValueError("its bytes are not those that were written")
-        else:  # from before there were digests; torch itself checks none of the sums that its zip file holds
+        else:  # written before there were digests; torch itself does not verify the checksums in its zip file
             with zipfile.ZipFile(path) as zipped:
                 if zipped.testzip() is not None:
                     raise ValueError("its bytes are not those that were written")
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except ValueError:
         raise
-    except Exception as error:  # what torch, pickle and zipfile raise at damaged bytes is not a closed list
+    except Exception as error:  # torch, pickle and zipfile raise many kinds of exceptions on damaged bytes
         raise ValueError(f"cannot be read: {type(error).__name__}") from error
     if not isinstance(state, dict) or state.get("step") != int(path.stem):
-        raise ValueError("its step is not the one that its name states")
+        raise ValueError("its step is not the one in its name")
     return state
 
 
 def readable_runs(out: Path) -> list[Run]:
-    """The runs under ``out``, but for those whose ``run.json`` is damaged: they are no reason to stop the others."""
-    found = []
+    """The runs under ``out``, except those whose ``run.json`` is damaged, which must not stop the others."""
+    runs = []
     for path in sorted(out.glob("*/run.json")):
         with suppress(UserError):
-            found.append(Run(path.parent))
-    return found
+            runs.append(Run(path.parent))
+    return runs
 
 
-def newest_run(out: Path, wanted: Callable[[Run], bool], description: str) -> Run:
-    """The newest run under ``out`` for which ``wanted`` holds.
+def newest_run(out: Path, condition: Callable[[Run], bool], description: str) -> Run:
+    """The newest run under ``out`` for which ``condition`` holds.
 
     Raises:
         UserError: there is none.
     """
-    runs = [run for run in readable_runs(out) if wanted(run)]
-    found = sorted(runs, key=lambda run: (run.record.created, run.path.name))
-    if not found:
+    runs = [run for run in readable_runs(out) if condition(run)]
+    if not runs:
         raise UserError(f"no {description} under {out}: name another --out, or start with `dabsmix pretrain`")
-    return found[-1]
-
-
-# --- the encoder's file: weights, and in its header all that is needed to build the module again
+    return max(runs, key=lambda run: (run.record.created, run.path.name))
 
 
 def device_name(device: torch.device) -> str:
-    """The hardware that numbers were measured on."""
+    """The name of the hardware of a device."""
     if device.type == "cuda":
         import torch
 

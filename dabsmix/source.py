@@ -32,12 +32,12 @@ HUB = "hf:"
 """How ``--data`` names a data set of the Hugging Face hub, or a folder that `datasets` saved."""
 
 FLAGS = ("path", "label", "on_bad", "root")
-"""What a reader takes from the command line; its other keywords are options."""
+"""Keywords that a reader gets from the command line; its other keywords are options."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """Which examples are asked for: a named domain's, or those in files of the user's own."""
+    """Which examples to read: those of a named domain, or those in the user's own files."""
 
     domain: str | None = None
     """Data set (see: dabsmix list domains)."""
@@ -50,19 +50,19 @@ class Source:
     options: Path | None = None
     """YAML with further options for reading your own data (README, "Your own data")."""
     group: str | None = None
-    """Column of your own data that says which examples belong together; as the option of that name."""
+    """Column of your own data that says which examples belong together; same as the option of that name."""
     ignore: str | None = None
-    """Columns of your own table to leave out, comma separated; as the option of that name."""
+    """Columns of your own table to leave out, comma separated; same as the option of that name."""
     on_bad: Literal["error", "skip"] = "error"
     """What to do with unreadable examples of your own data; skipped ones are counted and listed."""
     protocol: Literal["v1", "dabs"] = "v1"
-    """v1: ours. dabs: as the DABS reference does, faults included, to compare with its published numbers."""
+    """v1: ours. dabs: as the DABS reference does, including its faults, to compare with its published numbers."""
     data_root: Path | None = None
-    """Where raw data lie [$DABSMIX_DATA, else the user's cache folder]."""
+    """Folder of the raw data [$DABSMIX_DATA, else the user's cache folder]."""
 
     @property
     def name(self) -> str:
-        """What a run's folder and its record call the data: the domain's name, or the file's or folder's own."""
+        """The name of the data in a run's folder and record: the domain's, or that of the file or folder."""
         if self.domain is not None:
             return domain(self.domain).name
         if self.data is None:
@@ -76,11 +76,11 @@ class Source:
 
     @property
     def revision(self) -> int:
-        """How often the examples of a named domain have changed under this protocol; 0 for a user's own data."""
+        """How many times the examples of a named domain have changed under this protocol; 0 for a user's own data."""
         return 0 if self.domain is None else domain(self.domain).revisions.get(self.protocol, 0)
 
     def check(self) -> None:
-        """Refuse what names no data, or more than one.
+        """Refuse a source that names no data, or names two.
 
         Raises:
             UserError: neither or both of --domain and --data are given, --data lacks its modality, or a flag for
@@ -104,10 +104,10 @@ class Source:
 
 
 def load(source: Source) -> Data:
-    """The data that a source asks for; a named domain's are fetched first where they are missing and can be fetched.
+    """The data of a source; those of a named domain are fetched first if they are missing and can be fetched.
 
-    The fingerprint of a user's own data covers the label and the options too: with others, the same files are other
-    data.
+    The fingerprint of a user's own data covers the label and the options too: other options make other data of the
+    same files.
 
     Raises:
         UserError: see `Source.name`; unknown domain; missing or damaged files; an unknown option.
@@ -122,7 +122,7 @@ def load(source: Source) -> Data:
                 f"--protocol dabs: DABS has no {card.name}, it has this data set at another size: name {card.dabs}"
             )
         named = card.load(ensure(card, data_root(source.data_root)), source.protocol)
-        if revision := card.revisions.get(source.protocol):  # the same files, other examples
+        if revision := card.revisions.get(source.protocol):  # the same files, but other examples
             named = replace(named, fingerprint=digest([named.fingerprint, f"revision {revision}"]))
         return replace(named, source=source)
 
@@ -132,10 +132,10 @@ def load(source: Source) -> Data:
     if _is_packed(source):
         from dabsmix.modalities.packed import unpacked
 
-        found = unpacked(path, source.modality, options)
-        beside = {name: value for name, value in found.options.items() if source.label or name != "labels"}
-        path, notes, options = found.path, found.notes, beside | options
-        source = replace(source, modality=cast(Modality, found.modality))
+        inside = unpacked(path, source.modality, options)
+        beside = {name: value for name, value in inside.options.items() if source.label or name != "labels"}
+        path, notes, options = inside.path, inside.notes, beside | options
+        source = replace(source, modality=cast(Modality, inside.modality))
     elif not path.exists():
         raise UserError(f"--data {source.data}: no such file or folder")
     own = importlib.import_module(f"dabsmix.modalities.{source.modality}").own
@@ -163,24 +163,24 @@ def absolute(path: Path) -> Path:
 
 
 def _root(own: Callable[..., Data], source: Source) -> dict[str, Path]:
-    """For readers that look for a tokenizer."""
+    """The data root, for readers that look for a tokenizer there."""
     return {"root": data_root(source.data_root)} if "root" in inspect.signature(own).parameters else {}
 
 
 def batch_size(source: Source) -> int:
-    """Examples a step where nothing else is asked for: as the domain's source trains; ours for a user's own data."""
+    """The default batch size: that of the domain's source; ours for a user's own data."""
     from dabsmix.data.domain import BATCH_SIZE
 
     return BATCH_SIZE if source.domain is None else domain(source.domain).batch_size
 
 
 def modality_of(source: Source) -> str:
-    """What the examples are: the domain's modality, or what a user says of their own."""
+    """The modality of the examples: the domain's, or the one that a user states for their own data."""
     return source.modality or ("" if source.domain is None else domain(source.domain).modality)
 
 
 def read_options(path: Path | None) -> dict[str, Any]:
-    """What ``--options`` names, by option; nothing without it.
+    """The options in the file that ``--options`` names; none without it.
 
     Raises:
         UserError: the file is missing, or not YAML of lines ``name: value``.
@@ -226,7 +226,7 @@ def _is_a(value: object, kind: Any) -> bool:
 def ensure(domain: Domain, root: Path) -> Path:
     """The folder of a domain's raw files, fetched when it is missing and can be fetched.
 
-    What lies there is taken as it is, subsets included, unless an earlier download of ours was interrupted.
+    Files that are there are used as they are, even if they are a subset, unless an earlier download was interrupted.
 
     Raises:
         UserError: the files are missing and cannot be fetched, or the data root cannot be written.
@@ -236,15 +236,17 @@ def ensure(domain: Domain, root: Path) -> Path:
     folder = root / domain.folder
     if not domain.folder:
         return root  # embedded
-    # what lies elsewhere, a tokenizer, other domains fetch too: it says nothing of this one
+    # files elsewhere, such as a tokenizer, are fetched by other domains too and say nothing about this one
     own = [each for each in domain.downloads if each.is_archive or PurePath(each.file).is_relative_to(domain.folder)]
-    if (found := domain.present(root)) and not interrupted(own, root):
-        return found
+    if (present := domain.present(root)) and not interrupted(own, root):
+        return present
     if not domain.downloads:
         how = domain.manual or "obtain the files from their source"
-        raise UserError(f"{domain.name}: {folder} is missing; {how}; other places: --data-root or $DABSMIX_DATA")
+        raise UserError(
+            f"{domain.name}: {folder} is missing; {how}; set --data-root or $DABSMIX_DATA if they are elsewhere"
+        )
     fetch_all(domain.downloads, root)
     if not folder.exists():
         files = ", ".join(each.file for each in domain.downloads)
-        raise UserError(f"{domain.name}: {files} did not bring {folder}; {domain.manual or 'report this, please'}")
+        raise UserError(f"{domain.name}: {files} did not provide {folder}; {domain.manual or 'please report this'}")
     return folder

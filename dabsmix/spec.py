@@ -37,12 +37,12 @@ class Grid:
 
     @property
     def num_tokens(self) -> int:
-        """Patches in all."""
+        """The total number of patches."""
         return math.prod(self.shape)
 
     @property
     def patch_dim(self) -> int:
-        """Numbers in one patch, channels included."""
+        """The number of values in one patch, over all channels."""
         return self.channels * math.prod(self.patch)
 
 
@@ -50,8 +50,8 @@ class Grid:
 class Table:
     """One row of a table: one token per column.
 
-    A batch is float32 ``(B, num_features)``. ``cardinalities[j]`` is 0 where column j is numeric and else the number
-    of its categories; a category is given by its code 0, 1, ... An empty cell is NaN and has a learned token.
+    A batch is float32 ``(B, num_features)``. ``cardinalities[j]`` is 0 if column j is numeric, else the number
+    of its categories; a category is given by its code 0, 1, ... An empty cell is NaN and gets a learned token.
     """
 
     num_features: int
@@ -68,7 +68,7 @@ class Table:
 
     @property
     def num_tokens(self) -> int:
-        """Columns."""
+        """The number of columns."""
         return self.num_features
 
 
@@ -76,8 +76,8 @@ class Table:
 class Tokens:
     """A sequence of token ids: text, or any string over an alphabet.
 
-    A batch is int64 ``(B, length)`` with ids below ``vocab``; ``pad`` is the id that fills short sequences, None
-    where every sequence is full.
+    A batch is int64 ``(B, length)`` with ids below ``vocab``; ``pad`` is the id that fills short sequences, or None
+    if every sequence is full.
     """
 
     length: int
@@ -90,7 +90,7 @@ class Tokens:
 
     @property
     def num_tokens(self) -> int:
-        """Positions, padding included."""
+        """The number of positions, padding included."""
         return self.length
 
 

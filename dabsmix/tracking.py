@@ -40,16 +40,16 @@ def tracker(kind: str | None, run: Path, config: Mapping[str, Any]) -> Iterator[
 
     match kind:
         case "tensorboard":
-            found = TensorBoardTracker("tensorboard", run)
+            accelerate_tracker = TensorBoardTracker("tensorboard", run)
         case "wandb":
-            found = WandBTracker("dabsmix", name=run.name)
+            accelerate_tracker = WandBTracker("dabsmix", name=run.name)
         case _:
-            found = MLflowTracker("dabsmix", run_name=run.name)
-    found.start()
+            accelerate_tracker = MLflowTracker("dabsmix", run_name=run.name)
+    accelerate_tracker.start()
     try:
-        found.store_init_configuration(
+        accelerate_tracker.store_init_configuration(
             {k: v if isinstance(v, int | float | bool) else str(v) for k, v in config.items()}
         )
-        yield lambda values, step: found.log(dict(values), step=step)
+        yield lambda values, step: accelerate_tracker.log(dict(values), step=step)
     finally:
-        found.finish()
+        accelerate_tracker.finish()

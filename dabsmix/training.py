@@ -1,4 +1,4 @@
-"""What every training here shares, of encoders and of whole networks: devices and the rate of a step."""
+"""What all training shares, of encoders and of whole networks: the device and the learning rate of a step."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def _choose(name: str) -> None:
 
 
 def learning_rate(step: int, steps: int, peak: float, schedule: str) -> float:
-    """The rate of a step: constant, or linear warm-up over the first 5 % and cosine to 0 over the rest."""
+    """The learning rate of a step: constant, or linear warm-up over the first 5 % and cosine to 0 over the rest."""
     if schedule == "constant":
         return peak
     warmup = max(1, round(WARMUP * steps))

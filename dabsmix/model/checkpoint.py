@@ -1,4 +1,4 @@
-"""The encoder's file: weights as safetensors, and in its header all that is needed to build the module again."""
+"""The encoder's file: weights as safetensors, with a header that says how to build the module."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _config_from_json(value: Mapping[str, Any]) -> AnyConfig:
 
 
 def save_encoder(path: Path, encoder: Encoder, name: str) -> None:
-    """Weights as safetensors; the header carries the encoder's name, shape and specs."""
+    """Write the weights as safetensors; the header holds the encoder's name, shape and specs."""
     kind = {} if encoder.has_tokens else {"kind": type(encoder.config).__name__}
     header = {
         "encoder": name,
@@ -45,7 +45,7 @@ def save_encoder(path: Path, encoder: Encoder, name: str) -> None:
         "specs": [_spec_to_json(spec) for spec in encoder.specs],
     }
     state = {key: value.detach().cpu().contiguous() for key, value in encoder.state_dict().items()}
-    # One entry only: safetensors orders several at random, and equal encoders are to be equal files.
+    # One entry only: safetensors writes several in random order, but equal encoders must give equal files.
     content = save(state, metadata={"dabsmix": json.dumps(header)})
     write(path, lambda p: p.write_bytes(content))
 
@@ -55,11 +55,11 @@ def load_encoder(path: Path, specs: tuple[Spec, ...] | None = None) -> Encoder:
 
     Args:
         path: an ``encoder.safetensors``.
-        specs: the inputs that it must take; None for whatever it was made for.
+        specs: the inputs that it must accept; None for those that it was made for.
 
     Raises:
-        UserError: the file is missing, damaged or not ours, its weights do not fit the encoder that it names (the
-            keys are listed), or it was made for other inputs.
+        UserError: the file is missing, damaged or not ours; its weights do not fit the encoder that it names (the
+            message lists the keys); or it was made for other inputs.
     """
     try:
         with safe_open(str(path), framework="pt") as file:

@@ -43,10 +43,10 @@ def timm_name(name: str) -> str:
     known = timm.list_models(pretrained=True)
     if name not in known and name.partition(".")[0] not in {each.partition(".")[0] for each in known}:
         raise UserError(f"--init {TIMM}{name}: timm has no pretrained model of this name{did_you_mean(name, known)}")
-    found = timm.get_pretrained_cfg(name)
-    if found is None:
+    config = timm.get_pretrained_cfg(name)
+    if config is None:
         raise UserError(f"--init {TIMM}{name}: timm has no such weights{did_you_mean(name, known)}")
-    return f"{found.architecture}.{found.tag}" if found.tag else str(found.architecture)
+    return f"{config.architecture}.{config.tag}" if config.tag else str(config.architecture)
 
 
 def timm_weights(name: str) -> dict[str, Tensor]:
@@ -68,7 +68,7 @@ def timm_weights(name: str) -> dict[str, Tensor]:
     state = dict(model.state_dict())
     try:
         patch = state.pop("patch_embed.proj.weight")
-        found = {
+        renamed = {
             "cls": state.pop("cls_token"),
             "positions": state.pop("pos_embed"),
             "embedders.0.linear.weight": rearrange(patch, "d c h w -> d (h w c)"),
@@ -76,4 +76,4 @@ def timm_weights(name: str) -> dict[str, Tensor]:
         }
     except KeyError as error:
         raise UserError(f"--init {TIMM}{name}: not a plain vision transformer (it has no {error})") from error
-    return found | state
+    return renamed | state

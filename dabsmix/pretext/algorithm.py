@@ -1,12 +1,12 @@
-"""What a pretraining algorithm is to the harness.
+"""The contract of a pretraining algorithm.
 
-An algorithm file (``algorithms/NAME.py``) holds a public subclass of `Algorithm` whose name is the file's without
-underscores, in any case. Its constructor's keywords are its hyperparameters and its flags on the command line: they
-are read from the source without running it, so each has a plain type and a literal default. A subclass that takes
+An algorithm file (``algorithms/NAME.py``) holds a public subclass of `Algorithm` with the name of the file, without
+underscores and in any case. Its constructor's keywords are its hyperparameters and its flags on the command line: they
+are read from the source without running it, so each needs a plain type and a literal default. A subclass that takes
 ``**others`` for its base class, or has no constructor, inherits the base's flags.
 
-The file may give further names, ``NAMES = {"imix_npair": "IMixNPair", "capri": "ContPred"}``: a subclass with defaults
-of its own is a preset, and a second name of the file's class is an alias.
+The file may declare further names, ``NAMES = {"imix_npair": "IMixNPair", "capri": "ContPred"}``: a subclass with
+defaults of its own is a preset, and a second name of the file's class is an alias.
 """
 
 from collections.abc import Mapping
@@ -22,12 +22,12 @@ __all__ = ["Algorithm", "Loss", "check_fit", "check_positive", "check_share"]
 
 
 class Loss(NamedTuple):
-    """What one step computes.
+    """The result of one step.
 
     Attributes:
         value: the scalar to minimise: the mean over this process's examples.
         metrics: scalars to log, detached.
-        features: not read any more; algorithm files written for an older version still give it.
+        features: no longer read; algorithm files written for an older version still pass it.
     """
 
     value: Tensor
@@ -38,30 +38,30 @@ class Loss(NamedTuple):
 class Algorithm(nn.Module):
     """An encoder and whatever is trained beside it: heads, momentum copies and queues, all of it in ``state_dict``.
 
-    It knows no loader, no optimizer, no device and no file. ``forward`` is a pure function of the weights, buffers and
-    batch (and torch's own generator, for dropout): whatever it draws, it draws from ``batch.seed``.
+    It knows no loader, no optimizer, no device and no file. ``forward`` is a pure function of the weights, the buffers
+    and the batch (and of torch's own generator, for dropout): all its random draws follow from ``batch.seed``.
     """
 
     num_views: ClassVar[int] = 1
-    """Views per example that it can use: with ``views="augment"`` the batch carries this many."""
+    """Views per example that the algorithm can use: with ``views="augment"`` the batch carries this many."""
     needs_labels: ClassVar[bool] = False
-    """Whether the batch must carry labels. Marked so in every table; refused on unlabelled data."""
+    """Whether the batch must carry labels. Every table marks such algorithms; unlabelled data are refused."""
     min_batch: ClassVar[int] = 2
-    """The fewest examples (over all processes) that the loss is defined for, and why in `fit_reason`."""
+    """The fewest examples, over all processes, for which the loss is defined; `fit_reason` says why."""
     needs_tokens: ClassVar[bool] = True
     """Whether the encoder must have tokens. False says that the loss reads pooled features alone, and mixes by the
     operators of ``mixing``, so that an encoder without tokens will do: it mixes raw inputs."""
     min_tokens: ClassVar[int] = 1
-    """The fewest tokens per example that the loss is defined for."""
+    """The fewest tokens per example for which the loss is defined."""
     fit_reason: ClassVar[str] = "an example is told apart from the others of its batch"
-    """Completes the refusal of too small a batch or sequence."""
+    """The end of the message that refuses a batch or sequence that is too small."""
     trains: ClassVar[bool] = True
-    """False: there is nothing to optimise, and the run is written at step 0."""
+    """False if there is nothing to optimise; the run is then written at step 0."""
     dabs: ClassVar[Mapping[str, object]] = {}
-    """The hyperparameters that ``--protocol dabs`` sets, the reference's faults included."""
+    """The hyperparameters that ``--protocol dabs`` sets, including the reference's faults."""
     added: ClassVar[tuple[str, ...]] = ()
-    """Hyperparameters that are younger than the algorithm's first runs. They are recorded, and hashed, only where they
-    differ from their defaults, so that the earlier runs keep their hash."""
+    """Hyperparameters that are younger than the algorithm's first runs. They are recorded and hashed only where they
+    differ from their defaults, so that earlier runs keep their hash."""
     views: str = "identical"
     """How views differ: ``identical``, ``noise``, ``mask`` or ``augment``; see `views.two_views`."""
 
@@ -83,7 +83,7 @@ class Algorithm(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} has no training step")
 
     def after_step(self, progress: float) -> None:
-        """Called after the optimizer's step with the share of training done, in (0, 1]: momentum copies move here."""
+        """Called after each optimizer step, to update momentum copies. ``progress``: the share of steps, in (0, 1]."""
 
 
 def check_fit(algorithm: Algorithm, batch_size: int, num_tokens: int) -> None:

@@ -1,4 +1,4 @@
-"""Telling instances, or positions, apart: projection heads, logits over all processes, and losses on them.
+"""Contrasts between instances or between positions: projection heads, logits over all processes, and losses.
 
 b examples on this process, n in the global batch, P dimensions of a projection, L tokens, D width.
 """
@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 
-# --- projection heads: from pooled features to the space in which instances are told apart
+# --- projection heads: from pooled features to the space in which instances are compared
 
 HeadNorm = Literal["none", "first", "both"]
 
@@ -62,30 +62,30 @@ def mlp_head(width: int, hidden: int, norm: HeadNorm) -> nn.Module:
 
 
 def unit(x: Tensor) -> Tensor:
-    """Rows of length 1, at least float32. A row of zeros stays as it is."""
-    # a floor well below any real length, but not so low that the gradient of a collapsed batch explodes
+    """Rows scaled to length 1, in float32 or higher. A row of zeros stays as it is."""
+    # eps is far below any real length, but not so small that the gradient of a collapsed batch explodes
     return F.normalize(_precise(x), dim=-1, eps=1e-5)
 
 
 def products(rows: Tensor, columns: Tensor) -> Tensor:
-    """``rows @ columnsᵀ`` in the precision of its arguments: over a low temperature bf16 products are too coarse."""
+    """``rows @ columnsᵀ`` in the precision of its arguments: bf16 products are too coarse for a low temperature."""
     with torch.autocast(rows.device.type, enabled=False):
         return rows @ columns.mT
 
 
 def similarities(anchors: Tensor, keys: Tensor, temperature: float) -> Tensor:
-    """Cosine similarities over temperature, ``(b, n)``: own anchors ``(b, P)`` by the keys ``(b, P)`` of every process.
+    """Cosine similarities over temperature, ``(b, n)``: this process's anchors ``(b, P)`` by the keys of all processes.
 
-    Gradient flows to the anchors and to the keys, wherever these live.
+    Gradient flows to the anchors and to the keys, on whichever process they are.
     """
     return products(unit(anchors), gather_with_grad(unit(keys))) / temperature
 
 
 def two_view_similarities(anchors: Tensor, keys: Tensor, temperature: float) -> Tensor:
-    """SimCLR's logits, ``(2b, 2n)``: every anchor against both views of every example but its own clean self.
+    """SimCLR's logits, ``(2b, 2n)``: every anchor against both views of every example, except its own clean view.
 
     Rows of ``anchors`` and ``keys`` ``(2b, P)`` are the first view and then the second; so are the columns, of the
-    global batch. An anchor's own column has the lowest finite logit, hence no probability.
+    global batch. An anchor's own column gets the lowest finite logit, hence probability 0.
     """
     first, second = unit(keys).chunk(2)
     logits = products(unit(anchors), torch.cat([gather_with_grad(first), gather_with_grad(second)])) / temperature
@@ -108,11 +108,11 @@ def class_of(batch: Batch) -> Tensor:
     """The classes ``(b,)`` of a batch.
 
     Raises:
-        UserError: it carries none, or labels of another kind than one class per example.
+        UserError: the batch has no labels, or labels other than one class per example.
     """
     if batch.label is None or batch.label.dim() != 1 or batch.label.is_floating_point():
         got = "no labels" if batch.label is None else f"{batch.label.dtype} {tuple(batch.label.shape)}"
-        raise UserError(f"a supervised contrast needs one class per example, this data has {got}: use another --algo")
+        raise UserError(f"a supervised contrast needs one class per example, these data have {got}: use another --algo")
     return batch.label
 
 
@@ -122,7 +122,7 @@ def same_class(rows: Tensor, label: Tensor, excluded: Tensor) -> Tensor:
     Args:
         rows: the classes ``(k,)`` of the rows.
         label: the classes ``(n,)`` of the columns.
-        excluded: one column ``(k,)`` of each row that gets no weight: the anchor itself.
+        excluded: one column ``(k,)`` per row that gets no weight: the anchor itself.
     """
     positive = (rows[:, None] == label).float().scatter(1, excluded[:, None], 0.0)
     return positive / positive.sum(dim=1, keepdim=True)
@@ -131,16 +131,16 @@ def same_class(rows: Tensor, label: Tensor, excluded: Tensor) -> Tensor:
 def position_costs(
     predictions: Tensor, targets: Tensor, real: Tensor, temperature: float, normalize: bool, *, reverse: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """ContPred within each example: which token does the prediction at each position belong to?
+    """ContPred within each example: which token does the prediction at each position match?
 
     Args:
         predictions: ``(b, L, D)``.
         targets: the tokens before masking, ``(b, L, D)``.
-        real: bool ``(b, L)``; padding is no candidate, and what is returned there means nothing.
+        real: bool ``(b, L)``; padding is not a candidate, and the values returned there are meaningless.
         temperature: divides the products.
         normalize: whether the products are cosines.
-        reverse: softmax over predictions for each target, as DABS's code computes, in place of softmax over targets for
-            each prediction, as it documents.
+        reverse: softmax over predictions for each target, as DABS's code does, instead of softmax over targets for each
+            prediction, as DABS documents.
 
     Returns:
         The cross-entropy at each position, and whether its prediction's best target is its own, both ``(b, L)``.
@@ -159,7 +159,7 @@ def position_costs_in_batch(
     Args:
         predictions: ``(b, L, D)``.
         targets: the tokens before masking, ``(b, L, D)``.
-        scored: bool ``(b, L)``; what is returned elsewhere is 0.
+        scored: bool ``(b, L)``; the values returned elsewhere are 0.
         temperature: divides the products.
         normalize: whether the products are cosines.
     """

@@ -15,23 +15,23 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def momentum_copy(module: Module) -> Module:
-    """A copy that no gradient reaches; it moves by `follow`."""
+    """A copy without gradient, which `follow` updates."""
     return copy.deepcopy(module).requires_grad_(False)
 
 
 def follow(key: nn.Module, query: nn.Module, momentum: float) -> None:
     """``θ_key ← m θ_key + (1-m) θ_query`` for every parameter.
 
-    Buffers are left alone: batch norm's running statistics come from the key's own passes, as in i-Mix's code.
+    Buffers are not updated: batch norm's running statistics come from the key's own passes, as in i-Mix's code.
     """
     keys, queries = list(key.parameters()), list(query.parameters())
     get_ema_multi_avg_fn(momentum)(keys, queries, 0)  # type: ignore[no-untyped-call]  # torch leaves it untyped
 
 
 class Queue(nn.Module):
-    """The last ``length`` keys ``(length, dim)``, first in first out; random unit vectors to begin with (MoCo).
+    """The last ``length`` keys ``(length, dim)``, first in first out; initially random unit vectors (MoCo).
 
-    Every process holds the same queue, since each pushes the keys of all.
+    Every process holds the same queue, since each pushes the keys of all processes.
     """
 
     keys: Tensor
@@ -44,7 +44,7 @@ class Queue(nn.Module):
 
     @torch.no_grad()
     def push(self, keys: Tensor) -> None:
-        """Writes ``(n, dim)`` over the oldest; the pointer is where the next one goes. n need not divide the length."""
+        """Write ``(n, dim)`` keys over the oldest; ``pointer`` is the next place. n need not divide the length."""
         length = len(self.keys)
         skipped = max(0, len(keys) - length)
         place = (self.pointer + torch.arange(skipped, len(keys), device=keys.device)) % length

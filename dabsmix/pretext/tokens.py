@@ -1,4 +1,4 @@
-"""Choosing and mixing tokens, for every modality alike, and what is drawn for it.
+"""Choosing and mixing tokens, in the same way for every modality, and the random draws for it.
 
 For an affine embedder mixing tokens is mixing inputs, as ``embed(λx + (1-λ)x') = λ embed(x) + (1-λ) embed(x')``; for
 token ids there is no other mixture. A token is mixed only where it is real in both examples, and an example keeps its
@@ -37,31 +37,31 @@ __all__ = [
     "patch_mix",
 ]
 
-# --- choosing tokens: to be masked, moved or taken from a partner
+# --- choosing tokens to mask, to move or to take from a partner
 
 
 def draw_order(rng: np.random.Generator, embedded: Embedded) -> Tensor:
-    """Uniform draws ``(B, L)`` that put each example's tokens in a random order: this process's of the global batch."""
+    """Uniform draws ``(B, L)`` that order each example's tokens at random: this process's rows of the global batch."""
     size, length = embedded.tokens.shape[:2]
     order = rng.random((size * world_size(), length), dtype=np.float32)
     return local(to_device(order, embedded.tokens.device))
 
 
 def choose(order: Tensor, count: Tensor, allowed: Tensor) -> Tensor:
-    """``count`` ``(B,)`` of each example's allowed tokens, the first in ``order``: bool ``(B, L)``.
+    """The first ``count`` ``(B,)`` of each example's allowed tokens in ``order``: bool ``(B, L)``.
 
-    With ``order`` from `draw_order` that is a uniform choice without replacement; fewer where fewer are allowed.
+    With ``order`` from `draw_order` this is a uniform choice without replacement; if fewer are allowed, all of them.
     """
     place = order.masked_fill(~allowed, torch.inf).argsort(dim=1).argsort(dim=1)
     return (place < count[:, None]) & allowed
 
 
 def corrupted(real: Tensor, rate: float, *, least: int = 1) -> Tensor:
-    """How many tokens of each example a corruption touches: ``max(least, ceil(rate · N))`` of its N real ones.
+    """How many tokens of each example are corrupted: ``max(least, ceil(rate · N))`` of its N real ones, int64 ``(B,)``.
 
-    Zero where it has fewer than ``least``; int64 ``(B,)``.
+    Zero for an example with fewer than ``least``.
     """
-    # by table, in float64 and for whole numbers: the same on every device
+    # from a table computed in float64, so that every device gives the same numbers
     numbers = range(real.shape[1] + 1)
     table = [min(n, max(least, math.ceil(rate * n))) if n >= least else 0 for n in numbers]
     return to_device(np.array(table), real.device)[real.sum(dim=1)]
@@ -70,7 +70,7 @@ def corrupted(real: Tensor, rate: float, *, least: int = 1) -> Tensor:
 def mean_over(values: Tensor, where: Tensor) -> Tensor:
     """The mean of the chosen ``values`` of the global batch, scaled for an average over processes.
 
-    Processes may hold different numbers of chosen values (padding), so each divides its own sum by the mean count.
+    Because of padding, processes may hold different numbers of chosen values, so each divides by the mean count.
     """
     count = all_sum(where.sum().to(values.dtype)).clamp_min(1) / world_size()
     return torch.where(where, values, 0).sum() / count
@@ -83,10 +83,10 @@ Share = Literal["operator", "example", "batch"]
 
 
 def check_mixing(mixing: Mixing, num_tokens: int) -> None:
-    """Refuse an operator that would leave every example as it is.
+    """Refuse an operator that would leave every example unchanged.
 
     Raises:
-        UserError: tokens are to be exchanged, and there are too few to keep half of them.
+        UserError: the operator exchanges tokens, and there are too few to keep half of them.
     """
     least = {"patch": 2, "cutmix": 3}.get(mixing, 1)
     if num_tokens < least:
@@ -97,14 +97,14 @@ def check_mixing(mixing: Mixing, num_tokens: int) -> None:
 
 
 class Mixed(NamedTuple):
-    """Mixed tokens, masked as the examples are, and the weight of each one's own label, ``(B,)``."""
+    """Mixed tokens with the examples' own masks, and the weight of each example's own label, ``(B,)``."""
 
     embedded: Embedded
     weight: Tensor
 
 
 class Pairs(NamedTuple):
-    """Of this process's examples: the partner's row in the global batch, int64 ``(B,)``, and λ, float32 ``(B,)``.
+    """For this process's examples: the partner's row in the global batch, int64 ``(B,)``, and λ, float32 ``(B,)``.
 
     ``mean_weight`` is the mean of λ over the global batch, a scalar.
     """
@@ -131,7 +131,7 @@ def draw_pairs(rng: np.random.Generator, embedded: Embedded, alpha: float, *, on
 def mixup(own: Embedded, partner: Embedded, weight: Tensor) -> Mixed:
     """``λ T + (1-λ) T'`` of tokens (i-Mix, Lee et al. 2021, eq. 5; DABS's e-mix).
 
-    Where padding leaves tokens of an example unmixed, these are its own entirely, so its label weighs more than λ.
+    Tokens that stay unmixed because of padding are entirely the example's own, so its label weighs more than λ.
     """
     share = weight[:, None, None]
     mixed = share * own.tokens + (1 - share) * partner.tokens
@@ -145,8 +145,8 @@ def mixup(own: Embedded, partner: Embedded, weight: Tensor) -> Mixed:
 def patch_mix(own: Embedded, partner: Embedded, weight: Tensor, order: Tensor) -> Mixed:
     """``round((1-λ) N)`` of an example's N real tokens replaced by the partner's at the same places.
 
-    No token is interpolated, so it is as valid for words as for pixels: discrete patch mixup, d-mix's operator. Places
-    are chosen uniformly among those real in both examples; where these are too few, all of them are taken.
+    Discrete patch mixup, d-mix's operator: no token is interpolated, so it is as valid for words as for pixels. Places
+    are chosen uniformly among those that are real in both examples; if there are too few, all of them are taken.
 
     Args:
         own: tokens of this process's examples.
@@ -172,11 +172,11 @@ def _replace(own: Embedded, partner: Embedded, taken: Tensor) -> Mixed:
 def draw_block(
     rng: np.random.Generator, grids: tuple[tuple[int, ...], ...], embedded: Embedded, weight: Tensor, *, one_block: bool
 ) -> Tensor:
-    """CutMix's places, bool ``(B, L)``: in each input a block of area 1 - λ around a uniform centre.
+    """The places for CutMix, bool ``(B, L)``: in each input a block of area 1 - λ around a uniform centre.
 
     A rectangle on a grid of two axes, a segment of a sequence or of a table's columns; clipped at the border. Sides are
-    cut to whole tokens, so that an example keeps λ of itself at least. In a padded sequence the segment lies among the
-    example's own real tokens. With ``one_block`` the centre is drawn once for the batch, as λ then is.
+    rounded down to whole tokens, so that an example keeps at least λ of itself. In a padded sequence the segment lies
+    among the example's own real tokens. With ``one_block`` the centre is drawn once for the batch, as λ then is.
     """
     size, device = embedded.tokens.shape[0], embedded.tokens.device
     n = size * world_size()
@@ -204,10 +204,10 @@ def mix(view: View, rng: np.random.Generator, mixing: Mixing, alpha: float, shar
     Args:
         view: what is mixed.
         rng: this step's generator.
-        mixing: mixup, patch mixing or cutmix; with none every example is its own partner, and nothing is drawn.
+        mixing: mixup, patch or cutmix; with none every example is its own partner, and nothing is drawn.
         alpha: λ ~ Beta(α, α).
-        share: λ for each ``example``, one for the ``batch``, or as the code of i-Mix has it for the ``operator``: for
-            each example, but for cutmix one λ and one block for the batch.
+        share: one λ for each ``example`` or for the ``batch``; with ``operator``, as in i-Mix's code, one λ and one
+            block for the batch with cutmix, and one λ for each example otherwise.
     """
     if mixing == "none":
         tokens = view.own.tokens

@@ -30,8 +30,8 @@ NOISE = 0.2
 def rows_of(encoder: Encoder, inputs: tuple[Tensor, ...], embedded: Embedded, rows: Tensor) -> Embedded:
     """The tokens of these rows ``(k,)`` of the global batch, ``(k, L, D)``, with gradient to the embedder.
 
-    ``embedded`` are the tokens of this process's ``inputs``. With several processes the raw inputs are gathered, being
-    the smaller, and the requested rows embedded here.
+    ``embedded`` are the tokens of this process's ``inputs``. With several processes the raw inputs are gathered, since
+    they are smaller, and the requested rows are embedded here.
     """
     if world_size() == 1:
         return Embedded(embedded.tokens[rows], None if embedded.mask is None else embedded.mask[rows])
@@ -40,11 +40,11 @@ def rows_of(encoder: Encoder, inputs: tuple[Tensor, ...], embedded: Embedded, ro
 
 @dataclass(frozen=True)
 class InputMix:
-    """Auxiliary examples mixed into each of the global batch, labels untouched (i-Mix, Lee et al. 2021, section 3.3).
+    """Auxiliary examples to mix into every example, labels untouched (i-Mix, Lee et al. 2021, section 3.3).
 
     Attributes:
         rows: int64 ``(n, m)``, the auxiliary examples of each row.
-        weights: float32 ``(n, 1 + m)``, of the example itself and of its auxiliaries; each row sums to 1.
+        weights: float32 ``(n, 1 + m)``, for the example itself and for its auxiliaries; each row sums to 1.
     """
 
     rows: Tensor
@@ -52,10 +52,10 @@ class InputMix:
 
 
 def draw_inputmix(rng: np.random.Generator, n: int, num: int, device: torch.device) -> InputMix:
-    """``num`` auxiliaries for each of ``n`` rows: each column of rows is a permutation.
+    """``num`` auxiliaries for each of ``n`` rows; each column of ``rows`` is a permutation.
 
-    One auxiliary: λ ~ Beta(1, 1), the larger part to the example itself. More: ``(½λ₁ + ½, ½λ₂, ...)`` with λ from a
-    flat Dirichlet.
+    One auxiliary: λ ~ Beta(1, 1), with the larger part for the example itself. More: ``(½λ₁ + ½, ½λ₂, ...)`` with λ
+    from a flat Dirichlet.
     """
     if num == 1:
         own = rng.random(n)
@@ -78,7 +78,7 @@ class View:
         embedded: their tokens, before noise and InputMix.
         clean: whether it shows the examples as they are stored.
         zeroed: bool ``(n, L)``, tokens that the noise of the view sets to zero, or None.
-        inputmix: or None.
+        inputmix: what InputMix adds, or None.
     """
 
     encoder: Encoder
@@ -125,8 +125,8 @@ def two_views(
 ) -> tuple[View, View]:
     """The anchors' view of a batch, embedded by the encoder, and the keys' view, embedded by the keys' own.
 
-    ``identical`` uses the batch's one view twice: dropout is the only difference. ``noise`` sets each token to zero
-    with probability `NOISE`, drawn for each view. ``mask`` does the same to the values in a table's numeric
+    ``identical`` uses the batch's only view twice, so that dropout is the only difference. ``noise`` sets each token
+    to zero with probability `NOISE`, drawn for each view. ``mask`` does the same to the values in a table's numeric
     columns. ``augment`` takes the batch's two views, which the domain has augmented. InputMix is drawn for each view.
 
     Raises:

@@ -90,16 +90,16 @@ def cells(plans: Sequence[BenchConfig]) -> list[Cell]:
     Raises:
         UserError: no data are named, or an unknown data set, algorithm or hyperparameter.
     """
-    found = [
+    matrix_cells = [
         Cell(_pretraining(source, row, seed, plan), row, plan)
         for plan in plans
         for source in _sources(plan)
         for seed in plan.seeds
         for row in plan.algos
     ]
-    if not found:
+    if not matrix_cells:
         raise UserError("no cells: name --domains or --data, --algos and --seeds, or a plan that does")
-    return found
+    return matrix_cells
 
 
 def _sources(plan: BenchConfig) -> list[Source]:
@@ -242,10 +242,10 @@ def _on_board(cell: Cell, key: str, rows: Sequence[Row]) -> bool:
     """Whether every task has a row, at every share of the labels that the plan names."""
     protocol = cell.plan.protocol
     own = [row for row in rows if row.config_hash == key and protocol in (None, row.protocol)]
-    found = {(row.task, row.label_fraction) for row in own}
+    scored = {(row.task, row.label_fraction) for row in own}
     shares = cell.plan.labels or tuple({row.label_fraction for row in own}) or ("1",)
     shares = tuple(share if "/" in share else f"{float(share):g}" for share in shares)
-    return {(task, share) for task in _tasks(cell.pretraining.source) for share in shares} <= found
+    return {(task, share) for task in _tasks(cell.pretraining.source) for share in shares} <= scored
 
 
 class Failures:
@@ -321,31 +321,31 @@ def bench(
     Raises:
         UserError: a mistake in the plan.
     """
-    everything, chosen, failures = cells(plans), Chosen(chosen_path), Failures(plans[0].leaderboard)
+    all_cells, chosen, failures = cells(plans), Chosen(chosen_path), Failures(plans[0].leaderboard)
     if plans[0].retry:
-        for key in [_key(cell, chosen) for cell in everything if not chosen.untried(cell)]:
+        for key in [_key(cell, chosen) for cell in all_cells if not chosen.untried(cell)]:
             failures.clear(key)
-    while work := list(_outstanding(everything, chosen, failures)):
+    while work := list(_outstanding(all_cells, chosen, failures)):
         worked = False
         for each in work:
-            with _claimed(each, chosen) as mine:
+            with _claimed(each, chosen) as claimed:
                 # another worker may have done it between the look at the board and the claim
-                if mine and each in list(_outstanding([_cell_of(each)], chosen, failures)):
+                if claimed and each in list(_outstanding([_cell_of(each)], chosen, failures)):
                     _do(each, chosen, failures, say)
                     worked = True
                     break  # look again, in order: a chosen rate makes cells ready, a block is finished first
         if not worked:
             time.sleep(WAIT)
     known = failures.read()
-    return {key: known[key] for key in (_key(cell, chosen) for cell in everything) if key in known}
+    return {key: known[key] for key in (_key(cell, chosen) for cell in all_cells) if key in known}
 
 
-def _outstanding(everything: Sequence[Cell], chosen: Chosen, failures: Failures) -> Iterator[Cell | Trial]:
+def _outstanding(all_cells: Sequence[Cell], chosen: Chosen, failures: Failures) -> Iterator[Cell | Trial]:
     """What is neither on the board nor failed: a cell, or the trials that it waits for."""
-    board = everything[0].plan.leaderboard
+    board = all_cells[0].plan.leaderboard
     rows, failed = read(board) if board.exists() else [], failures.read()
     seen = set()
-    for cell in everything:
+    for cell in all_cells:
         if untried := chosen.untried(cell):
             yield from (Trial(cell, lr) for lr in untried if (cell.setting, lr) not in seen)
             seen |= {(cell.setting, lr) for lr in untried}
@@ -391,9 +391,9 @@ def _claimed(each: Cell | Trial, chosen: Chosen) -> Iterator[bool]:
 def _do(each: Cell | Trial, chosen: Chosen, failures: Failures, say: Callable[[str], None]) -> None:
     """One piece of work; whatever goes wrong in it is recorded, and the rest goes on."""
     began = time.perf_counter()
-    reason, told = "", ""
+    reason, outcome = "", ""
     try:
-        told = _try(each, chosen) if isinstance(each, Trial) else _fill(each, chosen)
+        outcome = _try(each, chosen) if isinstance(each, Trial) else _fill(each, chosen)
     except Interrupted:
         raise
     except UserError as error:
@@ -407,7 +407,7 @@ def _do(each: Cell | Trial, chosen: Chosen, failures: Failures, say: Callable[[s
         failures.note(_key(_cell_of(each), chosen), _cell_of(each), reason)
     elif isinstance(each, Cell):
         failures.clear(_key(each, chosen))
-    say(f"failed: {each}: {reason}" if reason else f"{each}: {told} ({seconds:.0f} s)")
+    say(f"failed: {each}: {reason}" if reason else f"{each}: {outcome} ({seconds:.0f} s)")
 
 
 def _tried(trial: Trial, chosen: Chosen) -> PretrainConfig:
@@ -471,14 +471,14 @@ def _fill(cell: Cell, chosen: Chosen) -> str:
     """Pretrain, transfer, submit: as the three commands do."""
     plan, config = cell.plan, _settled(cell, chosen)
     run = _pretrained(config, plan)
-    wanted = TransferConfig(run=(run.path,), protocol=plan.protocol, labels=plan.labels, data_root=plan.data_root)
+    asked = TransferConfig(run=(run.path,), protocol=plan.protocol, labels=plan.labels, data_root=plan.data_root)
     began = time.perf_counter()
     if plan.precision == "fp32":
         from dabsmix.verbs.transfer import transfer
 
-        transfer(wanted, accelerator=_accelerator("fp32"))
+        transfer(asked, accelerator=_accelerator("fp32"))
     else:
-        _child([sys.executable, "-m", "dabsmix", "transfer", *_transfer_words(wanted)])
+        _child([sys.executable, "-m", "dabsmix", "transfer", *_transfer_words(asked)])
     seconds = {"pretraining": run.record.seconds or 0.0, "transfer": time.perf_counter() - began}
     rows = submit(run.path, plan.by, plan.leaderboard)
     _log_time(cell, config, run, seconds)
@@ -493,15 +493,15 @@ def _pretrained(config: PretrainConfig, plan: BenchConfig) -> Run:
 
         return pretrain(config, accelerator=_accelerator("fp32"), begin=True)
     runs = [Run(path.parent) for path in config.out.glob("*/run.json")]
-    mine = [run for run in runs if run.record.config_hash == config_hash(config)]
-    if finished := [run for run in mine if run.finished]:
+    begun = [run for run in runs if run.record.config_hash == config_hash(config)]
+    if finished := [run for run in begun if run.finished]:
         return finished[0]
     start = ["torchrun", f"--nproc_per_node={plan.gpus}"] if plan.gpus > 1 else [sys.executable]
     file = config.out / "claims" / f"{config_hash(config)}.yaml"
     write(file, lambda p: p.write_text(yaml.safe_dump(as_plain(config), sort_keys=False), encoding="utf-8"))
-    words = ["--config", str(file), "--out", str(config.out), *(["--resume"] if mine else [])]
-    said = _child([*start, "-m", "dabsmix", "pretrain", *words])
-    return Run(Path(said.strip().splitlines()[-1]))
+    words = ["--config", str(file), "--out", str(config.out), *(["--resume"] if begun else [])]
+    printed = _child([*start, "-m", "dabsmix", "pretrain", *words])
+    return Run(Path(printed.strip().splitlines()[-1]))
 
 
 def _transfer_words(config: TransferConfig) -> list[str]:
@@ -521,16 +521,16 @@ def _child(words: Sequence[str]) -> str:
     child = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     before = signal.signal(signal.SIGTERM, lambda number, frame: child.terminate())
     try:
-        said, warned = child.communicate()
+        printed, errors = child.communicate()
     finally:
         signal.signal(signal.SIGTERM, before)
     # torchrun turns the status into 1, and its children's message stays
-    if child.returncode == RESUME_ME or (child.returncode and "is interrupted after step" in warned):
+    if child.returncode == RESUME_ME or (child.returncode and "is interrupted after step" in errors):
         raise Interrupted("the same command goes on from here")
     if child.returncode:
-        lines = warned.strip().splitlines() or [f"exit status {child.returncode}"]
+        lines = errors.strip().splitlines() or [f"exit status {child.returncode}"]
         raise UserError(next((line for line in reversed(lines) if line.startswith("dabsmix: ")), lines[-1]))
-    return said
+    return printed
 
 
 def _accelerator(precision: str) -> Any:
@@ -569,18 +569,18 @@ def dry_run(plans: Sequence[BenchConfig], *, chosen_path: Path) -> list[Estimate
     in where the algorithm was not measured. Steps count in proportion, transfer as it was. Trials of rates are
     included with the first cell that waits for them.
     """
-    everything, chosen = cells(plans), Chosen(chosen_path)
+    all_cells, chosen = cells(plans), Chosen(chosen_path)
     failures, board = Failures(plans[0].leaderboard).read(), plans[0].leaderboard
     rows, times = read(board) if board.exists() else [], _times(plans[0].out)
-    found, counted = [], set()
-    for cell in everything:
+    estimates, counted = [], set()
+    for cell in all_cells:
         untried = chosen.untried(cell)
         key = "" if untried else _key(cell, chosen)
         state = "failed" if key in failures else "done" if key and _on_board(cell, key, rows) else "missing"
         trials = 0 if cell.setting in counted else len(untried)
         counted.add(cell.setting)
-        found.append(Estimate(cell, state, _seconds(cell, chosen, times, trials) if state == "missing" else None))
-    return found
+        estimates.append(Estimate(cell, state, _seconds(cell, chosen, times, trials) if state == "missing" else None))
+    return estimates
 
 
 def _times(out: Path) -> list[dict[str, Any]]:

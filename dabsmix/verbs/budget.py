@@ -1,4 +1,4 @@
-"""What a pretraining step costs: FLOPs counted, seconds measured, so that budgets of algorithms can be made equal."""
+"""The cost of a pretraining step in counted FLOPs and measured seconds, to give algorithms equal budgets."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class StepCost:
     """One step of an algorithm on a batch of its data: forward, backward and the momentum update, no online probe.
 
     Attributes:
-        flops: of matrix products and attention, a multiply-add counted as two; what is elementwise is not counted.
-        seconds: the median of five steps on this machine's CPU, or its GPU where there is one.
+        flops: those of matrix products and attention, two per multiply-add; elementwise operations are not counted.
+        seconds: the median of five steps on this machine's GPU, or on its CPU if there is none.
     """
 
     flops: int
@@ -35,9 +35,9 @@ class StepCost:
 
 
 def step_cost(config: PretrainConfig) -> StepCost:
-    """The cost of a step, from the step itself: every pass that the algorithm makes is in it, and every backward.
+    """Measure the cost of a step by running it: all forward and backward passes of the algorithm are included.
 
-    Attention is taken apart into its two products, which the counter sees; the fused kernels do the same products.
+    For counting, attention is computed as its two products, which the counter sees; the fused kernels do the same work.
     """
     data = load(config.source)
     usual = batch_size(config.source)

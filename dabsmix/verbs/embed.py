@@ -1,4 +1,4 @@
-"""Features of further examples by a run's encoder, in Python or as `dabsmix embed`: read as the run read its own."""
+"""Features of further examples from a run's encoder, which reads them as the run read its own data."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ READS_FILES = {
     "text": "tokenizer",
     "sequence": "alphabet",
 }
-"""By modality, the entry of a run's state without which its reader cannot read files."""
+"""By modality, the entry of a run's state that its reader needs to read files."""
 
 CHUNK = 4096
-"""Examples whose features are in memory at once when they are written to a file."""
+"""Number of examples whose features are in memory at once when they are written to a file."""
 
 Pooling = Literal["mean", "cls"]
 
@@ -54,7 +54,7 @@ def load_encoder(run: Run | str | Path) -> FeatureExtractor:
         run: the run, its folder, or ``"hub:ORG/NAME"`` for one that was exported to the Hugging Face hub.
 
     Raises:
-        UserError: it is not a run, is unfinished, or its encoder is damaged.
+        UserError: it is not a run, it is unfinished, or its encoder is damaged.
     """
     if isinstance(run, str) and run.startswith("hub:"):
         from dabsmix.verbs.hub import downloaded
@@ -65,13 +65,13 @@ def load_encoder(run: Run | str | Path) -> FeatureExtractor:
 
 
 class FeatureExtractor:
-    """A frozen encoder that reads examples as a user has them: it prepares and normalises them itself.
+    """A frozen encoder that reads a user's examples as they are: it prepares and normalises them itself.
 
     Args:
         module: the encoder; put in eval mode.
         modality: image, spectrogram, sensor, tabular, text or sequence; several inputs are joined with ``+``.
-        state: what the reader of the modality needs, as ``Data.state`` has it.
-        normaliser: gives the normaliser of the training data where the state lacks it.
+        state: what the reader of the modality needs; see ``Data.state``.
+        normaliser: returns the normaliser of the training data, for a state without it.
 
     Attributes:
         module: the `Encoder`, to train further or to read tokens from; its inputs are normalised tensors.
@@ -90,7 +90,7 @@ class FeatureExtractor:
         self._normaliser = normaliser
 
     def __getstate__(self) -> dict[str, Any]:
-        """Plain values: an extractor can be pickled and copied, without the way to a domain's data."""
+        """Plain values, so that an extractor can be pickled and copied; its access to a domain's data is lost."""
         weights = {name: value.cpu() for name, value in self.module.state_dict().items()}
         return {
             "encoder": (self.module.specs, self.module.config, weights),
@@ -106,22 +106,22 @@ class FeatureExtractor:
 
     @property
     def specs(self) -> tuple[Spec, ...]:
-        """What the encoder reads, one per input."""
+        """The inputs that the encoder reads, one spec per input."""
         return self.module.specs
 
     @property
     def width(self) -> int:
-        """Numbers in a feature, D."""
+        """The length of a feature, D."""
         return self.module.width
 
     def features(self, x: Any, *, pooling: Pooling = "mean", batch_size: int = 256) -> NDArray[np.float32]:
         """One feature per example, float32 ``(n, D)``.
 
         Args:
-            x: what the run's modality reads: arrays or tensors (a tuple of them for several inputs), a DataFrame, PIL
+            x: examples of the run's modality: arrays or tensors (a tuple of them for several inputs), a DataFrame, PIL
                 images, strings, or paths of files; see `dabsmix.modalities.memory.further`.
             pooling: the mean over tokens, or CLS.
-            batch_size: examples per pass; changes no number beyond float rounding.
+            batch_size: examples per pass; changes nothing but float rounding.
 
         Raises:
             UserError: the examples cannot be read.
@@ -131,7 +131,7 @@ class FeatureExtractor:
         return parts[0]
 
     def read(self, x: Any, on_bad: Literal["error", "skip"] = "error") -> tuple[Data, list[str]]:
-        """The examples as the encoder reads them, and what each is called: a file's name, or its row.
+        """The examples as the encoder reads them, and the key of each: its file's name or its row.
 
         Raises:
             UserError: the examples cannot be read.
@@ -151,7 +151,7 @@ class FeatureExtractor:
             raise UserError(f"{path}: no such file or folder")
         if READS_FILES.get(self.modality) not in self.state:
             shapes = " and ".join(map(str, self.specs))
-            raise UserError(f"{path}: this encoder reads arrays alone, of {shapes}; give them as a .npy file")
+            raise UserError(f"{path}: this encoder reads only arrays, of {shapes}; give them as a .npy file")
         reader = importlib.import_module(f"dabsmix.modalities.{self.modality}")
         data, keys = reader.own_rows(path, self.state, on_bad)
         if data.specs != self.specs:
@@ -161,7 +161,7 @@ class FeatureExtractor:
     def _as_stored(self, x: Any) -> Data:
         """Arrays in the domain's own stored form, normalised as the domain normalises them."""
         if self._normaliser is None:
-            raise UserError("how these examples are to be normalised is not known: name the run that they belong to")
+            raise UserError("it is not known how to normalise these examples: load the encoder from its run's folder")
         given = x if isinstance(x, tuple) else (x,)
         if len(given) != len(self.specs):
             raise UserError(f"{len(given)} inputs; the encoder reads {len(self.specs)}: give a tuple, one array each")
@@ -169,7 +169,7 @@ class FeatureExtractor:
         rows = np.arange(len(stores[0]))
         if any(len(store) != len(rows) for store in stores):
             raise UserError(
-                f"inputs of {', '.join(str(len(store)) for store in stores)} examples: give as many of each"
+                f"inputs of {', '.join(str(len(store)) for store in stores)} examples: give the same number of each"
             )
         return Data(self.specs, Split(stores, rows), None, fingerprint="", normalise=self._normaliser())
 
@@ -179,16 +179,16 @@ class FeatureExtractor:
         device = next(self.module.parameters()).device
         for first in range(0, len(data.pretrain), chunk):
             index = np.arange(first, min(first + chunk, len(data.pretrain)))
-            found = np.empty((len(index), self.width), np.float32)
+            features = np.empty((len(index), self.width), np.float32)
             for start in range(0, len(index), batch_size):
                 part = index[start : start + batch_size]
                 inputs = data.normalise(tuple(each.to(device) for each in data.pretrain.batch(part)))
-                found[start : start + len(part)] = getattr(self.module(inputs), pooling).float().cpu().numpy()
-            yield found
+                features[start : start + len(part)] = getattr(self.module(inputs), pooling).float().cpu().numpy()
+            yield features
 
 
 def embed(config: EmbedConfig, *, say: Callable[[str], None] = lambda _: None) -> Path:
-    """Write one row per example, its key and its feature, in the format that the file's name states.
+    """Write one row per example, with its key and its feature, in the format of the file's suffix.
 
     A ``.parquet`` or ``.csv`` file has a column ``key`` and D columns ``f0`` ...; a ``.npz`` file the arrays ``key``
     ``(n,)`` and ``features`` ``(n, D)``. Features are float32, and a bounded number of them is in memory at a time.
@@ -197,7 +197,7 @@ def embed(config: EmbedConfig, *, say: Callable[[str], None] = lambda _: None) -
         UserError: the run is not a finished run; unreadable input; an output of another format.
     """
     if config.out.suffix not in WRITERS:
-        raise UserError(f"--out {config.out}: its name should end in one of {', '.join(WRITERS)}")
+        raise UserError(f"--out {config.out}: its name must end in one of {', '.join(WRITERS)}")
     extractor = load_encoder(config.run)
     data, keys = extractor.read(config.input, config.on_bad)
     for note in data.notes:
@@ -233,7 +233,7 @@ def _write_csv(path: Path, keys: Sequence[str], parts: Iterator[NDArray[np.float
         writer.writerow(["key", *_columns(width)])
         start = 0
         for part in parts:
-            # the shortest text that reads as the same float32
+            # the shortest text that is read as the same float32
             writer.writerows(
                 [key, *map(str, row)] for key, row in zip(keys[start : start + len(part)], part, strict=True)
             )
@@ -241,9 +241,9 @@ def _write_csv(path: Path, keys: Sequence[str], parts: Iterator[NDArray[np.float
 
 
 def _write_npz(path: Path, keys: Sequence[str], parts: Iterator[NDArray[np.float32]], width: int) -> None:
-    kept = path.with_name(f"{path.name}.features.npy")  # a map on disk, from which the archive is written
+    temporary = path.with_name(f"{path.name}.features.npy")  # a map on disk, from which the archive is written
     try:
-        features = np.lib.format.open_memmap(kept, mode="w+", dtype=np.float32, shape=(len(keys), width))
+        features = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=(len(keys), width))
         start = 0
         for part in parts:
             features[start : start + len(part)] = part
@@ -251,13 +251,13 @@ def _write_npz(path: Path, keys: Sequence[str], parts: Iterator[NDArray[np.float
         with path.open("wb") as file:
             np.savez(file, key=np.array(keys), features=features)
     finally:
-        kept.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 WRITERS = {".parquet": _write_parquet, ".csv": _write_csv, ".npz": _write_npz}
 
 
-# --- what a run says of its data
+# --- what a run says about its data
 
 
 def _modality(run: Run) -> str:
@@ -265,7 +265,7 @@ def _modality(run: Run) -> str:
 
 
 def _domain_normaliser(run: Run) -> Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]]:
-    """How a named domain normalises, for runs that do not say: from its data, where they are."""
+    """How a named domain normalises, from its data, for runs that do not record it."""
     source = Source.from_plain(yaml.safe_load((run.path / "config.yaml").read_text(encoding="utf-8")))
     card = None if source.domain is None else domain(source.domain)
     if card is None or (card.folder and card.present(data_root(source.data_root)) is None):

@@ -317,10 +317,10 @@ def _begin_with(config: PretrainConfig, encoder: Encoder) -> tuple[PretrainConfi
         if not Path(place).expanduser().exists() and "@" in place:
             place, _, digest = place.rpartition("@")  # as config.yaml has it
         start = Run(Path(place).expanduser().absolute())
-        found = start.record.encoder_sha256[:12]
-        if digest not in ("", found):
-            raise UserError(f"--init {config.init}: the encoder of {start.path} is {found}, not {digest}")
-        init, weights = f"{start.path}@{found}", start.encoder().state_dict()
+        found_digest = start.record.encoder_sha256[:12]
+        if digest not in ("", found_digest):
+            raise UserError(f"--init {config.init}: the encoder of {start.path} is {found_digest}, not {digest}")
+        init, weights = f"{start.path}@{found_digest}", start.encoder().state_dict()
     taken = take(encoder, weights)
     if not any(name.startswith("blocks.") for name in taken.taken):
         raise UserError(f"--init {config.init}: its shape is not that of --encoder {config.encoder}; choose that one")
@@ -387,10 +387,10 @@ def _open_run(
     with ExitStack() as held:
         known: list[Any] = [None, False]
         if accelerator.is_main_process:
-            found = _to_resume(config, data, begin)
-            run = found or _create(config, recipe, data, algorithm, accelerator)
+            existing = _to_resume(config, data, begin)
+            run = existing or _create(config, recipe, data, algorithm, accelerator)
             held.enter_context(run.lock())
-            known = [str(run.path), found is not None]
+            known = [str(run.path), existing is not None]
         if accelerator.num_processes > 1:
             known = broadcast_object_list(known)
         path, resumed = known

@@ -1,4 +1,4 @@
-"""`dabsmix quickstart`: real data that need no download, one algorithm against none, one leaderboard, in minutes."""
+"""`dabsmix quickstart`: dmix against none on data that need no download, to a leaderboard in minutes."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from dabsmix.verbs.transfer import transfer
 __all__ = ["quickstart"]
 
 ALGORITHMS = ("none", "dmix")
-SEEDS = (0, 1, 2)  # a comparison takes three on each side
-# With all labels every method reads 97 to 98 % on digits; with five of each class they differ.
+SEEDS = (0, 1, 2)  # a comparison needs three on each side
+# With all labels every method scores 97 to 98 % on digits; with five per class they differ.
 LABELS = ("5/class", "1")
 
 
 def quickstart(config: QuickstartConfig, *, accelerator: Accelerator, say: Callable[[str], None]) -> Path:
-    """Pretrain, transfer and submit each algorithm on digits; all of it lands in a new folder.
+    """Pretrain, transfer and submit each algorithm on digits, all in a new folder.
 
     Returns:
-        The leaderboard's CSV. Its rows are the same on every run on one machine, dates and seconds aside.
+        The leaderboard's CSV. On one machine its rows are the same every time, except for dates and seconds.
     """
     folder = _fresh(config.out)
     board = folder / "leaderboard" / "results.csv"
@@ -43,7 +43,7 @@ def quickstart(config: QuickstartConfig, *, accelerator: Accelerator, say: Calla
 
 
 def _fresh(folder: Path) -> Path:
-    """``folder``, or ``folder-2``, ... where that is taken."""
+    """``folder``, or ``folder-2``, ... if that exists."""
     return next(
         path
         for number in count(1)

@@ -53,18 +53,18 @@ def runs(out: Path) -> list[Listed]:
     return sorted((_listed(run) for run in readable_runs(out)), key=lambda each: (each.created, each.name))
 
 
-def as_plain(found: Sequence[Listed]) -> list[dict[str, Any]]:
+def as_plain(listed: Sequence[Listed]) -> list[dict[str, Any]]:
     """For JSON."""
-    return [asdict(each) for each in found]
+    return [asdict(each) for each in listed]
 
 
-def show(found: Sequence[Listed]) -> None:
+def show(listed: Sequence[Listed]) -> None:
     """Print as a table; plain tab-separated lines where the output is no terminal."""
     from rich.console import Console
     from rich.table import Table
 
     console = Console()
-    rows = [(each.name, each.status, f"{each.step}/{each.steps}", _loss(each), _result(each)) for each in found]
+    rows = [(each.name, each.status, f"{each.step}/{each.steps}", _loss(each), _result(each)) for each in listed]
     if not console.is_terminal:
         for row in rows:
             print(*row, sep="\t")

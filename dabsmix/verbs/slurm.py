@@ -1,8 +1,8 @@
 """Workers of `dabsmix bench` as an array of SLURM jobs, through submitit.
 
-A job is a thin parent: it starts ``python -m dabsmix bench ... --on local`` as a child, passes signals on, and goes
-back into the queue when SLURM announces its end. The jobs share the cells by locks in ``--out``, as workers on one
-machine do, so the folder has to lie on a file system that the nodes share and that has locks.
+A job is a thin parent: it starts ``python -m dabsmix bench ... --on local`` as a child, passes signals on to it, and
+queues itself again when SLURM announces the end of its time. The jobs share the cells by locks in ``--out``, as workers
+on one machine do, so the folder has to be on a file system that the nodes share and that supports locks.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from dabsmix.errors import UserError
 
 __all__ = ["Worker", "submit_jobs"]
 
-GRACE = 120  # seconds before the time limit at which SLURM warns, and that the child has to write its checkpoint
+GRACE = 120  # seconds before the time limit at which SLURM warns; the child writes its checkpoint within them
 
 
 def submit_jobs(words: Sequence[str], config: BenchConfig) -> list[str]:
-    """Queue ``config.workers`` jobs for a bench command; their ids.
+    """Queue ``config.workers`` jobs for a bench command and return their ids.
 
     Args:
         words: the command line after ``dabsmix``.
@@ -52,9 +52,9 @@ def submit_jobs(words: Sequence[str], config: BenchConfig) -> list[str]:
 
 
 class Worker:
-    """What a job runs. submitit pickles it, calls it, and calls `checkpoint` when SLURM announces the end.
+    """The work of a job. submitit pickles it, calls it, and calls `checkpoint` when SLURM announces the end.
 
-    submitit lets SIGTERM pass by and takes USR2 for the announcement.
+    submitit ignores SIGTERM and uses USR2 for the announcement.
     """
 
     def __init__(self, words: Sequence[str]) -> None:
@@ -65,7 +65,7 @@ class Worker:
         return {"words": self.words, "_child": None}
 
     def __call__(self) -> int:
-        """Run the child to its end; its exit status. A failed cell is no failed job: the board says which they are."""
+        """Run the child to its end and return its exit status. Failed cells do not make the job fail."""
         self._child = subprocess.Popen([sys.executable, "-m", "dabsmix", *self.words])
         before = signal.signal(signal.SIGTERM, lambda number, frame: self.stop())
         try:
