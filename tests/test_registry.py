@@ -243,7 +243,7 @@ def test_a_file_in_the_working_folder_is_found(tmp_path: Path, monkeypatch: pyte
     elsewhere.mkdir()
     monkeypatch.setattr(sys, "path", [p for p in sys.path if p])
     monkeypatch.chdir(elsewhere)
-    with pytest.raises(UserError, match="start where own_rotation lies"):
+    with pytest.raises(UserError, match="start in the folder that holds own_rotation"):
         plugins.algorithm_flags("own_rotation:Rotate")
     monkeypatch.chdir(tmp_path)
     importlib.invalidate_caches()

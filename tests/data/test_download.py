@@ -342,7 +342,7 @@ def test_ensure_says_what_is_missing_and_how_to_get_it(server: Server, tmp_path:
 
 def test_an_archive_without_the_folder_is_an_error(server: Server, tmp_path: Path) -> None:
     server.files["toy.zip"] = zipped(**{"other/1.txt": ""})
-    with pytest.raises(UserError, match=r"toy\.zip did not bring .*toy"):
+    with pytest.raises(UserError, match=r"toy\.zip did not provide .*toy"):
         ensure(card(server, "toy.zip"), tmp_path)
 
 

@@ -52,7 +52,7 @@ def test_each_format_holds_what_its_name_says(tmp_path: Path, monkeypatch: pytes
         assert features.dtype == np.float32
         np.testing.assert_allclose(features, expected, atol=1e-6)
     assert not list(tmp_path.glob(".*"))  # nothing half-written is left
-    with pytest.raises(UserError, match=r"features\.xlsx: its name should end in one of \.parquet, \.csv, \.npz"):
+    with pytest.raises(UserError, match=r"features\.xlsx: its name must end in one of \.parquet, \.csv, \.npz"):
         embed(EmbedConfig(run.path, data, tmp_path / "features.xlsx"))
 
 
@@ -64,7 +64,7 @@ def test_a_named_domain_s_run_reads_arrays(tmp_path: Path) -> None:
     keys, features = read(out)
     assert keys == [str(row) for row in range(9)]
     np.testing.assert_allclose(features, load_encoder(run).features(images, pooling="cls"), atol=1e-6)
-    with pytest.raises(UserError, match=r"this encoder reads arrays alone, of Grid\(.*\); give them as a \.npy file"):
+    with pytest.raises(UserError, match=r"this encoder reads only arrays, of Grid\(.*\); give them as a \.npy file"):
         embed(EmbedConfig(run.path, tmp_path, tmp_path / "g.parquet"))
     np.save(tmp_path / "small.npy", images[:, :4])
     with pytest.raises(UserError, match=r"examples of shape \(9, 4, 8\): the encoder reads Grid"):
