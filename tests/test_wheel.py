@@ -1,10 +1,11 @@
-"""The wheel: nothing but dabsmix, and deaf to folders that happen to be called like its own."""
+"""Wheel and source distribution: nothing but dabsmix, and deaf to folders that happen to be called like its own."""
 
 import os
 import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import venv
 import zipfile
 from pathlib import Path
@@ -17,19 +18,27 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built from a copy, so that nothing is left in the repository."""
-    folder = tmp_path_factory.mktemp("wheel")
-    source = folder / "source"
-    source.mkdir()
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(REPOSITORY / name, source)
-    for name in ("dabsmix", "algorithms", "domains"):
-        shutil.copytree(REPOSITORY / name, source / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the repository, so that nothing is left in it."""
+    folder = tmp_path_factory.mktemp("source")
+    for name in ("pyproject.toml", "README.md", "LICENSE", "MANIFEST.in", "CHANGELOG.md", "CITATION.cff"):
+        shutil.copy(REPOSITORY / name, folder)
+    for name in ("dabsmix", "algorithms", "domains", "tests"):
+        shutil.copytree(REPOSITORY / name, folder / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+    return folder
+
+
+def built(source: Path, folder: Path) -> Path:
+    """The wheel of a source folder or archive."""
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "wheel", "--quiet", "--no-deps"]
     subprocess.run([*pip, "--wheel-dir", str(folder), str(source)], check=True, capture_output=True, timeout=300)
-    (built,) = folder.glob("*.whl")
-    return built
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+@pytest.fixture(scope="module")
+def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return built(source, tmp_path_factory.mktemp("wheel"))
 
 
 @pytest.fixture(scope="module")
@@ -47,17 +56,31 @@ def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_it_holds_dabsmix_alone_and_all_of_it(wheel: Path) -> None:
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    expected = {"dabsmix/py.typed"}
-    for folder, inside in (
-        ("dabsmix", "dabsmix"),
-        ("algorithms", "dabsmix/algorithms"),
-        ("domains", "dabsmix/domains"),
-    ):
-        expected |= {f"{inside}/{path.name}" for path in (REPOSITORY / folder).glob("*.py")}
-    for path in (REPOSITORY / "dabsmix").glob("*/*.py"):
-        if path.parent.name not in ("algorithms", "domains"):
-            expected.add(f"dabsmix/{path.parent.name}/{path.name}")
+    listed = subprocess.run(["git", "ls-files", "dabsmix"], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    links = ("dabsmix/algorithms", "dabsmix/domains")
+    expected = {name for name in listed.stdout.split() if name not in links}  # templates and all
+    for folder in ("algorithms", "domains"):
+        expected |= {f"dabsmix/{folder}/{path.name}" for path in (REPOSITORY / folder).glob("*.py")}
     assert names == expected
+
+
+def test_the_source_distribution_makes_the_same_wheel(python: Path, source: Path, wheel: Path, tmp_path: Path) -> None:
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", str(python)]
+    subprocess.run([*pip, "install", "--quiet", "setuptools>=77,<82"], check=True, capture_output=True, timeout=300)
+    build = f"from setuptools.build_meta import build_sdist; build_sdist({str(tmp_path)!r})"
+    subprocess.run([str(python), "-c", build], cwd=source, check=True, capture_output=True, timeout=300)
+    (archive,) = tmp_path.glob("dabsmix-*.tar.gz")
+    with tarfile.open(archive) as files:
+        names = {name.partition("/")[2] for name in files.getnames()}
+    assert {"algorithms/dmix.py", "domains/digits.py", "tests/verbs/test_pretrain.py", "CITATION.cff"} <= names
+    again = built(archive, tmp_path / "again")
+    assert contents(again) == contents(wheel)
+
+
+def contents(wheel: Path) -> dict[str, int]:
+    """Names and sums of what is installed; the list of files in it aside."""
+    infos = zipfile.ZipFile(wheel).infolist()
+    return {each.filename: each.CRC for each in infos if not each.filename.endswith(("/RECORD", "/METADATA"))}
 
 
 def test_hostile_folders_of_the_same_names_are_not_imported(python: Path, tmp_path: Path) -> None:

@@ -1,0 +1,50 @@
+"""What is said of a release in several places is the same in all of them."""
+
+import importlib.util
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+import dabsmix
+from dabsmix.config import PRETRAIN_PROTOCOLS
+from dabsmix.scoring.results import PROTOCOLS
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def test_one_version_everywhere() -> None:
+    version = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["version"]
+    citation = yaml.safe_load((REPOSITORY / "CITATION.cff").read_text())
+    changes = (REPOSITORY / "CHANGELOG.md").read_text()
+    assert citation["version"] == version == dabsmix.__version__
+    assert citation["license"] == "MIT"
+    assert re.search(r"^## (\S+)", changes, flags=re.M)[1] == version  # type: ignore[index]
+
+
+def test_the_changelog_says_of_each_protocol_what_changed() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| (\w+)", (REPOSITORY / "CHANGELOG.md").read_text(), flags=re.M)
+    assert sorted(name for name, of in rows if of == "pretraining") == sorted(PRETRAIN_PROTOCOLS)
+    assert sorted(name for name, of in rows if of == "transfer") == sorted(PROTOCOLS)
+
+
+def test_the_site_has_a_page_for_each_guide_and_no_broken_link(tmp_path: Path) -> None:
+    pytest.importorskip("pdoc", reason="needs pip install '.[docs]'")
+    spec = importlib.util.spec_from_file_location("site_script", REPOSITORY / "scripts" / "site.py")
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    script.guides(tmp_path)
+    pages = {path.name: path.read_text() for path in tmp_path.glob("*.html")}
+    assert {f"{path.stem}.html" for path in (REPOSITORY / "docs").glob("*.*")} <= set(pages)
+    for name, text in pages.items():
+        for target in re.findall(r'href="([^":]+)"', text):
+            place, _, anchor = target.partition("#")
+            if place != "api/dabsmix.html":  # which pdoc writes
+                assert not place or place in pages, f"{name}: {target}"
+                assert not anchor or f'id="{anchor}"' in pages[place or name], f"{name}: {target}"
+    with pytest.raises(SystemExit, match="links to docs/nowhere"):
+        script.with_pages("[guide](docs/nowhere.md)", "README.md", script.PAGES)
