@@ -145,13 +145,14 @@ class FeatureExtractor:
         return data, [str(row) for row in range(len(data.pretrain))]
 
     def _files(self, path: Path, on_bad: Literal["error", "skip"]) -> tuple[Data, list[str]]:
-        if is_packed(path, self.modality):
-            path = unpacked(path, self.modality, self.state).path
-        elif not path.exists():
+        packed = is_packed(path, self.modality)
+        if not packed and not path.exists():
             raise UserError(f"{path}: no such file or folder")
         if READS_FILES.get(self.modality) not in self.state:
             shapes = " and ".join(map(str, self.specs))
             raise UserError(f"{path}: this encoder reads only arrays, of {shapes}; give them as a .npy file")
+        if packed:
+            path = unpacked(path, self.modality, self.state).path
         reader = importlib.import_module(f"dabsmix.modalities.{self.modality}")
         data, keys = reader.own_rows(path, self.state, on_bad)
         if data.specs != self.specs:
