@@ -21,6 +21,7 @@ from dabsmix.data.domain import Data, Domain, Labelled, Split, Task
 from dabsmix.data.download import Download
 from dabsmix.data.standardise import Standardise
 from dabsmix.errors import UserError
+from dabsmix.modalities.augmentation import SensorViews
 from dabsmix.modalities.sensor import Windows, fill_gaps, read_numbers, runs, window_starts
 from dabsmix.spec import Grid
 from dabsmix.terminal import progress
@@ -51,6 +52,8 @@ TEST = (5, 6)
 DABS_TESTED = (5,)
 COLUMNS = 54  # seconds, activity, heart rate, and 17 of each of hand, chest and ankle
 CHANNELS = COLUMNS - 2
+# of each place: temperature, two accelerometers, gyroscope and magnetometer with three axes each, orientation
+TRIAXIAL = tuple(1 + 17 * place + sensor for place in range(3) for sensor in (1, 4, 7, 10))
 RATE = 100  # readings a second
 LENGTH, STRIDE = 320, 32  # 3.2 s; pretraining sees a window every 0.32 s
 LENGTHS = {"pamap2": LENGTH, "pamap2_spectrogram": 1000}
@@ -79,7 +82,7 @@ def _load(name: str, folder: Path, protocol: str) -> Data:
     notes = [f"A part of the data set: {', '.join(missing)} were not there."] if missing else []
     length = LENGTHS[name]
     data = (_dabs if protocol == "dabs" else _v1)(ready, source, length, notes)
-    return data if name == "pamap2" else replace(data, specs=(IMAGE,), normalise=_spectrogram)
+    return data if name == "pamap2" else replace(data, specs=(IMAGE,), normalise=_spectrogram, augment=None)
 
 
 def _v1(ready: Path, source: str, length: int, notes: list[str]) -> Data:
@@ -103,12 +106,14 @@ def _v1(ready: Path, source: str, length: int, notes: list[str]) -> Data:
     if short := int((bouts[:, 3] - bouts[:, 2] < length).sum()):
         notes.append(f"{short} of {len(bouts)} bouts are shorter than a window ({length / RATE:g} s) and are not used.")
     mean, std = (np.load(ready / f"{name}.npy") for name in ("mean", "std"))
+    standardise = Standardise(tuple(mean.tolist()), tuple(std.tolist()))
     return Data(
         specs=(SPEC,),
         pretrain=split(TRAIN, STRIDE),
         labelled=Labelled(Task("classes", "accuracy", tuple(ACTIVITIES.values())), train, validation, test),
         fingerprint=source,
-        normalise=Standardise(tuple(mean.tolist()), tuple(std.tolist())),
+        normalise=standardise,
+        augment=SensorViews(standardise, TRIAXIAL).augment,
         notes=(f"Intervals are over bouts of activity, for these {people} people in the test, not for others.", *notes),
     )
 

@@ -11,6 +11,7 @@ from dabsmix.data.download import Download
 from dabsmix.data.splits import carve
 from dabsmix.data.standardise import Standardise
 from dabsmix.errors import UserError
+from dabsmix.modalities.augmentation import SensorViews
 from dabsmix.modalities.sensor import read_numbers, runs
 from dabsmix.spec import Grid
 
@@ -64,6 +65,7 @@ def _load(folder: Path, protocol: str) -> Data:
     def split(part: str, rows: NDArray[np.int64]) -> Split:
         return Split((windows[part],), rows, label[part][rows], group[part][rows])
 
+    standardise = Standardise.of(windows["train"], train)
     return Data(
         specs=(Grid(len(CHANNELS), (LENGTH,), (2,)),),
         pretrain=split("train", train),
@@ -74,7 +76,8 @@ def _load(folder: Path, protocol: str) -> Data:
             split("test", np.arange(len(label["test"]))),
         ),
         fingerprint=source,
-        normalise=Standardise.of(windows["train"], train),
+        normalise=standardise,
+        augment=SensorViews(standardise, triaxial=(0, 3, 6)).augment,
         notes=(note,),
     )
 

@@ -13,9 +13,14 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from dabsmix.data.standardise import Standardise
 from dabsmix.distributed import all_sum, gather, gather_with_grad, local, own_rows, rank, world_size
-from dabsmix.modalities.image_pixels import augmented
+from dabsmix.modalities.augmentation import SensorViews, SoundViews
+from dabsmix.modalities.image_pixels import augmented, imix_view
+from dabsmix.modalities.sound import Form
 from dabsmix.model.batch_norm import GlobalBatchNorm
+from dabsmix.model.encoder import build_encoder
+from dabsmix.model.shapes import AnyConfig, MLPConfig, ResNetConfig
 from dabsmix.pretext.algorithm import Algorithm
 from dabsmix.registry import algorithm_class, algorithms
 from dabsmix.spec import Batch, Grid, Spec, Table, Tokens
@@ -31,6 +36,7 @@ class Case(NamedTuple):
     algorithm: str
     hyper: Mapping[str, Any]
     specs: tuple[Spec, ...] = PADDED
+    encoder: AnyConfig | None = None  # a small transformer
 
 
 def cases() -> list[Case]:
@@ -51,6 +57,8 @@ def cases() -> list[Case]:
         Case("imix_byol", {"mixing": "patch", "views": "noise", "head_norm": "both"}),
         Case("imix_simclr", {"mixing": "cutmix", "share": "example"}, TABLE),
         Case("mae", {}, TABLE),
+        Case("imix_moco", queue, TABLE, MLPConfig((16, 16))),
+        Case("imix_npair", {"mixing": "cutmix"}, (Grid(3, (8, 8), (2, 2)),), ResNetConfig("basic", (1, 1, 1, 1))),
         *(Case(name, {"views": "augment", **small.get(name, {})}) for name in ("npair", "imix_moco", "imix_simclr")),
     ]
 
@@ -133,8 +141,14 @@ def _check_functions() -> None:
 
 
 def _augmented() -> Tensor:
+    """Every view of images, sounds and sensors, flattened side by side: ``(b, numbers)``."""
     images = torch.rand(SIZE, 3, 16, 16, generator=torch.Generator().manual_seed(1))
-    return augmented(local(images), torch.Generator().manual_seed(2), flip=True)
+    mine, plain, form = local(images), Standardise(0.0, 1.0), Form(8000, 7680, 512, 512, 16, 4)
+    found = [augmented(mine, torch.Generator().manual_seed(2), flip=True)]
+    found.append(imix_view(mine, torch.Generator().manual_seed(2), flip=True))
+    found += SoundViews(plain, form).augment((mine[:, :1],), torch.Generator().manual_seed(2))
+    found += SensorViews(plain, (0,)).augment((mine[:, :, 0],), torch.Generator().manual_seed(2))
+    return torch.cat([view.flatten(1) for view in found], dim=1)
 
 
 class Ran(NamedTuple):
@@ -146,7 +160,9 @@ class Ran(NamedTuple):
 
 def _build(case: Case) -> Algorithm:
     torch.manual_seed(0)
-    return algorithm_class(case.algorithm)(small_encoder(case.specs, dropout=0.0), **case.hyper)
+    small = small_encoder(case.specs, dropout=0.0)
+    encoder = small if case.encoder is None else build_encoder(case.specs, case.encoder)
+    return algorithm_class(case.algorithm)(encoder, **case.hyper)
 
 
 def _run(case: Case, algorithm: Algorithm, size: int) -> Ran:

@@ -184,7 +184,7 @@ def load(
         standardise = Standardise((0.0,) * listing.channels, (2.0**listing.depth - 1,) * listing.channels)
     else:
         standardise = _statistics(sums[pretrain.rows], side)
-    pixels = Pixels(standardise, 2**listing.depth - 1, views == "flip")
+    pixels = Pixels(standardise, 2**listing.depth - 1, views == "flip", imix=protocol == "imix")
     return Data(
         specs=(Grid(listing.channels, (side, side), (patch, patch)),),
         pretrain=pretrain,

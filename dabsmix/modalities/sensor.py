@@ -16,6 +16,7 @@ from dabsmix.data.domain import Data, Labelled, Split, Task
 from dabsmix.data.splits import divide_labelled
 from dabsmix.data.standardise import Standardise
 from dabsmix.errors import UserError, did_you_mean
+from dabsmix.modalities.augmentation import SensorViews
 from dabsmix.modalities.files import division_notes, skipped_note
 from dabsmix.modalities.recordings import kept, read, resampled, stretches, summarise
 from dabsmix.modalities.tables import Source, column_names, table_files, table_sources
@@ -247,6 +248,7 @@ def own(
         labelled=labelled,
         fingerprint=source,
         normalise=standardise,
+        augment=SensorViews(standardise).augment,
         notes=tuple(notes),
         summary=summary,
         state={

@@ -25,6 +25,7 @@ from dabsmix.data.download import Download
 from dabsmix.data.splits import divide
 from dabsmix.data.standardise import Standardise
 from dabsmix.errors import UserError
+from dabsmix.modalities.augmentation import SoundViews
 from dabsmix.modalities.files import Folder, digest, own_files, own_labels, own_split, skipped_note, walk
 from dabsmix.modalities.sound import LARGE, SUFFIXES, Clip, Form, duration, log_mel, read_clip, small
 from dabsmix.terminal import progress
@@ -178,6 +179,7 @@ def load(
         labelled=labelled,
         fingerprint=key,
         normalise=standardise,
+        augment=SoundViews(standardise, form).augment,
         notes=(*clips.notes, about.cut_note(len(clips.files), form, as_dabs=as_dabs)),
         state={"form": asdict(form), "squared": as_dabs, "mean": standardise.mean, "std": standardise.std},
     )

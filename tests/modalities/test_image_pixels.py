@@ -5,7 +5,7 @@ import torch
 
 from dabsmix.data.standardise import Standardise
 from dabsmix.modalities import image_pixels
-from dabsmix.modalities.image_pixels import Pixels, augmented
+from dabsmix.modalities.image_pixels import Pixels, augmented, blurred, hue_shifted, imix_view
 
 
 def batch(count: int, side: int, channels: int = 3) -> torch.Tensor:
@@ -91,3 +91,53 @@ def test_pixels_run_on_the_device(dtype: torch.dtype) -> None:
     (view,) = pixels.augment((there,), torch.Generator("cuda").manual_seed(0))
     assert view.shape == here.shape
     assert torch.isfinite(view).all()
+
+
+# --- i-Mix's view
+
+
+def test_hue_and_blur_are_torchvisions() -> None:
+    from torchvision.transforms.functional import adjust_hue, gaussian_blur
+
+    images = batch(6, 24)
+    images[0] = 0.3  # grey has no hue
+    shift = torch.linspace(-0.5, 0.5, 6)
+    for image, moved, amount in zip(images, hue_shifted(images, shift), shift.tolist(), strict=True):
+        torch.testing.assert_close(moved, adjust_hue(image, amount), rtol=0, atol=1e-4)
+    sigma = torch.linspace(0.1, 2.0, 6)
+    inner = (slice(None), slice(6, -6), slice(6, -6))  # torchvision mirrors at the edge
+    for image, smooth, width in zip(images, blurred(images, sigma), sigma.tolist(), strict=True):
+        torch.testing.assert_close(smooth[inner], gaussian_blur(image, [13, 13], [width, width])[inner])
+
+
+@pytest.mark.parametrize("side", [16, 64])
+def test_imix_view_is_a_plain_loop_over_torchvision(side: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each image by itself, after a crop that is switched off: its own draws decide which changes it gets."""
+    from torchvision.transforms import functional as tv
+
+    monkeypatch.setattr(image_pixels, "_resampled", lambda images, width, *_: images)
+    images = batch(12, side)
+    views = imix_view(images, torch.Generator().manual_seed(3), flip=True)
+    generator = torch.Generator().manual_seed(3)
+    names = ["area", "ratio", "left", "top", "mirrored", "bright", "contrast", "saturation", "hue", "jitter", "grey"]
+    drawn = {name: torch.rand(12, generator=generator).tolist() for name in [*names, "sigma", "blur"]}
+    for number in range(12):
+        image = images[number]
+        if drawn["jitter"][number] < 0.8:
+            image = tv.adjust_brightness(image, 0.6 + 0.8 * drawn["bright"][number])
+            image = tv.adjust_contrast(image, 0.6 + 0.8 * drawn["contrast"][number])
+            image = tv.adjust_saturation(image, 0.6 + 0.8 * drawn["saturation"][number])
+            image = tv.adjust_hue(image, 0.2 * drawn["hue"][number] - 0.1)
+        if drawn["grey"][number] < 0.2:
+            image = tv.rgb_to_grayscale(image, num_output_channels=3)
+        if side == 64 and drawn["blur"][number] < 0.5:
+            image = blurred(image[None], torch.tensor([0.1 + 1.9 * drawn["sigma"][number]]))[0]
+        torch.testing.assert_close(views[number], image, rtol=1e-3, atol=1e-3)
+
+
+def test_the_protocol_chooses_the_view() -> None:
+    images = batch(4, 16)
+    for imix, function in ((True, imix_view), (False, augmented)):
+        pixels = Pixels(Standardise(0.0, 1.0), 1, flip=True, imix=imix)
+        (found,) = pixels.augment((images,), torch.Generator().manual_seed(1))
+        torch.testing.assert_close(found, function(images, torch.Generator().manual_seed(1), flip=True))
