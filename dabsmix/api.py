@@ -40,7 +40,7 @@ def load(
     label: str | None = None,
     options: str | Path | Mapping[str, Any] | None = None,
     on_bad: Literal["error", "skip"] = "error",
-    protocol: Literal["v1", "dabs"] = "v1",
+    protocol: Literal["v1", "dabs", "imix"] = "v1",
     data_root: str | Path | None = None,
 ) -> Data:
     """A data set: a named domain's, or your own.
@@ -54,7 +54,7 @@ def load(
         options: how your own files are read, by name (``{"window": 128, "group": "person"}``) or as a YAML file; the
             guide to your own data lists them.
         on_bad: ``skip`` leaves unreadable examples out, counts and lists them.
-        protocol: ``dabs`` divides a named domain as the DABS reference does.
+        protocol: ``dabs`` divides a named domain as the DABS reference does; ``imix`` trains as the i-Mix reference.
         data_root: where raw data lie; by default ``$DABSMIX_DATA``, else the user's cache folder.
 
     Raises:

@@ -43,14 +43,25 @@ __all__ = [
     "started_from",
 ]
 
-# What `--protocol` decides for pretraining. dabs: Tamkin et al. 2021, conf/pretrain.yaml. Both take 100 000 steps, so
-# that they can be compared.
+# What `--protocol` decides for pretraining. dabs: Tamkin et al. 2021, conf/pretrain.yaml. v1 takes as many steps, so
+# that they can be compared. imix: Lee et al. 2021, appendix C.1 and main_pretext.py; its lr is for a batch of 256 and
+# grows with the batch; its weight decay is SGD's, on every parameter.
 PRETRAIN_PROTOCOLS: dict[str, dict[str, Any]] = {
     "v1": dict(
         steps=100_000, lr=3e-4, weight_decay=0.01, schedule="cosine", clip=1.0, attend_padding=False, columns="own"
     ),
     "dabs": dict(
         steps=100_000, lr=1e-4, weight_decay=1e-4, schedule="constant", clip=0.0, attend_padding=True, columns="shared"
+    ),
+    "imix": dict(
+        epochs=500,
+        optimizer="sgd",
+        lr=0.125,
+        weight_decay=1e-4,
+        schedule="epoch-cosine",
+        clip=0.0,
+        attend_padding=False,
+        columns="own",
     ),
 }
 
@@ -69,16 +80,22 @@ class PretrainConfig:
     Never ranked with runs from random weights."""
     steps: int | None = None
     """Optimizer steps [100 000]."""
+    epochs: int | None = None
+    """Passes over the data, in place of --steps; what is left over of an epoch's last batch is dropped [imix: 500]."""
     batch_size: int | None = None
     """Examples per step over all processes [the domain's]."""
+    optimizer: Literal["adamw", "sgd"] | None = None
+    """AdamW, or SGD with momentum 0.9 [v1 and dabs: adamw, imix: sgd]."""
     lr: float | None = None
-    """AdamW's learning rate [v1: 3e-4, dabs: 1e-4]."""
+    """Learning rate [v1: 3e-4, dabs: 1e-4, imix: 0.125 times the batch over 256]."""
     weight_decay: float | None = None
-    """AdamW's decoupled weight decay [v1: 0.01, dabs: 1e-4]."""
-    schedule: Literal["cosine", "constant"] | None = None
-    """Learning rate over time: warm-up (5 % of the steps) and cosine to 0, or constant [v1: cosine, dabs: constant]."""
+    """Weight decay, AdamW's decoupled from the rate [v1: 0.01, dabs and imix: 1e-4]."""
+    schedule: Literal["cosine", "constant", "epoch-cosine", "epoch-steps"] | None = None
+    """Learning rate over time: warm-up (5 % of the steps) and cosine to 0; constant; or as i-Mix a warm-up of 10 epochs
+    (5 where there are at most 500), then a cosine by whole epochs, or a tenth of it from 60 and 80 % of them [v1:
+    cosine, dabs: constant, imix: epoch-cosine; its reference has epoch-steps for speech]."""
     clip: float | None = None
-    """Largest gradient norm, 0 for none [v1: 1, dabs: 0]."""
+    """Largest gradient norm, 0 for none [v1: 1, dabs and imix: 0]."""
     attend_padding: bool | None = None
     """Whether padding is attended to and pooled [v1: no, dabs: yes]."""
     columns: Literal["own", "shared"] | None = None
@@ -124,16 +141,24 @@ class Recipe:
     batch_size: int
     lr: float
     weight_decay: float
-    schedule: Literal["cosine", "constant"]
+    schedule: Literal["cosine", "constant", "epoch-cosine", "epoch-steps"]
     clip: float
     attend_padding: bool
     columns: Literal["own", "shared"]
     evaluate_every: int
     checkpoint_every: int
+    optimizer: Literal["adamw", "sgd"] = "adamw"
 
 
-def resolve(config: PretrainConfig, domain_batch_size: int) -> tuple[PretrainConfig, Recipe]:
+def resolve(
+    config: PretrainConfig, domain_batch_size: int, num_examples: int | None = None
+) -> tuple[PretrainConfig, Recipe]:
     """The configuration with every open field filled in from protocol, domain and algorithm, and its recipe.
+
+    Args:
+        config: what was asked for.
+        domain_batch_size: where none is asked for.
+        num_examples: what an epoch goes over, where epochs are asked for; the configuration then states the steps.
 
     Raises:
         UserError: a number is out of range, or the algorithm is unknown.
@@ -141,6 +166,9 @@ def resolve(config: PretrainConfig, domain_batch_size: int) -> tuple[PretrainCon
     values = {"batch_size": domain_batch_size, **PRETRAIN_PROTOCOLS[config.source.protocol]}
     given = {f.name: getattr(config, f.name) for f in fields(Recipe)}
     values |= {name: value for name, value in given.items() if value is not None}
+    values["steps"] = _steps(config, values, num_examples)
+    if config.source.protocol == "imix" and config.lr is None:
+        values["lr"] *= values["batch_size"] / 256
     tenth = max(1, values["steps"] // 10)
     values = {"evaluate_every": tenth, "checkpoint_every": min(5000, tenth), **values}
     at_least = dict(steps=1, batch_size=1, evaluate_every=1, checkpoint_every=1, lr=0, weight_decay=0, clip=0)
@@ -167,7 +195,22 @@ def resolve(config: PretrainConfig, domain_batch_size: int) -> tuple[PretrainCon
     for name in algorithm_added(algo):
         if hyper[name] == defaults[name]:
             del hyper[name]
-    return replace(config, **asdict(recipe), algo=algo, hyper=hyper), recipe
+    return replace(config, **asdict(recipe), epochs=None, algo=algo, hyper=hyper), recipe
+
+
+def _steps(config: PretrainConfig, values: dict[str, Any], num_examples: int | None) -> int:
+    """The steps asked for, or those of the epochs asked for; takes ``epochs`` out of ``values``."""
+    usual = values.pop("epochs", None)
+    if config.epochs is not None and config.steps is not None:
+        raise UserError(f"--epochs {config.epochs} and --steps {config.steps}: give one of them")
+    epochs = config.epochs if config.epochs is not None or "steps" in values else usual
+    if epochs is None:
+        return int(values["steps"])
+    if epochs < 1:
+        raise UserError(f"--epochs {epochs}: must be at least 1")
+    if num_examples is None:
+        raise UserError(f"--protocol {config.source.protocol} counts epochs: give --steps here")
+    return int(epochs * max(1, num_examples // max(1, values["batch_size"])))
 
 
 NOT_IN_HASH = ("out", "data_root", "checkpoint_every", "checkpoint_minutes")
@@ -183,6 +226,8 @@ ADDED: Mapping[str, Any] = {
     "micro_batch": None,
     "init": None,
     "checkpoint_minutes": 10.0,
+    "epochs": None,
+    "optimizer": "adamw",
 }
 """Fields of `PretrainConfig` and `Source` that are younger than the hash (commit 6675b1b), each with its default.
 
@@ -234,7 +279,7 @@ def as_plain(config: PretrainConfig) -> dict[str, Any]:
     for each in NOT_KEPT:
         values.pop(each)
     values = source | values
-    values = {k: v for k, v in values.items() if k not in ADDED or v != ADDED[k]}
+    values = {k: v for k, v in values.items() if k not in ADDED or v not in (None, ADDED[k])}
     values |= {k: absolute(values[k]) for k in ("data", "options") if values[k] is not None}
     return {k: str(v) if isinstance(v, Path) else v for k, v in (values | hyper).items()}
 

@@ -55,8 +55,9 @@ class Source:
     """Columns of your own table to leave out, comma separated; same as the option of that name."""
     on_bad: Literal["error", "skip"] = "error"
     """What to do with unreadable examples of your own data; skipped ones are counted and listed."""
-    protocol: Literal["v1", "dabs"] = "v1"
-    """v1: ours. dabs: as the DABS reference does, including its faults, to compare with its published numbers."""
+    protocol: Literal["v1", "dabs", "imix"] = "v1"
+    """v1: ours. dabs: as the DABS reference does, including its faults, to compare with its published numbers. imix: as
+    the i-Mix reference trains."""
     data_root: Path | None = None
     """Folder of the raw data [$DABSMIX_DATA, else the user's cache folder]."""
 

@@ -50,6 +50,7 @@ def _load(folder: Path, protocol: str) -> Data:
         (rows[0], rows[1], rows[2]),
         label,
         source=digest,
+        pretrain=np.concatenate(rows[:2]) if protocol == "imix" else None,
         notes=(
             note,
             "Each of the 44 columns of zeros and ones is a token of its own, as in i-Mix, whose scores are the ones to "

@@ -17,19 +17,21 @@ DABS = Source("digits", protocol="dabs")
 
 @pytest.mark.parametrize("protocol", PRETRAIN_PROTOCOLS)
 def test_every_open_field_is_filled_in(protocol: Any) -> None:
-    config, recipe = resolve(replace(CONFIG, source=Source("digits", protocol=protocol)), 37)
+    config, recipe = resolve(replace(CONFIG, source=Source("digits", protocol=protocol)), 37, 37 * 200)
     for field in fields(Recipe):
         assert getattr(config, field.name) == getattr(recipe, field.name)
         assert getattr(recipe, field.name) is not None
     assert recipe.batch_size == 37
-    expected = PRETRAIN_PROTOCOLS[protocol]
+    expected = dict(PRETRAIN_PROTOCOLS[protocol])
+    if protocol == "imix":
+        expected |= dict(steps=200 * expected.pop("epochs"), lr=expected["lr"] * 37 / 256)
     assert {name: asdict(recipe)[name] for name in expected} == expected
     assert (recipe.evaluate_every, recipe.checkpoint_every) == (10_000, 5_000)
 
 
 def test_what_is_given_stays() -> None:
     given = dict(steps=7, batch_size=5, lr=0.5, weight_decay=0.0, schedule="constant", clip=0.0, columns="shared")
-    given |= dict(attend_padding=True, evaluate_every=3, checkpoint_every=2)
+    given |= dict(optimizer="sgd", attend_padding=True, evaluate_every=3, checkpoint_every=2)
     _, recipe = resolve(replace(CONFIG, **given), 37)  # type: ignore[arg-type]  # values of several types
     assert asdict(recipe) == given
 

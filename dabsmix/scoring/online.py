@@ -22,7 +22,8 @@ from dabsmix.scoring.metrics import Undefined, metric
 
 __all__ = ["Online", "OnlineProbe", "watch_online"]
 
-EVERY = {"v1": 10, "dabs": 1}  # by protocol: steps between two updates of the probe, the same for every algorithm
+# by protocol: steps between two updates of the probe, the same for every algorithm
+EVERY = {"v1": 10, "dabs": 1, "imix": 10}
 
 
 @dataclass(frozen=True)

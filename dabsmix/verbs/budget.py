@@ -41,7 +41,8 @@ def step_cost(config: PretrainConfig) -> StepCost:
     """
     data = load(config.source)
     usual = batch_size(config.source)
-    config, recipe = resolve(config, usual if config.source.domain else min(usual, len(data.pretrain)))
+    num = len(data.pretrain)
+    config, recipe = resolve(config, usual if config.source.domain else min(usual, num), num)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(step_seed(config.seed, 0, "weights"))
     encoder = make_encoder(config.encoder, data.specs, attend_padding=recipe.attend_padding, columns=recipe.columns)

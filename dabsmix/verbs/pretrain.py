@@ -36,7 +36,7 @@ from dabsmix.source import Source, batch_size, load, modality_of
 from dabsmix.spec import Batch, Table, describe
 from dabsmix.terminal import Bar
 from dabsmix.tracking import Track, check_tracker, tracker
-from dabsmix.training import learning_rate
+from dabsmix.training import learning_rate, make_optimizer
 
 __all__ = ["pretrain"]
 
@@ -75,7 +75,7 @@ def pretrain(
         source = data.source or source  # with the modality that was found
         config = replace(config, source=source)
     usual = batch_size(source)
-    config, recipe = resolve(config, usual if source.domain else min(usual, len(data.pretrain)))
+    config, recipe = resolve(config, usual if source.domain else min(usual, len(data.pretrain)), len(data.pretrain))
     batches = Batches(
         data.pretrain,
         recipe.batch_size,
@@ -189,7 +189,7 @@ def _train(
                 for block in part.blocks:
                     block.compile()
     parameters = [p for p in algorithm.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)
+    optimizer = make_optimizer(recipe.optimizer, parameters, recipe.lr, recipe.weight_decay)
     model, optimizer = accelerator.prepare(algorithm, optimizer)
     if online is not None:
         online.probe.to(device)
@@ -215,7 +215,7 @@ def _train(
             torch.manual_seed(step_seed(config.seed, state.step, "dropout", accelerator.process_index))
             draws = step_seed(config.seed, state.step, "draws")
             views = make_views(data, raw.inputs, algorithm.num_augmented, draws)
-            lr = learning_rate(state.step, recipe.steps, recipe.lr, recipe.schedule)
+            lr = learning_rate(state.step, recipe.steps, recipe.lr, recipe.schedule, batches.steps_per_epoch)
             for group in optimizer.param_groups:
                 group["lr"] = lr
 
