@@ -71,6 +71,7 @@ class RunRecord:
         created: when, ISO 8601 in UTC.
         name: the name of the folder.
         seconds: wall time of the training; None until it is finished.
+        flops: of the whole training, see `budget.training_flops`; None in runs of a version that did not count them.
         encoder_sha256: digest of the encoder's file; empty until the run is finished.
         metrics: the last line of metrics.
     """
@@ -102,6 +103,7 @@ class RunRecord:
     created: str = ""
     name: str = ""
     seconds: float | None = None
+    flops: float | None = None
     encoder_sha256: str = ""
     metrics: Mapping[str, Any] = field(default_factory=dict)
     parts: tuple[Mapping[str, Any], ...] = ()

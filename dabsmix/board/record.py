@@ -108,12 +108,16 @@ def scores(folder: Path) -> dict[str, list[dict[str, Any]]]:
         of_run = {name: getattr(run, name) for name in _OF_RUN}
         of_run |= {"pretrain_protocol": run.protocol, "pretrain_fingerprint": run.data_fingerprint}
         of_run["hyper"] = json.dumps(run.hyper, sort_keys=True, separators=(",", ":"))
+        of_run["train_flops"] = 0.0 if run.steps == 0 else run.flops
         place = "config.yaml"
         of_run |= {"lr": config["lr"], "precision": config["precision"], "recipe": _recipe(config)}
         for stem, transfer in results.items():
             place = f"transfer/{stem}.json"
             of_task = {name: getattr(transfer, name) for name in _OF_TASK}
-            of_results = [{name: getattr(result, name) for name in _OF_RESULT} for result in transfer.results]
+            of_results = [
+                {name: getattr(result, name) for name in _OF_RESULT} | {"units": result.units or None}
+                for result in transfer.results
+            ]
             found[stem] = [typed(of_run | of_task | of_result) for of_result in of_results]
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{folder / place}: missing or malformed: {error}; was it written by this version?") from None

@@ -14,7 +14,7 @@ from dabsmix.errors import UserError
 from dabsmix.scoring.metrics import METRICS, known
 from dabsmix.scoring.results import PROTOCOLS
 
-__all__ = ["COLUMNS", "Row", "lines", "parse", "problems", "read", "text", "typed"]
+__all__ = ["ADDED", "COLUMNS", "Row", "lines", "parse", "problems", "read", "text", "typed"]
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,8 @@ class Row:
         pretrain_fingerprint: digest of the data pretrained on; ``data_fingerprint`` that of the task's data.
         seconds: wall time of the pretraining.
         test_reads: how often the test split had been read for this encoder, task and protocol, this score included.
+        units: independent units that the test examples form: groups where there are groups, else examples.
+        train_flops: of the whole pretraining; both None in rows of a version that did not have the column.
     """
 
     domain: str
@@ -72,6 +74,8 @@ class Row:
     seconds: float
     device: str
     test_reads: int
+    units: int | None = field(default=None, kw_only=True)
+    train_flops: float | None = field(default=None, kw_only=True)
     record: Path = field(compare=False)
 
     @property
@@ -95,7 +99,9 @@ class Row:
 
 
 _TYPES: dict[str, Any] = {column.name: column.type for column in fields(Row) if column.name != "record"}
-_TYPES |= {"low": float, "high": float}  # or empty
+_TYPES |= {"low": float, "high": float, "units": int, "train_flops": float}  # or empty
+ADDED = ("units", "train_flops")  # columns that are younger than the first rows, at the end
+_MAY_BE_EMPTY = ("low", "high", *ADDED)
 _NUMBER = re.compile(r"[+-]?(\d{1,18}(\.\d*)?|\.\d+)([eE][+-]?\d{1,3})?|nan|inf|-inf", re.ASCII)
 _DIGITS = {"value": 6, "low": 6, "high": 6, "seconds": 1}
 COLUMNS = tuple(_TYPES)
@@ -134,8 +140,8 @@ def lines(csv_path: Path) -> list[tuple[int, list[str]]]:
         header = next(reader, [])
     except csv.Error as error:
         raise UserError(f"{csv_path}:1: {error}; a row is one that `dabsmix submit` wrote") from None
-    if tuple(header) != COLUMNS:
-        missing = [name for name in COLUMNS if name not in header]
+    if tuple(header) not in (COLUMNS[: len(COLUMNS) - missing] for missing in range(len(ADDED) + 1)):
+        missing = [name for name in COLUMNS if name not in (*header, *ADDED)]
         unknown = [name for name in header if name not in COLUMNS]
         faults = [f"no column {', '.join(missing[:5])}{', ...' * (len(missing) > 5)}"] * bool(missing) + [
             f"unknown column {', '.join(map(repr, unknown))}"
@@ -145,7 +151,8 @@ def lines(csv_path: Path) -> list[tuple[int, list[str]]]:
             f"{csv_path}:1: broken header: {'; '.join(faults) or order}; a row is one that `dabsmix submit` wrote"
         )
     try:
-        return [(reader.line_num, cells) for cells in reader]
+        later = [""] * (len(COLUMNS) - len(header))  # columns that are younger than the file
+        return [(reader.line_num, [*cells, *later]) for cells in reader]
     except csv.Error as error:
         raise UserError(f"{csv_path}:{reader.line_num}: {error}; fix the line by hand") from None
 
@@ -157,7 +164,7 @@ def parse(cells: list[str], records: Path) -> Row:
     values: dict[str, Any] = {}
     for (name, kind), cell in zip(_TYPES.items(), cells, strict=True):
         try:
-            if name in ("low", "high") and cell == "":
+            if name in _MAY_BE_EMPTY and cell == "":
                 values[name] = None
             else:
                 if kind in (int, float) and not _NUMBER.fullmatch(cell):
@@ -184,12 +191,14 @@ def typed(cells: dict[str, Any]) -> dict[str, Any]:
 
 
 def _typed(name: str, value: Any) -> Any:
-    if value is None and name in ("low", "high"):
+    if value is None and name in _MAY_BE_EMPTY:
         return None
     if name == "label_fraction" and not str(value).endswith("/class"):
         return f"{float(value):g}"  # 0.10 and 0.1 are one
     if _TYPES[name] in (int, float) and isinstance(value, str | bool):
         raise ValueError(f"{name} {value!r} is no number")
+    if name == "train_flops":
+        return float(f"{value:.4g}")
     return round(float(value), _DIGITS[name]) if name in _DIGITS else _TYPES[name](value)
 
 
@@ -207,6 +216,8 @@ def problems(row: Row) -> list[str]:
         (low <= row.value <= high, f"value {row.value} is outside its interval [{row.low}, {row.high}]"),
         (least <= row.value <= most, f"{row.metric} {row.value} is outside [{least:g}, {most:g}]"),
         (row.n >= 1, f"n {row.n} must be at least 1"),
+        (row.units is None or 1 <= row.units <= row.n, f"units {row.units} must be 1 to n, {row.n}"),
+        (row.train_flops is None or 0 <= row.train_flops < math.inf, f"train_flops {row.train_flops} is no count"),
         (row.seed >= 0 and row.steps >= 0, f"seed {row.seed} and steps {row.steps} must not be negative"),
         (row.batch_size >= 1 and row.parameters >= 1, "batch_size and parameters must be at least 1"),
         (row.lr >= 0 and row.seconds >= 0, f"lr {row.lr} and seconds {row.seconds} must not be negative"),

@@ -32,7 +32,7 @@ from dabsmix.scoring.intervals import (
 from dabsmix.scoring.metrics import Undefined, metric
 from dabsmix.scoring.results import Result, TransferRecord
 
-__all__ = ["Against", "Block", "Line", "Section", "is_random", "measured", "standings"]
+__all__ = ["Against", "Block", "Line", "Section", "is_random", "labels", "measured", "standings"]
 
 YARDSTICKS = {
     "raw": "raw input",
@@ -78,6 +78,7 @@ class Line:
         part: ``ranked``; ``apart`` where augmentations, labels or other weights helped in pretraining; ``yardstick``.
         marks: why it stands apart.
         budget: steps, batch and learning rate of the pretraining; empty for yardsticks.
+        flops: of the pretraining; None for yardsticks, and where a run did not count them.
         setting: how it differs from other lines of the same name; empty where there is none.
         seeds: how many; 0 for a yardstick, which no pretraining seed enters.
         mean, std: over seeds; ``std`` is None with one.
@@ -100,6 +101,7 @@ class Line:
     rows: tuple[Row, ...] = ()
     marks: str = ""
     budget: str = ""
+    flops: float | None = None
     setting: str = ""
     against: Against | None = None
     best: bool = False
@@ -171,12 +173,45 @@ def _notes(rows: list[Row], blocks: tuple[Block, ...]) -> tuple[str, ...]:
         )
     if any(line.against and not line.against.paired for line in lines):
         notes.append("Not every line has predictions of the same test examples: their gains have wider intervals.")
+    notes += _unbeaten(blocks)
     unbacked = {row.run for row in rows if not _transfer(row)}
     if unbacked:
         notes.append(f"No record of {len(unbacked)} run(s): their yardsticks and predictions are missing here.")
     records = [record for row in rows if (record := _transfer(row))]
     of_records = (note for record in records for note in record.notes)
     return tuple(dict.fromkeys([*notes, *of_records]))
+
+
+def _unbeaten(blocks: Sequence[Block]) -> list[str]:
+    """Where algorithms score no higher than the best yardstick, in one line for all of them and one for some."""
+    every, some = [], []
+    for block in blocks:
+        scale = metric(block.metric)
+        sign = 1 if scale.higher else -1
+        ranked = [line for line in block.lines if line.part == "ranked"]
+        best = max(
+            (line for line in block.lines if line.part == "yardstick"), key=lambda line: sign * line.mean, default=None
+        )
+        if best is None or not ranked:
+            continue
+        below = dict.fromkeys(line.name for line in ranked if sign * line.mean <= sign * best.mean)
+        score = f"{100 * best.mean:.1f}" if scale.span[1] == 1 else f"{best.mean:.4f}"
+        where = f"{block.probe}, {labels(block.label_fraction)}: {best.name} {score}"
+        if len(below) == len({line.name for line in ranked}):
+            every.append(where)
+        elif below:
+            some.append(f"{', '.join(below)} ({where})")
+    found = [f"No algorithm scores above the best yardstick, so none has shown anything: {'; '.join(every)}."] * bool(
+        every
+    )
+    return found + [f"Not above the best yardstick: {'; '.join(some)}."] * bool(some)
+
+
+def labels(fraction: str) -> str:
+    """How many labels a probe had: ``all labels``, ``10 % of labels``, ``5 per class``."""
+    if fraction.endswith("/class"):
+        return fraction.replace("/", " per ")
+    return "all labels" if float(fraction) == 1 else f"{float(fraction) * 100:g} % of labels"
 
 
 # --- a block
@@ -295,6 +330,7 @@ def _line(rows: list[Row]) -> Line:
         groups=groups if groups and groups < first.n else None,
         rows=tuple(rows),
         marks=", ".join(marks),
+        flops=0.0 if first.steps == 0 else next((row.train_flops for row in rows if row.train_flops is not None), None),
         budget="0 steps" if first.steps == 0 else f"{first.steps} × {first.batch_size}, lr {first.lr:g}",
     )
 

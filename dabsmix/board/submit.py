@@ -16,7 +16,7 @@ from dabsmix.board import forgery
 from dabsmix.board import record as board_record
 from dabsmix.board import row as board_row
 from dabsmix.board.forgery import MAX_PREDICTIONS
-from dabsmix.board.row import COLUMNS, Row, read
+from dabsmix.board.row import ADDED, COLUMNS, Row, read
 from dabsmix.errors import UserError
 from dabsmix.files import sha256, write
 from dabsmix.run import read_record
@@ -73,7 +73,10 @@ def submit(run_dir: Path, by: str, csv_path: Path) -> list[Row]:
             raise UserError(f"{run_dir} is on {csv_path} already, as {name}; another seed makes another run")
         _keep_labels(csv_path, [*known.values(), *folder_rows])
         _write_record(run_dir, record, [stem for stem, rows in new.items() if rows])
-        old = csv_path.read_text(encoding="utf-8-sig") if csv_path.exists() else ",".join(COLUMNS)
+        header = ",".join(COLUMNS)
+        old = csv_path.read_text(encoding="utf-8-sig") if csv_path.exists() else header
+        if not old.startswith(header):  # the file is older than some columns
+            old = f"{header}\n{board_row.text(list(known.values()))}"
         content = old.rstrip("\n") + "\n" + board_row.text(added)
         write(csv_path, lambda path: path.write_text(content, encoding="utf-8", newline="\n"))
     return added
@@ -240,5 +243,5 @@ def _disagreements(row: Row, recorded: dict[tuple[str, ...], Row] | str) -> list
     return [
         f"{name} is {ours!r}, {row.record} records {theirs!r}"
         for name, ours, theirs in pairs
-        if name not in _OF_SUBMISSION and ours != theirs
+        if name not in _OF_SUBMISSION and ours != theirs and not (name in ADDED and ours is None)
     ]

@@ -18,14 +18,15 @@ __all__ = ["HEADINGS", "Format", "cells", "legend", "of_tasks", "published", "re
 
 Format = Literal["table", "md", "csv"]
 HEADINGS = (
-    *("probe", "labels", "algorithm", "budget", "seeds", "score", "95 % interval", "test n", "groups"),
-    *("gain over none", "setting"),
+    *("probe", "labels", "algorithm", "budget", "FLOPs", "seeds", "score", "95 % interval", "test n"),
+    *("groups", "gain over none", "setting"),
 )
 PUBLISHED_COLUMNS = ("source", "protocol", "pretrain", "dataset", "method", "metric", "value", "std", "note")
 
 _LEGEND = (
     "Score: mean ± standard deviation over seeds, and the 95 % interval of the mean over test examples (or their "
-    "groups) and seeds. Budget: steps × batch and learning rate; only equal steps and batch are ranked together.",
+    "groups) and seeds. Budget: steps × batch and learning rate, and the FLOPs of the training's matrix products; only "
+    "equal steps and batch are ranked together.",
     "Gain over none: difference from the random encoder with its 95 % interval; 'shown' where it holds at 5 % among "
     "all algorithms of the block (Holm), which takes 3 seeds on both sides.",
     "* : its lead over the random encoder, every yardstick and every other ranked line is each significant at 5 %.",
@@ -118,6 +119,7 @@ def cells(block: Block, line: Line) -> tuple[str, ...]:
         _labels(block.label_fraction),
         _name(line),
         line.budget or "–",
+        _flops(line.flops),
         str(line.seeds) if line.seeds else "–",
         f"{line.mean * scale:.{digits}f}{spread}",
         interval,
@@ -126,6 +128,11 @@ def cells(block: Block, line: Line) -> tuple[str, ...]:
         _difference(line, scale, digits),
         line.setting,
     )
+
+
+def _flops(count: float | None) -> str:
+    """Two digits and a power of ten."""
+    return "–" if count is None else "0" if count == 0 else f"{count:.1e}".replace("e+", "e")
 
 
 def _labels(fraction: str) -> str:
@@ -175,7 +182,7 @@ def _rich(section: Section) -> "Table":
     from rich.text import Text
 
     table = Table(title=Text(title(section)), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
-    numbers = ("seeds", "score", "95 % interval", "test n", "groups")
+    numbers = ("FLOPs", "seeds", "score", "95 % interval", "test n", "groups")
     columns = HEADINGS if any(line.setting for block in section.blocks for line in block.lines) else HEADINGS[:-1]
     for heading in columns:
         shown = score_heading(section) if heading == "score" else heading
@@ -222,7 +229,7 @@ def _csv(sections: list[Section]) -> str:
     out = StringIO()
     writer = csv.writer(out, lineterminator="\n")
     of_line = ("name", "part", "marks", "setting", "seeds", "mean", "std", "low", "high", "n", "best")
-    added = ("groups", "budget")
+    added = ("groups", "budget", "flops")
     of_against = ("difference", "low", "high", "paired", "shown")
     of_section = ("domain", "task", "encoder", "protocol", "data")
     of_block = ("probe", "label_fraction", "metric")

@@ -217,15 +217,21 @@ class TransferRecord:
     def __str__(self) -> str:
         """Plain lines for a person: one per score, the yardsticks beneath."""
         first = self.headline
-        lines = [f"{self.run}  {self.task}  {first.metric}  protocol {self.protocol}  n {first.n}"]
+        groups = f" in {first.units} groups" if 0 < first.units < first.n else ""
+        lines = [f"{self.run}  {self.task}  {first.metric}  protocol {self.protocol}  n {first.n}{groups}"]
         rows = [("encoder", result) for result in self.results]
         rows += [(name, result) for name, found in self.yardsticks.items() for result in found]
         factor = 100 if in_percent(first.metric) else 1
         for name, r in rows:
             interval = "" if r.low is None or r.high is None else f"  [{factor * r.low:.1f}, {factor * r.high:.1f}]"
             lines.append(f"  {name:<14} {r.probe:<8} labels {r.label_fraction:<8} {factor * r.value:6.2f}{interval}")
+        if groups and first.low is None:
+            lines.append(
+                f"  The test rows come from {first.units} group(s). With fewer than 5 there is no interval, because "
+                "nothing says how other groups would differ."
+            )
         if self.unbeaten:
-            lines.append(f"  Nothing is shown here: no better than {', '.join(self.unbeaten)}.")
+            lines.append(f"  The {first.probe} probe does not beat {', '.join(self.unbeaten)}: nothing is shown.")
         return "\n".join(lines)
 
 

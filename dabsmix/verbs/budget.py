@@ -9,16 +9,19 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from dabsmix.config import PretrainConfig, resolve
+from dabsmix.config import PretrainConfig, Recipe, resolve
 from dabsmix.data.batches import Batches, make_views, step_seed
+from dabsmix.data.domain import Data
 from dabsmix.model.encoder import make_encoder
+from dabsmix.pretext.algorithm import Algorithm
 from dabsmix.registry import algorithm_class
 from dabsmix.source import batch_size, load
 from dabsmix.spec import Batch
 
-__all__ = ["StepCost", "step_cost"]
+__all__ = ["StepCost", "step_cost", "training_flops"]
 
 WARM, TIMED = 1, 5  # steps
+COUNTED = 16  # examples of each process: FLOPs are nearly proportional to them, memory too
 
 
 @dataclass(frozen=True)
@@ -54,9 +57,7 @@ def step_cost(config: PretrainConfig) -> StepCost:
         draws = step_seed(config.seed, step, "draws")
         batch = Batch(make_views(data, raw.inputs, algorithm.num_augmented, draws), raw.label, raw.ids, draws)
         if step == 0:
-            with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-                algorithm(batch).value.backward()
-            flops = counter.get_total_flops()
+            flops = _flops(algorithm, batch)
             continue
         began = time.perf_counter()
         with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
@@ -67,3 +68,39 @@ def step_cost(config: PretrainConfig) -> StepCost:
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - began)
     return StepCost(flops, sorted(seconds)[len(seconds) // 2])
+
+
+def training_flops(config: PretrainConfig, recipe: Recipe, data: Data, batches: Batches, device: torch.device) -> float:
+    """FLOPs of all steps of a training, counted as in `StepCost` on a few examples; of all processes together.
+
+    The step is taken by an encoder and an algorithm of its own, and draws from no generator of the training's. Every
+    process has to call this.
+
+    Args:
+        config, recipe: of the training.
+        data: what is trained on.
+        batches: of the training.
+        device: where to take the step.
+    """
+    raw = next(iter(batches.iterate(0, 1, device)))
+    rows = slice(max(COUNTED, algorithm_class(config.algo).min_batch))
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        encoder = make_encoder(config.encoder, data.specs, attend_padding=recipe.attend_padding, columns=recipe.columns)
+        algorithm = algorithm_class(config.algo)(encoder, **config.hyper).to(device).train()
+        views = make_views(data, raw.inputs, algorithm.num_augmented, 0)
+        label = raw.label if algorithm.needs_labels else None
+        few = Batch(
+            tuple(tuple(x[rows] for x in view) for view in views),
+            None if label is None else label[rows],
+            raw.ids[rows],
+            0,
+        )
+        found = _flops(algorithm, few)
+    return float(found) / len(few.ids) * recipe.batch_size * recipe.steps
+
+
+def _flops(algorithm: Algorithm, batch: Batch) -> int:
+    """Of a forward and a backward pass."""
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        algorithm(batch).value.backward()
+    return int(counter.get_total_flops())

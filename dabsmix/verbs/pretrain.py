@@ -37,6 +37,7 @@ from dabsmix.spec import Batch, Table, describe
 from dabsmix.terminal import Bar
 from dabsmix.tracking import Track, check_tracker, tracker
 from dabsmix.training import learning_rate, make_optimizer
+from dabsmix.verbs.budget import training_flops
 
 __all__ = ["pretrain"]
 
@@ -124,6 +125,10 @@ def pretrain(
         online = watch_online(encoder, data, other, source.protocol, config.online_every, batches, accelerator)
         state = _Training(algorithm, online)
         start = health(encoder.to(accelerator.device), data, accelerator) if algorithm.trains else {}
+        if not resumed:
+            flops = training_flops(config, recipe, data, batches, accelerator.device) if algorithm.trains else 0.0
+            if accelerator.is_main_process:
+                run.update(flops=flops)
         if algorithm.trains:
             with tracker(config.track if accelerator.is_main_process else None, run.path, as_plain(config)) as track:
                 _train(state, batches, data, config, recipe, accelerator, run, resumed, track, say, observe)

@@ -91,6 +91,28 @@ def test_submit_writes_one_row_per_probe_and_fraction_and_the_record_behind_them
     assert validate(board) == []
 
 
+def test_a_board_from_before_a_column_is_read_and_gets_it_with_the_next_row(tmp_path: Path) -> None:
+    board = tmp_path / "results.csv"
+    submit(write_run(tmp_path), "Ada", board)
+    new = board.read_text().splitlines()
+    assert all(line.endswith(",,") for line in new[1:])  # the records of this test count neither
+    old = [line.removesuffix(end) for line, end in zip(new, [",units,train_flops", *[",,"] * 3], strict=True)]
+    board.write_text("\n".join(old) + "\n")
+    assert [(row.units, row.train_flops) for row in read(board)] == [(None, None)] * 3
+    assert validate(board) == []
+    run = write_run(tmp_path, name="digits-dmix-s1", seed=1)
+    edit(run / "run.json", flops=1.23456e15)
+    path = run / "transfer" / "digits-v1.json"
+    results = json.loads(path.read_text())["results"]
+    edit(path, results=[each | {"units": 40} for each in results])
+    added = submit(run, "Ada", board)
+    assert [(row.units, row.train_flops) for row in added] == [(40, 1.235e15)] * 3
+    assert board.read_text().splitlines()[:4] == new
+    assert validate(board) == []
+    board.write_text(board.read_text().replace(",40,", ",50,"))
+    assert len(validate(board)) == 3
+
+
 def test_big_predictions_are_not_kept(tmp_path: Path) -> None:
     run = write_run(tmp_path)
     path = run / "transfer" / "digits-v1.predictions.npz"

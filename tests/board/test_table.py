@@ -339,9 +339,9 @@ def test_numbers_as_the_field_writes_them(tmp_path: Path) -> None:
     rows = [row(tmp_path, 0.80, seed=0, half=0.02), row(tmp_path, 0.82, seed=1, half=0.02)]
     rows += [row(tmp_path, 1.5, metric="mse", task="tides")]
     text = render(rows, "table")
-    assert re.search(r"linear +all +dmix +300 × 128, lr 0.0003 +2 +81\.0 ± 1\.4 +\d\d\.\d to \d\d\.\d +360", text)
+    assert re.search(r"linear +all +dmix +300 × 128, lr 0.0003 +– +2 +81\.0 ± 1\.4 +\d\d\.\d to \d\d\.\d +360", text)
     assert re.search(r"accuracy, %", text)
-    assert re.search(r"dmix +300 × 128, lr 0.0003 +1 +1\.5000 +1\.4900 to 1\.5100", text)
+    assert re.search(r"dmix +300 × 128, lr 0.0003 +– +1 +1\.5000 +1\.4900 to 1\.5100", text)
     assert "digits → tides · encoder tiny · protocol v1 · data dddddddd" in text
 
 
@@ -440,3 +440,20 @@ def test_a_mean_over_batches_is_a_metric_of_rows(tmp_path: Path) -> None:
     assert not in_percent("mse/128")
     for name in ("pearson/", "pearson/0", "accuracy/many", "pears/128"):
         assert any("is unknown" in each for each in problems(row(tmp_path, 0.3, metric=name)))
+
+
+def test_the_table_says_which_algorithms_do_not_beat_the_yardsticks(tmp_path: Path) -> None:
+    rows = complete(tmp_path, seeds(tmp_path, 0.9), seeds(tmp_path, 0.7, algorithm="emix"), raw=0.8)
+    text = render(rows, "table")
+    assert "Not above the best yardstick: emix (linear, all labels: raw input 80.0)." in text
+    assert "has shown anything" not in text
+    rows = complete(tmp_path / "low", seeds(tmp_path / "low", 0.7), raw=0.8)
+    assert "No algorithm scores above the best yardstick" in render(rows, "table")
+
+
+def test_flops_stand_on_every_line(tmp_path: Path) -> None:
+    rows = complete(tmp_path, seeds(tmp_path, 0.9, train_flops=1.234e15), seeds(tmp_path, 0.8, algorithm="emix"))
+    found = lines(rows)
+    assert [found[name].flops for name in ("dmix", "emix", "none (random init)")] == [1.234e15, None, 0]
+    assert "1.2e15" in render(rows, "table")
+    assert "1.2e15" in page(rows)

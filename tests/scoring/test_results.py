@@ -92,5 +92,14 @@ def test_a_record_says_what_pretraining_did_not_beat() -> None:
     other = replace(better, label_fraction="0.5")
     record = replace(RECORD, yardsticks={"patches": (better,), "raw": (worse, other), "supervised": (better,)})
     assert record.unbeaten == ("patches",)
-    assert str(record).endswith("Nothing is shown here: no better than patches.")
-    assert "shown nothing" not in str(replace(record, yardsticks={"raw": (worse, other)}))
+    assert str(record).endswith("does not beat patches: nothing is shown.")
+    assert "nothing is shown" not in str(replace(record, yardsticks={"raw": (worse, other)}))
+
+
+def test_groups_stand_beside_n_and_few_of_them_are_explained() -> None:
+    first = replace(FIRST, n=100, units=12)
+    assert "n 100 in 12 groups" in str(replace(RECORD, results=(first,)))
+    assert "fewer than 5" not in str(replace(RECORD, results=(first,)))
+    few = str(replace(RECORD, results=(replace(first, units=2, low=None, high=None),)))
+    assert "from 2 group(s). With fewer than 5 there is no interval" in few
+    assert "groups" not in str(replace(RECORD, results=(replace(first, units=100),)))

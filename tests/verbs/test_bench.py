@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,11 @@ from dabsmix.config import BenchConfig, PretrainConfig
 from dabsmix.errors import UserError
 from dabsmix.interrupt import RESUME_ME, Interrupted
 from dabsmix.source import Source
+from dabsmix.training import accelerate
 from dabsmix.verbs import bench as module
 from dabsmix.verbs.bench import Cell, Chosen, bench, cells, dry_run
 from dabsmix.verbs.budget import step_cost
+from dabsmix.verbs.pretrain import pretrain
 
 QUICK: dict[str, Any] = dict(domains=("digits",), seeds=(0,), steps=3, batch_size=16, labels=("1",))
 
@@ -254,6 +257,13 @@ def test_flops_are_those_of_the_encoder_passes() -> None:
     flops = step_cost(config).flops
     # emix: one pass of a mixed and a clean batch, each with its backward, which is twice a forward
     assert flops == pytest.approx(2 * 3 * block, rel=0.05)
+
+
+def test_a_run_records_the_flops_of_all_its_steps(tmp_path: Path) -> None:
+    config = PretrainConfig(Source("digits"), algo="emix", encoder="tiny", batch_size=24, steps=3, out=tmp_path)
+    run = pretrain(config, accelerator=accelerate())
+    assert run.record.flops == pytest.approx(3 * step_cost(config).flops, rel=0.02)
+    assert pretrain(replace(config, algo="none"), accelerator=accelerate()).record.flops == 0
 
 
 def test_equal_compute_gives_costly_algorithms_fewer_steps(tmp_path: Path) -> None:
