@@ -19,7 +19,7 @@ import tyro
 from dabsmix.errors import UserError
 from dabsmix.registry import algorithm_added, algorithm_dabs, algorithm_flags, canonical_algorithm, domain
 from dabsmix.scoring.results import Protocols
-from dabsmix.source import Modality, Source, absolute, read_options
+from dabsmix.source import Modality, Source, absolute, modality_of, read_options
 
 __all__ = [
     "ADDED",
@@ -191,7 +191,9 @@ def resolve(
     algo = canonical_algorithm(config.algo)
     defaults = {flag.name: flag.default for flag in algorithm_flags(algo)}
     dabs = algorithm_dabs(algo) if config.source.protocol == "dabs" else {}
-    hyper = defaults | dabs | dict(config.hyper)
+    # i-Mix zeroes values of a table's numeric columns
+    masked = config.source.protocol == "imix" and modality_of(config.source) == "tabular" and "views" in defaults
+    hyper = defaults | dabs | ({"views": "mask"} if masked else {}) | dict(config.hyper)
     for name in algorithm_added(algo):
         if hyper[name] == defaults[name]:
             del hyper[name]

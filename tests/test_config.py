@@ -69,6 +69,18 @@ def test_numbers_out_of_range_are_refused(name: str, value: float) -> None:
         resolve(replace(CONFIG, **{name: value}), 64)  # type: ignore[arg-type]  # values of several types
 
 
+def test_imix_masks_the_values_of_tables_unless_told_otherwise() -> None:
+    def views(domain: str, algo: str, protocol: str, **hyper: Any) -> Any:
+        asked = PretrainConfig(Source(domain, protocol=protocol), algo=algo, steps=9, hyper=hyper)  # type: ignore[arg-type]
+        return resolve(asked, 64)[0].hyper.get("views")
+
+    assert views("covtype", "imix_npair", "imix") == "mask"
+    assert views("covtype", "imix_npair", "imix", views="noise") == "noise"
+    assert views("covtype", "imix_npair", "v1") == "identical"
+    assert views("digits", "imix_npair", "imix") == "identical"
+    assert views("covtype", "emix", "imix") is None
+
+
 def test_the_hash_tells_requests_apart_and_nothing_else() -> None:
     base = config_hash(CONFIG)
     for same in (
