@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from dabsmix.errors import UserError
 
-__all__ = ["cache_folder", "cached", "data_root", "is_temporary", "parsed", "sha256", "unwritable", "write"]
+__all__ = ["cache_folder", "cached", "data_root", "is_temporary", "parsed", "sha256", "sweep", "unwritable", "write"]
 
 
 def write(path: Path, save: Callable[[Path], object]) -> None:
@@ -44,6 +44,13 @@ def write(path: Path, save: Callable[[Path], object]) -> None:
 def is_temporary(name: str) -> bool:
     """Whether a file of this name is a temporary file of `write`, which is left behind only when `write` is killed."""
     return re.fullmatch(r"\..+\.[a-z0-9_]{8}", name) is not None
+
+
+def sweep(folder: Path) -> None:
+    """Delete what writes that were killed left directly in a folder. To be called under the lock of whoever writes."""
+    for path in folder.glob(".*"):
+        if is_temporary(path.name) and path.is_file():
+            path.unlink(missing_ok=True)
 
 
 def unwritable(path: Path, error: OSError) -> UserError:

@@ -11,7 +11,10 @@ import io
 import json
 import os
 import platform
+import shutil
 import subprocess
+import tempfile
+import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -23,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from dabsmix.errors import UserError
-from dabsmix.files import is_temporary, parsed, sha256, unwritable, write
+from dabsmix.files import is_temporary, parsed, sha256, sweep, unwritable, write
 
 if TYPE_CHECKING:
     import torch
@@ -151,35 +154,38 @@ class Run:
 
     @classmethod
     def create(cls, out: Path, name: str, config: Mapping[str, Any], record: RunRecord) -> Run:
-        """Create a run in a new folder ``out/name``, or ``out/name-2``, ... if that exists.
+        """Create a run in a new folder ``out/name``, or ``out/name-2``, ... if that exists; it appears with both files.
 
         Raises:
             UserError: ``out`` is a file, or cannot be written.
         """
         try:
             out.mkdir(parents=True, exist_ok=True)
-            for number in count(1):
-                path = out / (name if number == 1 else f"{name}-{number}")
-                with suppress(FileExistsError):  # another process may have made it a moment ago
-                    path.mkdir()
-                    break
+            _sweep(out, name)
+            folder = Path(tempfile.mkdtemp(dir=out, prefix=f".{name}."))
         except OSError as error:
             raise UserError(f"cannot make a folder in {out}: {error.strerror}; choose another --out") from error
-        write(
-            path / "config.yaml",
-            lambda p: p.write_text(yaml.safe_dump(dict(config), sort_keys=False), encoding="utf-8"),
-        )
-        write(
-            path / "run.json",
-            lambda p: p.write_text(json.dumps(asdict(record) | {"name": path.name}, indent=1), encoding="utf-8"),
-        )
+        try:
+            text = yaml.safe_dump(dict(config), sort_keys=False)
+            write(folder / "config.yaml", lambda p: p.write_text(text, encoding="utf-8"))
+            folder.chmod(0o755)
+            for number in count(1):
+                path = out / (name if number == 1 else f"{name}-{number}")
+                _write_json(folder / "run.json", asdict(record) | {"name": path.name})
+                with suppress(OSError):  # another process may have made it a moment ago
+                    if not path.exists():
+                        folder.rename(path)
+                        break
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
         return cls(path)
 
     def update(self, **changes: Any) -> None:
         """Change fields of ``run.json``."""
         self._plain |= changes
         self.record = parsed(RunRecord, self._plain)
-        write(self.path / "run.json", lambda p: p.write_text(json.dumps(self._plain, indent=1), encoding="utf-8"))
+        _write_json(self.path / "run.json", self._plain)
 
     @property
     def finished(self) -> bool:
@@ -266,9 +272,8 @@ class Run:
         except OSError as error:
             raise unwritable(self.path / LOCK, error) from error
         try:
-            for path in self.path.rglob(".*"):
-                if is_temporary(path.name):
-                    path.unlink(missing_ok=True)
+            for folder in (self.path, *(each for each in self.path.iterdir() if each.is_dir())):
+                sweep(folder)
             yield
         finally:
             held.release()
@@ -373,10 +378,21 @@ def _read_checkpoint(path: Path) -> dict[str, Any]:
     return state
 
 
+def _write_json(path: Path, values: Mapping[str, Any]) -> None:
+    write(path, lambda p: p.write_text(json.dumps(values, indent=1), encoding="utf-8"))
+
+
+def _sweep(out: Path, name: str) -> None:
+    """Delete folders that a process was killed in while it made a run; those of the last minute may be another's."""
+    for folder in out.glob(f".{name}.*"):
+        if is_temporary(folder.name) and folder.stat().st_mtime < time.time() - 60:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 def readable_runs(out: Path) -> list[Run]:
     """The runs under ``out``, except those whose ``run.json`` is damaged, which must not stop the others."""
     runs = []
-    for path in sorted(out.glob("*/run.json")):
+    for path in sorted(out.glob("[!.]*/run.json")):
         with suppress(UserError):
             runs.append(Run(path.parent))
     return runs

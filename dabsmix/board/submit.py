@@ -18,7 +18,7 @@ from dabsmix.board import row as board_row
 from dabsmix.board.forgery import MAX_PREDICTIONS
 from dabsmix.board.row import ADDED, COLUMNS, Row, read
 from dabsmix.errors import UserError
-from dabsmix.files import sha256, write
+from dabsmix.files import sha256, sweep, write
 from dabsmix.run import read_record
 from dabsmix.scoring.metrics import known
 
@@ -66,6 +66,8 @@ def submit(run_dir: Path, by: str, csv_path: Path) -> list[Row]:
     for problem in (f"{row.task}: {problem}" for row in folder_rows for problem in forgery.check_row(row)):
         raise UserError(f"{run_dir}: {problem}; transfer again")
     with _locked(csv_path):
+        for folder in (csv_path.parent, record, record / "transfer"):
+            sweep(folder)
         known = {row.key: row for row in read(csv_path)} if csv_path.exists() else {}
         new = {stem: _new(f"{run_dir}/transfer/{stem}.json", rows, known) for stem, rows in offered.items()}
         added = [row for rows in new.values() for row in rows]

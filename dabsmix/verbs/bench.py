@@ -492,7 +492,7 @@ def _pretrained(config: PretrainConfig, plan: BenchConfig) -> Run:
         from dabsmix.verbs.pretrain import pretrain
 
         return pretrain(config, accelerator=_accelerator("fp32"), begin=True)
-    runs = [Run(path.parent) for path in config.out.glob("*/run.json")]
+    runs = [Run(path.parent) for path in config.out.glob("[!.]*/run.json")]
     begun = [run for run in runs if run.record.config_hash == config_hash(config)]
     if finished := [run for run in begun if run.finished]:
         return finished[0]

@@ -1,0 +1,115 @@
+"""Killed before each file is put in its place and started again, a command ends as if it had never been killed."""
+
+import multiprocessing
+import os
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from dabsmix.board.submit import validate
+
+KILLED = 9
+# A server that has imported everything forks each command: no threads of this process go with it.
+context = multiprocessing.get_context("forkserver")
+context.set_forkserver_preload(
+    ["dabsmix.cli", "dabsmix.verbs.pretrain", "dabsmix.verbs.transfer", "dabsmix.board.submit"]
+)
+
+
+def command(words: Sequence[str], kill_at: int | None, environment: dict[str, str]) -> None:
+    """Run a command of the command line; end without any clean-up where its ``kill_at``-th file is complete."""
+    os.environ.update(environment)
+    from dabsmix.cli import main
+
+    replace, writes = os.replace, count()
+
+    def killed(source: Any, target: Any) -> None:
+        if next(writes) == kill_at:
+            os._exit(KILLED)
+        replace(source, target)
+
+    os.replace = killed  # type: ignore[assignment]  # of the same two arguments
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 1)
+        os.dup2(nowhere.fileno(), 2)
+        sys.argv = ["dabsmix", *words]
+        main()
+
+
+def run(words: Sequence[str], kill_at: int | None = None) -> int:
+    """The exit status of a command in a process of its own."""
+    kept = {name: value for name, value in os.environ.items() if name.startswith(("DABSMIX_", "OMP_", "HF_", "ACC"))}
+    process = context.Process(target=command, args=(words, kill_at, kept))
+    process.start()
+    process.join(120)
+    assert process.exitcode is not None, "the command hangs"
+    return process.exitcode
+
+
+def pretrain(folder: Path) -> list[str]:
+    line = "pretrain --domain digits --algo dmix --encoder tiny --steps 4 --batch-size 16 --evaluate-every 2"
+    return [*line.split(), "--checkpoint-every", "2", "--out", str(folder / "runs")]
+
+
+def transfer(folder: Path) -> list[str]:
+    return ["transfer", "--run", str(next((folder / "runs").iterdir())), "--labels", "1"]
+
+
+def submit(folder: Path) -> list[str]:
+    board = folder / "board" / "results.csv"
+    return ["submit", "--run", str(next((folder / "runs").iterdir())), "--by", "Ada", "--leaderboard", str(board)]
+
+
+def again(folder: Path, words: Callable[[Path], list[str]]) -> None:
+    """As a user would: with --resume where there is something to resume."""
+    for leftover in folder.glob("runs/.*"):  # of a killed process; a minute later it is nobody's
+        os.utime(leftover, (0, 0))
+    if words is pretrain and run([*pretrain(folder), "--resume"]) == 0:
+        return
+    assert run(words(folder)) == 0
+
+
+def content(folder: Path) -> dict[str, Any]:
+    """What a command is to leave: weights, scores, predictions and rows, and no temporary file beside them."""
+    found: dict[str, Any] = {}
+    for path in sorted(each for each in folder.rglob("*") if each.is_file() and each.suffix != ".lock"):
+        name = str(path.relative_to(folder))
+        if path.suffix == ".npz":
+            with np.load(path) as arrays:
+                found |= {f"{name}:{key}": arrays[key].tobytes() for key in arrays}
+        elif path.parent.name == "features":  # the order of a header's entries is nobody's business
+            found |= {f"{name}:{key}": values.tobytes() for key, values in load_file(path).items()}
+        elif path.name not in ("run.json", "metrics.jsonl") and "checkpoint" not in name:  # these hold times
+            found[name] = path.read_bytes()
+    return found
+
+
+@pytest.mark.slow
+def test_killed_at_each_write_and_started_again_equals_never_killed(tmp_path: Path) -> None:
+    before, folder = tmp_path / "before", tmp_path / "work"  # always the same path: config.yaml holds it
+    before.mkdir()
+    for words in (pretrain, transfer, submit):
+        shutil.copytree(before, folder)
+        assert run(words(folder)) == 0
+        whole = content(folder)
+        for kill_at in count():
+            shutil.rmtree(folder)
+            shutil.copytree(before, folder)
+            status = run(words(folder), kill_at)
+            if status == 0:
+                break  # it has no further write
+            assert status == KILLED
+            again(folder, words)
+            assert content(folder).keys() == whole.keys(), (words, kill_at)
+            assert content(folder) == whole, (words, kill_at)
+        assert kill_at >= 4
+        shutil.rmtree(before)
+        folder.rename(before)
+    assert validate(before / "board" / "results.csv") == []
