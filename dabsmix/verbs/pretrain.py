@@ -18,7 +18,7 @@ from torch import Tensor
 
 import dabsmix
 from dabsmix.config import PretrainConfig, Recipe, as_plain, config_hash, resolve, started_from
-from dabsmix.data.batches import Batches, make_views, step_seed
+from dabsmix.data.batches import Batches, Raw, make_views, step_seed
 from dabsmix.data.domain import Data, as_stored
 from dabsmix.data.standardise import Standardise
 from dabsmix.errors import UserError
@@ -201,6 +201,9 @@ def _train(
 
     checkpoint = run.load_checkpoint(say)
     if checkpoint is not None:
+        if accelerator.num_processes > 2:
+            _settle_buckets(model, next(iter(batches.iterate(0, 1, device))), data, config, accelerator)
+            optimizer.zero_grad()
         _restore(state, optimizer, checkpoint, run)
     if accelerator.is_main_process:
         run.cut_metrics(state.step)
@@ -277,6 +280,19 @@ def _train(
                 accelerator.wait_for_everyone()
                 raise Interrupted(f"{run.path} is interrupted after step {state.step}: --resume goes on from there")
     state.seconds = time.perf_counter() - began
+
+
+def _settle_buckets(model: Any, raw: Raw, data: Data, config: PretrainConfig, accelerator: Accelerator) -> None:
+    """A backward pass that nothing comes of, before the state is restored.
+
+    DDP lays out its buckets anew after its first one. Of more than two processes' gradients the order of the sums
+    depends on the layout, so without this the first step of a resumed run would differ in its last bits.
+    """
+    algorithm = model.module
+    draws = step_seed(config.seed, 0, "draws")
+    views = make_views(data, raw.inputs, algorithm, draws)
+    loss: Loss = model(Batch(views, raw.label if algorithm.needs_labels else None, raw.ids, draws))
+    accelerator.backward(loss.value)
 
 
 # --- what the loop does now and then

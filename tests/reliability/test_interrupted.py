@@ -137,26 +137,28 @@ finally:
 
 
 @pytest.mark.slow
-def test_two_processes_stop_after_the_same_step_and_resumed_equal_uninterrupted(tmp_path: Path) -> None:
+@pytest.mark.parametrize("processes", [2, 4])
+def test_processes_stop_after_the_same_step_and_resumed_equal_uninterrupted(tmp_path: Path, processes: int) -> None:
     script = tmp_path / "wrapped.py"
     script.write_text(WRAPPER)
     (tmp_path / "statuses").mkdir()
     words = [*WORDS[:-1], "--steps=300", "--schedule=constant"]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", f"{processes}"]
 
     def start(out: str, number: str, *more: str) -> "subprocess.Popen[str]":
         environment = os.environ | {"OMP_NUM_THREADS": "1", "STATUSES": str(tmp_path / "statuses"), "ROUND": number}
-        command = [*launch, *words, "--out", str(tmp_path / out), *more]
+        command = [*launch, str(script), *words, "--out", str(tmp_path / out), *more]
         return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
 
     process = start("cut", "1")
     wait_for(process, lambda: any(path.stat().st_size for path in (tmp_path / "cut").glob("*/metrics.jsonl")))
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=120)
-    assert {path.name: path.read_text() for path in (tmp_path / "statuses").iterdir()} == {"0-1": "75", "1-1": "75"}
+    statuses = {path.name: path.read_text() for path in (tmp_path / "statuses").iterdir()}
+    assert statuses == {f"{rank}-1": "75" for rank in range(processes)}
     (run,) = [Run(path) for path in (tmp_path / "cut").iterdir()]
     assert run.record.status == "interrupted"
-    assert json.loads((run.path / "run.json").read_text())["processes"] == 2
+    assert json.loads((run.path / "run.json").read_text())["processes"] == processes
     for out, more in (("cut", ["--resume"]), ("whole", [])):
         process = start(out, "2", *more)
         assert process.wait(timeout=300) == 0, process.communicate()
@@ -164,3 +166,22 @@ def test_two_processes_stop_after_the_same_step_and_resumed_equal_uninterrupted(
     assert run.finished
     assert lines(run) == lines(whole)
     assert encoder(run) == encoder(whole)
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_ends_the_others(tmp_path: Path) -> None:
+    """torchrun watches its processes: no collective has to time out, which takes as long as preparing data may."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    process = subprocess.Popen(
+        [*launch, "-m", "dabsmix", *WORDS, "--out", str(tmp_path)],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    wait_for(process, lambda: any(path.stat().st_size for path in tmp_path.glob("*/metrics.jsonl")))
+    workers = subprocess.run(["pgrep", "-P", f"{process.pid}"], capture_output=True, text=True, check=True)
+    os.kill(int(workers.stdout.split()[-1]), signal.SIGKILL)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "SIGKILL" in err
