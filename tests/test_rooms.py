@@ -1,7 +1,9 @@
 """The order of rooms, read from the imports themselves: values flow one way, so do imports."""
 
 import ast
+import sys
 from pathlib import Path
+from types import FrameType
 
 import pytest
 
@@ -95,3 +97,41 @@ def test_every_room_says_what_it_is(room: str) -> None:
     text = ast.get_docstring(ast.parse((PACKAGE / room / "__init__.py").read_text(encoding="utf-8")))
     assert text
     assert len(text) > 40
+
+
+def test_a_step_of_dmix_is_read_in_nine_files() -> None:
+    """The loop, and every file of ours that a step's forward, backward and update run through."""
+    import torch
+
+    from dabsmix.algorithms.dmix import DMix
+    from dabsmix.testing import SPECS, random_batch, small_encoder
+
+    seen = {"verbs/pretrain.py"}
+
+    def note(frame: FrameType, event: str, _: object) -> None:
+        path = Path(frame.f_code.co_filename)
+        if event == "call" and path.is_relative_to(PACKAGE):
+            seen.add(path.relative_to(PACKAGE).as_posix())
+
+    specs = SPECS["text"]
+    algorithm = DMix(small_encoder(specs))
+    optimizer = torch.optim.SGD(algorithm.parameters(), lr=0.1)
+    batch = random_batch(specs, 4)
+    sys.setprofile(note)
+    try:
+        algorithm(batch).value.backward()
+        optimizer.step()
+        algorithm.after_step(1.0)
+    finally:
+        sys.setprofile(None)
+    assert sorted(seen) == [
+        "algorithms/dmix.py",
+        "distributed.py",
+        "model/contract.py",
+        "model/encoder.py",
+        "pretext/algorithm.py",
+        "pretext/contrast.py",
+        "pretext/tokens.py",
+        "pretext/views.py",
+        "verbs/pretrain.py",
+    ]
