@@ -1,7 +1,7 @@
-"""The contract of an algorithm and of a domain, for ours and for anybody's.
+"""Tests of the contracts of an algorithm and of a domain, for ours and for yours.
 
-``check_algorithm(MyAlgorithm)`` and ``check_domain(my_domain, folder)`` raise AssertionError with what is broken; they
-need no test framework, no network and no GPU, and take seconds.
+``check_algorithm(MyAlgorithm)`` and ``check_domain(my_domain, folder)`` raise an AssertionError that says what is
+broken. They need no test framework, no network and no GPU, and take seconds.
 """
 
 import copy
@@ -31,7 +31,7 @@ SPECS: Mapping[str, tuple[Spec, ...]] = {
     "text": (Tokens(10, 23, pad=0),),
     "image+text": (Grid(1, (4, 4), (2, 2)), Tokens(6, 11, pad=0)),
 }
-"""One tuple of specs for each kind of data: what an algorithm has to work for."""
+"""One tuple of specs for each kind of data that an algorithm has to support."""
 
 
 def small_encoder(specs: tuple[Spec, ...], *, dropout: float = 0.1, attend_padding: bool = False) -> Transformer:
@@ -41,7 +41,7 @@ def small_encoder(specs: tuple[Spec, ...], *, dropout: float = 0.1, attend_paddi
 
 
 def random_inputs(specs: tuple[Spec, ...], size: int, generator: torch.Generator) -> tuple[Tensor, ...]:
-    """Normal values, uniform categories and ids; one cell in ten is empty; sequences of every length, padded."""
+    """Normal values, uniform categories and ids; one cell in ten is empty; padded sequences of all lengths."""
 
     def one(spec: Spec) -> Tensor:
         match spec:
@@ -67,7 +67,7 @@ def random_inputs(specs: tuple[Spec, ...], size: int, generator: torch.Generator
 def random_batch(
     specs: tuple[Spec, ...], size: int, *, num_views: int = 1, label: bool = False, seed: int = 0
 ) -> Batch:
-    """A batch of random examples, of three classes where labels are asked for."""
+    """A batch of random examples, with three classes if ``label`` is set."""
     generator = torch.Generator().manual_seed(seed)
     views = tuple(random_inputs(specs, size, generator) for _ in range(num_views))
     classes = torch.randint(3, (size,), generator=generator) if label else None
@@ -75,20 +75,20 @@ def random_batch(
 
 
 def check_algorithm(cls: type[Algorithm], **hyper: object) -> None:
-    """Whether an algorithm keeps to what `Algorithm` states, for every kind of data.
+    """Check that an algorithm fulfils the contract of `Algorithm`, for every kind of data.
 
     Args:
         cls: the class.
-        hyper: hyperparameters, where the defaults are too large for a test.
+        hyper: hyperparameters, if the defaults are too large for a test.
 
     Raises:
-        AssertionError: it says what is broken and for which kind of data.
-        UserError: a keyword of the constructor cannot become a flag, or is not stated in the class itself.
+        AssertionError: the message says what is broken and for which kind of data.
+        UserError: a keyword of the constructor cannot become a flag, or is not declared in the class itself.
     """
     name = f"{cls.__module__}:{cls.__name__}"
-    algorithm_class(name)  # what its file says is what it is
+    algorithm_class(name)  # its source and the class agree
     unknown = set(cls.dabs) - {flag.name for flag in algorithm_flags(name)}
-    assert not unknown, f"{name}.dabs sets {sorted(unknown)}, which are no keywords of its constructor"
+    assert not unknown, f"{name}.dabs sets {sorted(unknown)}, which are not keywords of its constructor"
     if not cls.trains:
         return
     kinds = SPECS if cls.needs_tokens else {**SPECS, "image, without tokens": SPECS["image"]}
@@ -161,20 +161,20 @@ def _step(algorithm: Algorithm) -> None:
 
 
 def check_domain(domain: Domain, folder: Path, *, protocol: str = "v1", sample: int = 16) -> Data:
-    """Whether a domain keeps to what `Domain` and `Data` state, on the raw files that are there.
+    """Check that a domain fulfils the contract of `Domain` and `Data`, on the raw files that are there.
 
     Args:
         domain: the card.
-        folder: where its raw files lie.
-        protocol: as for ``Domain.load``. Under ``dabs`` validation may be the test, and groups may be divided: DABS
-            reports the split that it watches, and draws some splits by example.
+        folder: the folder of its raw files.
+        protocol: as for ``Domain.load``. Under ``dabs`` validation may be the test split, and groups may be divided:
+            DABS reports the split that it watches, and draws some splits by example.
         sample: examples of each split that are read.
 
     Returns:
-        The data, for checks of one's own.
+        The data, for further checks.
 
     Raises:
-        AssertionError: it says what is broken.
+        AssertionError: the message says what is broken.
         UserError: the files are missing or damaged.
     """
     assert all((domain.name, domain.modality, domain.title, domain.licence)), f"{domain}: an empty field"

@@ -28,10 +28,10 @@ def check_tracker(kind: str | None) -> None:
 
 @contextmanager
 def tracker(kind: str | None, run: Path, config: Mapping[str, Any]) -> Iterator[Track | None]:
-    """What to call with each line of metrics; None where nothing is tracked.
+    """The function to call with each line of metrics; None if nothing is tracked.
 
-    TensorBoard writes to ``tensorboard/`` in the run's folder; the others to where they are configured to, as project
-    (experiment) ``dabsmix``, under the name of the run.
+    TensorBoard writes to ``tensorboard/`` in the run's folder. The others write to where they are configured to, in the
+    project (experiment) ``dabsmix``, under the name of the run.
     """
     if kind is None:
         yield None

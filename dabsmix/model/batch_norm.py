@@ -27,7 +27,7 @@ class GlobalBatchNorm(nn.Module):
         self.register_buffer("running_var", torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalised over the batch, and by the running statistics in evaluation mode."""
+        """Normalised by the statistics of the batch, or by the running statistics in evaluation mode."""
         x = x.to(self.weight.dtype)
         if self.training:
             n = x.shape[0] * world_size()
@@ -42,13 +42,13 @@ class GlobalBatchNorm(nn.Module):
 
 
 class GlobalBatchNorm2d(nn.BatchNorm2d):
-    """The same of images ``(B, dim, H, W)``, by channel; on one process it is torch's own."""
+    """The same for images ``(B, dim, H, W)``, by channel; on one process it is torch's own."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalised over the batch and all places, and by the running statistics in evaluation mode."""
+        """Normalised by the statistics of the batch and all places, or by the running ones in evaluation mode."""
         if not self.training or world_size() == 1:
             return super().forward(x)
-        kept = x.dtype
+        dtype = x.dtype
         x = x.to(self.weight.dtype)
         n = x.numel() // x.shape[1] * world_size()
         mean = all_sum(x.sum(dim=(0, 2, 3))) / n
@@ -61,4 +61,4 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(var * n / max(n - 1, 1), self.momentum)
         scale = torch.rsqrt(var + self.eps) * self.weight
-        return (centred * scale[:, None, None] + self.bias[:, None, None]).to(kept)
+        return (centred * scale[:, None, None] + self.bias[:, None, None]).to(dtype)

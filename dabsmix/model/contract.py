@@ -1,4 +1,4 @@
-"""What an encoder is: raw inputs to what can be mixed, and that to features."""
+"""The contract of an encoder: from raw inputs to what can be mixed, and from there to features."""
 
 import math
 from typing import ClassVar, NamedTuple
@@ -15,7 +15,7 @@ __all__ = ["Embedded", "Encoder", "Pooled", "concatenate", "mean_features", "poo
 
 
 class Embedded(NamedTuple):
-    """Tokens ``(B, L, D)`` before any position, and which of them are real: bool ``(B, L)``, None where all are."""
+    """Tokens ``(B, L, D)`` before positions are added, and which of them are real: bool ``(B, L)``, None if all are."""
 
     tokens: Tensor
     mask: Tensor | None
@@ -29,7 +29,7 @@ class Embedded(NamedTuple):
 
 
 class Pooled(NamedTuple):
-    """What probes read: the mean over CLS and every real token, and CLS, each ``(B, D)``."""
+    """The features that probes read: the mean over CLS and every real token, and CLS, each ``(B, D)``."""
 
     mean: Tensor
     cls: Tensor
@@ -47,13 +47,13 @@ class Encoder(nn.Module):
     Attributes:
         specs: one per input of an example.
         config: what the encoder is built from.
-        grids: for each input, the shape of what ``embed`` gives of it: patches along each axis, positions of a
+        grids: for each input, the shape in which ``embed`` returns it: patches along each axis, positions of a
             sequence, columns of a table; without tokens the pixels along each axis, and 1 for a table's row.
         width: D, the length of a feature.
         embedders: one per input; none without tokens.
-        blocks: the layers in order; finetuning counts its rates by them.
-        micro_batch: with a number, training holds the activations of at most this many examples at a time and computes
-            them again in the backward pass. Features, and so contrasts and batch norms over them, are those of the
+        blocks: the layers in order; finetuning sets its layer-wise rates by them.
+        micro_batch: if set, training holds the activations of at most this many examples at a time and computes them
+            again in the backward pass. Features, and so contrasts and batch norms over them, are those of the
             whole batch (gradient caching; Gao et al. 2021). None holds all of them.
     """
 
@@ -72,11 +72,11 @@ class Encoder(nn.Module):
 
     @property
     def num_tokens(self) -> int:
-        """L, the rows that ``embed`` gives of an example."""
+        """L, the number of rows that ``embed`` returns for an example."""
         return sum(math.prod(grid) for grid in self.grids)
 
     def embed(self, inputs: tuple[Tensor, ...]) -> Embedded:
-        """What is mixed: tokens before any position, or without tokens the raw inputs themselves, ``(B, L, ...)``."""
+        """What is mixed: tokens before positions are added, or without tokens the raw inputs, ``(B, L, ...)``."""
         raise NotImplementedError
 
     def encode(self, embedded: Embedded) -> Tensor:
@@ -94,7 +94,7 @@ class Encoder(nn.Module):
 
 
 def pool(hidden: Tensor, mask: Tensor | None) -> Pooled:
-    """Mean of CLS and the real tokens of ``(B, 1+L, D)``, and CLS; at least float32 whatever autocast is on."""
+    """Mean of CLS and the real tokens of ``(B, 1+L, D)``, and CLS; in float32 or higher, whatever autocast is on."""
     hidden = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
     if mask is None:
         return Pooled(hidden.mean(dim=1), hidden[:, 0])
@@ -104,12 +104,12 @@ def pool(hidden: Tensor, mask: Tensor | None) -> Pooled:
 
 
 def with_cls(mask: Tensor) -> Tensor:
-    """Which of CLS and the tokens are real, ``(B, 1+L)``, from that of the tokens."""
+    """The mask ``(B, 1+L)`` of CLS and the tokens, from that of the tokens."""
     return torch.cat([mask.new_ones(mask.shape[0], 1), mask], dim=1)
 
 
 def concatenate(*batches: Embedded) -> Embedded:
-    """Several batches as one of ``B₁ + B₂ + ...``, for a single pass through the encoder."""
+    """Several batches as one of ``B₁ + B₂ + ...`` examples, for a single pass through the encoder."""
     masks = [batch.mask for batch in batches if batch.mask is not None]
     return Embedded(torch.cat([batch.tokens for batch in batches]), torch.cat(masks) if masks else None)
 

@@ -1,4 +1,4 @@
-"""Weights to begin with in place of random ones: another encoder's, or a vision transformer's of timm."""
+"""Initial weights instead of random ones: those of another encoder, or of a vision transformer from timm."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def take(encoder: Encoder, weights: Mapping[str, Tensor]) -> Taken:
 
 
 def timm_name(name: str) -> str:
-    """The full name of a timm model, its training included: ``vit_base_patch16_224.augreg2_in21k_ft_in1k``.
+    """The full name of a timm model, including how it was trained: ``vit_base_patch16_224.augreg2_in21k_ft_in1k``.
 
     Raises:
         UserError: timm has no pretrained model of this name.
@@ -52,7 +52,7 @@ def timm_name(name: str) -> str:
 def timm_weights(name: str) -> dict[str, Tensor]:
     """A timm vision transformer's weights under the names that they have here, for an encoder of one image.
 
-    A patch there is a convolution, here a Linear on its pixels in order of row, column, channel.
+    timm embeds a patch by a convolution, we by a Linear on its pixels in the order row, column, channel.
 
     Raises:
         UserError: the model cannot be fetched, or is not a plain vision transformer.
@@ -60,7 +60,7 @@ def timm_weights(name: str) -> dict[str, Tensor]:
     import timm
 
     try:
-        with torch.random.fork_rng(devices=[]):  # its random weights, replaced at once, must not change other draws
+        with torch.random.fork_rng(devices=[]):  # its random initial weights must not change other draws
             model = timm.create_model(name, pretrained=True)
     except (OSError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]

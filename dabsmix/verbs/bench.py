@@ -1,8 +1,8 @@
 """`dabsmix bench`, top to bottom: a plan, its cells, and workers that share what the board lacks.
 
 A cell is one data set, algorithm and seed: pretrained, transferred and submitted by the functions of the command line.
-It is done when the board has its rows, so nothing here keeps a second account of what is done. Workers share nothing
-but a folder: each claims a cell by a lock on a file, which the system lets go of however the worker ends.
+It is done when the board has its rows, so nothing else records what is done. Workers share nothing but a folder: each
+claims a cell by a lock on a file, which the system releases however the worker ends.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Cell:
     """One data set, algorithm and seed.
 
     Attributes:
-        pretraining: what is asked for; ``lr`` and ``steps`` may still have to be chosen.
+        pretraining: its configuration; ``lr`` and ``steps`` may still have to be chosen.
         row: the algorithm as the plan writes it, ``ALGO`` or ``ALGO:KEY=VALUE,...``.
         plan: the matrix that it belongs to.
     """
@@ -58,12 +58,12 @@ class Cell:
 
     @cached_property
     def trains(self) -> bool:
-        """Whether the algorithm takes steps at all."""
+        """Whether the algorithm trains."""
         return algorithm_class(self.pretraining.algo).trains
 
     @property
     def setting(self) -> str:
-        """What a chosen rate and a measured number of steps hold for: all but the seed."""
+        """The key of a chosen rate and a measured number of steps: everything but the seed."""
         plan, budget = self.plan, self.plan.budget
         length = f"{plan.minutes:g} min" if plan.minutes else f"{plan.steps} steps"
         length += "" if budget == "equal-steps" else f" of {REFERENCE} in FLOPs"
@@ -81,14 +81,14 @@ class Trial:
         return f"{self.cell.pretraining.source.name} {self.cell.row} rate {self.lr:g}"
 
 
-# --- what there is to do
+# --- the cells of a plan
 
 
 def cells(plans: Sequence[BenchConfig]) -> list[Cell]:
-    """Every cell of the matrices, all algorithms and seeds of a data set before the next: complete blocks come first.
+    """Every cell of the matrices, ordered by data set, so that complete blocks come first.
 
     Raises:
-        UserError: no data are named, or an unknown data set, algorithm or hyperparameter.
+        UserError: no data are named, or a data set, algorithm or hyperparameter is unknown.
     """
     matrix_cells = [
         Cell(_pretraining(source, row, seed, plan), row, plan)
@@ -153,7 +153,7 @@ def _hyper(algo: str, text: str) -> tuple[str, Any]:
         raise UserError(f"{algo}:{text}: must be of type {kind.__name__}") from error
 
 
-# --- rates and steps, chosen once and kept in a small file
+# --- rates and steps, chosen once and stored in a small file
 
 
 class Chosen:
@@ -163,7 +163,7 @@ class Chosen:
         self.path = path
 
     def read(self) -> dict[str, dict[str, Any]]:
-        """What the file holds; nothing where there is none yet."""
+        """The contents of the file; empty if there is none yet."""
         return _read_json(self.path)
 
     def note(self, setting: str, change: Callable[[dict[str, Any]], None]) -> None:
@@ -174,14 +174,14 @@ class Chosen:
             _write_json(self.path, dict(sorted(values.items())))
 
     def untried(self, cell: Cell) -> list[float]:
-        """The rates that were not tried yet."""
+        """The rates that have not been tried yet."""
         if not cell.trains or not cell.plan.rates:
             return []
         tried = self.read().get(cell.setting, {}).get("validation", {})
         return [lr for lr in cell.plan.rates if f"{lr:g}" not in tried]
 
     def lr(self, cell: Cell) -> float | None:
-        """The rate with the best validation score, the smallest of equal ones; the plan's where none are tried.
+        """The rate with the best validation score, the smallest among equals; the plan's rate if none are tried.
 
         Raises:
             UserError: every rate failed.
@@ -220,7 +220,7 @@ def _budgeted_steps(cell: Cell) -> int:
 
 
 def _settled(cell: Cell, chosen: Chosen) -> PretrainConfig:
-    """The cell's pretraining with its rate and steps, every open field filled in, as its hash needs it."""
+    """The cell's configuration with its rate, its steps and every open field filled in, as its hash needs it."""
     asked = replace(cell.pretraining, steps=chosen.steps(cell), lr=chosen.lr(cell))
     return resolve(asked, _usual_batch(asked.source))[0]
 
@@ -231,7 +231,7 @@ def _usual_batch(source: Source) -> int:
     return usual if source.domain else min(usual, len(load(source).pretrain))
 
 
-# --- what is done: rows of the board; what failed: a file beside it
+# --- which cells are done (rows of the board) and which failed (a file beside it)
 
 
 def _tasks(source: Source) -> tuple[str, ...]:
@@ -239,7 +239,7 @@ def _tasks(source: Source) -> tuple[str, ...]:
 
 
 def _on_board(cell: Cell, key: str, rows: Sequence[Row]) -> bool:
-    """Whether every task has a row, at every share of the labels that the plan names."""
+    """Whether every task has a row for every share of the labels that the plan names."""
     protocol = cell.plan.protocol
     own = [row for row in rows if row.config_hash == key and protocol in (None, row.protocol)]
     scored = {(row.task, row.label_fraction) for row in own}
@@ -255,7 +255,7 @@ class Failures:
         self.path = board.with_name("failures.json")
 
     def read(self) -> dict[str, dict[str, Any]]:
-        """What failed so far."""
+        """The failures so far."""
         return _read_json(self.path)
 
     def note(self, key: str, cell: Cell, reason: str) -> None:
@@ -274,7 +274,7 @@ class Failures:
         self._change(lambda values: values.update({key: entry}))
 
     def clear(self, key: str) -> None:
-        """Forget a failure: the cell has succeeded, or is tried again."""
+        """Remove a failure, because the cell has succeeded or is tried again."""
         if key in self.read():
             self._change(lambda values: values.pop(key, None))
 
@@ -292,9 +292,9 @@ def _read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path}: {error}; delete it, or put back the one before") from None
+        raise UserError(f"cannot read {path}: {error}; delete it, or restore an earlier version") from None
     if not isinstance(values, dict):
-        raise UserError(f"{path}: expected a JSON object; delete it, or put back the one before")
+        raise UserError(f"{path}: expected a JSON object; delete it, or restore an earlier version")
     return values
 
 
@@ -308,12 +308,12 @@ def _write_json(path: Path, values: Mapping[str, Any]) -> None:
 def bench(
     plans: Sequence[BenchConfig], *, chosen_path: Path, say: Callable[[str], None] = lambda _: None
 ) -> dict[str, dict[str, Any]]:
-    """Work on the matrix until every cell is on the board or has failed, together with whoever else does.
+    """Work on the matrix, together with other workers, until every cell is on the board or has failed.
 
     Args:
         plans: the matrices, in the order of their cells; they share a board and a folder of runs.
         chosen_path: the file of chosen rates and counted steps.
-        say: told what was done, a line per cell.
+        say: called with one line per cell that was done.
 
     Returns:
         The failures among these cells, by configuration hash.
@@ -333,7 +333,7 @@ def bench(
                 if claimed and each in list(_outstanding([_cell_of(each)], chosen, failures)):
                     _do(each, chosen, failures, say)
                     worked = True
-                    break  # look again, in order: a chosen rate makes cells ready, a block is finished first
+                    break  # start again: a chosen rate makes cells ready, and blocks are finished in order
         if not worked:
             time.sleep(WAIT)
     known = failures.read()
@@ -341,7 +341,7 @@ def bench(
 
 
 def _outstanding(all_cells: Sequence[Cell], chosen: Chosen, failures: Failures) -> Iterator[Cell | Trial]:
-    """What is neither on the board nor failed: a cell, or the trials that it waits for."""
+    """The cells that are neither on the board nor failed, or the trials that they wait for."""
     board = all_cells[0].plan.leaderboard
     rows, failed = read(board) if board.exists() else [], failures.read()
     seen = set()
@@ -360,7 +360,7 @@ def _cell_of(each: Cell | Trial) -> Cell:
 
 
 def _key(cell: Cell, chosen: Chosen) -> str:
-    """The cell's configuration hash; where no rate is left to train with, one of what was asked for."""
+    """The hash of the cell's configuration; that of the plan's configuration if every rate failed."""
     if chosen.untried(cell):
         return ""
     try:
@@ -371,7 +371,7 @@ def _key(cell: Cell, chosen: Chosen) -> str:
 
 @contextmanager
 def _claimed(each: Cell | Trial, chosen: Chosen) -> Iterator[bool]:
-    """Whether this worker holds the cell, for as long as the block runs."""
+    """Try to claim the cell for the duration of the block; yields whether this worker holds it."""
     cell = _cell_of(each)
     name = _key(cell, chosen) if isinstance(each, Cell) else config_hash(_tried(each, chosen))
     folder = cell.plan.out / "claims"
@@ -389,7 +389,7 @@ def _claimed(each: Cell | Trial, chosen: Chosen) -> Iterator[bool]:
 
 
 def _do(each: Cell | Trial, chosen: Chosen, failures: Failures, say: Callable[[str], None]) -> None:
-    """One piece of work; whatever goes wrong in it is recorded, and the rest goes on."""
+    """Do one piece of work; an error is recorded, and the other work continues."""
     began = time.perf_counter()
     reason, outcome = "", ""
     try:
@@ -398,7 +398,7 @@ def _do(each: Cell | Trial, chosen: Chosen, failures: Failures, say: Callable[[s
         raise
     except UserError as error:
         reason = str(error)
-    except Exception as error:  # a fault of ours, or memory that ran out: the other cells do not depend on it
+    except Exception as error:  # a bug, or no memory left: the other cells do not depend on it
         reason = f"{type(error).__name__}: {error}"
     seconds = time.perf_counter() - began
     if reason and isinstance(each, Trial):
@@ -440,9 +440,10 @@ def _note_rate(trial: Trial, score: float | None, chosen: Chosen) -> None:
 
 
 def _validation_score(run: Run, source: Source) -> float:
-    """The best ridge probe's score on the validation split, higher always better: closed form, so it has converged.
+    """The best ridge probe's score on the validation split, with a sign that makes higher better.
 
-    Mean features, all training labels, eight penalties; the first task that the data set names.
+    Ridge regression has a closed form, so it always converges. It uses mean features, all training labels, eight
+    penalties, and the first task that the data set names.
     """
     from dabsmix.model.checkpoint import load_encoder
     from dabsmix.scoring.features import features, token_features
@@ -487,7 +488,7 @@ def _fill(cell: Cell, chosen: Chosen) -> str:
 
 
 def _pretrained(config: PretrainConfig, plan: BenchConfig) -> Run:
-    """The finished run: in this process, or in children where a cell needs several or another precision."""
+    """The finished run, trained in this process, or in children if a cell needs several or another precision."""
     if plan.gpus == 1 and plan.precision == "fp32":
         from dabsmix.verbs.pretrain import pretrain
 
@@ -512,11 +513,11 @@ def _transfer_words(config: TransferConfig) -> list[str]:
 
 
 def _child(words: Sequence[str]) -> str:
-    """What a command prints.
+    """Run a command and return what it prints.
 
     Raises:
-        UserError: it failed; its last line says why.
-        Interrupted: it was asked to stop, so this worker ends too.
+        UserError: the command failed; its last line says why.
+        Interrupted: the command was asked to stop, so this worker ends too.
     """
     child = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     before = signal.signal(signal.SIGTERM, lambda number, frame: child.terminate())
@@ -524,7 +525,7 @@ def _child(words: Sequence[str]) -> str:
         printed, errors = child.communicate()
     finally:
         signal.signal(signal.SIGTERM, before)
-    # torchrun turns the status into 1, and its children's message stays
+    # torchrun changes the status to 1, but its children's message remains
     if child.returncode == RESUME_ME or (child.returncode and "is interrupted after step" in errors):
         raise Interrupted("the same command goes on from here")
     if child.returncode:
@@ -539,7 +540,7 @@ def _accelerator(precision: str) -> Any:
     return accelerate(precision)  # one for each use, because it keeps what it has prepared
 
 
-# --- how long it takes
+# --- estimated times
 
 
 def _log_time(cell: Cell, config: PretrainConfig, run: Run, seconds: Mapping[str, float]) -> None:
@@ -555,7 +556,7 @@ def _log_time(cell: Cell, config: PretrainConfig, run: Run, seconds: Mapping[str
 
 @dataclass(frozen=True)
 class Estimate:
-    """Seconds of a cell, None where nothing like it was measured."""
+    """The state of a cell and its estimated seconds; None if no similar cell was measured."""
 
     cell: Cell
     state: str

@@ -56,17 +56,16 @@ def pretrain(
     """Train an encoder without labels and write its run.
 
     Args:
-        config: what to do; open fields are filled in from the protocol and the domain.
+        config: what to do; fields that are None are filled in from the protocol and the domain.
         accelerator: where to do it.
-        data: what ``config.source`` names, where it is loaded already.
-        say: told what a user should know, in whole sentences, on the main process.
+        data: the data that ``config.source`` names, if they are loaded already.
+        say: called on the main process with what the user should know, in complete sentences.
         observe: called with the number of steps done, after each step.
-        begin: with ``config.resume``, start a run where there is none to go on with, as the later ones of several
-            seeds may not have been.
+        begin: with ``config.resume``, start a fresh run if there is none to resume.
 
     Raises:
-        UserError: any mistake in the configuration or the data; a loss that is no longer finite.
-        Interrupted: a signal asked the process to stop, and the state is saved.
+        UserError: any mistake in the configuration or the data, or a loss that is no longer finite.
+        Interrupted: a signal asked the process to stop, and the state has been saved.
     """
     # What to learn from.
     check_tracker(config.track)
@@ -158,7 +157,7 @@ def pretrain(
 
 @dataclass
 class _Training:
-    """What changes while training: all of it is in a checkpoint."""
+    """The state that changes during training; a checkpoint holds all of it."""
 
     algorithm: Algorithm
     online: Online | None
@@ -244,15 +243,15 @@ def _train(
                 if learnt is not None:
                     state.add("online_loss", learnt)
 
-            # Everything below is rare. Nothing above waits for the device, but for losses over a choice of tokens
-            # whose number the device has to tell: MAE's words, ContPred's negatives from the batch.
+            # Everything below is rare. Nothing above waits for the device, except losses whose number of tokens must
+            # be read back from it: MAE's words, and ContPred's negatives from the batch.
             last = state.step == recipe.steps
             evaluate = last or state.step % recipe.evaluate_every == 0
             save = state.step % recipe.checkpoint_every == 0 and not last
             stopping = stop.asked and accelerator.num_processes == 1 and not last
             if last or evaluate or save or state.step % LOG_EVERY == 0:
                 line, asked = _means(state, accelerator, stop.asked)
-                stopping = asked and not last  # several processes agree here, where they meet anyway
+                stopping = asked and not last  # several processes agree here, where they synchronise anyway
                 if evaluate:
                     line |= health(encoder, data, accelerator)
                 _check_finite(line, state.step, recipe, run)
@@ -278,30 +277,30 @@ def _train(
                 if accelerator.is_main_process:
                     run.update(status="interrupted")
                 accelerator.wait_for_everyone()
-                raise Interrupted(f"{run.path} is interrupted after step {state.step}: --resume goes on from there")
+                raise Interrupted(f"{run.path} is interrupted after step {state.step}: --resume continues from there")
     state.seconds = time.perf_counter() - began
 
 
 def _settle_buckets(model: Any, raw: Raw, data: Data, config: PretrainConfig, accelerator: Accelerator) -> None:
-    """A backward pass that nothing comes of, before the state is restored.
+    """Make a backward pass without any effect, before the state is restored.
 
-    DDP lays out its buckets anew after its first one. Of more than two processes' gradients the order of the sums
-    depends on the layout, so without this the first step of a resumed run would differ in its last bits.
+    DDP changes the layout of its buckets after the first one. With more than two processes the order of the gradients'
+    sums depends on the layout, so without this the first step of a resumed run would differ in its last bits.
     """
     algorithm = model.module
     draws = step_seed(config.seed, 0, "draws")
-    views = make_views(data, raw.inputs, algorithm, draws)
+    views = make_views(data, raw.inputs, algorithm.num_augmented, draws)
     loss: Loss = model(Batch(views, raw.label if algorithm.needs_labels else None, raw.ids, draws))
     accelerator.backward(loss.value)
 
 
-# --- what the loop does now and then
+# --- what the loop does occasionally
 
 
 def _means(state: _Training, accelerator: Accelerator, asked: bool) -> tuple[dict[str, float], bool]:
-    """Means since the last line, over steps and processes; the only place where the loop waits for the device.
+    """Means over the steps since the last line and over processes, and whether any process was ``asked`` to stop.
 
-    Also whether any process was ``asked`` to stop.
+    This is the only place where the loop waits for the device.
     """
     names = sorted(state.sums)
     means = [state.sums[name].float() / state.counts[name] for name in names]
@@ -313,7 +312,7 @@ def _means(state: _Training, accelerator: Accelerator, asked: bool) -> tuple[dic
 
 
 def _check_finite(line: Mapping[str, float], step: int, recipe: Recipe, run: Run) -> None:
-    """The loss is of before the last update, the features and the online probe are of after it."""
+    """Refuse values that are not finite. The loss is from before the last update, the others are from after it."""
     wrong = [
         what
         for name, what in (("loss", "loss"), ("feature_std", "features"), ("online_loss", "online probe's loss"))
@@ -322,7 +321,7 @@ def _check_finite(line: Mapping[str, float], step: int, recipe: Recipe, run: Run
     if wrong:
         raise UserError(
             f"training diverged: the loss is {line['loss']:g} after step {step} of {run.path}, and not finite: "
-            f"{', '.join(wrong)}; start again with a lower --lr (now {recipe.lr:g}), or look at the data"
+            f"{', '.join(wrong)}; start again with a lower --lr (now {recipe.lr:g}), or check the data"
         )
 
 
@@ -352,7 +351,7 @@ def _begin_with(config: PretrainConfig, encoder: Encoder) -> tuple[PretrainConfi
 
 
 def _online_data(config: PretrainConfig, data: Data) -> Data:
-    """Another labelled data set, for the online probe alone."""
+    """The other labelled data set that only the online probe reads."""
     assert config.online is not None
     other = load(Source(config.online, protocol=config.source.protocol, data_root=config.source.data_root))
     if other.specs != data.specs:
@@ -373,7 +372,7 @@ def _snapshot(state: _Training, optimizer: Any) -> dict[str, Any]:
         "optimizer": optimizer.state_dict(),
         "probe": state.online and state.online.probe.state_dict(),
         "probe_optimizer": state.online and state.online.probe.optimizer.state_dict(),
-        "sums": state.sums,  # empty but where a signal came between two lines
+        "sums": state.sums,  # empty unless a signal came between two lines
         "counts": state.counts,
     }
 
@@ -393,7 +392,7 @@ def _restore(state: _Training, optimizer: Any, checkpoint: dict[str, Any], run: 
         reason = " ".join(str(error).split())[:300]
         raise UserError(
             f"the checkpoint of {run.path} does not fit this configuration and version ({type(error).__name__}: "
-            f"{reason}): go on with the version that wrote it ({run.record.version}), or start a new run"
+            f"{reason}): continue with the version that wrote it ({run.record.version}), or start a new run"
         ) from error
 
 
@@ -401,9 +400,9 @@ def _restore(state: _Training, optimizer: Any, checkpoint: dict[str, Any], run: 
 def _open_run(
     config: PretrainConfig, recipe: Recipe, data: Data, algorithm: Algorithm, accelerator: Accelerator, begin: bool
 ) -> Iterator[tuple[Run, bool]]:
-    """A new run's folder, or with --resume the one to go on with, and whether it is one to go on with.
+    """A new run, or with --resume the one to continue, and whether it is continued.
 
-    Made and locked by the main process, known to all.
+    The main process creates and locks it; all processes get its path.
     """
     with ExitStack() as held:
         known: list[Any] = [None, False]
@@ -428,7 +427,7 @@ def _open_run(
 
 
 def _to_resume(config: PretrainConfig, data: Data, begin: bool) -> Run | None:
-    """The run that --resume goes on with, or one that is finished already; None where a new one is to begin."""
+    """The run that --resume continues, or one that is finished already; None if a new run is to start."""
     if not config.resume:
         return None
     key = config_hash(config)
@@ -448,7 +447,7 @@ def _to_resume(config: PretrainConfig, data: Data, begin: bool) -> Run | None:
 
 
 def _made_by(accelerator: Accelerator) -> dict[str, Any]:
-    """What computes: the fields of the same names in `RunRecord`."""
+    """The versions and hardware that compute: the fields of the same names in `RunRecord`."""
     return {
         "version": dabsmix.__version__,
         "commit": commit(),
@@ -459,7 +458,7 @@ def _made_by(accelerator: Accelerator) -> dict[str, Any]:
 
 
 def _record_part(run: Run, step: int, accelerator: Accelerator, say: Callable[[str], None]) -> None:
-    """Note in ``run.json`` what goes on with a run, and say how it differs from what computed the part before."""
+    """Record in ``run.json`` what continues a run, and say how it differs from what computed the previous part."""
     now = _made_by(accelerator)
     before = run.record.parts[-1] if run.record.parts else asdict(run.record)
     changed = [f"{name} {before.get(name)} → {value}" for name, value in now.items() if before.get(name) != value]
@@ -467,7 +466,7 @@ def _record_part(run: Run, step: int, accelerator: Accelerator, say: Callable[[s
     run.update(status="running", failure="", parts=[*run.record.parts, part])
     if changed:
         say(
-            f"resumed after step {step} by something else ({'; '.join(changed)}): rounding, and on another number of "
+            f"resumed after step {step} on another setup ({'; '.join(changed)}): rounding, and on another number of "
             "processes dropout, may differ from those of an uninterrupted run"
         )
 
@@ -502,7 +501,7 @@ def _create(config: PretrainConfig, recipe: Recipe, data: Data, algorithm: Algor
 
 
 def _reading_state(data: Data) -> dict[str, Any]:
-    """What further examples need to be read as these were: the data's own state, and how they are standardised."""
+    """What is needed to read further examples in the same way: the data's state and their standardisation."""
     match data.normalise:
         case Standardise(mean=mean, std=std):
             return {"mean": mean, "std": std, **data.state}

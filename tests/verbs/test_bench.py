@@ -171,7 +171,7 @@ def test_a_command_that_is_interrupted_or_fails_says_so() -> None:
     with pytest.raises(Interrupted):
         module._child(python("sys.exit(75)"))
     with pytest.raises(Interrupted):  # under torchrun
-        module._child(python("sys.exit('dabsmix: runs/a is interrupted after step 3: --resume goes on from there')"))
+        module._child(python("sys.exit('dabsmix: runs/a is interrupted after step 3: --resume continues from there')"))
     with pytest.raises(UserError, match="dabsmix: no such thing"):
         module._child(python("sys.exit('dabsmix: no such thing')"))
 
