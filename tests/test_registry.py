@@ -347,7 +347,7 @@ def test_contract_passes_what_keeps_it() -> None:
         (KeepsTheGraph, "metric 'loss' must be a detached scalar"),
         (StopsAtTheEncoder, "no gradient reaches encoder"),
         (GivesTrainedFeatures, "features must be detached"),
-        (SetsNoKeyword, "no keywords of its constructor"),
+        (SetsNoKeyword, "not keywords of its constructor"),
     ],
 )
 def test_contract_tells_what_breaks_it(cls: type[Any], message: str) -> None:
