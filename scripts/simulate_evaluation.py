@@ -141,8 +141,8 @@ def bca(m: Metric, scores: Scores, label: Label, rng: np.random.Generator) -> En
     return float(low), float(high)
 
 
-def coverage(trials: int) -> list[str]:
-    """A Markdown table of coverage in percent, now and formerly."""
+def coverage(trials: int, former_trials: int, only: str | None) -> list[str]:
+    """A Markdown table of coverage in percent, now and formerly, of one metric or all."""
     lines = [
         "| metric | test rows | true value | now | formerly | studentised | BCa |",
         "|---|---|---|---|---|---|---|",
@@ -161,11 +161,13 @@ def coverage(trials: int) -> list[str]:
     for number in (5, 6, 8, 12, 20, 50):
         cases += [("accuracy", f"{number} groups of 10 to 90", p, grouped(number, p)) for p in (0.67, 0.9)]
     for name, rows, true, draw in cases:
+        if only not in (None, name):
+            continue
         m = metric(name)
         rng = np.random.default_rng(7)
         slow = name == "f1_macro"
         hits = {"now": 0, "formerly": 0, "studentised": 0, "bca": 0}
-        few = min(trials, 300 if slow else 500)  # for what resamples
+        few = min(former_trials, 300 if slow else 500)  # for what resamples
         for trial in range(trials):
             scores, label, group = draw(rng)
             found = interval(m, [measure(m, [scores], label, group)])
@@ -176,8 +178,9 @@ def coverage(trials: int) -> list[str]:
                     ends |= {"studentised": studentised(m, scores, label, rng), "bca": bca(m, scores, label, rng)}
                 for key, each_ends in ends.items():
                     hits[key] += each_ends is not None and each_ends[0] <= true <= each_ends[1]
-        cells = [f"{100 * hits['now'] / trials:.1f}", f"{100 * hits['formerly'] / few:.1f}"]
-        cells += [f"{100 * hits[key] / few:.1f}" if slow else "" for key in ("studentised", "bca")]
+        cells = [f"{100 * hits['now'] / trials:.1f}"]
+        for key in ("formerly", "studentised", "bca"):
+            cells.append(f"{100 * hits[key] / few:.1f}" if few and (slow or key == "formerly") else "")
         lines.append(f"| {name} | {rows} | {true:.2f} | {' | '.join(cells)} |")
     return lines
 
@@ -324,9 +327,11 @@ def main() -> None:
     parser.add_argument("--labels", default="5/class")
     parser.add_argument("--pool", type=int, default=90)
     parser.add_argument("--trials", type=int, default=TRIALS)
+    parser.add_argument("--metric", help="of the tables of coverage; default: all")
+    parser.add_argument("--former", type=int, default=500, help="trials of the estimators that resample, 0 for none")
     given = parser.parse_args()
     if given.what == "coverage":
-        lines = coverage(given.trials)
+        lines = coverage(given.trials, given.former, given.metric)
     elif given.what == "equal":
         lines = equal(given.trials)
     else:
