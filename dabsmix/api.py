@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import yaml
 
@@ -144,7 +144,10 @@ def transfer(
     run: Run | str | Path,
     task: str | None = None,
     *,
-    data: Data | None = None,
+    data: Data | str | Path | pd.DataFrame | None = None,
+    label: str | None = None,
+    options: str | Path | Mapping[str, Any] | None = None,
+    metric: str | None = None,
     protocol: Protocols | None = None,
     labels: Sequence[str | float] | None = None,
     supervised: bool = False,
@@ -155,7 +158,12 @@ def transfer(
     Args:
         run: a finished run, or its folder.
         task: the domain to score on; by default the one that was pretrained on.
-        data: what to score on where it is loaded already; the run's own, or another named domain's.
+        data: labelled examples of your own, for a run of any data of their modality: a file, a folder or a DataFrame,
+            read with the run's columns, categories, tokenizer and statistics. Or what is loaded already: the run's
+            own data, or another named domain's.
+        label: the column, or ``"folder"``, of your own data that is to be predicted.
+        options: how the labels of your own data are read, as in `load`: ``group``, ``labels``, ``column``, ``task``.
+        metric: what your own data are scored by, see the guide to your own data; by default a rule on their labels.
         protocol: how to score; by default as the run was pretrained. ``finetune`` trains the whole network.
         labels: shares of the labels to score with, such as ``1``, ``0.1`` or ``"5/class"``.
         supervised: also train the same encoder on all labels from random weights, to compare with.
@@ -170,9 +178,18 @@ def transfer(
     from dabsmix.verbs import transfer as verb
 
     run = run if isinstance(run, Run) else Run(Path(run))
+    given = _kept_options(options) if isinstance(options, Mapping) else options
+    loaded = data if isinstance(data, Data) else None
+    place = None
+    if data is not None and loaded is None:
+        place = _kept_frame(cast("pd.DataFrame", data)) if memory.is_frame(data) else Path(cast("str | Path", data))
     config = TransferConfig(
         run=(run.path,),
         task=() if task is None else (task,),
+        data=() if place is None else (place,),
+        label=() if label is None else (label,),
+        options=None if given is None else Path(given),
+        metric=metric,
         protocol=protocol,
         labels=None if labels is None else tuple(str(share) for share in labels),
         supervised=supervised,
@@ -180,7 +197,7 @@ def transfer(
     )
     if data is None and task is None and len(tasks := verb.tasks_of(run, ())) > 1:
         raise UserError(f"{run.path} transfers to {len(tasks)} tasks: name one of {', '.join(tasks)}")
-    return verb.transfer(config, accelerator=accelerate(), data=data)[0]
+    return verb.transfer(config, accelerator=accelerate(), data=loaded)[0]
 
 
 # --- what is in memory, as files that can be read again

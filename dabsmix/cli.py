@@ -24,6 +24,7 @@ from dabsmix.config import (
     ListConfig,
     PretrainConfig,
     QuickstartConfig,
+    ReportConfig,
     RunsConfig,
     SubmitConfig,
     TransferConfig,
@@ -72,6 +73,7 @@ def _run(argv: list[str]) -> None:
         "submit": (SubmitConfig, _submit),
         "leaderboard": (LeaderboardConfig, _leaderboard),
         "bench": (BenchConfig, _bench),
+        "report": (ReportConfig, _report),
         "embed": (EmbedConfig, _embed),
         "export": (ExportConfig, _export),
         "audit": (AuditConfig, _audit),
@@ -461,6 +463,15 @@ def _share(workers: int) -> int:
         for child in children:
             if child.poll() is None:
                 child.terminate()
+
+
+def _report(config: ReportConfig) -> None:
+    from dabsmix.run import Run, newest_run
+    from dabsmix.verbs.report import report
+
+    runs = [Run(path) for path in config.run]
+    for run in runs or [newest_run(config.out, lambda run: run.finished, "finished run")]:
+        print(report(run))
 
 
 def _embed(config: EmbedConfig) -> None:

@@ -34,6 +34,7 @@ __all__ = [
     "PretrainConfig",
     "QuickstartConfig",
     "Recipe",
+    "ReportConfig",
     "RunsConfig",
     "SubmitConfig",
     "TransferConfig",
@@ -294,6 +295,24 @@ class TransferConfig:
     """The folders of one run or several; without it, the newest finished run under --out."""
     task: tuple[str, ...] = ()
     """Domains to transfer to; without it, those that the pretraining domain names, else itself."""
+    data: tuple[Path, ...] = ()
+    """Your own labelled data in place of --task, for a run of any data of the same modality: folders or files, read
+    with the run's columns, categories, tokenizer and statistics."""
+    modality: Modality | None = None
+    """What your own data are [what the run was pretrained on]."""
+    label: tuple[str, ...] = ()
+    """Columns (or, for folders, 'folder') of your own data to predict, each a task."""
+    options: Path | None = None
+    """YAML with further options for your own data's labels (group, labels, column, task)."""
+    group: str | None = None
+    """Column of your own data that says which examples belong together; as the option of that name."""
+    ignore: str | None = None
+    """Columns of your own table to leave out, comma separated; as the option of that name."""
+    on_bad: Literal["error", "skip"] = "error"
+    """What to do with unreadable examples of your own data; skipped ones are counted and listed."""
+    metric: str | None = None
+    """What your own data are scored by: accuracy, balanced_accuracy, f1_macro, matthews, auroc_macro, average_precision
+    for classes, spearman, r2, mae for quantities [the option `metric`, else by a rule on the training labels]."""
     protocol: Protocols | None = None
     """How features are scored, or the whole network trained (finetune); without it, as in pretraining. Scores of two
     protocols are never ranked together."""
@@ -309,6 +328,16 @@ class TransferConfig:
     """Device to compute on: cpu, cuda, cuda:1, mps [the one that Accelerate finds]."""
     json: bool = False
     """Print the results as JSON."""
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """One run on one page: curves, scores, mistakes and the commands to repeat it, as report.html and report.png."""
+
+    run: tuple[Path, ...] = ()
+    """The folders of one run or several; without it, the newest finished run under --out."""
+    out: Path = Path("runs")
+    """Where to look for the newest run."""
 
 
 @dataclass(frozen=True)

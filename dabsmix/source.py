@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections.abc
 import glob
+import hashlib
 import importlib
 import inspect
 import json
@@ -15,6 +16,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args, get_origin, get_type_hints
 
+import numpy as np
 import yaml
 
 from dabsmix.errors import UserError, did_you_mean
@@ -24,15 +26,25 @@ from dabsmix.registry import domain
 if TYPE_CHECKING:
     from dabsmix.data.domain import Data, Domain
 
-__all__ = ["Modality", "Source", "absolute", "batch_size", "load", "modality_of", "read_options"]
+__all__ = [
+    "Modality",
+    "Source",
+    "absolute",
+    "batch_size",
+    "load",
+    "load_as",
+    "modality_of",
+    "read_options",
+    "with_metric",
+]
 
 Modality = Literal["image", "spectrogram", "sensor", "tabular", "text", "sequence"]
 
 HUB = "hf:"
 """How ``--data`` names a data set of the Hugging Face hub, or a folder that `datasets` saved."""
 
-FLAGS = ("path", "label", "on_bad", "root")
-"""Keywords that a reader gets from the command line; its other keywords are options."""
+FLAGS = ("path", "state", "label", "on_bad", "root")
+"""Keywords that a reader gets from the command line or a run; its other keywords are options."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +139,85 @@ def load(source: Source) -> Data:
             named = replace(named, fingerprint=digest([named.fingerprint, f"revision {revision}"]))
         return replace(named, source=source)
 
+    source, path, options, notes = _opened(source)
+    own = importlib.import_module(f"dabsmix.modalities.{source.modality}").own
+    _check_options(source, own, options)
+    asked = options.pop("metric", None)
+    data: Data = own(path, label=source.label, on_bad=source.on_bad, **_root(own, source), **options)
+    key = digest([data.fingerprint, json.dumps([source.label, options], sort_keys=True, default=str)])
+    data = replace(data, fingerprint=key, source=source, notes=(*notes, *data.notes))
+    return data if data.labelled is None else with_metric(data, asked)
+
+
+def with_metric(data: Data, asked: str | None) -> Data:
+    """A user's labelled data, scored by the metric asked for, or by `metrics.by_labels` where none is.
+
+    Raises:
+        UserError: the metric is not one of those offered for such labels.
+    """
+    from dabsmix.scoring.metrics import OFFERED, by_labels
+
+    labelled = data.require_labelled()
+    task, train = labelled.task, labelled.train.label
+    offered = OFFERED.get(task.kind, (task.metric,))
+    if asked is not None and asked not in offered:
+        what = "classes" if task.kind == "classes" else "a quantity"
+        raise UserError(f"metric {asked!r}{did_you_mean(asked, offered)}: for {what} there are {', '.join(offered)}")
+    assert train is not None
+    found = asked or (by_labels(task.kind, train) if task.kind in OFFERED else task.metric)
+    notes = data.notes
+    if found == "balanced_accuracy" and asked is None:
+        counts = np.unique(train, return_counts=True)[1]
+        notes += (
+            f"The metric is balanced accuracy, the mean over classes of the share that is found: the most frequent "
+            f"class has {counts.max() / counts.min():.1f} times the training labels of the rarest (`metric` chooses).",
+        )
+    return replace(data, labelled=replace(labelled, task=replace(task, metric=found)), notes=notes)
+
+
+def load_as(source: Source, modality: str, state: Mapping[str, Any]) -> Data:
+    """A user's labelled data, read as a run read its own: with its columns, categories, tokenizer and statistics.
+
+    A fifth of the labelled examples (or groups) are the test, as where they are pretrained on.
+
+    Args:
+        source: the data, with a label.
+        modality: of the run.
+        state: ``Data.state`` of the run, with all that its modality's reader needs.
+
+    Raises:
+        UserError: they are of another modality, lack a column, have no label, or an option does not apply.
+    """
+    from dabsmix.modalities.files import digest, divided
+
+    if source.label is None:
+        raise UserError(f"--data {source.data}: name the column that is to be predicted with --label")
+    source, path, options, notes = _opened(replace(source, modality=source.modality or cast(Modality, modality)))
+    if source.modality != modality:
+        raise UserError(f"--data {source.data} is {source.modality}, and the run was pretrained on {modality}")
+    read = importlib.import_module(f"dabsmix.modalities.{modality}").own_marked
+    _check_options(source, read, options)
+    asked = options.pop("metric", None)
+    found = read(path, state, label=source.label, on_bad=source.on_bad, **options)
+    data = with_metric(divided(found), asked)
+    said = json.dumps([source.label, options, state], sort_keys=True, default=str)
+    rows = [found.data.fingerprint or _content(found.data), hashlib.sha256(found.label.tobytes()).hexdigest()]
+    notes = (*notes, *data.notes, "Whether test examples are among those that were pretrained on is not known.")
+    return replace(data, fingerprint=digest([*rows, said]), source=source, notes=notes)
+
+
+def _content(data: Data) -> str:
+    """Digest of examples of which no file's fingerprint is at hand."""
+    found = hashlib.sha256()
+    for start in range(0, len(data.pretrain), 4096):
+        index = np.arange(start, min(start + 4096, len(data.pretrain)))
+        for each in data.pretrain.batch(index):
+            found.update(each.numpy().tobytes())
+    return found.hexdigest()
+
+
+def _opened(source: Source) -> tuple[Source, Path, dict[str, Any], tuple[str, ...]]:
+    """A user's own data as files: what they are, where they lie, the reader's options, and what is to be said."""
     assert source.data is not None
     path, options = source.data.expanduser(), read_options(source.options)
     notes: tuple[str, ...] = ()
@@ -139,13 +230,8 @@ def load(source: Source) -> Data:
         source = replace(source, modality=cast(Modality, inside.modality))
     elif not path.exists():
         raise UserError(f"--data {source.data}: no such file or folder")
-    own = importlib.import_module(f"dabsmix.modalities.{source.modality}").own
     flags = {name: getattr(source, name) for name in ("group", "ignore") if getattr(source, name) is not None}
-    options |= flags
-    _check_options(source, own, options)
-    data: Data = own(path, label=source.label, on_bad=source.on_bad, **_root(own, source), **options)
-    key = digest([data.fingerprint, json.dumps([source.label, options], sort_keys=True, default=str)])
-    return replace(data, fingerprint=key, source=source, notes=(*notes, *data.notes))
+    return source, path, options | flags, notes
 
 
 def _is_packed(source: Source) -> bool:
@@ -202,6 +288,8 @@ def read_options(path: Path | None) -> dict[str, Any]:
 def _check_options(source: Source, own: Callable[..., Data], options: Mapping[str, Any]) -> None:
     kinds = get_type_hints(own)
     known = {name: each.annotation for name, each in inspect.signature(own).parameters.items() if name not in FLAGS}
+    known["metric"] = "str"  # of every labelled set, and no reader's business
+    kinds["metric"] = str
     for name, value in options.items():
         if name not in known:
             raise UserError(

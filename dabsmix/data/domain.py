@@ -197,6 +197,7 @@ class Data:
         state: all that further examples need to be read alike (options, statistics, category and class names,
             tokenizer); plain JSON values.
         source: what was asked for; None where a domain's ``load`` was called by itself.
+        names: what these rows of the stores are called, such as a file's name; None where their number is all there is.
     """
 
     specs: tuple[Spec, ...]
@@ -209,6 +210,7 @@ class Data:
     summary: tuple[str, ...] = ()
     state: Mapping[str, Any] = field(default_factory=dict)
     source: Source | None = None
+    names: Callable[[NDArray[np.int64]], list[str]] | None = None
 
     def __new__(cls, *values: Any, **named: Any) -> Self:
         """Refuse the former fields train, validation, test and task, of which `labelled` took the place."""

@@ -8,29 +8,34 @@ import os
 import re
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dabsmix.data.cache import fingerprint
-from dabsmix.data.domain import Task
+from dabsmix.data.domain import Data, Labelled, Task
 from dabsmix.data.splits import Parts, divide_labelled
 from dabsmix.errors import UserError
 
 __all__ = [
     "Folder",
+    "Marked",
     "OwnSplit",
     "class_names",
     "codes",
     "content",
     "digest",
+    "divided",
     "division_notes",
     "lines",
+    "marked",
+    "marked_files",
+    "named",
     "own_files",
     "own_labels",
     "own_split",
@@ -279,6 +284,88 @@ def own_split(
     return OwnSplit(parts, label, task, group if grouped else None, notes, skipped)
 
 
+def named(names: Sequence[str]) -> Callable[[NDArray[np.int64]], list[str]]:
+    """For ``Data.names``: the places of a list."""
+    return lambda rows: [names[row] for row in rows]
+
+
+# --- further examples with labels, read as a run read its own
+
+
+class Marked(NamedTuple):
+    """Further examples and what they are labelled with, before they are divided.
+
+    Attributes:
+        data: all of them as ``pretrain``, in their order.
+        keys: what each is called.
+        label: of each, -1 or NaN where it has none.
+        group: int64 ``(n,)``, or None.
+        notes: what was decided without being asked for.
+    """
+
+    data: Data
+    keys: Sequence[str]
+    what: str
+    task: Task
+    label: NDArray[Any]
+    group: NDArray[np.int64] | None
+    notes: tuple[str, ...] = ()
+
+
+def marked(
+    data: Data, keys: Sequence[str], what: str, place: Folder, label: Sequence[str], group: Sequence[str] | None
+) -> Marked:
+    """Examples whose classes and groups are given as text, an empty class being none.
+
+    Raises:
+        UserError: there are fewer than two classes.
+    """
+    classes = class_names(label, place, what)
+    numbers = {name: code for code, name in enumerate(("", *classes), -1)}
+    code = np.array([numbers[name] for name in label], np.int64)
+    return Marked(data, keys, what, Task("classes", "accuracy", classes), code, None if group is None else codes(group))
+
+
+def marked_files(
+    what: str,
+    path: Path,
+    suffixes: tuple[str, ...],
+    read: tuple[Data, Sequence[str]],
+    label: str,
+    labels: str,
+    group: str | None,
+) -> Marked:
+    """Files below ``path`` that were ``read``, with their classes and groups as `own_labels` finds them."""
+    folder, files = own_files(path, suffixes)
+    data, keys = read
+    named, _ = own_labels(folder, files, label, labels, group)
+    assert named is not None
+    pairs = [named.get(key, ("", f"/{key}")) for key in keys]  # of what has no label each is a group of its own
+    groups = [name for _, name in pairs] if group is not None else None
+    return marked(data, keys, what, folder, [name for name, _ in pairs], groups)
+
+
+def divided(found: Marked) -> Data:
+    """Labelled examples in three parts, as a user's own data are divided; the others are not used."""
+    data, label = found.data, found.label
+    has_label = ~np.isnan(label) if label.dtype.kind == "f" else label >= 0
+    of_class = label if found.task.kind == "classes" else None
+    parts = divide_labelled(has_label, label=of_class, group=found.group)
+    whole = replace(data.pretrain, label=label, group=found.group)
+    train, validation, test = (whole.take(part) for part in parts[1:])
+    notes = division_notes(
+        found.what, found.task, parts, label, len(label), grouped=found.group is not None, used=False
+    )
+    keys = dict(zip(data.pretrain.rows.tolist(), found.keys, strict=True))
+    return replace(
+        data,
+        pretrain=train,
+        labelled=Labelled(found.task, train, validation, test),
+        names=lambda rows: [keys[row] for row in rows.tolist()],
+        notes=(*notes, *found.notes, *data.notes),
+    )
+
+
 def class_names(labels: Iterable[str], path: Folder, what: str) -> tuple[str, ...]:
     """The distinct labels in order, the empty one, for none, left out.
 
@@ -294,7 +381,7 @@ def class_names(labels: Iterable[str], path: Folder, what: str) -> tuple[str, ..
 
 
 def division_notes(
-    what: str, task: Task, parts: Parts, label: NDArray[Any], total: int, *, grouped: bool
+    what: str, task: Task, parts: Parts, label: NDArray[Any], total: int, *, grouped: bool, used: bool = True
 ) -> tuple[str, ...]:
     """For ``Data.notes``: whose splits these are, their sizes, what has no label, and the classes that a part lacks.
 
@@ -305,6 +392,7 @@ def division_notes(
         label: of all rows; -1 or NaN where there is none.
         total: how many rows can be used.
         grouped: whether groups were kept whole.
+        used: whether what has no label is pretrained on.
     """
     by_class = task.kind == "classes"
     how = "whole groups" if grouped else f"{what} of every class" if by_class else what
@@ -312,7 +400,9 @@ def division_notes(
     named = ", ".join(f"{len(rows)} {name}" for name, rows in sizes.items())
     notes = [f"The splits are ours, of {how}, seeded: {named}."]
     scored = sum(map(len, sizes.values()))
-    if scored < total:
+    if scored < total and not used:
+        notes.append(f"{total - scored} of {total} {what} have no label and are not used.")
+    elif scored < total:
         seen = len(parts.pretrain) - len(parts.train)
         beside = total - scored - seen
         kept_out = f"; {beside} in groups of validation or test are not used" if beside else ""

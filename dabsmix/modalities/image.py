@@ -27,13 +27,23 @@ from dabsmix.data.download import Download
 from dabsmix.data.splits import divide
 from dabsmix.data.standardise import Standardise
 from dabsmix.errors import UserError
-from dabsmix.modalities.files import Folder, digest, own_files, own_labels, own_split, skipped_note
+from dabsmix.modalities.files import (
+    Folder,
+    Marked,
+    digest,
+    marked_files,
+    named,
+    own_files,
+    own_labels,
+    own_split,
+    skipped_note,
+)
 from dabsmix.modalities.image_pixels import Pixels
 from dabsmix.modalities.image_read import IMAGE_SUFFIXES, file_pixels
 from dabsmix.spec import Grid
 from dabsmix.terminal import progress
 
-__all__ = ["Listing", "family", "load", "own", "own_rows", "stored"]
+__all__ = ["Listing", "family", "load", "own", "own_marked", "own_rows", "stored"]
 
 # Part of the cache key: raise it when the same files would give other pixels.
 PREPARATION = 1
@@ -315,10 +325,10 @@ def own(
         UserError: no image, a damaged one; a label without an image; only one class.
     """
     folder, files = own_files(path, IMAGE_SUFFIXES)
-    named, table = own_labels(folder, files, label, labels, group)
+    classes, table = own_labels(folder, files, label, labels, group)
     unlabelled = _own_listing(folder, files)
     images, sums, bad, source = stored("own_images", unlabelled, _side(size, patch), "skip")
-    own = own_split("images", folder, files, named, bad, grouped=group is not None, on_bad=on_bad)
+    own = own_split("images", folder, files, classes, bad, grouped=group is not None, on_bad=on_bad)
     if own.label is None or own.task is None:
         found = _statistics(sums[own.parts.pretrain], size)
         state = {"size": size, "patch": patch, "mean": found.mean, "std": found.std, "skipped": own.skipped}
@@ -335,7 +345,9 @@ def own(
         notes=own.notes,
     )
     data = load("own_images", listing, size, patch, "v1", "flip", "skip")
-    return replace(data, fingerprint=digest([source, table]), state={**data.state, "skipped": own.skipped})
+    return replace(
+        data, fingerprint=digest([source, table]), state={**data.state, "skipped": own.skipped}, names=named(files)
+    )
 
 
 def own_rows(
@@ -351,6 +363,19 @@ def own_rows(
     rows = np.array([row for row in range(len(files)) if row not in bad], dtype=np.int64)
     notes = skipped_note("images", [bad[row] for row in sorted(bad)], len(files))
     return replace(_unsplit(images, rows, source, state), notes=notes), [files[row] for row in rows]
+
+
+def own_marked(
+    path: Path,
+    state: Mapping[str, Any],
+    *,
+    label: str,
+    on_bad: Literal["error", "skip"] = "error",
+    labels: str = "",
+    group: str | None = None,
+) -> Marked:
+    """Further images with labels; ``label``, ``labels`` and ``group`` as in `own`, the rest as in `own_rows`."""
+    return marked_files("images", path, IMAGE_SUFFIXES, own_rows(path, state, on_bad), label, labels, group)
 
 
 def _side(size: int, patch: int) -> int:

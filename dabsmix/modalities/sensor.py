@@ -17,7 +17,7 @@ from dabsmix.data.splits import divide_labelled
 from dabsmix.data.standardise import Standardise
 from dabsmix.errors import UserError, did_you_mean
 from dabsmix.modalities.augmentation import SensorViews
-from dabsmix.modalities.files import division_notes, skipped_note
+from dabsmix.modalities.files import Marked, division_notes, skipped_note
 from dabsmix.modalities.recordings import kept, read, resampled, stretches, summarise
 from dabsmix.modalities.tables import Source, column_names, table_files, table_sources
 from dabsmix.spec import Grid
@@ -265,6 +265,10 @@ def own(
             "std": standardise.std,
             "skipped": list(found.skipped),
         },
+        names=lambda rows: [
+            f"{sources[file].path.name}:{row}"
+            for file, row in zip(found.file[starts[rows]], found.row[starts[rows]], strict=True)
+        ],
     )
 
 
@@ -298,10 +302,32 @@ def own_rows(
     Raises:
         UserError: a column is missing, a row is bad, time does not ascend, or there is no window.
     """
+    further, keys, _, _ = _further(data, state, on_bad, None)
+    return further, keys
+
+
+def own_marked(
+    path: Path, state: Mapping[str, Any], *, label: str, on_bad: Literal["error", "skip"] = "error"
+) -> Marked:
+    """Windows of further tables, each within one group and one label; as `own_rows` else."""
+    further, keys, code, classes = _further(path, state, on_bad, label)
+    if len(classes) < 2:
+        held = f"every row that has one holds {classes[0]!r}" if classes else "every cell is empty"
+        raise UserError(f"--label {label}: {held}; there is nothing to predict")
+    return Marked(further, keys, "windows", Task("classes", "accuracy", classes), code, further.pretrain.group)
+
+
+def _further(
+    data: Path | pd.DataFrame, state: Mapping[str, Any], on_bad: Literal["error", "skip"], label: str | None
+) -> tuple[Data, list[str], NDArray[np.int64], tuple[str, ...]]:
+    """Windows as a run cuts its own, their keys and labels, and the names of the labels."""
     sources = table_sources(data, state.get("reading"))
-    found = read(sources, state["channels"], (state["time"], state["group"]), on_bad)
+    others = (state["time"], state["group"], *([] if label is None else [label]))
+    if label in (*state["channels"], state["time"], state["group"]):
+        raise UserError(f"--label {label}: the run reads this column as an input; name another")
+    found = read(sources, state["channels"], others, on_bad)
     window = int(state["window"])
-    bounds = stretches(found, sources, state["time"], window, state.get("max_gap"), by_label=False)
+    bounds = stretches(found, sources, state["time"], window, state.get("max_gap"), by_label=label is not None)
     if rate := state.get("rate"):
         found, bounds = resampled(found, bounds, rate)
     starts = window_starts(bounds, window, int(state["stride"]))
@@ -320,4 +346,5 @@ def own_rows(
         state=dict(state),
     )
     places = zip(found.file[starts], found.row[starts], strict=True)
-    return further, [f"{sources[file].path.name}:{row}" for file, row in places]
+    keys = [f"{sources[file].path.name}:{row}" for file, row in places]
+    return further, keys, found.label[starts], found.classes

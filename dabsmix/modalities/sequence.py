@@ -16,7 +16,7 @@ from dabsmix.data.cache import prepared
 from dabsmix.data.domain import Data, Labelled, Split, Task
 from dabsmix.data.splits import divide_labelled
 from dabsmix.errors import UserError
-from dabsmix.modalities.files import class_names, codes, division_notes, skipped_note
+from dabsmix.modalities.files import Marked, class_names, codes, division_notes, marked, named, skipped_note
 from dabsmix.modalities.text import as_int64
 from dabsmix.modalities.text_files import OwnText, read_own
 from dabsmix.spec import Tokens
@@ -250,6 +250,7 @@ def own(
         data,
         notes=(*notes, *data.notes, *skipped_note("sequences", bad, len(rows) + len(bad))),
         state={"column": column, "length": length, "alphabet": symbols, "skipped": bad},
+        names=named([row.key for row in rows]),
     )
 
 
@@ -266,6 +267,24 @@ def own_rows(
     data = _own_data(path, rows, state["alphabet"], state["length"])
     notes = (*data.notes, *skipped_note("sequences", bad, len(rows) + len(bad)))
     return replace(data, notes=notes, state=state), [row.key for row in rows]
+
+
+def own_marked(
+    path: Path,
+    state: Mapping[str, Any],
+    *,
+    label: str,
+    on_bad: Literal["error", "skip"] = "error",
+    column: str = "",
+    group: str | None = None,
+) -> Marked:
+    """Further sequences with labels; ``label``, ``column`` and ``group`` as in `own`, the rest as in `own_rows`."""
+    rows, bad = _read(path, column or state["column"], label, group, on_bad)
+    rows, bad = _within(rows, bad, state["alphabet"], on_bad)
+    data = _own_data(path, rows, state["alphabet"], state["length"])
+    data = replace(data, notes=(*data.notes, *skipped_note("sequences", bad, len(rows) + len(bad))), state=state)
+    groups = [row.group for row in rows] if group else None
+    return marked(data, [row.key for row in rows], "sequences", path, [row.label for row in rows], groups)
 
 
 def encoded(texts: Sequence[str], state: Mapping[str, Any], length: int) -> NDArray[np.uint8]:

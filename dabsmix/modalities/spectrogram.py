@@ -26,7 +26,18 @@ from dabsmix.data.splits import divide
 from dabsmix.data.standardise import Standardise
 from dabsmix.errors import UserError
 from dabsmix.modalities.augmentation import SoundViews
-from dabsmix.modalities.files import Folder, digest, own_files, own_labels, own_split, skipped_note, walk
+from dabsmix.modalities.files import (
+    Folder,
+    Marked,
+    digest,
+    marked_files,
+    named,
+    own_files,
+    own_labels,
+    own_split,
+    skipped_note,
+    walk,
+)
 from dabsmix.modalities.sound import LARGE, SUFFIXES, Clip, Form, duration, log_mel, read_clip, small
 from dabsmix.terminal import progress
 
@@ -40,6 +51,7 @@ __all__ = [
     "family",
     "load",
     "own",
+    "own_marked",
     "own_rows",
     "small",
     "sounds",
@@ -316,9 +328,9 @@ def own(
     """
     form = _own_form(rate, seconds, mels, patch)
     clips = _own_clips(path)
-    named, table = own_labels(clips.folder, clips.files, label, labels, group)
+    classes, table = own_labels(clips.folder, clips.files, label, labels, group)
     _, _, about = stored("own_sounds", clips, _fingerprint(clips), form, on_bad="skip")
-    own = own_split("sounds", clips.folder, clips.files, named, about.bad, grouped=group is not None, on_bad=on_bad)
+    own = own_split("sounds", clips.folder, clips.files, classes, about.bad, grouped=group is not None, on_bad=on_bad)
     labelled = own.label is not None
     clips = replace(
         clips,
@@ -333,7 +345,7 @@ def own(
     )
     data = load("own_sounds", clips, form, "v1", on_bad="skip")
     source = digest([data.fingerprint, table])
-    return replace(data, fingerprint=source, state={**data.state, "skipped": own.skipped})
+    return replace(data, fingerprint=source, state={**data.state, "skipped": own.skipped}, names=named(clips.files))
 
 
 def own_rows(
@@ -362,6 +374,19 @@ def own_rows(
         state=state,
     )
     return data, [clips.files[row] for row in rows]
+
+
+def own_marked(
+    path: Path,
+    state: Mapping[str, Any],
+    *,
+    label: str,
+    on_bad: Literal["error", "skip"] = "error",
+    labels: str = "",
+    group: str | None = None,
+) -> Marked:
+    """Further sounds with labels; ``label``, ``labels`` and ``group`` as in `own`, the rest as in `own_rows`."""
+    return marked_files("sounds", path, SUFFIXES, own_rows(path, state, on_bad), label, labels, group)
 
 
 def _own_form(rate: int, seconds: float, mels: int, patch: int) -> Form:

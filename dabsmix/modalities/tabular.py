@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -30,14 +31,14 @@ from dabsmix.modalities.columns import (
     scan,
     store,
 )
-from dabsmix.modalities.files import digest, division_notes, skipped_note
+from dabsmix.modalities.files import Marked, codes, digest, division_notes, skipped_note
 from dabsmix.modalities.summary import imbalance_note, summarise
-from dabsmix.modalities.tables import Source, column_names, table_files, table_sources
+from dabsmix.modalities.tables import PARQUET, Source, column_names, table_files, table_sources
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["numeric_table", "own", "own_frame", "own_rows", "supervised"]
+__all__ = ["numeric_table", "own", "own_frame", "own_marked", "own_rows", "supervised"]
 
 MANY = 20
 """A label with more different numbers is taken for a quantity, unless they are 0, 1, 2, ... or 1, 2, 3, ..."""
@@ -87,6 +88,7 @@ def supervised(
     group: NDArray[np.int64] | None = None,
     pretrain: NDArray[np.int64] | None = None,
     state: Mapping[str, Any] | None = None,
+    names: Callable[[NDArray[np.int64]], list[str]] | None = None,
 ) -> Data:
     """A table with its labels as `Data`.
 
@@ -100,7 +102,7 @@ def supervised(
         notes, summary: as in `Data`.
         group: int64 ``(n,)``, of every row of the table.
         pretrain: rows to pretrain on, some of them without a label; by default the training part.
-        state: as in `Data`.
+        state, names: as in `Data`.
     """
     whole = Split((matrix.x,), np.arange(len(label)), label, group)
     train, validation, test = (whole.take(part) for part in rows)
@@ -115,6 +117,7 @@ def supervised(
         notes=(*notes, *_unseen_note(sum(fitted.unseen(matrix.x, part) for part in rows[1:]))),
         summary=summary,
         state=_state(fitted, matrix, (), (), {}) if state is None else state,
+        names=names,
     )
 
 
@@ -232,7 +235,33 @@ def own(
         group=members,
         pretrain=None if has_label.all() else parts.pretrain,
         state=_state(fitted, matrix, left_out, empty, reading),
+        names=_row_names(matrix, sources),
     )
+
+
+def _row_names(matrix: Matrix, sources: tuple[Source, ...]) -> Callable[[NDArray[np.int64]], list[str]]:
+    """``file:row`` of every row of the matrix, from which bad ones were left out."""
+    skipped: dict[str, set[int]] = {}
+    for each in matrix.skipped:
+        if found := re.match(r"(.*?): row (\d+): ", each):
+            skipped.setdefault(found[1], set()).add(int(found[2]))
+    ends = np.cumsum(matrix.lengths)
+
+    def in_file(number: int) -> NDArray[np.int64]:
+        name = sources[number].path.name
+        left_out, first = skipped.get(name, set()), 1 if name.lower().endswith(PARQUET) else 2
+        rows = np.arange(first, first + matrix.lengths[number] + len(left_out))
+        return rows[~np.isin(rows, list(left_out))]
+
+    @cache
+    def numbers() -> NDArray[np.int64]:
+        return np.concatenate([in_file(number) for number in range(len(sources))])
+
+    def names(rows: NDArray[np.int64]) -> list[str]:
+        files = np.searchsorted(ends, rows, side="right")
+        return [f"{sources[file].path.name}:{row}" for file, row in zip(files, numbers()[rows], strict=True)]
+
+    return names
 
 
 def own_frame(frame: pd.DataFrame) -> Data:
@@ -307,6 +336,50 @@ def own_rows(
         state=dict(state),
     )
     return further, keys
+
+
+def own_marked(
+    path: Path,
+    state: Mapping[str, Any],
+    *,
+    label: str,
+    on_bad: Literal["error", "skip"] = "error",
+    group: str | None = None,
+    ignore: str | Sequence[str] = "",
+    task: Literal["auto", "classes", "regression"] = "auto",
+) -> Marked:
+    """Rows of further tables with labels; ``label``, ``group``, ``ignore``, ``task`` as in `own`, else as `own_rows`.
+
+    Raises:
+        UserError: the label is a column that the encoder reads, or see `own` and `own_rows`.
+    """
+    sources, missing = table_sources(path, state.get("reading")), tuple(state["missing"])
+    beside = [name for name in (label, group) if name is not None]
+    names = _same_columns(sources)
+    _known(names, path, {"--label": [label], "group": [group], "ignore": _listed(ignore)})
+    if label in [name for name, *_ in state["columns"]]:
+        raise UserError(f"--label {label}: the encoder reads this column as an input; pretrain without it (ignore)")
+    state = {**state, "others": [*state["others"], *beside], "ignored": [*state["ignored"], *_listed(ignore)]}
+    data, keys = own_rows(path, state, on_bad)
+    left_out = frozenset(name for name in names if name not in beside)
+    scanned = scan(sources, missing, leave_out=left_out, many=frozenset(beside[1:]))
+    columns = tuple(scanned[name] for name in beside)
+    place, found = {key: row for row, key in enumerate(keys)}, np.full((len(keys), len(beside)), np.nan)
+    for source in sources:
+        for rows, values, _ in encoded(source, columns, refuse if on_bad == "error" else _left_out, missing):
+            there = [place.get(f"{source.path.name}:{row}", -1) for row in rows]
+            kept = np.array(there) >= 0
+            found[np.array(there)[kept]] = values[kept]
+    empty = np.empty((len(keys), 0), np.float32)
+    target, target_task, decided = _target(Matrix(empty, found, (), columns, (), ()), label, task)
+    if group is not None and (lacking := np.flatnonzero(np.isnan(found[:, 1]))).size:
+        raise UserError(f"{path}: {keys[lacking[0]]}: {group} is empty; fill it in")
+    members = None if group is None else codes([str(value) for value in found[:, 1]])
+    return Marked(data, keys, "rows", target_task, target, members, decided)
+
+
+def _left_out(file: Path, row: int, reason: str) -> None:
+    """A bad row, of which the reader of the features has told already."""
 
 
 def _unseen_note(count: int) -> tuple[str, ...]:

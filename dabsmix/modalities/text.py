@@ -20,7 +20,7 @@ from dabsmix.data.download import Download
 from dabsmix.data.splits import carve, divide_labelled
 from dabsmix.errors import UserError
 from dabsmix.files import data_root
-from dabsmix.modalities.files import class_names, codes, division_notes, skipped_note
+from dabsmix.modalities.files import Marked, class_names, codes, division_notes, marked, named, skipped_note
 from dabsmix.modalities.text_files import OwnText, read_own
 from dabsmix.modalities.tokenizer import Sample, Tokenizer, tokenizer, train_tokenizer
 from dabsmix.spec import Tokens
@@ -44,6 +44,7 @@ __all__ = [
     "identity",
     "labelled",
     "own",
+    "own_marked",
     "own_rows",
     "tokenizer",
     "tokens_of",
@@ -319,6 +320,7 @@ def own(
         data,
         notes=(*notes, *data.notes, *skipped_note("texts", bad, len(rows) + len(bad))),
         state={"column": column, "length": length, "tokenizer": tokens.state(), "skipped": bad},
+        names=named([row.key for row in rows]),
     )
 
 
@@ -334,6 +336,23 @@ def own_rows(
     data = _own_data(path, rows, tokens_of(state), state["length"])
     notes = (*data.notes, *skipped_note("texts", bad, len(rows) + len(bad)))
     return replace(data, notes=notes, state=state), [row.key for row in rows]
+
+
+def own_marked(
+    path: Path,
+    state: Mapping[str, Any],
+    *,
+    label: str,
+    on_bad: Literal["error", "skip"] = "error",
+    column: str = "",
+    group: str | None = None,
+) -> Marked:
+    """Further texts with labels; ``label``, ``column`` and ``group`` as in `own`, the rest as in `own_rows`."""
+    rows, bad = read_own(path, column or state["column"], label, group, on_bad)
+    data = _own_data(path, rows, tokens_of(state), state["length"])
+    data = replace(data, notes=(*data.notes, *skipped_note("texts", bad, len(rows) + len(bad))), state=state)
+    groups = [row.group for row in rows] if group else None
+    return marked(data, [row.key for row in rows], "texts", path, [row.label for row in rows], groups)
 
 
 def tokens_of(state: Mapping[str, Any]) -> Tokenizer:

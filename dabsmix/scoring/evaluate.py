@@ -15,12 +15,12 @@ from dabsmix.data.domain import Split, Task
 from dabsmix.errors import UserError
 from dabsmix.scoring.heads import Features, Head
 from dabsmix.scoring.intervals import interval, measure
-from dabsmix.scoring.metrics import Scores, metric
+from dabsmix.scoring.metrics import Scores, Undefined, metric
 from dabsmix.scoring.protocols import Fit, Protocol, fits, quicker, refit
 from dabsmix.scoring.results import BY_CLASS, Result, prediction_key
 from dabsmix.scoring.selection import Selected, compare_within, few_labels, label_subsets, select
 
-__all__ = ["Chosen", "choose", "kept", "result", "score", "share"]
+__all__ = ["Chosen", "choose", "kept", "restored", "result", "score", "share"]
 
 Chosen = Mapping[tuple[str, str], list[Selected]]  # by probe and share of the labels: one head per draw
 
@@ -73,12 +73,17 @@ def choose(
     return chosen
 
 
-def score(chosen: Chosen, test: Features, task: Task) -> tuple[list[Result], dict[str, NDArray[Any]]]:
-    """One result per probe and share of the labels, and every test example's prediction by ``probe@share``."""
+def score(
+    chosen: Chosen, test: Features, task: Task, others: Sequence[str] = ()
+) -> tuple[list[Result], dict[str, NDArray[Any]]]:
+    """One result per probe and share of the labels, and every test example's prediction by ``probe@share``.
+
+    ``others`` are metrics to report beside.
+    """
     results, predictions = [], {}
     for (probe, label), selected in chosen.items():
         scores = [each.head.predict(test) for each in selected]
-        found = result(probe, label, scores, test, task, _selected(selected))
+        found = result(probe, label, scores, test, task, _selected(selected), others)
         results.append(replace(found, num_features=max(_num_features(each.head, test) for each in selected)))
         predictions[prediction_key(probe, label)] = kept(scores, task)
     return results, predictions
@@ -91,6 +96,7 @@ def result(
     test: Features | Split,
     task: Task,
     selected: Mapping[str, Any],
+    others: Sequence[str] = (),
 ) -> Result:
     """One score with its interval, as a transfer file holds it.
 
@@ -101,10 +107,15 @@ def result(
         test: whose labels and groups count.
         task: names the metric.
         selected: what was chosen, with its ``validation`` score, from how many ``candidates``.
+        others: metrics to report beside; one that has no value on these labels is left out.
     """
     wanted = metric(task.metric)
     assert test.label is not None
     found = interval(wanted, [measure(wanted, scores, test.label, test.group)])
+    beside = {}
+    for name in others:
+        with suppress(Undefined):
+            beside[name] = fmean(metric(name)(each, test.label) for each in scores)
     return Result(
         probe=probe,
         label_fraction=label,
@@ -116,6 +127,7 @@ def result(
         units=found.units,
         draws=len(scores),
         selected=selected,
+        others=beside,
     )
 
 
@@ -143,6 +155,14 @@ def kept(scores: Sequence[Scores], task: Task) -> NDArray[Any]:
     whole = np.stack(scores)
     by_class = task.kind == "classes" and task.metric in BY_CLASS
     return whole.argmax(axis=-1).astype(np.int32) if by_class else whole
+
+
+def restored(drawn: NDArray[Any], task: Task) -> NDArray[Any]:
+    """Predictions that `kept` made compact, in the form of ``metrics.py``: of a class alone, one for it and 0 else."""
+    if drawn.dtype.kind != "i":
+        return drawn
+    one_hot: NDArray[np.float32] = np.eye(task.num_outputs, dtype=np.float32)[drawn]
+    return one_hot
 
 
 def share(text: str, task: Task, train: NDArray[Any] | None = None) -> dict[str, Any]:

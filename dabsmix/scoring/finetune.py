@@ -7,7 +7,7 @@ from __future__ import annotations
 import copy
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple, cast
@@ -64,11 +64,13 @@ SUPERVISED = replace(FINETUNE, layer_decay=1.0, epochs=100)
 
 
 class Finetuned(NamedTuple):
-    """One result per share of the labels, test predictions by ``probe@share``, and the score on train (all labels)."""
+    """One result per share of the labels, test predictions by ``probe@share``, the score on train (all labels), and the
+    scores of the first result's first draw on test."""
 
     results: list[Result]
     predictions: dict[str, NDArray[Any]]
     train_value: float | None
+    outputs: NDArray[Any]
 
 
 def finetune(
@@ -80,6 +82,7 @@ def finetune(
     accelerator: Accelerator,
     seed: int = 0,
     watch: Watch = lambda title, items: items,
+    others: Sequence[str] = (),
 ) -> Finetuned:
     """Train a copy of the encoder with a linear head at every rate, choose on validation, read test once.
 
@@ -91,6 +94,7 @@ def finetune(
         accelerator: where, and among how many processes.
         seed: of heads, batches, dropout and subsets.
         watch: given a title and the steps, for a progress bar.
+        others: metrics to report beside.
 
     Raises:
         Undefined: the metric has no value on the validation labels.
@@ -98,7 +102,7 @@ def finetune(
     """
     labelled = data.require_labelled()
     task, wanted = labelled.task, metric(labelled.task.metric)
-    results, predictions, train_value = [], {}, None
+    results, predictions, train_value, first = [], {}, None, np.empty(0, np.float32)
     for label in labels:
         draws = few_labels(
             labelled.train, labelled.validation, task, draws=recipe.draws, seed=seed, **share(label, task)
@@ -119,11 +123,12 @@ def finetune(
 
         outputs = [_predict(network, labelled.test, data, accelerator) for network in trained[best]]
         chosen = {"rate": recipe.rates[best], "validation": values[best], "candidates": len(values)}
-        results.append(result("finetune", label, outputs, labelled.test, task, chosen))
+        results.append(result("finetune", label, outputs, labelled.test, task, chosen, others))
+        first = first if len(results) > 1 else outputs[0]
         predictions[prediction_key("finetune", label)] = kept(outputs, task)
         if label == "1":
             train_value = _value(wanted, trained[best][0], labelled.train, data, accelerator)
-    return Finetuned(results, predictions, train_value)
+    return Finetuned(results, predictions, train_value, first)
 
 
 def supervised(

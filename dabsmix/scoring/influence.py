@@ -13,7 +13,16 @@ from contextlib import suppress
 import numpy as np
 from numpy.typing import NDArray
 
-from dabsmix.scoring.metrics import Label, Metric, Scores, Undefined, confusion, positives, ranking
+from dabsmix.scoring.metrics import (
+    Label,
+    Metric,
+    Scores,
+    Undefined,
+    confusion,
+    positives,
+    precision_at_positives,
+    ranking,
+)
 from dabsmix.scoring.metrics import metric as named
 
 __all__ = ["influence", "rarest", "widening"]
@@ -57,7 +66,7 @@ def rarest(metric: Metric, label: Label) -> int:
     """
     if metric.parts is not None or (label.dtype.kind == "f" and label.ndim == 1):
         return len(label)
-    if label.ndim == 2 and metric.name == "auroc_macro":
+    if label.ndim == 2 and metric.name in ("auroc_macro", "average_precision"):
         counts = np.concatenate([label.sum(axis=0), (1 - label).sum(axis=0)])
     else:
         counts = np.unique(label[label >= 0], return_counts=True)[1]
@@ -117,6 +126,44 @@ def _auroc_macro(scores: Scores, label: Label) -> Values:
             # DeLong's variance divides by k - 1; a single example of a side tells nothing about its spread
             total[side] += (place[side] - area) * len(place) / k * np.sqrt(k / max(k - 1, 1))
     return total / classes
+
+
+def _average_precision(scores: Scores, label: Label) -> Values:
+    """Of the mean over positives of precision at their score: a row above a positive changes its precision."""
+    ranked, positive = positives(scores, label)
+    total: Values = np.zeros(len(positive))
+    classes = np.flatnonzero(positive.any(axis=0))
+    for c in classes:
+        yes, hits, above = precision_at_positives(ranked[:, c], positive[:, c])
+        count, precision = int(yes.sum()), hits / above
+        order = np.argsort(ranked[:, c], kind="stable")
+        start = np.searchsorted(ranked[order, c], ranked[:, c], side="right")
+        # sums over the positives at or below a row's score
+        gained, lost = (
+            np.concatenate([[0.0], np.cumsum(np.where(yes, x, 0.0)[order])])[start]
+            for x in (1 / above, hits / above**2)
+        )
+        own = yes * (precision - precision[yes].mean()) + yes * gained - lost
+        total += own * len(yes) / count
+    return total / len(classes)
+
+
+def _balanced_accuracy(scores: Scores, label: Label) -> Values:
+    """Of the mean over classes of the share that is found: an example moves its own class."""
+    predicted, true, rows = _scored(scores, label)
+    right = (predicted == true).astype(float)
+    counts = np.bincount(true, minlength=scores.shape[-1])
+    share = np.bincount(true, weights=right, minlength=len(counts)) / counts.clip(1)
+    # as in DeLong's variance: a single example of a class tells nothing about its spread
+    each = (right - share[true]) * len(rows) / counts[true] * np.sqrt(counts[true] / (counts[true] - 1).clip(1))
+    return _of_examples(each / (counts > 0).sum(), rows, label)
+
+
+def _r2(scores: Scores, label: Label) -> Values:
+    """Of 1 - errors / spread, by the quotient rule."""
+    errors, deviations = (scores.astype(float) - label) ** 2, (label - label.mean()) ** 2
+    response: Values = (errors.sum() / deviations.sum() * deviations - errors) / deviations.mean()
+    return response
 
 
 def _f1(average: str) -> Callable[[Scores, Label], Values]:
@@ -209,9 +256,12 @@ def _of_examples(each: Values, rows: NDArray[np.int64], label: Label) -> Values:
 
 _BY_NAME: dict[str, Callable[[Scores, Label], Values]] = {
     "auroc_macro": _auroc_macro,
+    "average_precision": _average_precision,
+    "balanced_accuracy": _balanced_accuracy,
     "f1_macro": _f1("macro"),
     "f1_weighted": _f1("weighted"),
     "matthews": _matthews,
+    "r2": _r2,
     "pearson": _correlation(ranked=False),
     "spearman": _correlation(ranked=True),
 }

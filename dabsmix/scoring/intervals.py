@@ -148,9 +148,9 @@ def interval(metric: Metric, seeds: Sequence[Measured]) -> Interval:
     """The 95 % interval of the mean over seeds.
 
     Student's t on a scale that fits the metric: Wilson's for proportions, with the number of independent examples
-    that has the estimated variance; the logit for other bounded metrics; the logarithm for errors. Where the runs make
-    no error, the data show no variance: Wilson's interval then takes all the units, or the rarest class if those are
-    fewer.
+    that has the estimated variance; the logit for other bounded metrics; the logarithm for errors, and for what R²
+    lacks of 1. Where the runs make no error, the data show no variance: Wilson's interval then takes all the units, or
+    the rarest class if those are fewer.
     """
     from scipy.stats import t
 
@@ -255,6 +255,10 @@ def _crossed(sides: Sequence[Sequence[Measured]]) -> Estimate:
 def _ends(metric: Metric, found: Estimate, quantile: float, units: int) -> tuple[float, float]:
     least, most = metric.span
     value, error = found.value, math.sqrt(found.variance)
+    if math.isinf(least):  # R²: what is left to explain is an error
+        left = most - value
+        factor = math.exp(quantile * error / left) if left else 1.0
+        return most - left * factor, most - left / factor
     if math.isinf(most):
         factor = math.exp(quantile * error / value) if value else 1.0
         return value / factor, value * factor

@@ -14,7 +14,7 @@ tokens     float ``(n, L, C)`` logits                    int ``(n, L)``, -1 wher
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,7 +24,20 @@ from numpy.typing import NDArray
 
 from dabsmix.errors import UserError, did_you_mean
 
-__all__ = ["METRICS", "Metric", "Undefined", "auroc_per_class", "confusion", "known", "metric", "positives", "ranking"]
+__all__ = [
+    "METRICS",
+    "OFFERED",
+    "Metric",
+    "Undefined",
+    "auroc_per_class",
+    "by_labels",
+    "confusion",
+    "known",
+    "metric",
+    "positives",
+    "precision_at_positives",
+    "ranking",
+]
 
 Scores = NDArray[np.floating[Any]]
 Label = NDArray[Any]
@@ -142,6 +155,25 @@ def _ratio(parts: Callable[[Scores, Label], Parts]) -> Callable[[Scores, Label],
     return function
 
 
+def _mae_parts(scores: Scores, label: Label) -> Parts:
+    return np.abs(scores.astype(float) - label), np.ones(len(label))
+
+
+def _r2(scores: Scores, label: Label) -> float:
+    """Share of the labels' variance that the predictions explain; below 0 where their mean would do better."""
+    spread = float(((label - label.mean()) ** 2).sum())
+    if spread == 0:
+        raise Undefined(f"R²: all {len(label)} labels are equal")
+    return 1 - float(((scores.astype(float) - label) ** 2).sum()) / spread
+
+
+def _balanced_accuracy(scores: Scores, label: Label) -> float:
+    """The mean over the classes that occur of the share of each that is found."""
+    counts = confusion(scores, label)
+    true = counts.sum(axis=1)
+    return float((np.diag(counts)[true > 0] / true[true > 0]).mean())
+
+
 # F1 and Matthews are written out, from counts: a bootstrap computes them a thousand times.
 
 
@@ -230,6 +262,25 @@ def ranking(scores: Scores) -> Scores:
     return scores[:, 1] - scores[:, 0]
 
 
+def _average_precision(scores: Scores, label: Label) -> float:
+    """Of every class against the rest, as scikit-learn has it; the mean over classes that have a positive."""
+    ranked, positive = positives(scores, label)
+    each = [precision_at_positives(ranked[:, c], positive[:, c]) for c in np.flatnonzero(positive.any(axis=0))]
+    if not each:
+        raise Undefined("average precision: no class of these rows has a positive")
+    return float(np.mean([(hits[yes] / above[yes]).mean() for yes, hits, above in each]))
+
+
+def precision_at_positives(scores: Scores, positive: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], Scores, Scores]:
+    """The positives, and for every row how many positives and how many rows have its score or a higher one."""
+    order = np.argsort(-scores, kind="stable")
+    _, last = np.unique(-scores[order], return_inverse=True)
+    ends = np.flatnonzero(np.diff(last, append=last[-1] + 1))  # of runs of equal scores
+    hits, above = np.empty(len(scores)), np.empty(len(scores))
+    hits[order], above[order] = np.cumsum(positive[order])[ends][last], (ends + 1)[last]
+    return positive, hits, above
+
+
 def _correlation(ranked: bool) -> Callable[[Scores, Label], float]:
     def function(scores: Scores, label: Label) -> float:
         from scipy.stats import rankdata
@@ -248,11 +299,36 @@ def _correlation(ranked: bool) -> Callable[[Scores, Label], float]:
 _ALL = (
     Metric("accuracy", _ratio(_accuracy_parts), ("classes", "tokens"), parts=_accuracy_parts),
     Metric("auroc_macro", _auroc_macro, ("classes", "multilabel"), chance=0.5),
+    Metric("average_precision", _average_precision, ("classes", "multilabel")),
+    Metric("balanced_accuracy", _balanced_accuracy, ("classes", "tokens")),
     Metric("f1_macro", _f1("macro"), ("classes", "multilabel", "tokens")),
     Metric("f1_weighted", _f1("weighted"), ("classes", "multilabel", "tokens")),
+    Metric("mae", _ratio(_mae_parts), ("regression",), higher=False, span=(0.0, math.inf), parts=_mae_parts),
     Metric("matthews", _matthews, ("classes", "tokens"), span=(-1.0, 1.0), chance=0.0),
     Metric("mse", _ratio(_mse_parts), ("regression",), higher=False, span=(0.0, math.inf), parts=_mse_parts),
     Metric("pearson", _correlation(ranked=False), ("regression", "classes"), span=(-1.0, 1.0), chance=0.0),
+    Metric("r2", _r2, ("regression",), span=(-math.inf, 1.0)),
     Metric("spearman", _correlation(ranked=True), ("regression", "classes"), span=(-1.0, 1.0), chance=0.0),
 )
 METRICS = {m.name: m for m in _ALL}
+
+OFFERED: Mapping[str, tuple[str, ...]] = {
+    "classes": ("accuracy", "balanced_accuracy", "f1_macro", "matthews", "auroc_macro", "average_precision"),
+    "regression": ("spearman", "r2", "mae"),
+}
+"""What a user's own data may be scored by, by kind of task; those not chosen are reported beside."""
+
+EVEN = 2.0
+"""Up to this many times as many labels of the most frequent class as of the rarest, accuracy tells what it seems to."""
+
+
+def by_labels(kind: str, train: Label) -> str:
+    """The metric of a user's own data where none is asked for: a rule on the training labels alone.
+
+    Spearman's correlation for quantities. Accuracy for classes of which the most frequent has at most twice as many
+    training labels as the rarest; else balanced accuracy, of which a constant prediction gets no more than chance.
+    """
+    if kind == "regression":
+        return "spearman"
+    counts = np.unique(train[train >= 0], return_counts=True)[1]
+    return "accuracy" if counts.max(initial=0) <= EVEN * counts.min(initial=len(train)) else "balanced_accuracy"

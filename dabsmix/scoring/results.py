@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BY_CLASS",
     "PROTOCOLS",
+    "Gain",
     "Protocols",
     "Result",
     "TransferRecord",
@@ -33,7 +34,7 @@ Protocols = Literal["v2", "v1", "dabs", "imix", "finetune"]
 
 PROTOCOLS: tuple[str, ...] = get_args(Protocols)
 
-BY_CLASS = ("accuracy", "f1_macro", "f1_weighted", "matthews")
+BY_CLASS = ("accuracy", "balanced_accuracy", "f1_macro", "f1_weighted", "matthews")
 """Metrics of the predicted class alone: their predictions are kept as class numbers, those of others as scores."""
 
 
@@ -82,6 +83,7 @@ class Result:
         selected: the setting that validation chose, its validation score, and from how many candidates.
         test_reads: how often this encoder's scores on this task under this protocol had read the test split, this one
             included: more than 1 where shares of the labels were added later.
+        others: further metrics of the same predictions, by name, for a user's own data; nothing was chosen by them.
     """
 
     probe: str
@@ -96,11 +98,77 @@ class Result:
     selected: Mapping[str, Any] = field(default_factory=dict)
     test_reads: int = 1
     num_features: int = 0
+    others: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def from_plain(cls, values: Any) -> Result:
         """From JSON values; ValueError says what is wrong."""
         return parsed(cls, values)
+
+
+@dataclass(frozen=True)
+class Gain:
+    """This encoder against random ones of its shape, all scored alike; no claim about the algorithm that made it.
+
+    Attributes:
+        probe, label_fraction, metric: of the scores.
+        random: the mean score of the random encoders; ``random_low`` and ``random_high`` are its 95 % interval.
+        seeds: how many random encoders.
+        value: this encoder's score minus ``random``; ``low`` and ``high`` are its 95 % interval over test examples (or
+            groups) and over the random seeds, None where the test rows come from too few groups.
+    """
+
+    probe: str
+    label_fraction: str
+    metric: str
+    random: float
+    random_low: float | None
+    random_high: float | None
+    seeds: int
+    value: float
+    low: float | None
+    high: float | None
+
+    @property
+    def direction(self) -> int:
+        """1 where more of the metric is better, else -1."""
+        from dabsmix.scoring.metrics import known
+
+        metric = known(self.metric)
+        return 1 if metric is None or metric.higher else -1
+
+    @property
+    def sign(self) -> int:
+        """1 where this encoder is better and the interval leaves 0 out, -1 where it is worse, 0 where neither shows."""
+        if self.low is None or self.high is None or self.low <= 0 <= self.high:
+            return 0
+        return self.direction if self.value > 0 else -self.direction
+
+    def __str__(self) -> str:
+        """Half a sentence: ``with all labels this encoder is better than a random one by 7.1 points (...)``."""
+        percent = in_percent(self.metric)
+
+        def text(number: float) -> str:
+            return f"{self.direction * number * (100 if percent else 1):+{'.1f' if percent else '.3g'}}"
+
+        what = f"points of {self.metric}" if percent else self.metric
+        share = f"with {_share_in_words(self.label_fraction)}"
+        if self.low is None or self.high is None:
+            return f"{share} it differs from a random one by {text(self.value)} {what}, of too few groups to tell more"
+        low, high = (self.low, self.high) if self.direction > 0 else (self.high, self.low)
+        ends = f"95 % interval {text(low)} to {text(high)}"
+        if self.sign:
+            how = "better" if self.sign > 0 else "worse"
+            return f"{share} this encoder is {how} than a random one by {text(self.value).lstrip('+-')} {what} ({ends})"
+        return f"{share} no difference from a random one is shown, {text(self.value)} {what} ({ends})"
+
+
+def _share_in_words(share: str) -> str:
+    if share == "1":
+        return "all labels"
+    return (
+        f"{share.removesuffix('/class')} labels of each class" if "/" in share else f"{float(share):.3g} of the labels"
+    )
 
 
 @dataclass(frozen=True)
@@ -121,6 +189,9 @@ class TransferRecord:
         data_fingerprint: digest of the task's data; ``encoder_sha256`` that of the encoder.
         notes: what a reader of the scores has to know, in whole sentences.
         asked: the `prediction_key` of every result that the run has been asked for; empty in older files.
+        gains: over random encoders, one per share of the labels; empty in older files and for random encoders.
+        splits: examples of each part, and their groups where there are groups; empty in older files.
+        of: for a user's files that were given to transfer, the flags that name them.
     """
 
     task: str
@@ -137,6 +208,19 @@ class TransferRecord:
     encoder_sha256: str = ""
     notes: tuple[str, ...] = ()
     asked: tuple[str, ...] = ()
+    gains: tuple[Gain, ...] = ()
+    splits: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    of: str = ""
+
+    @property
+    def answer(self) -> str:
+        """One sentence: did pretraining help? Empty where no random encoder was scored beside."""
+        if not self.gains:
+            return ""
+        signs = [each.sign for each in self.gains]
+        said = "yes" if 1 in signs and -1 not in signs else "no" if -1 in signs and 1 not in signs else "not shown"
+        said = "yes and no" if 1 in signs and -1 in signs else said
+        return f"Did pretraining help? {said.capitalize()}: {'; '.join(map(str, self.gains))}."
 
     @property
     def headline(self) -> Result:
@@ -183,6 +267,10 @@ class TransferRecord:
             "encoder_sha256": self.encoder_sha256,
             "notes": list(self.notes),
             "asked": list(self.asked),
+            "gains": [asdict(each) for each in self.gains],
+            "answer": self.answer,
+            "splits": {name: dict(sizes) for name, sizes in self.splits.items()},
+            "of": self.of,
         }
 
     @classmethod
@@ -202,6 +290,7 @@ class TransferRecord:
             classes=tuple(found.classes),
             notes=tuple(found.notes),
             asked=tuple(found.asked),
+            gains=tuple(parsed(Gain, each) for each in found.gains),
         )
 
     def to_frame(self) -> pd.DataFrame:
@@ -230,8 +319,12 @@ class TransferRecord:
                 f"  The test rows come from {first.units} group(s). With fewer than 5 there is no interval, because "
                 "nothing says how other groups would differ."
             )
+        if first.others:
+            said = (f"{name} {(100 if in_percent(name) else 1) * value:.4g}" for name, value in first.others.items())
+            lines.append(f"  The first of these by other metrics: {', '.join(said)}.")
         if self.unbeaten:
             lines.append(f"  The {first.probe} probe does not beat {', '.join(self.unbeaten)}: nothing is shown.")
+        lines += [f"  {self.answer}"] * bool(self.gains)
         return "\n".join(lines)
 
 

@@ -27,7 +27,7 @@ from dabsmix.run import Run
 from dabsmix.source import Source, load
 from dabsmix.spec import Spec
 
-__all__ = ["FeatureExtractor", "embed", "load_encoder"]
+__all__ = ["READS_FILES", "FeatureExtractor", "embed", "load_encoder", "modality_of_run"]
 
 READS_FILES = {
     "image": "size",
@@ -61,7 +61,7 @@ def load_encoder(run: Run | str | Path) -> FeatureExtractor:
 
         run = downloaded(run.removeprefix("hub:"))
     run = run if isinstance(run, Run) else Run(Path(run).expanduser())
-    return FeatureExtractor(run.encoder(), _modality(run), run.record.data_state, lambda: _domain_normaliser(run))
+    return FeatureExtractor(run.encoder(), modality_of_run(run), run.record.data_state, lambda: _domain_normaliser(run))
 
 
 class FeatureExtractor:
@@ -261,7 +261,8 @@ WRITERS = {".parquet": _write_parquet, ".csv": _write_csv, ".npz": _write_npz}
 # --- what a run says about its data
 
 
-def _modality(run: Run) -> str:
+def modality_of_run(run: Run) -> str:
+    """What a run was pretrained on, in runs of older versions too."""
     return run.record.modality or run.record.own_data or domain(run.record.domain).modality
 
 

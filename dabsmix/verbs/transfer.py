@@ -8,14 +8,17 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
+import shlex
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -40,11 +43,16 @@ from dabsmix.scoring.evaluate import choose, score, share
 from dabsmix.scoring.features import all_poolings, features, token_features
 from dabsmix.scoring.finetune import FINETUNE, finetune, supervised
 from dabsmix.scoring.heads import Features, scored
-from dabsmix.scoring.metrics import metric
+from dabsmix.scoring.metrics import OFFERED, metric
 from dabsmix.scoring.protocols import Protocol, protocol, v2
-from dabsmix.scoring.results import Result, TransferRecord, default_protocol, prediction_key, read_transfer
-from dabsmix.source import Source, batch_size, load
+from dabsmix.scoring.random_init import gain, random_encoders
+from dabsmix.scoring.results import Gain, Result, TransferRecord, default_protocol, prediction_key, read_transfer
+from dabsmix.source import Source, batch_size, load, load_as, with_metric
 from dabsmix.terminal import progress, stage
+from dabsmix.verbs.embed import READS_FILES, modality_of_run
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["Incomplete", "tasks_of", "transfer"]
 
@@ -85,15 +93,18 @@ def transfer(
     for run in runs:
         if not run.finished:
             raise UserError(f"{run.path} is unfinished: go on with `dabsmix pretrain --resume`")
+    sources = own_sources(config)
     records, failed = [], []
     for run in runs:
         say(f"run: {run.path}")
         name = config.protocol or default_protocol(run.record.protocol)
-        tasks = tasks_of(run, config.task) if data is None or data.source is None else (data.source.name,)
+        asked = tasks_of(run, config.task) if data is None or data.source is None else (data.source.name,)
+        tasks: list[tuple[str, Source | None]] = [(task, None) for task in asked] if not sources else [*sources.items()]
         with run.lock() if accelerator.is_main_process else nullcontext():
-            for task in tasks:
+            for task, source in tasks:
                 try:
-                    records.append(_transfer_to(task, name, run, config, data, accelerator, say))
+                    given = data if source is None else _read_as(run, source)
+                    records.append(_transfer_to(task, name, run, config, given, accelerator, say))
                 except UserError as error:
                     if len(runs) * len(tasks) == 1:
                         raise
@@ -111,6 +122,7 @@ class Scored(NamedTuple):
     predictions: dict[str, NDArray[Any]]
     train_value: float | None
     frechet: float | None
+    outputs: NDArray[Any]  # the headline's scores of every test example, of its first draw
 
 
 def _transfer_to(
@@ -144,6 +156,10 @@ def _transfer_to(
     # What is there already.
     path = _record_path(run, task, name)
     before = _read(path, data, run)
+    earlier = 0 if before is None else before.test_reads
+    if before is not None and before.headline.metric != data.labelled.task.metric:
+        say(f"{path} was scored by {before.headline.metric}: scored again by {data.labelled.task.metric}")
+        before = None
     results = () if before is None else before.results
     done = dict.fromkeys(each.label_fraction for each in results)
     missing = tuple(label for label in labels if label not in done)
@@ -152,7 +168,9 @@ def _transfer_to(
     if config.supervised and "supervised" not in beside:
         beside["supervised"] = supervised(encoder, data, accelerator=accelerator, watch=progress)
     if before is not None and not missing:
-        record = replace(before, yardsticks=beside)
+        record = replace(
+            before, yardsticks=beside, gains=_gains(before, {}, path, run, encoder, data, rules, accelerator)
+        )
         if record == before:
             say(f"{path}: scored already")
         else:
@@ -170,7 +188,7 @@ def _transfer_to(
         found = _score_frozen(encoder, data, rules, missing, task, run, accelerator)
     beside_it = _whole_split(found, data.labelled)
     notes = (*data.notes, *([rules.note] if rules.note else []), *_edges(found.results), *beside_it)
-    reads = 1 if before is None else before.test_reads + 1
+    reads = earlier + 1
     results = (*results, *(replace(each, test_reads=reads) for each in found.results))
     record = TransferRecord(
         run=run.path.name,
@@ -187,11 +205,107 @@ def _transfer_to(
         encoder_sha256=run.record.encoder_sha256,
         notes=notes,
         asked=tuple(prediction_key(each.probe, each.label_fraction) for each in results),
+        gains=() if before is None else before.gains,
+        splits={name: _sizes(split) for name, split in data.labelled.splits.items()},
+        of=_flags(data.source) if config.data and data.source is not None else "",
     )
-    _write(path, record, kept | found.predictions, measured.predictions, accelerator)
+    predictions = kept | found.predictions
+    record = replace(record, gains=_gains(record, predictions, path, run, encoder, data, rules, accelerator))
+    _write(path, record, predictions, measured.predictions, accelerator)
+    if before is None and data.labelled.task.kind != "tokens" and accelerator.is_main_process:
+        by_example = _by_example(found.outputs, data)
+        write(path.with_suffix(".predictions.parquet"), lambda p: by_example.to_parquet(p, index=False))
     for note in notes:
         say(note)
     return record
+
+
+def _sizes(split: Split) -> dict[str, int]:
+    groups = {} if split.group is None else {"groups": len(np.unique(split.group))}
+    return {"examples": len(split), **groups}
+
+
+def _flags(source: Source) -> str:
+    """A user's files as they were named on the command line."""
+    names = ("data", "label", "options", "group", "ignore")
+    given = {name: getattr(source, name) for name in names if getattr(source, name) is not None}
+    given |= {"on-bad": source.on_bad} if source.on_bad != "error" else {}
+    return " ".join(f"--{name} {shlex.quote(str(value))}" for name, value in given.items())
+
+
+def _by_example(outputs: NDArray[Any], data: Data) -> pd.DataFrame:
+    """The headline's prediction of every test example, one row each.
+
+    Columns are ``key`` (a file's name, ``file:row``, or the row's number), ``group`` where there are groups, ``truth``,
+    ``prediction``, and the probability of each class as ``p_CLASS``; for several labels at once the classes' names are
+    joined by ``|``.
+    """
+    import pandas as pd
+    from scipy.special import expit, softmax
+
+    labelled = data.require_labelled()
+    task, test = labelled.task, labelled.test
+    assert test.label is not None
+    columns: dict[str, Any] = {"key": [str(row) for row in test.rows] if data.names is None else data.names(test.rows)}
+    if test.group is not None:
+        columns["group"] = test.group
+    if task.kind == "regression":
+        return pd.DataFrame({**columns, "truth": test.label, "prediction": outputs})
+    names = np.array(task.classes, dtype=object)
+    if task.kind == "classes":
+        probability = softmax(outputs.astype(float), axis=1)
+        columns |= {"truth": names[test.label], "prediction": names[outputs.argmax(axis=1)]}
+    else:
+        probability = expit(outputs.astype(float))
+        for column, chosen in (("truth", test.label > 0), ("prediction", outputs > 0)):
+            columns[column] = ["|".join(names[row]) for row in chosen]
+    return pd.DataFrame(columns | {f"p_{name}": p for name, p in zip(names, probability.T, strict=True)})
+
+
+def _gains(
+    record: TransferRecord,
+    predictions: Mapping[str, NDArray[Any]],
+    path: Path,
+    run: Run,
+    encoder: Encoder,
+    data: Data,
+    rules: Protocol,
+    accelerator: Accelerator,
+) -> tuple[Gain, ...]:
+    """The headline's probe against random encoders, for every share of the labels; of ``path`` where none are given.
+
+    A run that took no step is a random encoder itself, and has none.
+    """
+    labelled = data.require_labelled()
+    known = {each.label_fraction: each for each in record.gains}
+    asked = [each for each in record.results if each.probe == record.headline.probe]
+    lacking = tuple(each.label_fraction for each in asked if each.label_fraction not in known)
+    if not lacking or not run.record.steps:
+        return record.gains
+    stage(f"{record.task}: random encoders of the same shape")
+
+    def score_with(shares: tuple[str, ...], other: Encoder) -> tuple[list[Result], dict[str, NDArray[Any]]]:
+        if record.protocol == "finetune":
+            found = _score_finetuned(other, data, shares, accelerator)
+        else:
+            linear = replace(rules, neighbours=(), penalties=(), pinv=False)
+            found = _score_frozen(other, data, linear, shares, f"{record.task}: random encoder", None, accelerator)
+        return found.results, found.predictions
+
+    random = random_encoders(
+        encoder,
+        labelled,
+        data.fingerprint,
+        record.protocol,
+        lacking,
+        lambda shares: partial(score_with, shares),
+        accelerator,
+    )
+    predictions = predictions or _predictions(path)
+    for each in asked:
+        if each.label_fraction in random:
+            known[each.label_fraction] = gain(each, predictions, labelled, random[each.label_fraction])
+    return tuple(known[each.label_fraction] for each in asked)
 
 
 def _whole_split(found: Scored, labelled: Labelled) -> tuple[str, ...]:
@@ -217,15 +331,21 @@ def _score_frozen(
     rules: Protocol,
     labels: tuple[str, ...],
     task: str,
-    run: Run,
+    run: Run | None,
     accelerator: Accelerator,
 ) -> Scored:
-    """Features of the frozen encoder, once per split; every probe chosen, then scored."""
+    """Features of the frozen encoder, once per split; every probe chosen, then scored. Kept where it is a run's."""
     labelled = data.require_labelled()
     encoder.to(accelerator.device)
 
     def encode(split: Split, part: str) -> Features:
-        title, keep = f"{task}: features of {part}", run.path / "features" / f"{task}-{rules.name}-{part}.safetensors"
+        title = f"{task}: features of {part}"
+        if run is None:
+            watch = partial(progress, title)
+            return _as_features(
+                _encode(encoder, split, data, accelerator, rules.poolings, watch=watch), split, accelerator
+            )
+        keep = run.path / "features" / f"{task}-{rules.name}-{part}.safetensors"
         return _kept_features(encoder, split, data, accelerator, rules.poolings, run, title, keep)
 
     train, validation = encode(labelled.train, "train"), encode(labelled.validation, "validation")
@@ -237,21 +357,29 @@ def _score_frozen(
 
     # Read once.
     test = encode(labelled.test, "test")
-    results, predictions = score(chosen, test, labelled.task)
+    results, predictions = score(chosen, test, labelled.task, _others(data))
     full = chosen.get(("linear", "1"))
     return Scored(
         results,
         predictions | _truth(labelled.test),
         metric(labelled.task.metric)(full[0].head.predict(train), train.label) if full else None,
         frechet_distance(_rows(train), _rows(test)) if min(len(train), len(test)) > 1 else None,
+        next(iter(chosen.values()))[0].head.predict(test),
     )
 
 
 def _score_finetuned(encoder: Encoder, data: Data, labels: tuple[str, ...], accelerator: Accelerator) -> Scored:
     """The whole network trained, the rate chosen on validation; no features to compare."""
     test = data.require_labelled().test
-    found = finetune(encoder, data, labels, FINETUNE, accelerator=accelerator, watch=progress)
-    return Scored(found.results, found.predictions | _truth(test), found.train_value, None)
+    found = finetune(encoder, data, labels, FINETUNE, accelerator=accelerator, watch=progress, others=_others(data))
+    return Scored(found.results, found.predictions | _truth(test), found.train_value, None, found.outputs)
+
+
+def _others(data: Data) -> tuple[str, ...]:
+    """Metrics to report beside a user's own data's: all that are offered; a named domain has its one."""
+    task = data.require_labelled().task
+    own = data.source is not None and data.source.domain is None
+    return tuple(name for name in OFFERED.get(task.kind, ()) if name != task.metric) if own else ()
 
 
 def _write(
@@ -315,6 +443,12 @@ def _load(task: str, name: str, run: Run, config: TransferConfig, given: Data | 
         _check_modality(run, task)
         source = Source(task, protocol="dabs" if name == "dabs" else "v1", data_root=config.data_root)
     data = load(source) if given is None else given
+    if source.domain is None and config.metric is not None and data.labelled is not None:
+        data = with_metric(data, config.metric)
+    elif config.metric is not None:
+        raise UserError(f"--metric {config.metric} is for your own data: {task} has its own metric")
+    if config.data:
+        return data, batch_size(source)
     if source.domain is None and data.fingerprint != run.record.data_fingerprint:
         changed = "changed since" if own else "to be those that were pretrained on when"
         raise UserError(f"{source.data} or its options have {changed} {run.path} was made: pretrain again")
@@ -323,12 +457,55 @@ def _load(task: str, name: str, run: Run, config: TransferConfig, given: Data | 
 
 def _check_modality(run: Run, task: str) -> None:
     """Refuse a task of another modality before its data are fetched."""
-    reads = run.record.modality or run.record.own_data or domain(run.record.domain).modality
+    reads = modality_of_run(run)
     if domain(task).modality != reads:
         raise UserError(
             f"{task} is {domain(task).modality} data, and the encoder of {run.path} reads {reads}: name a task of that "
             "modality (see `dabsmix list domains`)"
         )
+
+
+def own_sources(config: TransferConfig) -> dict[str, Source]:
+    """Each of the user's own files with each label, by the name of the task that they make; empty without files.
+
+    Raises:
+        UserError: there is no label, a flag of theirs is given without files, or two files make one name.
+    """
+    if not config.data:
+        for flag in ("modality", "label", "options", "group", "ignore"):
+            if given := getattr(config, flag):
+                said = given if flag != "label" else " ".join(given)
+                raise UserError(f"--{flag} {said} is for your own data (--data PATH); leave it out with --task")
+        return {}
+    if config.task:
+        raise UserError(f"--data {config.data[0]} and --task {config.task[0]}: score one after the other")
+    if not config.label:
+        raise UserError(f"--data {config.data[0]}: name the column that is to be predicted with --label")
+    found: dict[str, Source] = {}
+    for path, label in product(config.data, config.label):
+        source = Source(
+            data=path,
+            modality=config.modality,
+            label=label,
+            options=config.options,
+            group=config.group,
+            ignore=config.ignore,
+            on_bad=config.on_bad,
+            data_root=config.data_root,
+        )
+        name = re.sub(r"[^A-Za-z0-9._-]+", "-", f"{source.name}-{label}")
+        if name in found:
+            raise UserError(f"--data {found[name].data} {path}: both make the task {name}; rename one of them")
+        found[name] = source
+    return found
+
+
+def _read_as(run: Run, source: Source) -> Data:
+    """A user's labelled data with the run's columns, categories, tokenizer and statistics."""
+    modality = modality_of_run(run)
+    if READS_FILES.get(modality) not in run.record.data_state:
+        raise UserError(f"{run.path} does not say how further files are read: name a --task, or pretrain on files")
+    return load_as(source, modality, run.record.data_state)
 
 
 def _plain(label: str) -> str:

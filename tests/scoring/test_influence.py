@@ -9,7 +9,7 @@ from dabsmix.scoring.metrics import METRICS, Label, Scores, metric
 
 def data(name: str, n: int = 300) -> tuple[Scores, Label]:
     rng = np.random.default_rng(0)
-    if name == "mse":
+    if name in ("mse", "mae", "r2"):
         target = rng.normal(size=n)
         return target + rng.normal(size=n), target
     classes = 2 if name in ("pearson", "spearman") else 4
@@ -27,7 +27,7 @@ def test_influence_is_what_leaving_an_example_out_does(name: str) -> None:
     found = influence(metric(name), scores, label)
     assert found.mean() == pytest.approx(0, abs=1e-9)
     assert np.corrcoef(found, expected)[0, 1] > 0.995
-    assert found.std() == pytest.approx(expected.std(), rel=0.02)
+    assert found.std() == pytest.approx(expected.std(), rel=0.03 if name == "average_precision" else 0.02)
 
 
 def test_several_labels_and_tokens() -> None:
@@ -35,6 +35,7 @@ def test_several_labels_and_tokens() -> None:
     for name, scores, label in (
         ("f1_macro", rng.normal(size=(200, 3)), rng.integers(2, size=(200, 3))),
         ("auroc_macro", rng.normal(size=(200, 3)), rng.integers(2, size=(200, 3))),
+        ("average_precision", rng.normal(size=(200, 3)).round(1), rng.integers(2, size=(200, 3))),
         ("f1_weighted", rng.normal(size=(200, 5, 3)), rng.integers(-1, 3, size=(200, 5))),
         ("accuracy", rng.normal(size=(200, 5, 3)), rng.integers(-1, 3, size=(200, 5))),
         ("matthews", rng.normal(size=(200, 5, 3)), rng.integers(-1, 3, size=(200, 5))),

@@ -8,11 +8,21 @@ from numpy.typing import NDArray
 from scipy.linalg import sqrtm
 from scipy.special import softmax
 from scipy.stats import pearsonr, spearmanr
-from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef, mean_squared_error, roc_auc_score
+from sklearn.metrics import (
+    accuracy_score,
+    average_precision_score,
+    balanced_accuracy_score,
+    f1_score,
+    matthews_corrcoef,
+    mean_absolute_error,
+    mean_squared_error,
+    r2_score,
+    roc_auc_score,
+)
 
 from dabsmix.errors import UserError
 from dabsmix.scoring.collapse import feature_std, frechet_distance, rankme
-from dabsmix.scoring.metrics import METRICS, Undefined, auroc_per_class, metric
+from dabsmix.scoring.metrics import METRICS, Undefined, auroc_per_class, by_labels, metric
 
 Arrays = tuple[NDArray[np.float64], NDArray[np.int64]]
 
@@ -37,6 +47,10 @@ def test_classes_equal_scikit_learn(classes: Arrays) -> None:
     scores, label = classes
     predicted = scores.argmax(axis=1)
     assert metric("accuracy")(scores, label) == pytest.approx(accuracy_score(label, predicted))
+    assert metric("balanced_accuracy")(scores, label) == pytest.approx(balanced_accuracy_score(label, predicted))
+    one_hot = np.eye(5)[label]
+    expected = average_precision_score(one_hot, softmax(scores, axis=1), average="macro")
+    assert metric("average_precision")(scores, label) == pytest.approx(expected)
     assert metric("matthews")(scores, label) == pytest.approx(matthews_corrcoef(label, predicted))
     assert metric("f1_macro")(scores, label) == pytest.approx(f1_score(label, predicted, average="macro"))
     assert metric("f1_weighted")(scores, label) == pytest.approx(f1_score(label, predicted, average="weighted"))
@@ -47,6 +61,8 @@ def test_classes_equal_scikit_learn(classes: Arrays) -> None:
 def test_multilabel_equals_scikit_learn(multilabel: Arrays) -> None:
     scores, label = multilabel
     assert metric("auroc_macro")(scores, label) == pytest.approx(roc_auc_score(label, scores, average="macro"))
+    expected = average_precision_score(label, scores, average="macro")
+    assert metric("average_precision")(scores, label) == pytest.approx(expected)
     assert metric("f1_macro")(scores, label) == pytest.approx(f1_score(label, scores > 0, average="macro"))
     assert metric("f1_weighted")(scores, label) == pytest.approx(f1_score(label, scores > 0, average="weighted"))
 
@@ -57,6 +73,8 @@ def test_regression_equals_scipy() -> None:
     scores = (label + rng.normal(size=201)).round(1)
     assert metric("pearson")(scores, label) == pytest.approx(pearsonr(scores, label)[0])
     assert metric("spearman")(scores, label) == pytest.approx(spearmanr(scores, label)[0])
+    assert metric("mae")(scores, label) == pytest.approx(mean_absolute_error(label, scores))
+    assert metric("r2")(scores, label) == pytest.approx(r2_score(label, scores))
     assert metric("mse")(scores, label) == pytest.approx(mean_squared_error(label, scores))
 
 
@@ -121,6 +139,12 @@ def test_a_constant_prediction_scores_chance(name: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert metric(name)(np.tile([0.0, 1.0], (60, 1)), label) == METRICS[name].chance
+
+
+def test_the_rule_for_own_data_looks_at_the_training_labels() -> None:
+    assert by_labels("regression", np.arange(5.0)) == "spearman"
+    assert by_labels("classes", np.repeat([0, 1], [20, 10])) == "accuracy"
+    assert by_labels("classes", np.repeat([0, 1], [21, 10])) == "balanced_accuracy"
 
 
 def test_frechet_distance_equals_the_formula() -> None:

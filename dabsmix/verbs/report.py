@@ -1,0 +1,392 @@
+"""`dabsmix report`: one run on one page that holds all its pictures, and the same pictures as a PNG.
+
+The page is `report.html`, a Jinja template beside this file; matplotlib draws. Both are imported when a report is made.
+"""
+
+from __future__ import annotations
+
+import io
+import shlex
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dabsmix.errors import UserError
+from dabsmix.files import write
+from dabsmix.run import Run
+from dabsmix.scoring.metrics import known
+from dabsmix.scoring.results import Gain, Result, TransferRecord, default_protocol, in_percent, read_transfer
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+
+__all__ = ["report"]
+
+INK = "#010203"  # text and axes; in the page it becomes the text's colour, light or dark
+ENCODER, RANDOM, RAW, OTHER = "#2f7ed8", "#8f959e", "#d9822b", "#6aa84f"
+CURVES = {
+    "loss": "loss",
+    "online_validation": "online score on validation",
+    "effective_rank": "effective rank of the features",
+    "lr": "learning rate",
+}
+MANY = 25  # classes; a matrix of more cannot be read
+FAILURES = 10
+
+Ends = tuple[float, float | None, float | None]
+"""A score and its interval."""
+
+
+def report(run: Run) -> Path:
+    """Write ``report.html`` and ``report.png`` into the run's folder.
+
+    Returns:
+        The page.
+
+    Raises:
+        UserError: the run is unfinished, or a file of it is damaged.
+    """
+    if not run.finished:
+        raise UserError(f"{run.path} is unfinished: go on with `dabsmix pretrain --resume`")
+    tasks = [(path, read_transfer(path)) for path in sorted((run.path / "transfer").glob("*.json"))]
+    training = _training(run)
+    drawn = [(record, _predictions(path), _of_task(record, _predictions(path))) for path, record in tasks]
+    page = _page(run, training, drawn)
+    pictures = [*training, *(each for *_, of_task in drawn for each in of_task)]
+    write(run.path / "report.html", lambda path: path.write_text(page, encoding="utf-8"))
+    if pictures:
+        write(run.path / "report.png", lambda path: path.write_bytes(_png(run.path.name, pictures)))
+    return run.path / "report.html"
+
+
+def _page(
+    run: Run,
+    training: Sequence[tuple[str, Any]],
+    drawn: Sequence[tuple[TransferRecord, pd.DataFrame | None, Sequence[tuple[str, Any]]]],
+) -> str:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    record = run.record
+    environment = Environment(loader=PackageLoader("dabsmix.verbs", "."), autoescape=True, undefined=StrictUndefined)
+    hyper = ", ".join(f"{name} {value}" for name, value in record.hyper.items())
+    facts = {
+        "data": f"{record.domain} ({record.own_data or record.modality or 'named domain'})",
+        "algorithm": record.algorithm + (f" ({hyper})" if hyper else ""),
+        "encoder": f"{record.encoder}, {record.parameters:,} weights",
+        "training": f"{record.steps:,} steps of {record.batch_size}, seed {record.seed}, protocol {record.protocol}",
+        "time": f"{record.seconds or 0:,.0f} s on {record.device or 'unknown'}, {record.processes} process(es)",
+        "version": " ".join(filter(None, (record.version, record.commit[:12], f"torch {record.torch}"))),
+        "made": record.created,
+    }
+    tasks = [
+        {
+            "name": task.task,
+            "said": f"{task.headline.metric}, protocol {task.protocol}, {task.headline.n:,} test examples",
+            "answer": task.answer,
+            "unbeaten": ", ".join(task.unbeaten),
+            "rows": _rows(task),
+            "others": {name: _shown(name, value) for name, value in task.headline.others.items()},
+            "pictures": [(title, _svg(draw)) for title, draw in pictures],
+            "failures": [] if predictions is None else _failures(predictions),
+            "splits": task.splits,
+            "notes": task.notes,
+            "reads": task.test_reads,
+        }
+        for task, predictions, pictures in drawn
+    ]
+    folder = shlex.quote(str(run.path))
+    commands = [f"dabsmix pretrain --config {shlex.quote(str(run.path / 'config.yaml'))}"]
+    commands += [_transfer_command(folder, task, run) for task, *_ in drawn]
+    return environment.get_template("report.html").render(
+        name=run.path.name,
+        facts=facts,
+        training=[(title, _svg(draw)) for title, draw in training],
+        tasks=tasks,
+        notes=record.notes,
+        commands=commands,
+    )
+
+
+def _transfer_command(folder: str, task: TransferRecord, run: Run) -> str:
+    """What scores the run so again: for a user's own files that have been scored besides, what is to be filled in."""
+    shares = " ".join(dict.fromkeys(each.label_fraction for each in task.results))
+    named = "" if task.protocol == default_protocol(run.record.protocol) else f" --protocol {task.protocol}"
+    if task.of:
+        return f"dabsmix transfer --run {folder} {task.of}{named} --labels {shares}"
+    return f"dabsmix transfer --run {folder} --task {shlex.quote(task.task)}{named} --labels {shares}"
+
+
+def _shown(metric: str, value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{100 * value:.1f}" if in_percent(metric) else f"{value:.4g}"
+
+
+def _rows(task: TransferRecord) -> list[dict[str, str]]:
+    """The table of scores: the encoder's, then the random encoders', then the yardsticks'."""
+
+    def row(
+        of: str, probe: str, share: str, metric: str, ends: tuple[float, float | None, float | None]
+    ) -> dict[str, str]:
+        value, low, high = (_shown(metric, each) for each in ends)
+        return {
+            "of": of,
+            "probe": probe,
+            "labels": share,
+            "value": value,
+            "interval": f"{low} to {high}" if low else "",
+        }
+
+    def of_result(of: str, each: Result) -> dict[str, str]:
+        return row(of, each.probe, each.label_fraction, each.metric, (each.value, each.low, each.high))
+
+    found = [of_result("this encoder", each) for each in task.results]
+    found += [
+        row(f"{each.seeds} random encoders", each.probe, each.label_fraction, each.metric, _ends(each))
+        for each in task.gains
+    ]
+    return found + [of_result(name, each) for name, results in task.yardsticks.items() for each in results]
+
+
+def _ends(gain: Gain) -> Ends:
+    return gain.random, gain.random_low, gain.random_high
+
+
+# --- what is drawn: a title and a function that draws it
+
+
+def _training(run: Run) -> list[tuple[str, Any]]:
+    """Curves over the steps; none for a run that took no step."""
+    lines = run.metrics()
+
+    def curve(name: str) -> Callable[[Axes], None]:
+        points = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
+
+        def draw(axes: Axes) -> None:
+            axes.plot(*zip(*points, strict=True), color=ENCODER, marker="o" if len(points) < 30 else "", markersize=3)
+            axes.set_xlabel("step")
+
+        return draw
+
+    return [(title, curve(name)) for name, title in CURVES.items() if any(line.get(name) is not None for line in lines)]
+
+
+def _of_task(task: TransferRecord, predictions: pd.DataFrame | None) -> list[tuple[str, Any]]:
+    found: list[tuple[str, Any]] = [(f"{task.task}: scores with 95 % intervals", lambda axes: _scores(axes, task))]
+    if len({each.label_fraction for each in task.results}) > 1:
+        found.append((f"{task.task}: {task.headline.metric} over the number of labels", lambda axes: _few(axes, task)))
+    if predictions is None:
+        return found
+    if task.kind == "regression":
+        return [*found, (f"{task.task}: prediction and truth", lambda axes: _scatter(axes, predictions))]
+    if task.kind == "classes":
+        if len(task.classes) <= MANY:
+            found.append(
+                (f"{task.task}: truth and prediction", lambda axes: _confusion(axes, predictions, task.classes))
+            )
+        found.append((f"{task.task}: calibration", lambda axes: _calibration(axes, predictions)))
+    return found
+
+
+def _scores(axes: Axes, task: TransferRecord) -> None:
+    """The headline and, with the same share of the labels, all that it is held against."""
+    first = task.headline
+    bars = [("this encoder", first.value, first.low, first.high, ENCODER)]
+    bars += [
+        (f"{each.seeds} random encoders", *_ends(each), RANDOM)
+        for each in task.gains
+        if each.label_fraction == first.label_fraction
+    ]
+    for name, results in task.yardsticks.items():
+        color = RAW if name == "raw" else RANDOM if name == "majority" else OTHER
+        bars += [
+            (name, each.value, each.low, each.high, color)
+            for each in results
+            if each.label_fraction == first.label_fraction or each.probe == "majority"
+        ]
+    factor = 100 if in_percent(first.metric) else 1
+    for place, (_, value, low, high, color) in enumerate(reversed(bars)):
+        if low is not None and high is not None:
+            axes.plot([factor * low, factor * high], [place, place], color=color, linewidth=2)
+        axes.plot([factor * value], [place], "o", color=color)
+    axes.set_yticks(range(len(bars)), [name for name, *_ in reversed(bars)])
+    axes.set_ylim(-0.6, len(bars) - 0.4)
+    axes.set_xlabel(_unit(first.metric))
+
+
+def _unit(metric: str) -> str:
+    found = known(metric)
+    better = "" if found is None or found.higher else ", less is better"
+    return f"{metric}{', %' if in_percent(metric) else ''}{better}"
+
+
+def _few(axes: Axes, task: TransferRecord) -> None:
+    """The few-label curve: this encoder, random ones, raw input."""
+    first = task.headline
+    factor = 100 if in_percent(first.metric) else 1
+    own = [(each.label_fraction, each.value, each.low, each.high) for each in task.results if each.probe == first.probe]
+    random = [(each.label_fraction, *_ends(each)) for each in task.gains]
+    raw = [(each.label_fraction, each.value, each.low, each.high) for each in task.yardsticks.get("raw", ())]
+    shares = sorted({share for share, *_ in own}, key=lambda share: _labels(share, task))
+    for (name, points, color), shift in zip(
+        (("this encoder", own, ENCODER), ("random encoders", random, RANDOM), ("raw input", raw, RAW)),
+        (-0.06, 0.0, 0.06),
+        strict=True,
+    ):
+        there = sorted((shares.index(each[0]) + shift, each[1:]) for each in points if each[0] in shares)
+        if not there:
+            continue
+        x, y = [place for place, _ in there], [factor * ends[0] for _, ends in there]
+        axes.plot(x, y, color=color, label=name, marker="o", markersize=4)
+        for place, (_, low, high) in there:
+            if low is not None and high is not None:
+                axes.plot([place, place], [factor * low, factor * high], color=color, linewidth=1.5)
+    axes.set_xticks(range(len(shares)), [_share(share, task) for share in shares])
+    axes.set_xlabel("labels")
+    axes.set_ylabel(_unit(first.metric))
+    axes.legend(frameon=False)
+
+
+def _labels(share: str, task: TransferRecord) -> float:
+    """About how many labels a share is, for the order of the axis."""
+    train = task.splits.get("train", {}).get("examples", 0)
+    if share.endswith("/class"):
+        return int(share.removesuffix("/class")) * max(1, len(task.classes))
+    return float(share) * (train or 1e9)
+
+
+def _share(share: str, task: TransferRecord) -> str:
+    train = task.splits.get("train", {}).get("examples", 0)
+    if share.endswith("/class") or not train:
+        return "all" if share == "1" else share
+    return f"{round(float(share) * train):,}" + (" (all)" if share == "1" else "")
+
+
+def _confusion(axes: Axes, predictions: pd.DataFrame, classes: Sequence[str]) -> None:
+    place = {name: number for number, name in enumerate(classes)}
+    counts = np.zeros((len(classes), len(classes)))
+    np.add.at(counts, (predictions["truth"].map(place).to_numpy(), predictions["prediction"].map(place).to_numpy()), 1)
+    share = counts / counts.sum(axis=1, keepdims=True).clip(1)
+    axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    if len(classes) <= 12:
+        for (row, column), count in np.ndenumerate(counts):
+            color = "#ffffff" if share[row, column] > 0.5 else "#20242a"  # on the cell's own colour
+            axes.text(column, row, f"{count:.0f}", ha="center", va="center", color=color, fontsize=8)
+    names = [name if len(name) <= 14 else f"{name[:13]}…" for name in classes]
+    axes.set_xticks(range(len(classes)), names, rotation=60, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(len(classes)), names)
+    axes.set_xlabel("prediction")
+    axes.set_ylabel("truth")
+
+
+def _calibration(axes: Axes, predictions: pd.DataFrame) -> None:
+    """How often predictions of about one probability are right, for ten equal groups of examples."""
+    sure = predictions.filter(regex="^p_").to_numpy().max(axis=1)
+    right = (predictions["truth"] == predictions["prediction"]).to_numpy(dtype=float)
+    order = np.argsort(sure, kind="stable")
+    groups = [part for part in np.array_split(order, min(10, len(order))) if len(part)]
+    axes.plot([0, 1], [0, 1], color=RANDOM, linewidth=1, linestyle="--")
+    axes.plot([sure[part].mean() for part in groups], [right[part].mean() for part in groups], "o-", color=ENCODER)
+    axes.set_xlim(0, 1.02)
+    axes.set_ylim(0, 1.02)
+    axes.set_xlabel("probability of the predicted class")
+    axes.set_ylabel("share that is right")
+
+
+def _scatter(axes: Axes, predictions: pd.DataFrame) -> None:
+    truth, predicted = predictions["truth"].to_numpy(float), predictions["prediction"].to_numpy(float)
+    shown = np.random.default_rng(0).permutation(len(truth))[:2000]
+    ends = [truth.min(), truth.max()]
+    axes.plot(ends, ends, color=RANDOM, linewidth=1, linestyle="--")
+    axes.plot(truth[shown], predicted[shown], "o", color=ENCODER, markersize=3, alpha=0.5, markeredgewidth=0)
+    axes.set_xlabel("truth")
+    axes.set_ylabel("prediction")
+
+
+# --- the predictions of single examples
+
+
+def _predictions(path: Path) -> pd.DataFrame | None:
+    """``TASK.predictions.parquet``; None in runs of older versions."""
+    import pandas as pd
+
+    table = path.with_suffix(".predictions.parquet")
+    try:
+        return pd.read_parquet(table) if table.exists() else None
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{table} is damaged ({error}): delete it and {path.name} beside it, and transfer again"
+        ) from error
+
+
+def _failures(predictions: pd.DataFrame) -> list[dict[str, str]]:
+    """The surest mistakes, or the largest errors."""
+    truth, predicted = predictions["truth"], predictions["prediction"]
+    if truth.dtype.kind == "f":
+        worst = (truth - predicted).abs().sort_values(ascending=False).index[:FAILURES]
+        return [_failure(predictions.loc[i], f"{predictions.loc[i, 'prediction']:.4g}", "") for i in worst]
+    sure = predictions.filter(regex="^p_").max(axis=1)
+    worst = sure[truth != predicted].sort_values(ascending=False).index[:FAILURES]
+    return [_failure(predictions.loc[i], str(predictions.loc[i, "prediction"]), f"{sure[i]:.2f}") for i in worst]
+
+
+def _failure(row: pd.Series[Any], predicted: str, probability: str) -> dict[str, str]:
+    truth = f"{row['truth']:.4g}" if isinstance(row["truth"], float | np.floating) else str(row["truth"])
+    return {"key": str(row["key"]), "truth": truth, "prediction": predicted, "probability": probability}
+
+
+# --- matplotlib, without its global state
+
+
+def _style() -> dict[Any, Any]:
+    return {
+        "svg.fonttype": "none",
+        "font.size": 10,
+        "font.family": "sans-serif",
+        "text.color": INK,
+        "axes.labelcolor": INK,
+        "axes.edgecolor": INK,
+        "xtick.color": INK,
+        "ytick.color": INK,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "figure.facecolor": "none",
+        "axes.facecolor": "none",
+        "svg.hashsalt": "dabsmix",
+    }
+
+
+def _svg(draw: Callable[[Axes], None]) -> str:
+    """One picture as part of a page, in the colours of its text."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(_style()):
+        figure = Figure(figsize=(5, 3.4), layout="constrained")
+        draw(figure.add_subplot())
+        file = io.StringIO()
+        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+    text = file.getvalue()
+    return text[text.index("<svg") :].replace(INK, "currentColor")
+
+
+def _png(title: str, pictures: Sequence[tuple[str, Any]]) -> bytes:
+    """All pictures on one sheet."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    columns = min(3, len(pictures))
+    rows = -(-len(pictures) // columns)
+    with matplotlib.rc_context({**_style(), "figure.facecolor": "#ffffff", "axes.facecolor": "#ffffff"}):
+        figure = Figure(figsize=(5 * columns, 3.6 * rows + 0.4), layout="constrained")
+        figure.suptitle(title)
+        for number, (name, draw) in enumerate(pictures, 1):
+            axes = figure.add_subplot(rows, columns, number)
+            draw(axes)
+            axes.set_title(name, fontsize=10)
+        file = io.BytesIO()
+        figure.savefig(file, format="png", dpi=110)
+    return file.getvalue()

@@ -1,0 +1,111 @@
+"""Every transfer of a trained encoder says whether pretraining helped: beside three random encoders of its shape."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transferring import QUICK, go, installed, pretrained, small
+
+from dabsmix.data.domain import Labelled, Split, Task
+from dabsmix.scoring import random_init
+from dabsmix.scoring.results import Gain, TransferRecord, read_transfer
+from dabsmix.verbs import transfer as module
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "protocol", lambda name, batch_size, specs: replace(QUICK, name=name))
+
+
+def test_a_trained_run_is_held_against_random_encoders_that_are_kept(
+    tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DABSMIX_CACHE", str(tmp_path / "cache"))
+    installed(small(), monkeypatch)
+    run = pretrained(tmp_path / "runs", "small", algo="dmix", steps=2)
+    record = go(run, labels=("1", "5/class"))
+    assert record["test_reads"] == 1
+    assert [(each["probe"], each["label_fraction"], each["seeds"]) for each in record["gains"]] == [
+        ("linear", "1", 3),
+        ("linear", "5/class", 3),
+    ]
+    for each, result in zip(record["gains"], record["results"][::3], strict=True):
+        assert each["value"] == pytest.approx(result["value"] - each["random"])
+        assert each["low"] <= each["value"] <= each["high"]
+    assert record["answer"].startswith("Did pretraining help? ")
+    assert str(read_transfer(run.path / "transfer" / "small.json")).endswith(record["answer"])
+
+    # another run of the same shape, and a share that is asked for later: what is kept is not scored again
+    built = 0
+
+    def count(*words: Any, **how: Any) -> Any:
+        nonlocal built
+        built += 1
+        return scored(*words, **how)
+
+    scored = random_init._scored
+    monkeypatch.setattr(random_init, "_scored", count)
+    other = go(pretrained(tmp_path / "runs", "small", algo="dmix", steps=1), labels=("1", "5/class"))
+    assert built == 0
+    assert [each["random"] for each in other["gains"]] == [each["random"] for each in record["gains"]]
+    again = go(run, labels=("1", "0.5"))
+    assert built == 3
+    assert [each["label_fraction"] for each in again["gains"]] == ["1", "5/class", "0.5"]
+    assert again["gains"][:2] == record["gains"]
+
+    # a record of before
+    path = run.path / "transfer" / "small.json"
+    stored = json.loads(path.read_text())
+    del stored["gains"], stored["answer"]
+    path.write_text(json.dumps(stored))
+    assert go(run, labels=("1",))["gains"] == again["gains"]
+    assert built == 3
+
+
+def test_a_random_encoder_has_nothing_to_answer(tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    installed(small(), monkeypatch)
+    record = go(pretrained(tmp_path, "small"), labels=("1",))
+    assert (record["gains"], record["answer"]) == ([], "")
+
+
+GAIN = Gain("linear", "1", "accuracy", 0.7, 0.6, 0.8, 3, 0.05, 0.01, 0.09)
+
+
+@pytest.mark.parametrize(
+    ("gains", "said"),
+    [
+        ([GAIN], "Yes: with all labels this encoder is better than a random one by 5.0 points of accuracy (95 %"),
+        (
+            [replace(GAIN, low=-0.01)],
+            "Not shown: with all labels no difference from a random one is shown, +5.0",
+        ),
+        (
+            [replace(GAIN, value=-0.05, low=-0.09, high=-0.01)],
+            "No: with all labels this encoder is worse than a random one by",
+        ),
+        (
+            [replace(GAIN, metric="mse", value=-2.0, low=-3.0, high=-1.0)],
+            "better than a random one by 2 mse (95 % interval +1 to +3)",
+        ),
+        ([replace(GAIN, low=None, high=None)], "Not shown: with all labels it differs from a random one by +5.0"),
+    ],
+)
+def test_the_answer_is_a_plain_sentence(gains: list[Gain], said: str) -> None:
+    answer = TransferRecord("t", "v2", (), gains=tuple(gains)).answer
+    assert said in answer
+    assert "\n" not in answer
+
+
+def test_groups_count_as_they_do_in_every_interval(
+    tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = small()
+    assert data.labelled is not None
+    grouped = [Split(split.inputs, split.rows, split.label, split.rows % 3) for split in data.labelled.splits.values()]
+    task = Task("classes", "accuracy", ("a", "b"))
+    installed(replace(data, labelled=Labelled(task, *grouped), fingerprint="1" * 64), monkeypatch)
+    record = go(pretrained(tmp_path, "small", algo="dmix", steps=1), labels=("1",))
+    assert record["gains"][0]["low"] is None
+    assert "too few groups" in record["answer"]
