@@ -385,7 +385,7 @@ def _leaderboard(config: LeaderboardConfig) -> None:
     if config.format == "html":
         from dabsmix.board.page import page
 
-        text = page(rows, published)
+        text = page(rows, published, _modality)
     else:
         text = board_table.render(rows, config.format, published)
     if config.out is None:

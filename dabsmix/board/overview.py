@@ -21,7 +21,7 @@ from dabsmix.scoring.intervals import MIN_SEEDS
 from dabsmix.scoring.metrics import metric
 from dabsmix.scoring.results import in_percent
 
-__all__ = ["Aggregate", "Cell", "Column", "Overview", "as_plain", "overviews", "text"]
+__all__ = ["Aggregate", "Cell", "Column", "Overview", "as_plain", "cell_text", "gain_text", "overviews", "text"]
 
 RESAMPLES = 1000
 
@@ -93,7 +93,7 @@ class Overview:
 def overviews(
     rows: Iterable[Row], modality: Callable[[str], str], *, probe: str = "linear", label_fraction: str = "1"
 ) -> list[Overview]:
-    """One overview for each encoder and protocol; lines apart (augmentations, labels) are left out.
+    """One overview for each encoder and protocol, the fullest first; lines apart (augmentations, labels) are left out.
 
     Args:
         rows: of the leaderboard.
@@ -105,10 +105,11 @@ def overviews(
     for section in standings(kept):
         for block in section.blocks:
             groups.setdefault((section.encoder, section.protocol), []).append((section, block))
-    return [
+    found = [
         _overview(encoder, protocol, probe, label_fraction, blocks, modality)
         for (encoder, protocol), blocks in sorted(groups.items())
     ]
+    return sorted(found, key=lambda each: -sum(cell is not None for row in each.cells for cell in row))
 
 
 def as_plain(found: Sequence[Overview]) -> list[dict[str, Any]]:

@@ -1,109 +1,182 @@
-"""The leaderboard as one page: no script, nothing fetched, light or dark as the reader's system is."""
+"""The leaderboard as one page: a template beside this file, nothing fetched, all scores readable without its script."""
 
-from collections.abc import Iterable, Sequence
-from html import escape
+import json
+import math
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
 
+from markupsafe import Markup
+
+from dabsmix.board.overview import Overview, cell_text, gain_text, overviews
+from dabsmix.board.record import shares
 from dabsmix.board.row import Row
-from dabsmix.board.standings import YARDSTICKS, Block, Line, Section, standings
-from dabsmix.board.table import HEADINGS, PUBLISHED_COLUMNS, cells, legend, of_tasks, score_heading, title
+from dabsmix.board.standings import Block, Line, Section, standings
+from dabsmix.board.table import HEADINGS, PUBLISHED_COLUMNS, cells, label_text, legend, of_tasks, place
+from dabsmix.scoring.results import in_percent
 
 __all__ = ["page"]
 
-STYLE = """
-:root { color-scheme: light dark; --ink: #1b1f24; --soft: #5b6570; --paper: #fff; --rule: #d9dee4; --band: #f4f6f8;
-  --best: #0b6e4f; --apart: #8a5a00; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6e9ec; --soft: #9aa5b1; --paper: #14181c; --rule: #323a42;
-  --band: #1c2228; --best: #5fd3a8; --apart: #e3b25c; } }
-body { margin: 2rem auto; max-width: 80rem; padding: 0 1rem; background: var(--paper); color: var(--ink);
-  font: 15px/1.5 system-ui, sans-serif; }
-h1 { font-size: 1.6rem; } h2 { font-size: 1.1rem; margin: 2.2rem 0 .5rem; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .7rem; text-align: left; vertical-align: baseline; white-space: nowrap; }
-thead th { border-bottom: 2px solid var(--rule); color: var(--soft); font-weight: 600; }
-tbody { border-bottom: 1px solid var(--rule); }
-tbody th { font-weight: 600; }
-td.number, th.number { text-align: right; }
-.published td { white-space: normal; }
-td.wrap { white-space: normal; min-width: 16rem; }
-tr.yardstick { color: var(--soft); background: var(--band); }
-tr.apart { color: var(--apart); font-style: italic; }
-tr.best td:first-of-type { color: var(--best); font-weight: 700; }
-svg { width: 120px; height: 12px; vertical-align: middle; stroke: currentColor; fill: currentColor; }
-ul, details { color: var(--soft); } a { color: inherit; }
-"""
-_NUMBERS = ("seeds", "score", "95 % interval", "test n", "groups")
+COLUMNS = (
+    *("data set", "probe", "labels", "algorithm", "metric", "score", "95 % interval", "gain over none", "seeds"),
+    *("budget", "FLOPs", "test n", "groups", "protocol", "encoder", "setting"),
+)
+FILTERS = ("modality", "data set", "protocol", "probe", "labels", "encoder")
+NUMBERS = ("FLOPs", "seeds", "score", "95 % interval", "test n", "groups", "gain over none")
 
 
-def page(rows: Iterable[Row], published: Sequence[dict[str, str]] = ()) -> str:
-    """The page. Links to records are relative: it belongs beside ``results.csv``."""
+def page(
+    rows: Iterable[Row],
+    published: Sequence[dict[str, str]] = (),
+    modality: Callable[[str], str] = lambda domain: "other",
+) -> str:
+    """The page. Links to records are relative: it belongs beside ``results.csv``.
+
+    Args:
+        rows: of the leaderboard.
+        published: numbers from papers; those of the tasks shown go into a section of their own.
+        modality: of a domain.
+    """
+    from jinja2 import Environment
+
+    rows = list(rows)
     sections = standings(rows)
-    published = of_tasks(published, sections)
-    body = [part for section in sections for part in _section(section)]
-    if not sections:
-        body = ["<p>The leaderboard is empty.</p>"]
-    if published:
-        body += ["<h2>Published numbers</h2>", "<p>From papers, under their own protocols; never ranked with ours.</p>"]
-        papers = "".join(f"<tr>{''.join(_cell(each[name]) for name in PUBLISHED_COLUMNS)}</tr>" for each in published)
-        heads = "".join(f"<th>{name}</th>" for name in PUBLISHED_COLUMNS)
-        body.append(
-            f'<div class="scroll published"><table><thead><tr>{heads}</tr></thead><tbody>{papers}</tbody></table></div>'
-        )
-    return "\n".join(
-        [
-            '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
-            '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            f"<title>dabsmix leaderboard</title>\n<style>{STYLE}</style>\n</head>\n<body>",
-            "<h1>dabsmix leaderboard</h1>",
-            f"<ul>{''.join(f'<li>{escape(line)}</li>' for line in legend())}</ul>",
-            *body,
-            "</body>\n</html>\n",
-        ]
-    )
-
-
-def _section(section: Section) -> list[str]:
-    headings = [score_heading(section) if heading == "score" else heading for heading in HEADINGS]
-    classes = ["number" if heading in _NUMBERS else "" for heading in HEADINGS]
-    heads = [f'<th class="{name}">{escape(text)}</th>' for name, text in zip(classes, headings, strict=True)]
-    heads.insert(HEADINGS.index("95 % interval"), "<th></th>")
-    notes = "".join(f"<li>{escape(note)}</li>" for note in section.notes)
-    runs = {row.run: row.by for block in section.blocks for line in block.lines for row in line.rows}
-    links = "".join(
-        f'<li><a href="runs/{escape(run)}/">{escape(run)}</a>, {escape(by)}</li>' for run, by in runs.items()
-    )
-    return [
-        f"<h2>{escape(title(section))}</h2>",
-        f'<div class="scroll"><table><thead><tr>{"".join(heads)}</tr></thead>',
-        *(_block(block) for block in section.blocks),
-        "</table></div>",
-        f"<ul>{notes}</ul>" if notes else "",
-        f"<details><summary>Records of these {len(runs)} runs</summary><ul>{links}</ul></details>",
+    lines = [
+        _line(section, block, line, modality(section.domain))
+        for section in sections
+        for block in section.blocks
+        for line in block.lines
     ]
+    template = Environment(autoescape=True).from_string(Path(__file__).with_suffix(".html").read_text("utf-8"))
+    return template.render(
+        overviews=[_overview(each) for each in overviews(rows, modality)],
+        lines=lines,
+        filters={name: list(dict.fromkeys(line["data"][name] for line in lines)) for name in FILTERS},
+        headings=[{"text": name, "css": "number" if name in NUMBERS else ""} for name in COLUMNS],
+        legend=legend(),
+        notes=list(dict.fromkeys(f"{place(section)}: {note}" for section in sections for note in section.notes)),
+        published=of_tasks(published, sections),
+        published_columns=PUBLISHED_COLUMNS,
+        # no "<" in a script's text: a name could close it
+        data=Markup(json.dumps({"lines": [line["data"] for line in lines]}).replace("<", "\\u003c")),
+    )
 
 
-def _block(block: Block) -> str:
-    drawn = [line for line in block.lines if line.name != YARDSTICKS["majority"]]  # far off, it would squeeze the rest
-    ends = [end for line in drawn for end in (line.low, line.high, line.mean) if end is not None]
-    rows = []
-    for i, line in enumerate(block.lines):
-        texts = cells(block, line)
-        whisker = _whisker(line, min(ends), max(ends)) if line in drawn else ""
-        row = [f"<th>{escape(text if i == 0 else '')}</th>" for text in texts[:2]]
-        row += [_cell(text, heading) for heading, text in zip(HEADINGS[2:], texts[2:], strict=True)]
-        row.insert(HEADINGS.index("95 % interval"), f"<td>{whisker}</td>")
-        rows.append(f'<tr class="{line.part}{" best" if line.best else ""}">{"".join(row)}</tr>')
-    return f"<tbody>{''.join(rows)}</tbody>"
+def _line(section: Section, block: Block, line: Line, modality: str) -> dict[str, Any]:
+    """What the template and its script need of one line."""
+    labels = label_text(block.label_fraction)
+    texts = dict(zip(HEADINGS, cells(block, line), strict=True)) | {
+        "data set": place(section),
+        "metric": f"{block.metric}, %" if in_percent(block.metric) else block.metric,
+        "protocol": section.protocol,
+        "encoder": section.encoder,
+    }
+    values: dict[str, float | None] = {
+        "FLOPs": line.flops,
+        "seeds": line.seeds,
+        "score": line.mean,
+        "95 % interval": line.low,
+        "test n": line.n,
+        "groups": line.groups,
+        "gain over none": None if line.against is None else line.against.difference,
+        "labels": _share(block.label_fraction),
+    }
+    css = {"algorithm": "name", "setting": "wrap"} | dict.fromkeys(NUMBERS, "number")
+    return {
+        "css": f"{line.part}{' best' if line.best else ''}",
+        "cells": [
+            {"text": texts[name], "value": _sorted_by(values.get(name, texts[name])), "css": css.get(name, "")}
+            for name in COLUMNS
+        ],
+        "runs": line.rows,
+        "data": {
+            "modality": modality,
+            **{name: texts[name] for name in ("data set", "protocol", "encoder")},
+            "probe": block.probe,
+            "labels": labels,
+            "algorithm": line.name,
+            "section": f"{texts['data set']}, {block.metric}, {section.encoder}, {section.protocol}",
+            "share": _share(block.label_fraction) if line.rows else None,
+            "score": line.mean,
+            "low": line.low,
+            "high": line.high,
+            "flops": line.flops,
+            "runs": [_run(row) for row in line.rows],
+        },
+    }
 
 
-def _cell(text: str, heading: str = "") -> str:
-    name = "number" if heading in _NUMBERS else "wrap" if heading in ("setting", "gain over none") else ""
-    return f'<td class="{name}">{escape(text)}</td>'
+def _sorted_by(value: float | str | None) -> float | str:
+    return "" if value is None else value
 
 
-def _whisker(line: Line, least: float, most: float) -> str:
-    """The score and its interval on the block's common scale."""
-    ends = (line.mean if line.low is None else line.low, line.mean if line.high is None else line.high, line.mean)
-    low, high, mean = (4 + 112 * (end - least) / (most - least or 1) for end in ends)
-    bar = f'<line x1="{low:.1f}" x2="{high:.1f}" y1="6" y2="6"/><circle cx="{mean:.1f}" cy="6" r="3"/>'
-    return f'<svg viewBox="0 0 120 12" aria-hidden="true">{bar}</svg>'
+def _share(label_fraction: str) -> float:
+    """In the order of the number of labels: so many of each class first, then shares of all."""
+    number, per, _ = label_fraction.partition("/")
+    return float(number) * (1e-9 if per else 1)
+
+
+def _run(row: Row) -> dict[str, str]:
+    """The provenance of one seed's score, in the words of the CSV's columns."""
+    interval = "" if row.low is None or row.high is None else f" ({row.low:g} to {row.high:g})"
+    values = {
+        "record": row.run,
+        "seed": f"{row.seed}",
+        row.metric: f"{row.value:g}{interval}",
+        "submitted": f"{row.by}, {row.date}",
+        "pretraining": f"{row.steps} steps of {row.batch_size}, lr {row.lr:g}, {row.precision}, {row.hyper}",
+        "device": f"{row.device}, {row.seconds:g} s",
+        "code": f"{row.version}, commit {row.commit or 'unknown'}",
+        "config hash": row.config_hash,
+        "encoder sha256": row.encoder_sha256,
+        "data fingerprint": row.data_fingerprint,
+        "labels asked for": ", ".join(label_text(share) for share in shares(row)),
+        "test reads": f"{row.test_reads}",
+    }
+    return {name: value for name, value in values.items() if value}
+
+
+def _overview(found: Overview) -> dict[str, Any]:
+    """Texts of the overview."""
+
+    def cell(column: Any, gain: Any) -> dict[str, str]:
+        text, _, interval = gain_text(column.metric, gain).partition(" (")
+        up = gain is not None and gain.gain is not None and gain.gain > 0
+        css = "missing" if gain is None else ("shown up" if up else "shown down") if gain.shown else ""
+        return {"gain": text, "interval": interval.rstrip(")"), "css": css}
+
+    return {
+        "encoder": found.encoder,
+        "protocol": found.protocol,
+        "probe": found.probe,
+        "labels": "all labels" if found.label_fraction == "1" else f"labels {label_text(found.label_fraction)}",
+        "columns": [
+            {
+                "place": place(column),
+                "modality": column.modality,
+                "budget": column.budget,
+                "none": cell_text(column.metric, column.none, None),
+            }
+            for column in found.columns
+        ],
+        "rows": [
+            {"name": name, "cells": [cell(*pair) for pair in zip(found.columns, of_algorithm, strict=True)]}
+            for name, of_algorithm in zip(found.algorithms, found.cells, strict=True)
+        ],
+        "aggregates": [
+            {
+                "name": kind,
+                "over": found.over[kind],
+                "rows": [
+                    {
+                        "name": each.algorithm,
+                        "mean": f"{100 * each.mean:+.1f}",
+                        "interval": f"{100 * each.low:+.1f} to {100 * each.high:+.1f}",
+                        "improvement": "–" if math.isnan(each.improvement) else f"{each.improvement:.2f}",
+                    }
+                    for each in sorted(of_kind, key=lambda each: -each.mean)
+                ],
+            }
+            for kind, of_kind in found.aggregates.items()
+        ],
+    }

@@ -6,6 +6,7 @@ from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from dabsmix.board.overview import Column
 from dabsmix.board.row import Row
 from dabsmix.board.standings import Block, Line, Section, standings
 from dabsmix.errors import UserError
@@ -14,7 +15,20 @@ from dabsmix.scoring.results import in_percent
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["HEADINGS", "Format", "cells", "legend", "of_tasks", "published", "render", "score_heading", "show", "title"]
+__all__ = [
+    "HEADINGS",
+    "Format",
+    "cells",
+    "label_text",
+    "legend",
+    "of_tasks",
+    "place",
+    "published",
+    "render",
+    "score_heading",
+    "show",
+    "title",
+]
 
 Format = Literal["table", "md", "csv"]
 HEADINGS = (
@@ -92,10 +106,14 @@ def of_tasks(published: Sequence[dict[str, str]], sections: Sequence[Section]) -
 # --- what a table says, whatever it is drawn with
 
 
+def place(of: Section | Column) -> str:
+    """What was scored on, after what was pretrained on where that is another data set."""
+    return of.task if of.task == of.domain else f"{of.domain} → {of.task}"
+
+
 def title(section: Section) -> str:
     """What the section's lines have in common."""
-    task = section.task if section.task == section.domain else f"{section.domain} → {section.task}"
-    return f"{task} · encoder {section.encoder} · protocol {section.protocol} · data {section.data}"
+    return f"{place(section)} · encoder {section.encoder} · protocol {section.protocol} · data {section.data}"
 
 
 def legend() -> tuple[str, ...]:
@@ -116,7 +134,7 @@ def cells(block: Block, line: Line) -> tuple[str, ...]:
     interval = "–" if line.low is None or line.high is None else _range(line.low, line.high, scale, digits)
     return (
         block.probe,
-        _labels(block.label_fraction),
+        label_text(block.label_fraction),
         _name(line),
         line.budget or "–",
         _flops(line.flops),
@@ -135,7 +153,8 @@ def _flops(count: float | None) -> str:
     return "–" if count is None else "0" if count == 0 else f"{count:.1e}".replace("e+", "e")
 
 
-def _labels(fraction: str) -> str:
+def label_text(fraction: str) -> str:
+    """A share of the labels as tables write it."""
     if fraction.endswith("/class"):
         return fraction.replace("/", " per ")
     return "all" if float(fraction) == 1 else f"{float(fraction) * 100:g} %"

@@ -1,0 +1,81 @@
+"""The page in a browser: sorting, filtering, a line's records, figures, without a word on the console."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dabsmix.board.page import page
+from dabsmix.board.row import read
+
+playwright = pytest.importorskip("playwright.sync_api", reason="no playwright here")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")]
+BOARD = Path(__file__).parents[2] / "leaderboard" / "results.csv"
+
+
+@pytest.fixture(scope="module", params=["light", "dark", "phone"])
+def view(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, list[str]]]:
+    """Our own board's page as opened, and what the console said."""
+    file = tmp_path_factory.mktemp("page") / "index.html"
+    modality = {"digits": "image", "uci_har": "sensor"}
+    file.write_text(page(read(BOARD), modality=lambda domain: modality.get(domain, "other")), encoding="utf-8")
+    settings: dict[str, Any] = {"viewport": {"width": 390, "height": 844}} if request.param == "phone" else {}
+    settings |= {"color_scheme": "dark"} if request.param == "dark" else {}
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        tab = browser.new_context(**settings, offline=True).new_page()
+        said: list[str] = []
+        tab.on("console", lambda message: said.append(message.text))
+        tab.on("pageerror", lambda error: said.append(str(error)))
+        tab.goto(file.as_uri())
+        yield tab, said
+        browser.close()
+
+
+def column(tab: Any, name: str) -> list[str]:
+    """The sort keys of a column's visible lines, from top to bottom."""
+    number = [text.strip() for text in tab.locator("#scores thead button").all_inner_texts()].index(name)
+    found: list[str] = tab.eval_on_selector_all(
+        "#scores tr.line:not([hidden])", f"lines => lines.map(line => line.cells[{number}].dataset.value)"
+    )
+    return found
+
+
+def test_it_sorts_filters_and_opens(view: tuple[Any, list[str]]) -> None:
+    tab, said = view
+    whole = column(tab, "score")
+    assert len(whole) > 50
+
+    head = tab.locator("#scores thead button", has_text="score")
+    head.focus()
+    tab.keyboard.press("Enter")
+    assert [float(value) for value in column(tab, "score")] == sorted(map(float, whole), reverse=True)
+    head.click()
+    assert [float(value) for value in column(tab, "score")] == sorted(map(float, whole))
+    tab.locator("#scores thead button", has_text="gain over none").click()
+    gains = column(tab, "gain over none")
+    assert gains[-1] == ""  # what has no gain comes last, whichever way
+    assert gains[0] != ""
+
+    tab.select_option("#filters select[name=modality]", "sensor")
+    assert set(column(tab, "data set")) == {"uci_har"}
+    tab.fill("#filters input", "DMIX")
+    assert set(column(tab, "algorithm")) == {"dmix"}
+    assert tab.inner_text("#count") == str(len(column(tab, "algorithm")))
+
+    tab.locator("tr.line:not([hidden]) .name button").first.click()
+    record = tab.locator("tr.record")
+    assert "config hash" in record.inner_text()
+    assert record.locator("a").get_attribute("href").startswith("runs/uci_har-dmix-s0-")
+    tab.locator("tr.line:not([hidden]) .name button").first.click()
+    assert record.count() == 0
+
+    tab.fill("#filters input", "")
+    tab.select_option("#filters select[name=modality]", "")
+    assert len(column(tab, "score")) == len(whole)
+    assert tab.locator("#labels circle").count() > 8
+    tab.select_option("#of", index=1)
+    assert said == []
