@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from dabsmix.errors import UserError
-from dabsmix.files import parsed
+from dabsmix.files import parsed, write
 
 if TYPE_CHECKING:
     import pandas as pd
+    from numpy.typing import NDArray
+
+    from dabsmix.data.domain import Data
 
 __all__ = [
     "BY_CLASS",
@@ -21,11 +27,14 @@ __all__ = [
     "Protocols",
     "Result",
     "TransferRecord",
+    "by_example",
     "default_protocol",
     "in_percent",
     "prediction_key",
     "probes_of",
+    "read_predictions",
     "read_transfer",
+    "write_transfer",
     "yardstick_key",
 ]
 
@@ -338,3 +347,74 @@ def read_transfer(path: Path) -> TransferRecord:
         return TransferRecord.from_plain(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"cannot read {path}: {error}; delete it and transfer again") from None
+
+
+def write_transfer(
+    path: Path,
+    record: TransferRecord,
+    predictions: Mapping[str, NDArray[Any]] | None = None,
+    yardstick_predictions: Mapping[str, NDArray[Any]] | None = None,
+    by_example: pd.DataFrame | None = None,
+) -> None:
+    """Write a record, and before it whatever there is of predictions, of yardsticks' predictions, and of a table."""
+    for suffix, arrays in ((".predictions.npz", predictions), (".yardsticks.npz", yardstick_predictions)):
+        if arrays:
+            write(path.with_suffix(suffix), partial(_save_arrays, arrays=arrays))
+    if by_example is not None:
+        write(path.with_suffix(".predictions.parquet"), lambda p: by_example.to_parquet(p, index=False))
+    write(path, lambda p: p.write_text(json.dumps(record.as_plain(), indent=1), encoding="utf-8"))
+
+
+def _save_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    import numpy as np
+
+    with path.open("wb") as file:
+        np.savez_compressed(file, **dict(arrays))  # type: ignore[arg-type]  # its stub takes any keyword for a flag
+
+
+def read_predictions(path: Path) -> dict[str, NDArray[Any]]:
+    """The predictions beside a transfer file, by `prediction_key`.
+
+    Raises:
+        UserError: their file is missing or damaged.
+    """
+    import numpy as np
+
+    file = path.with_suffix(".predictions.npz")
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            return dict(arrays)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(
+            f"{file} is damaged ({error}): delete it and {path.name} beside it, and transfer again"
+        ) from error
+
+
+def by_example(outputs: NDArray[Any], data: Data) -> pd.DataFrame:
+    """The headline's prediction of every test example, one row each.
+
+    Columns are ``key`` (a file's name, ``file:row``, or the row's number), ``group`` if there are groups, ``truth``,
+    ``prediction``, and the probability of each class as ``p_CLASS``. With several labels per example the names of its
+    classes are joined by ``|``.
+    """
+    import numpy as np
+    import pandas as pd
+    from scipy.special import expit, softmax
+
+    labelled = data.require_labelled()
+    task, test = labelled.task, labelled.test
+    assert test.label is not None
+    columns: dict[str, Any] = {"key": [str(row) for row in test.rows] if data.names is None else data.names(test.rows)}
+    if test.group is not None:
+        columns["group"] = test.group
+    if task.kind == "regression":
+        return pd.DataFrame({**columns, "truth": test.label, "prediction": outputs})
+    names = np.array(task.classes, dtype=object)
+    if task.kind == "classes":
+        probability = softmax(outputs.astype(float), axis=1)
+        columns |= {"truth": names[test.label], "prediction": names[outputs.argmax(axis=1)]}
+    else:
+        probability = expit(outputs.astype(float))
+        for column, chosen in (("truth", test.label > 0), ("prediction", outputs > 0)):
+            columns[column] = ["|".join(names[row]) for row in chosen]
+    return pd.DataFrame(columns | {f"p_{name}": p for name, p in zip(names, probability.T, strict=True)})

@@ -11,7 +11,7 @@ import pytest
 from dabsmix.cli import main
 from dabsmix.data import cache
 from dabsmix.data.cache import allocate, check_all, prepared
-from dabsmix.verbs.transfer import _digest, _kept
+from dabsmix.scoring.frozen import _digest, _kept
 
 VALUES = np.arange(12_000, dtype=np.float32).reshape(3000, 4)
 

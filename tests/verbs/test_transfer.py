@@ -20,6 +20,7 @@ from dabsmix.files import sha256
 from dabsmix.model.checkpoint import load_encoder, save_encoder
 from dabsmix.model.encoder import make_encoder
 from dabsmix.registry import domain as named
+from dabsmix.scoring import frozen
 from dabsmix.scoring.evaluate import choose
 from dabsmix.scoring.features import features
 from dabsmix.scoring.heads import Features
@@ -99,8 +100,8 @@ def test_test_is_read_once_and_after_choosing(tmp_path: Path, quick: None, monke
         happened.append("choose")
         return choose(train, validation, *words, **how)
 
-    monkeypatch.setattr(module, "features", spy_features)
-    monkeypatch.setattr(module, "choose", spy_choose)
+    monkeypatch.setattr(frozen, "features", spy_features)
+    monkeypatch.setattr(frozen, "choose", spy_choose)
     assert go(run)["test_reads"] == 1
     assert happened == ["train", "validation", "choose", "test"]
 
@@ -113,7 +114,7 @@ def test_what_is_scored_is_not_scored_again_and_other_shares_are_added(
     path = run.path / "transfer" / "digits.json"
     content = path.read_bytes()
     with monkeypatch.context() as patch:
-        patch.setattr(module, "choose", lambda *_: pytest.fail("chosen again"))
+        patch.setattr(frozen, "choose", lambda *_: pytest.fail("chosen again"))
         again = go(run, labels=("1.0",))
     assert again["said"][-1] == f"{path}: scored already"
     assert path.read_bytes() == content

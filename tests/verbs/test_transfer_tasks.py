@@ -20,10 +20,12 @@ from dabsmix.data.domain import Data, Labelled, Split, Task
 from dabsmix.errors import UserError
 from dabsmix.files import data_root
 from dabsmix.registry import domain as named
+from dabsmix.scoring import frozen
 from dabsmix.scoring.features import features
 from dabsmix.scoring.metrics import metric
 from dabsmix.spec import Table
 from dabsmix.training import accelerate
+from dabsmix.verbs import tasks
 from dabsmix.verbs import transfer as module
 
 
@@ -54,7 +56,7 @@ def test_dabs_draws_its_training_features_anew_each_epoch(
         seen.append((dropout, found.mean.sum().item()))
         return found
 
-    monkeypatch.setattr(module, "features", spy)
+    monkeypatch.setattr(frozen, "features", spy)
     record = go(run, protocol="dabs")
     drawn = [total for dropout, total in seen if dropout]
     assert len(set(drawn)) == len(drawn) == 100
@@ -172,7 +174,7 @@ def test_features_are_kept_for_the_same_encoder_and_data_alone(
         passes.append(1)
         return features(*words, **how)
 
-    monkeypatch.setattr(module, "features", spy)
+    monkeypatch.setattr(frozen, "features", spy)
     go(run, labels=("0.5",))
     assert passes == []
     install(replace(small(), fingerprint="1" * 64))
@@ -187,7 +189,7 @@ def test_scores_do_not_depend_on_the_batch_size(
     run = pretrained(tmp_path, domain="small", batch_size=8)
     values = []
     for batch_size in (7, 256):
-        monkeypatch.setattr(module, "features", lambda *w, size=batch_size, **how: features(*w, **how, batch_size=size))
+        monkeypatch.setattr(frozen, "features", lambda *w, size=batch_size, **how: features(*w, **how, batch_size=size))
         for kept in run.path.glob("features/*"):
             kept.unlink()
         for kept in run.path.glob("transfer/*"):
@@ -269,7 +271,7 @@ def test_the_others_are_scored_and_the_one_that_fails_is_named(
     install(small())
     run = pretrained(tmp_path, domain="small", batch_size=8)
     monkeypatch.setattr("dabsmix.source.ensure", lambda card, root: pytest.fail(f"{card.name} was looked for"))
-    monkeypatch.setattr(module, "load", lambda source: small())
+    monkeypatch.setattr(tasks, "load", lambda source: small())
     said: list[str] = []
     config = TransferConfig(run=(run.path,), task=("cifar10", "small"))
     with pytest.raises(module.Incomplete, match="not scored: cifar10") as caught:

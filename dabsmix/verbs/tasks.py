@@ -1,0 +1,118 @@
+"""What a run is scored on: the tasks of its domain, those that are named, or a user's own labelled files."""
+
+from __future__ import annotations
+
+import re
+from itertools import product
+from typing import TYPE_CHECKING
+
+import yaml
+
+from dabsmix.errors import UserError
+from dabsmix.registry import domain
+from dabsmix.source import Source, batch_size, load, load_as, with_metric
+from dabsmix.verbs.embed import READS_FILES, modality_of_run
+
+if TYPE_CHECKING:
+    from dabsmix.config import TransferConfig
+    from dabsmix.data.domain import Data
+    from dabsmix.run import Run
+
+__all__ = ["load_task", "own_sources", "read_as", "tasks_of"]
+
+
+def tasks_of(run: Run, asked: tuple[str, ...]) -> tuple[str, ...]:
+    """The tasks asked for, by their own names; by default those that the pretraining domain names, or itself."""
+    if asked:
+        return tuple(task if task == run.record.domain else domain(task).name for task in asked)
+    name = run.record.domain
+    return (name,) if run.record.own_data else domain(name).transfers or (name,)
+
+
+def load_task(task: str, name: str, run: Run, config: TransferConfig, given: Data | None) -> tuple[Data, int]:
+    """The data of a task, and the batch size that their source trains with.
+
+    Args:
+        task: its name.
+        name: of the protocol.
+        run: whose encoder is to be scored.
+        config: says where data are, and names the metric of a user's own.
+        given: the data, if they are loaded already.
+
+    Raises:
+        UserError: the encoder reads another modality, or the data have changed since the run was made.
+    """
+    own = bool(run.record.own_data) and task == run.record.domain
+    if given is not None and given.source is not None:
+        source = given.source
+    elif own:
+        source = Source.from_plain(yaml.safe_load((run.path / "config.yaml").read_text(encoding="utf-8")))
+        if source.data is None:
+            raise UserError(f"{run.path} was pretrained on an array in memory, which has no labels: name a --task")
+    else:
+        _check_modality(run, task)
+        source = Source(task, protocol="dabs" if name == "dabs" else "v1", data_root=config.data_root)
+    data = load(source) if given is None else given
+    if source.domain is None and config.metric is not None and data.labelled is not None:
+        data = with_metric(data, config.metric)
+    elif config.metric is not None:
+        raise UserError(f"--metric {config.metric} is for your own data: {task} has its own metric")
+    if config.data:
+        return data, batch_size(source)
+    if source.domain is None and data.fingerprint != run.record.data_fingerprint:
+        changed = "changed since" if own else "to be those that were pretrained on when"
+        raise UserError(f"{source.data} or its options have {changed} {run.path} was made: pretrain again")
+    return data, batch_size(source)
+
+
+def _check_modality(run: Run, task: str) -> None:
+    """Refuse a task of another modality before its data are fetched."""
+    reads = modality_of_run(run)
+    if domain(task).modality != reads:
+        raise UserError(
+            f"{task} is {domain(task).modality} data, and the encoder of {run.path} reads {reads}: name a task of that "
+            "modality (see `dabsmix list domains`)"
+        )
+
+
+def own_sources(config: TransferConfig) -> dict[str, Source]:
+    """A source for each of the user's own files and each label, by the name of the task; empty without files.
+
+    Raises:
+        UserError: there is no label, a flag for files is given without files, or two files have the same name.
+    """
+    if not config.data:
+        for flag in ("modality", "label", "options", "group", "ignore"):
+            if given := getattr(config, flag):
+                value = given if flag != "label" else " ".join(given)
+                raise UserError(f"--{flag} {value} is for your own data (--data PATH); leave it out with --task")
+        return {}
+    if config.task:
+        raise UserError(f"--data {config.data[0]} and --task {config.task[0]}: score one after the other")
+    if not config.label:
+        raise UserError(f"--data {config.data[0]}: name the column that is to be predicted with --label")
+    sources: dict[str, Source] = {}
+    for path, label in product(config.data, config.label):
+        source = Source(
+            data=path,
+            modality=config.modality,
+            label=label,
+            options=config.options,
+            group=config.group,
+            ignore=config.ignore,
+            on_bad=config.on_bad,
+            data_root=config.data_root,
+        )
+        name = re.sub(r"[^A-Za-z0-9._-]+", "-", f"{source.name}-{label}")
+        if name in sources:
+            raise UserError(f"--data {sources[name].data} {path}: both make the task {name}; rename one of them")
+        sources[name] = source
+    return sources
+
+
+def read_as(run: Run, source: Source) -> Data:
+    """A user's labelled data with the run's columns, categories, tokenizer and statistics."""
+    modality = modality_of_run(run)
+    if READS_FILES.get(modality) not in run.record.data_state:
+        raise UserError(f"{run.path} does not say how further files are read: name a --task, or pretrain on files")
+    return load_as(source, modality, run.record.data_state)
