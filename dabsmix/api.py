@@ -1,6 +1,6 @@
-"""The functions of ``import dabsmix``: arguments to a configuration, and the verb that the command line calls with one.
+"""The functions of ``import dabsmix``: each turns its arguments into a configuration and calls the verb with it.
 
-What is in memory and has to be read again later, by transfer or by a repeated run, is kept as a file in the cache.
+Data in memory that must be read again later, by transfer or by a repeated run, are stored as a file in the cache.
 """
 
 from __future__ import annotations
@@ -47,18 +47,18 @@ def load(
 
     Args:
         domain: a name that `dabsmix list domains` shows; fetched first where it is missing and can be fetched.
-        data: your own instead: a file or a folder, a DataFrame of rows, or, without a label, an array of examples, PIL
-            images or strings (see `dabsmix.modalities.memory.whole`).
+        data: your own data instead: a file, a folder, or a DataFrame of rows; or, without a label, an array of
+            examples, PIL images or strings (see `dabsmix.modalities.memory.whole`).
         modality: what your own data are.
         label: the column, or ``"folder"``, that holds the label of your own data; without it nothing can be scored.
         options: how your own files are read, by name (``{"window": 128, "group": "person"}``) or as a YAML file; the
             guide to your own data lists them.
-        on_bad: ``skip`` leaves unreadable examples out, counts and lists them.
+        on_bad: ``skip`` leaves out unreadable examples, and counts and lists them.
         protocol: ``dabs`` divides a named domain as the DABS reference does; ``imix`` trains as the i-Mix reference.
-        data_root: where raw data lie; by default ``$DABSMIX_DATA``, else the user's cache folder.
+        data_root: the folder of the raw data; by default ``$DABSMIX_DATA``, else the user's cache folder.
 
     Raises:
-        UserError: unknown domain or option, missing or damaged files; one line with the remedy.
+        UserError: unknown domain or option, or missing or damaged files; one line with the remedy.
     """
     if data is None or isinstance(data, str | Path):
         place = None if data is None else Path(data)
@@ -66,7 +66,7 @@ def load(
         place = _kept_frame(data)
     else:
         if label is not None or options is not None or modality is None:
-            raise UserError("an array of examples needs its modality, and has no label or options: give a DataFrame")
+            raise UserError("an array needs a modality, and takes no label or options: give a DataFrame for those")
         return replace(memory.whole(data, modality), source=Source(modality=modality))
     given = _kept_options(options) if isinstance(options, Mapping) else options
     source = Source(
@@ -97,15 +97,15 @@ def pretrain(
     """Train an encoder without labels.
 
     Args:
-        data: what `load` gives, or the name of a domain.
+        data: the result of `load`, or the name of a domain.
         algorithm: a name that `dabsmix list algorithms` shows, or your own as ``"module:Class"``.
         encoder: a name that `dabsmix list encoders` shows.
         steps: optimizer steps; 100,000 by default.
-        batch_size: examples a step; by default as the source of the data has it.
+        batch_size: examples per step; by default that of the data's source.
         lr: AdamW's learning rate; by default the protocol's.
-        seed: of weights, batches, partners, masks and dropout.
+        seed: seed of weights, batches, partners, masks and dropout.
         out: the folder in which the run's folder is made.
-        settings: the algorithm's hyperparameters, and any further field of `config.PretrainConfig` (``schedule``,
+        settings: the algorithm's hyperparameters, and any other field of `config.PretrainConfig` (``schedule``,
             ``weight_decay``, ``precision``, ``online``, ``resume``, ``name``, ``device``, ...).
 
     Returns:
@@ -119,7 +119,7 @@ def pretrain(
     if isinstance(data, str):
         data = load(data)
     if data.source is None:
-        raise UserError("these data do not say where they are from: pass what dabsmix.load gives")
+        raise UserError("these data do not say where they are from: pass the result of dabsmix.load")
     known = {each.name for each in fields(PretrainConfig)} - {"source", "algo", "hyper", "out"}
     hyper = {flag.name for flag in algorithm_flags(algorithm)}
     for name in settings:
@@ -157,7 +157,7 @@ def transfer(
 
     Args:
         run: a finished run, or its folder.
-        task: the domain to score on; by default the one that was pretrained on.
+        task: the domain to score on; by default the pretraining domain.
         data: labelled examples of your own, for a run of any data of their modality: a file, a folder or a DataFrame,
             read with the run's columns, categories, tokenizer and statistics. Or what is loaded already: the run's
             own data, or another named domain's.
@@ -166,8 +166,8 @@ def transfer(
         metric: what your own data are scored by, see the guide to your own data; by default a rule on their labels.
         protocol: how to score; by default as the run was pretrained. ``finetune`` trains the whole network.
         labels: shares of the labels to score with, such as ``1``, ``0.1`` or ``"5/class"``.
-        supervised: also train the same encoder on all labels from random weights, to compare with.
-        data_root: where raw data lie.
+        supervised: also train the same encoder on all labels from random weights, for comparison.
+        data_root: the folder of the raw data.
 
     Returns:
         The scores; they print as a table, and ``to_frame()`` is a pandas DataFrame.
@@ -200,7 +200,7 @@ def transfer(
     return verb.transfer(config, accelerator=accelerate(), data=loaded)[0]
 
 
-# --- what is in memory, as files that can be read again
+# --- data in memory, stored as files that can be read again
 
 
 def _kept_frame(frame: pd.DataFrame) -> Path:

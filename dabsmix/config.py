@@ -292,38 +292,38 @@ class TransferConfig:
     """Score a frozen encoder on labelled data: probes chosen on validation, the test split read once."""
 
     run: tuple[Path, ...] = ()
-    """The folders of one run or several; without it, the newest finished run under --out."""
+    """Folders of one or more runs [the newest finished run under --out]."""
     task: tuple[str, ...] = ()
-    """Domains to transfer to; without it, those that the pretraining domain names, else itself."""
+    """Domains to transfer to [those that the pretraining domain names, or itself]."""
     data: tuple[Path, ...] = ()
     """Your own labelled data in place of --task, for a run of any data of the same modality: folders or files, read
     with the run's columns, categories, tokenizer and statistics."""
     modality: Modality | None = None
-    """What your own data are [what the run was pretrained on]."""
+    """Modality of your own data [that of the run]."""
     label: tuple[str, ...] = ()
-    """Columns (or, for folders, 'folder') of your own data to predict, each a task."""
+    """Columns of your own data to predict (or 'folder' for folders), each of which is a task."""
     options: Path | None = None
     """YAML with further options for your own data's labels (group, labels, column, task)."""
     group: str | None = None
-    """Column of your own data that says which examples belong together; as the option of that name."""
+    """Column of your own data that says which examples belong together; same as the option of that name."""
     ignore: str | None = None
-    """Columns of your own table to leave out, comma separated; as the option of that name."""
+    """Columns of your own table to leave out, comma separated; same as the option of that name."""
     on_bad: Literal["error", "skip"] = "error"
     """What to do with unreadable examples of your own data; skipped ones are counted and listed."""
     metric: str | None = None
-    """What your own data are scored by: accuracy, balanced_accuracy, f1_macro, matthews, auroc_macro, average_precision
-    for classes, spearman, r2, mae for quantities [the option `metric`, else by a rule on the training labels]."""
+    """Metric for your own data: accuracy, balanced_accuracy, f1_macro, matthews, auroc_macro, average_precision
+    for classes, spearman, r2, mae for quantities [the option `metric`, or by a rule on the training labels]."""
     protocol: Protocols | None = None
-    """How features are scored, or the whole network trained (finetune); without it, as in pretraining. Scores of two
-    protocols are never ranked together."""
+    """How features are scored, or the whole network trained (finetune) [v2; for a run of another protocol than v1, that
+    one]. Scores of different protocols are never ranked together."""
     labels: tuple[str, ...] | None = None
-    """Shares of the labels to score with: a fraction, or 'K/class' [v1: 1 0.1 0.01; others: 1]."""
+    """Shares of the labels to score with: a fraction, or 'K/class' [v2, v1: 1 0.1 0.01; others: 1]."""
     supervised: bool = False
-    """Also train the same encoder on all labels from random weights, a yardstick kept per data set and encoder."""
+    """Also train the same encoder on all labels from random weights; a yardstick stored per data set and encoder."""
     data_root: Path | None = None
-    """Where raw data lie [$DABSMIX_DATA, else the user's cache folder]."""
+    """Folder of the raw data [$DABSMIX_DATA, else the user's cache folder]."""
     out: Path = Path("runs")
-    """Where to look for the newest run."""
+    """Folder in which to look for the newest run."""
     device: str | None = None
     """Device to compute on: cpu, cuda, cuda:1, mps [the one that Accelerate finds]."""
     json: bool = False
@@ -335,23 +335,23 @@ class ReportConfig:
     """One run on one page: curves, scores, mistakes and the commands to repeat it, as report.html and report.png."""
 
     run: tuple[Path, ...] = ()
-    """The folders of one run or several; without it, the newest finished run under --out."""
+    """Folders of one or more runs [the newest finished run under --out]."""
     out: Path = Path("runs")
-    """Where to look for the newest run."""
+    """Folder in which to look for the newest run."""
 
 
 @dataclass(frozen=True)
 class SubmitConfig:
-    """Put a transferred run's scores on the leaderboard, with the record behind them."""
+    """Add a transferred run's scores to the leaderboard, with their record."""
 
     by: str
     """Who submits: a name or a handle."""
     run: Path | None = None
-    """The run's folder; without it, the newest under --out that has been transferred."""
+    """The run's folder [the newest transferred run under --out]."""
     leaderboard: Path = Path("leaderboard/results.csv")
     """The leaderboard's CSV; records go to runs/ beside it."""
     out: Path = Path("runs")
-    """Where to look for the newest run."""
+    """Folder in which to look for the newest run."""
 
 
 @dataclass(frozen=True)
@@ -359,11 +359,11 @@ class LeaderboardConfig:
     """Show the leaderboard, or check its CSV."""
 
     action: tyro.conf.Positional[Literal["show", "validate"]] = "show"
-    """show the table, or validate the CSV against its records."""
+    """Show the table, or validate the CSV against its records."""
     csv: Path = Path("leaderboard/results.csv")
     """The leaderboard's CSV."""
     format: Literal["table", "md", "csv", "html"] = "table"
-    """Form of the table."""
+    """Format of the table."""
     out: Path | None = None
     """Write the table to this file instead of the terminal."""
     json: bool = False
@@ -382,18 +382,18 @@ class ExportConfig:
     """torch (encoder.pt2), onnx (encoder.onnx), hub (a repository's folder with a model card) or hub:ORG/NAME (also
     uploaded)."""
     run: Path | None = None
-    """The run's folder; without it, the newest finished run under --runs."""
+    """The run's folder [the newest finished run under --runs]."""
     out: Path | None = None
     """Folder to write to [export/ in the run's folder]."""
     licence: str | None = None
     """Licence of the weights for the model card, as the hub names it, cc-by-4.0 say."""
     runs: Path = Path("runs")
-    """Where to look for the newest run."""
+    """Folder in which to look for the newest run."""
 
 
 @dataclass(frozen=True)
 class RunsConfig:
-    """List runs: their state, how far they are, their last loss and their scores."""
+    """List runs with their status, progress, last loss and scores."""
 
     out: Path = Path("runs")
     """Folder of the runs."""
@@ -403,30 +403,30 @@ class RunsConfig:
 
 @dataclass(frozen=True)
 class ListConfig:
-    """What there is: domains, algorithms, encoders."""
+    """List the available domains, algorithms and encoders."""
 
     what: tyro.conf.Positional[Literal["all", "domains", "algorithms", "encoders"]] = "all"
     """What to list."""
     data_root: Path | None = None
-    """Where raw data lie: a domain whose files are there is marked present."""
+    """Folder of the raw data: a domain with files there is marked present."""
     json: bool = False
     """Print JSON."""
 
 
 @dataclass(frozen=True)
 class EmbedConfig:
-    """Features of your own examples by a run's encoder, keyed by file name or row."""
+    """Write the features of your own examples from a run's encoder, keyed by file name or row."""
 
     run: Path
     """The run's folder."""
     input: Path
     """Files in the format that the run was pretrained on, or a .npy array in the shape that its encoder reads."""
     out: Path
-    """The file to write, .parquet, .csv or .npz: one row per example, its key and its features."""
+    """The file to write (.parquet, .csv or .npz), with one row per example: its key and its features."""
     pooling: Literal["mean", "cls"] = "mean"
-    """Which pooled feature."""
+    """Which pooled feature to write."""
     on_bad: Literal["error", "skip"] = "error"
-    """What to do with unreadable examples; skipped ones are counted and listed, and get no row."""
+    """What to do with unreadable examples; skipped ones are counted and listed and get no row."""
     device: str | None = None
     """Device to compute on: cpu, cuda, cuda:1, mps [the one that Accelerate finds]."""
 
@@ -437,7 +437,7 @@ class AuditConfig:
 
     source: tyro.conf.OmitArgPrefixes[Source] = field(default_factory=Source)
     cache: bool = False
-    """Compare every prepared file in the cache with its sum instead; damaged ones are prepared again when used."""
+    """Instead check the checksum of every prepared file in the cache; damaged ones are prepared again when used."""
     json: bool = False
     """Print JSON."""
 
@@ -447,25 +447,25 @@ class QuickstartConfig:
     """Pretrain none and dmix on embedded digits, 3 seeds each, transfer, show the leaderboard. No download."""
 
     out: Path = Path("quickstart")
-    """Folder for the runs and their leaderboard; numbered where it exists."""
+    """Folder for the runs and their leaderboard; numbered if it exists."""
     steps: int = 400
     """Pretraining steps of each algorithm."""
 
 
 @dataclass(frozen=True)
 class BenchConfig:
-    """Fill a matrix: pretrain, transfer and submit every data set x algorithm x seed that the board lacks.
+    """Fill a matrix: pretrain, transfer and submit every data set x algorithm x seed that is missing from the board.
 
     A plan (YAML) holds the same fields, and may hold several matrices under ``parts``; flags override it. The same
-    command goes on where it was stopped, and may run in several processes and on several machines at once.
+    command continues where it was stopped, and may run in several processes and on several machines at once.
     """
 
     domains: tuple[str, ...] = ()
-    """Data sets to pretrain on, each scored on its own tasks."""
+    """Data sets to pretrain on; each is scored on its own tasks."""
     data: tuple[Path, ...] = ()
     """Your own data, in place of --domains: folders or files."""
     modality: Modality | None = None
-    """What your own data are."""
+    """Modality of your own data."""
     label: str | None = None
     """Column (or, for folders, 'folder') that holds the label of your own data."""
     options: Path | None = None
@@ -479,20 +479,20 @@ class BenchConfig:
     steps: int = 1000
     """Pretraining steps of a cell; with --budget equal-compute, those of emix."""
     budget: Literal["equal-steps", "equal-compute"] = "equal-steps"
-    """Every algorithm takes --steps steps, or as many as cost the FLOPs of --steps steps of emix."""
+    """Every algorithm takes --steps steps, or the number that costs the FLOPs of --steps steps of emix."""
     minutes: float | None = None
-    """In place of --steps: as many steps as take about this long here, measured once per data set and algorithm."""
+    """In place of --steps: the steps that take about this long here, measured once per data set and algorithm."""
     batch_size: int | None = None
-    """Examples a step [the domain's]."""
+    """Examples per step [the domain's]."""
     lr: float | None = None
-    """Learning rate of every algorithm, where no --rates are tried [the protocol's]."""
+    """Learning rate of every algorithm if no --rates are tried [the protocol's]."""
     rates: tuple[float, ...] = ()
-    """Learning rates to try with the first seed at a third of the steps; validation chooses, for each algorithm and
+    """Learning rates to try with the first seed for a third of the steps; validation chooses one for each algorithm and
     data set."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """Arithmetic of the encoder in pretraining."""
+    """Precision of the encoder's arithmetic in pretraining."""
     compile: bool = False
-    """torch.compile the transformer's blocks."""
+    """Apply torch.compile to the transformer's blocks."""
     protocol: Protocols | None = None
     """Transfer's protocol [as `dabsmix transfer` chooses it]."""
     labels: tuple[str, ...] | None = None
@@ -500,15 +500,15 @@ class BenchConfig:
     by: str = "bench"
     """Who submits: a name or a handle."""
     leaderboard: Path = Path("leaderboard/results.csv")
-    """The leaderboard's CSV; what failed goes to failures.json beside it."""
+    """The leaderboard's CSV; failures go to failures.json beside it."""
     out: Path = Path("runs/bench")
     """Folder of the runs, shared by all processes and machines that work on the matrix."""
     chosen: Path | None = None
-    """File of the chosen rates and measured steps [PLAN.chosen.json beside the plan, else chosen.json in --out]."""
+    """File for the chosen rates and measured steps [PLAN.chosen.json beside the plan, else chosen.json in --out]."""
     data_root: Path | None = None
-    """Where raw data lie [$DABSMIX_DATA, else the user's cache folder]."""
+    """Folder of the raw data [$DABSMIX_DATA, else the user's cache folder]."""
     on: Literal["local", "slurm"] = "local"
-    """Where the workers run: on this machine, or as an array of SLURM jobs (needs `pip install dabsmix[slurm]`)."""
+    """Where the workers run: on this machine or as an array of SLURM jobs (needs `pip install dabsmix[slurm]`)."""
     workers: int = 1
     """Processes or jobs that share the cells."""
     gpus: int = 1
@@ -516,8 +516,8 @@ class BenchConfig:
     partition: str | None = None
     """SLURM partition."""
     hours: float = 24.0
-    """Time limit of a SLURM job; what is not done by then is queued again."""
+    """Time limit of a SLURM job; unfinished work is queued again."""
     retry: bool = False
-    """Try the cells again that failed before."""
+    """Try failed cells again."""
     dry_run: bool = False
-    """Only print the cells and their estimated time."""
+    """Only print the cells and their estimated times."""

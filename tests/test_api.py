@@ -84,7 +84,7 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
         (lambda: dabsmix.load("digit"), "did you mean 'digits'"),
         (lambda: dabsmix.load(), "name the data"),
         (lambda: dabsmix.load("digits", label="species"), "--label species is for your own data"),
-        (lambda: dabsmix.load(data=np.zeros((4, 3))), "needs its modality"),
+        (lambda: dabsmix.load(data=np.zeros((4, 3))), "needs a modality"),
         (lambda: dabsmix.pretrain("digits", "dmix", alhpa=2), r"no setting 'alhpa' \(did you mean 'alpha'"),
         (lambda: dabsmix.pretrain("digits", "dmx"), "did you mean 'dmix'"),
         (lambda: dabsmix.transfer(tmp_path), "is not a run"),

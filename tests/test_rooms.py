@@ -135,3 +135,9 @@ def test_a_step_of_dmix_is_read_in_nine_files() -> None:
         "pretext/views.py",
         "verbs/pretrain.py",
     ]
+
+
+def test_a_transfer_is_read_in_twelve_files() -> None:
+    """The verb and what it imports."""
+    known = modules()
+    assert len({"verbs.transfer", *imports(known["verbs.transfer"], set(known))}) <= 12

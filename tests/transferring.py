@@ -60,5 +60,5 @@ def small(labels: Callable[[NDArray[np.int64]], NDArray[Any]] = lambda y: y, tas
 def installed(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes some data a domain named ``small``."""
     card = Domain("small", "tabular", "generated", "MIT", "", lambda folder, protocol: data, batch_size=64)
-    for place in ("source", "verbs.transfer"):
+    for place in ("source", "verbs.tasks"):
         monkeypatch.setattr(f"dabsmix.{place}.domain", lambda name: card if name == "small" else named(name))
