@@ -79,14 +79,17 @@ def score_frozen(
 
     def encode(split: Split, part: str) -> Features:
         watch = partial(progress, f"{title}: features of {part}")
-        path = None if keep is None else keep.folder / f"{title}-{rules.name}-{part}.safetensors"
-        key = f"{keep and keep.encoder_sha256} {data.fingerprint} {len(split)} {dabsmix.__version__}"
-        tensors = None if path is None else _kept(path, key)
-        if tensors is None:
+        if keep is None:
             tensors = _encode(encoder, split, data, accelerator, rules.poolings, watch=watch)
-            if path is not None and accelerator.is_main_process:
-                _keep(path, key, tensors)
-        return _as_features(tensors, split, accelerator)
+            return _as_features(tensors, split, accelerator)
+        path = keep.folder / f"{title}-{rules.name}-{part}.safetensors"
+        key = f"{keep.encoder_sha256} {data.fingerprint} {len(split)} {dabsmix.__version__}"
+        kept = _kept(path, key)
+        if kept is None:
+            kept = _encode(encoder, split, data, accelerator, rules.poolings, watch=watch)
+            if accelerator.is_main_process:
+                _keep(path, key, kept)
+        return _as_features(kept, split, accelerator)
 
     train, validation = encode(labelled.train, "train"), encode(labelled.validation, "validation")
 
