@@ -18,7 +18,7 @@ import tyro
 
 from dabsmix.errors import UserError
 from dabsmix.registry import algorithm_added, algorithm_dabs, algorithm_flags, canonical_algorithm, domain
-from dabsmix.scoring.results import Protocols
+from dabsmix.scoring.results import HeadMixes, MixSchedules, Protocols
 from dabsmix.source import Modality, Source, absolute, modality_of, read_options
 
 __all__ = [
@@ -320,6 +320,15 @@ class TransferConfig:
     """Shares of the labels to score with: a fraction, or 'K/class' [v2, v1: 1 0.1 0.01; others: 1]."""
     supervised: bool = False
     """Also train the same encoder on all labels from random weights; a yardstick stored per data set and encoder."""
+    head_mix: HeadMixes = "none"
+    """What is mixed while labels are learned: by the whole network (finetune, --supervised), or by a linear head on
+    frozen features (v1, v2). Such scores are ranked among themselves only."""
+    mix_alpha: float | None = None
+    """Mixing weights are drawn from Beta(alpha, alpha) [regmixup: 20; others: 1]."""
+    mix_schedule: MixSchedules = "constant"
+    """How alpha changes over training: hard rises from 0 to 10 times alpha, easy falls, easy-hard-easy does both."""
+    mix_epochs: int | None = None
+    """Stop mixing after this many epochs; without it, mix to the end."""
     data_root: Path | None = None
     """Folder of the raw data [$DABSMIX_DATA, else the user's cache folder]."""
     out: Path = Path("runs")

@@ -143,14 +143,17 @@ def check_record(record: Path, name: str | None = None) -> list[str]:
 def _transfer_problems(stem: str, transfer: TransferRecord, run: RunRecord) -> Iterator[str]:
     if transfer.encoder_sha256 and transfer.encoder_sha256 != run.encoder_sha256:
         yield "it is of another encoder"
-    named = {f"{transfer.task}-{transfer.protocol}"}
-    if transfer.protocol in (run.protocol, default_protocol(run.protocol)):  # the former is v1's own, from before v2
+    named = {f"{transfer.task}-{transfer.protocol}" + (f"+{transfer.head_mix}" if transfer.head_mix else "")}
+    if not transfer.head_mix and transfer.protocol in (
+        run.protocol,
+        default_protocol(run.protocol),
+    ):  # the former is v1's own, from before v2
         named.add(transfer.task)
     if re.sub(r"-\d+$", "", stem) not in named and stem not in named:
         yield f"protocol {transfer.protocol!r} and task {transfer.task!r} give another name"
     there = {prediction_key(each.probe, each.label_fraction) for each in transfer.results}
     shares = dict.fromkeys(each.label_fraction for each in transfer.results)
-    fitted = probes_of(transfer.protocol, transfer.kind)  # one that did badly may not be left out
+    fitted = probes_of(transfer.protocol, transfer.kind, transfer.head_mix)  # one that did badly may not be left out
     asked = dict.fromkeys([*transfer.asked, *(prediction_key(probe, share) for share in shares for probe in fitted)])
     if missing := [cell for cell in asked if cell not in there]:
         yield f"no result of {', '.join(missing)}, which was asked for"

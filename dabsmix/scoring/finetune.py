@@ -1,4 +1,7 @@
-"""The whole network trained on the labels: the ``finetune`` protocol, and supervised training as a yardstick."""
+"""The whole network trained on the labels: the ``finetune`` protocol, and supervised training as a yardstick.
+
+With mixing (``head_mix.py``) the same loop trains the network, or a linear head on frozen features.
+"""
 
 # B examples, L tokens, D width, C outputs
 
@@ -20,15 +23,19 @@ from torch import Tensor, nn
 
 import dabsmix
 from dabsmix.data.batches import Batches, step_seed
-from dabsmix.data.domain import Data, Split, Task
+from dabsmix.data.domain import Data, Labelled, Split, Task
 from dabsmix.files import cached
+from dabsmix.model.contract import Embedded
 from dabsmix.model.encoder import Encoder, build_encoder
+from dabsmix.model.shapes import MLPConfig
 from dabsmix.scoring.evaluate import kept, result, share
 from dabsmix.scoring.features import each_row
+from dabsmix.scoring.head_mix import HeadMix, MixedLoss, alpha_at, draw, el2n
+from dabsmix.scoring.heads import Features
 from dabsmix.scoring.metrics import Metric, Undefined, metric
-from dabsmix.scoring.results import Result, prediction_key
+from dabsmix.scoring.results import Result, mixed_probe, prediction_key
 from dabsmix.scoring.selection import few_labels
-from dabsmix.spec import describe
+from dabsmix.spec import Table, describe
 from dabsmix.training import learning_rate
 
 __all__ = ["FINETUNE", "SUPERVISED", "Finetuned", "Network", "Recipe", "finetune", "layer_groups", "supervised"]
@@ -61,16 +68,27 @@ class Recipe:
 
 FINETUNE = Recipe()
 SUPERVISED = replace(FINETUNE, layer_decay=1.0, epochs=100)
+LINEAR = replace(SUPERVISED, rates=(1e-3, 1e-2, 1e-1))
+"""Of a linear head that is trained with mixing on frozen features."""
+UNMIXED = HeadMix()
+EL2N_EPOCH = 10
+"""EL2N scores are of this epoch (Paul et al. 2021 use 10 to 20), or of the last one where there are fewer."""
 
 
 class Finetuned(NamedTuple):
-    """One result per share of the labels, test predictions by ``probe@share``, the score on train (all labels), and the
-    scores of the first result's first draw on test."""
+    """One result per share of the labels, test predictions by ``probe@share``, and the score on train (all labels).
+
+    ``outputs`` are the scores of the first result's first draw on test. ``el2n`` is the EL2N score of each training
+    example, float32 ``(n,)``; None without all labels or without classes. ``network`` is the chosen one, of the last
+    share's first draw.
+    """
 
     results: list[Result]
     predictions: dict[str, NDArray[Any]]
     train_value: float | None
     outputs: NDArray[Any]
+    el2n: NDArray[np.float32] | None = None
+    network: Network | None = None
 
 
 def finetune(
@@ -83,6 +101,7 @@ def finetune(
     seed: int = 0,
     watch: Watch = lambda title, items: items,
     others: Sequence[str] = (),
+    mix: HeadMix = UNMIXED,
 ) -> Finetuned:
     """Train a copy of the encoder with a linear head at every rate, choose on validation, read test once.
 
@@ -95,6 +114,7 @@ def finetune(
         seed: of heads, batches, dropout and subsets.
         watch: given a title and the steps, for a progress bar.
         others: metrics to report beside.
+        mix: what is mixed; a guided student's teacher is trained first, by mixup at the same rate.
 
     Raises:
         Undefined: the metric has no value on the validation labels.
@@ -102,7 +122,9 @@ def finetune(
     """
     labelled = data.require_labelled()
     task, wanted = labelled.task, metric(labelled.task.metric)
+    probe = mixed_probe("linear" if isinstance(encoder, Frozen) else "finetune", str(mix)) if str(mix) else "finetune"
     results, predictions, train_value, first = [], {}, None, np.empty(0, np.float32)
+    scores_of_train = None
     for label in labels:
         draws = few_labels(
             labelled.train, labelled.validation, task, draws=recipe.draws, seed=seed, **share(label, task)
@@ -112,37 +134,46 @@ def finetune(
             networks, scores = [], []
             for part, validation in draws:
                 watched = partial(watch, f"rate {rate:g}, labels {label}")
-                network = _train(encoder, part, data, recipe, rate, accelerator, seed, watched)
-                scores.append(_value(wanted, network, validation, data, accelerator))
-                networks.append(network.cpu())
+                found = _train(encoder, part, data, recipe, rate, accelerator, seed, watched, mix)
+                scores.append(_value(wanted, found.network, validation, data, accelerator))
+                networks.append(found._replace(network=found.network.cpu()))
             values.append(_mean(scores, wanted))
             trained.append(networks)
         best = int(np.argmax(values) if wanted.higher else np.argmin(values))
         if not math.isfinite(values[best]):
             raise ValueError(f"finetuning diverged at all of the rates {recipe.rates}")
 
-        outputs = [_predict(network, labelled.test, data, accelerator) for network in trained[best]]
-        chosen = {"rate": recipe.rates[best], "validation": values[best], "candidates": len(values)}
-        results.append(result("finetune", label, outputs, labelled.test, task, chosen, others))
+        outputs = [_predict(each.network, labelled.test, data, accelerator) for each in trained[best]]
+        chosen: dict[str, Any] = {"rate": recipe.rates[best], "validation": values[best], "candidates": len(values)}
+        if mix.method == "guided":
+            chosen["kept"] = trained[best][0].kept
+        results.append(result(probe, label, outputs, labelled.test, task, chosen, others))
         first = first if len(results) > 1 else outputs[0]
-        predictions[prediction_key("finetune", label)] = kept(outputs, task)
+        predictions[prediction_key(probe, label)] = kept(outputs, task)
         if label == "1":
-            train_value = _value(wanted, trained[best][0], labelled.train, data, accelerator)
-    return Finetuned(results, predictions, train_value, first)
+            train_value = _value(wanted, trained[best][0].network, labelled.train, data, accelerator)
+            scores_of_train = trained[best][0].el2n
+    return Finetuned(results, predictions, train_value, first, scores_of_train, trained[best][0].network)
 
 
 def supervised(
-    encoder: Encoder, data: Data, *, accelerator: Accelerator, watch: Watch = lambda title, items: items
+    encoder: Encoder,
+    data: Data,
+    *,
+    accelerator: Accelerator,
+    watch: Watch = lambda title, items: items,
+    mix: HeadMix = UNMIXED,
 ) -> tuple[Result, ...]:
     """The same encoder trained with all labels from random weights: a yardstick, kept for the data set and encoder."""
     task = data.require_labelled().task
     asked = [data.fingerprint, describe(data.specs), str(task), asdict(encoder.config), asdict(SUPERVISED)]
+    asked += [str(mix)] if str(mix) else []
 
     def train() -> list[dict[str, Any]]:
         torch.manual_seed(step_seed(0, 0, "weights"))
         fresh = build_encoder(encoder.specs, encoder.config)
-        found = finetune(fresh, data, ("1",), SUPERVISED, accelerator=accelerator, watch=watch).results
-        return [asdict(each) for each in found]
+        found = finetune(fresh, data, ("1",), SUPERVISED, accelerator=accelerator, watch=watch, mix=mix)
+        return [asdict(each) for each in found.results]
 
     key = json.dumps([*asked, dabsmix.__version__])
     return tuple(Result.from_plain(each) for each in cached("supervised", key, train, keep=accelerator.is_main_process))
@@ -165,7 +196,10 @@ class Network(nn.Module):
 
     def forward(self, inputs: tuple[Tensor, ...]) -> Tensor:
         """Logits ``(B, C)``, or ``(B, L, C)`` for tokens."""
-        embedded = self.encoder.embed(inputs)
+        return self.read(self.encoder.embed(inputs))
+
+    def read(self, embedded: Embedded) -> Tensor:
+        """The same of tokens before positions, which may be mixed."""
         hidden = self.encoder.encode(embedded)
         x = hidden[:, 1:] if self.task.kind == "tokens" else self.encoder.pool(hidden, embedded.mask).mean
         return cast(Tensor, self.head(self.norm(x)))
@@ -173,6 +207,51 @@ class Network(nn.Module):
     def loss(self, outputs: Tensor, label: Tensor) -> Tensor:
         """The task's, of a regression's standardised target."""
         return self.task.loss(outputs, label, self.center, self.scale)
+
+
+class Frozen(Encoder):
+    """An encoder that has run already: its features ``(n, D)`` come as a table and are mixed as they are.
+
+    Args:
+        width: D.
+    """
+
+    has_tokens = False
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.specs, self.grids, self.width = (Table(width),), ((1,),), width
+        self.config = MLPConfig((width,))
+        self.embedders, self.blocks = nn.ModuleList(), nn.ModuleList()
+
+    def embed(self, inputs: tuple[Tensor, ...]) -> Embedded:
+        """Features ``(B, 1, D)``."""
+        return Embedded(inputs[0][:, None], None)
+
+    def encode(self, embedded: Embedded) -> Tensor:
+        """The same."""
+        return embedded.tokens
+
+
+def features_as_data(data: Data, train: Features, validation: Features, test: Features) -> tuple[Frozen, Data]:
+    """Mean features of the three splits as a data set, with the labels of ``data``, and its encoder."""
+    labelled = data.require_labelled()
+    parts: dict[str, Split] = {}
+    for name, part in (("train", train), ("validation", validation), ("test", test)):
+        stored = part.pooled["mean"].float().cpu().numpy()
+        split = getattr(labelled, name)
+        parts[name] = Split((stored,), np.arange(len(stored)), split.label, split.group)
+    encoder = Frozen(train.pooled["mean"].shape[1])
+    features = Labelled(labelled.task, **parts)
+    return encoder, Data(encoder.specs, parts["train"], features, data.fingerprint)
+
+
+class Trained(NamedTuple):
+    """A network, EL2N scores of the examples it was trained on, and the share of them kept in each epoch."""
+
+    network: Network
+    el2n: NDArray[np.float32] | None
+    kept: list[float]
 
 
 def layer_groups(network: Network, rate: float, layer_decay: float, weight_decay: float) -> list[dict[str, Any]]:
@@ -205,28 +284,49 @@ def _train(
     accelerator: Accelerator,
     seed: int,
     watch: Callable[[Iterable[int]], Iterable[int]],
-) -> Network:
-    task = data.require_labelled().task
+    mix: HeadMix,
+) -> Trained:
+    labelled = data.require_labelled()
+    task = labelled.task
     assert part.label is not None
+    teacher = None
+    if mix.method == "guided":
+        by_mixup = replace(mix, method="mixup")
+        teacher = _train(encoder, part, data, recipe, rate, accelerator, seed, watch, by_mixup).network.eval()
     world, device = accelerator.num_processes, accelerator.device
     size = max(1, min(recipe.batch_size, len(part)) // world) * world
     batches = Batches(part, size, seed=seed, rank=accelerator.process_index, world_size=world)
     steps = min(max(recipe.epochs * batches.steps_per_epoch, recipe.steps[0]), recipe.steps[1])
+    all_labels = task.kind == "classes" and part is labelled.train
+    scored_at = min(EL2N_EPOCH * batches.steps_per_epoch, steps) - 1 if all_labels else steps
 
     torch.manual_seed(step_seed(seed, 0, "head"))
     network = Network(copy.deepcopy(encoder), task, *task.target_scale(part.label)).train()
     groups = layer_groups(network, rate, recipe.layer_decay, recipe.weight_decay)
-    model, optimizer = accelerator.prepare(network, torch.optim.AdamW(groups, lr=rate, fused=True))
+    model, optimizer = accelerator.prepare(MixedLoss(network, mix), torch.optim.AdamW(groups, lr=rate, fused=True))
+    scores, shares = None, []
     for step, raw in zip(watch(range(steps)), batches.iterate(0, steps, device), strict=True):
         torch.manual_seed(step_seed(seed, step, "dropout", accelerator.process_index))
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, steps, group["peak"], "cosine")
         assert raw.label is not None
-        accelerator.backward(network.loss(model(data.normalise(raw.inputs)), raw.label))
+        epoch = step // batches.steps_per_epoch
+        drawn = None
+        if mix.method != "none" and (mix.epochs is None or epoch < mix.epochs):
+            rng = np.random.default_rng(step_seed(seed, step, "mix", accelerator.process_index))
+            drawn = draw(rng, mix, alpha_at(mix, step / steps), len(raw.label), encoder, device)
+        loss, share_kept = model(data.normalise(raw.inputs), raw.label, drawn, teacher)
+        accelerator.backward(loss)
         optimizer.step()
         optimizer.zero_grad()
+        if teacher is not None:
+            shares.append((epoch, accelerator.reduce(share_kept, "mean").item()))
+        if step == scored_at:
+            outputs = torch.from_numpy(_predict(network, part, data, accelerator))
+            scores = el2n(outputs, torch.from_numpy(part.label)).numpy()
     accelerator.free_memory()
-    return network
+    by_epoch = [[each for epoch, each in shares if epoch == which] for which in dict(shares)]
+    return Trained(network, scores, [round(sum(each) / len(each), 4) for each in by_epoch])
 
 
 def _predict(network: Network, split: Split, data: Data, accelerator: Accelerator) -> NDArray[np.float32]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,7 +31,7 @@ from dabsmix.scoring.protocols import Protocol
 from dabsmix.scoring.results import Result, prediction_key
 from dabsmix.terminal import progress, stage
 
-__all__ = ["KeptFeatures", "Scored", "notes_on", "other_metrics", "score_frozen", "truth"]
+__all__ = ["KeptFeatures", "Scored", "encoding", "notes_on", "other_metrics", "score_frozen", "truth"]
 
 log = logging.getLogger(__name__)
 
@@ -75,22 +75,7 @@ def score_frozen(
         keep: where the features are kept for the next time; None to keep none.
     """
     labelled = data.require_labelled()
-    encoder.to(accelerator.device)
-
-    def encode(split: Split, part: str) -> Features:
-        watch = partial(progress, f"{title}: features of {part}")
-        if keep is None:
-            tensors = _encode(encoder, split, data, accelerator, rules.poolings, watch=watch)
-            return _as_features(tensors, split, accelerator)
-        path = keep.folder / f"{title}-{rules.name}-{part}.safetensors"
-        key = f"{keep.encoder_sha256} {data.fingerprint} {len(split)} {dabsmix.__version__}"
-        kept = _kept(path, key)
-        if kept is None:
-            kept = _encode(encoder, split, data, accelerator, rules.poolings, watch=watch)
-            if accelerator.is_main_process:
-                _keep(path, key, kept)
-        return _as_features(kept, split, accelerator)
-
+    encode = encoding(encoder, data, rules, accelerator, title=title, keep=keep)
     train, validation = encode(labelled.train, "train"), encode(labelled.validation, "validation")
 
     stage(f"{title}: probes")
@@ -109,6 +94,35 @@ def score_frozen(
         frechet_distance(_rows(train), _rows(test)) if min(len(train), len(test)) > 1 else None,
         next(iter(chosen.values()))[0].head.predict(test),
     )
+
+
+def encoding(
+    encoder: Encoder,
+    data: Data,
+    rules: Protocol,
+    accelerator: Accelerator,
+    *,
+    title: str,
+    keep: KeptFeatures | None = None,
+) -> Callable[[Split, str], Features]:
+    """Reads the features of a split, given its name; see `score_frozen` for the arguments."""
+    encoder.to(accelerator.device)
+
+    def encode(split: Split, part: str) -> Features:
+        watch = partial(progress, f"{title}: features of {part}")
+        if keep is None:
+            tensors = _encode(encoder, split, data, accelerator, rules.poolings, watch=watch)
+            return _as_features(tensors, split, accelerator)
+        path = keep.folder / f"{title}-{rules.name}-{part}.safetensors"
+        key = f"{keep.encoder_sha256} {data.fingerprint} {len(split)} {dabsmix.__version__}"
+        kept = _kept(path, key)
+        if kept is None:
+            kept = _encode(encoder, split, data, accelerator, rules.poolings, watch=watch)
+            if accelerator.is_main_process:
+                _keep(path, key, kept)
+        return _as_features(kept, split, accelerator)
+
+    return encode
 
 
 def other_metrics(data: Data) -> tuple[str, ...]:

@@ -24,12 +24,15 @@ __all__ = [
     "BY_CLASS",
     "PROTOCOLS",
     "Gain",
+    "HeadMixes",
+    "MixSchedules",
     "Protocols",
     "Result",
     "TransferRecord",
     "by_example",
     "default_protocol",
     "in_percent",
+    "mixed_probe",
     "prediction_key",
     "probes_of",
     "read_predictions",
@@ -43,6 +46,12 @@ Protocols = Literal["v2", "v1", "dabs", "imix", "finetune"]
 
 PROTOCOLS: tuple[str, ...] = get_args(Protocols)
 
+HeadMixes = Literal["none", "mixup", "cutmix", "manifold", "mixupe", "regmixup", "guided"]
+"""What may be mixed while labels are learned, see ``head_mix.py``."""
+
+MixSchedules = Literal["constant", "easy", "hard", "easy-hard-easy"]
+"""How strongly over the course of training, see ``head_mix.alpha_at``."""
+
 BY_CLASS = ("accuracy", "balanced_accuracy", "f1_macro", "f1_weighted", "matthews")
 """Metrics of the predicted class alone: their predictions are kept as class numbers, those of others as scores."""
 
@@ -52,11 +61,18 @@ def default_protocol(pretraining: str) -> str:
     return "v2" if pretraining == "v1" else pretraining
 
 
-def probes_of(protocol: str, kind: str) -> tuple[str, ...]:
+def probes_of(protocol: str, kind: str, head_mix: str = "") -> tuple[str, ...]:
     """Every probe that a protocol fits for a task of this kind: at each share of the labels, none may be left out."""
+    if head_mix:
+        return (mixed_probe(protocol, head_mix),)
     named: dict[str, tuple[str, ...]] = {"dabs": ("linear",), "imix": ("linear", "pinv"), "finetune": ("finetune",)}
     defined = {"knn": kind != "tokens", "pinv": kind == "classes"}
     return tuple(probe for probe in named.get(protocol, ("linear", "knn", "ridge")) if defined.get(probe, True))
+
+
+def mixed_probe(protocol: str, head_mix: str) -> str:
+    """The name of what is trained with mixing, ``finetune+mixup`` or ``linear+mixup``: a probe of its own."""
+    return f"{'finetune' if protocol == 'finetune' else 'linear'}+{head_mix}"
 
 
 def prediction_key(probe: str, share: str) -> str:
@@ -201,6 +217,7 @@ class TransferRecord:
         gains: over random encoders, one per share of the labels; empty in older files and for random encoders.
         splits: examples of each part, and their groups where there are groups; empty in older files.
         of: for a user's files that were given to transfer, the flags that name them.
+        head_mix: what was mixed while labels were learned, as ``head_mix.HeadMix`` spells it; empty for nothing.
     """
 
     task: str
@@ -220,6 +237,7 @@ class TransferRecord:
     gains: tuple[Gain, ...] = ()
     splits: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     of: str = ""
+    head_mix: str = ""
 
     @property
     def answer(self) -> str:
@@ -280,6 +298,7 @@ class TransferRecord:
             "answer": self.answer,
             "splits": {name: dict(sizes) for name, sizes in self.splits.items()},
             "of": self.of,
+            **({"head_mix": self.head_mix} if self.head_mix else {}),
         }
 
     @classmethod
@@ -355,11 +374,13 @@ def write_transfer(
     predictions: Mapping[str, NDArray[Any]] | None = None,
     yardstick_predictions: Mapping[str, NDArray[Any]] | None = None,
     by_example: pd.DataFrame | None = None,
+    el2n: Mapping[str, NDArray[Any]] | None = None,
 ) -> None:
-    """Write a record, and before it whatever there is of predictions, of yardsticks' predictions, and of a table."""
-    for suffix, arrays in ((".predictions.npz", predictions), (".yardsticks.npz", yardstick_predictions)):
+    """Write a record, and before it what there is of predictions, yardsticks' predictions, a table and EL2N scores."""
+    kept = {".predictions": predictions, ".yardsticks": yardstick_predictions, ".el2n": el2n}
+    for suffix, arrays in kept.items():
         if arrays:
-            write(path.with_suffix(suffix), partial(_save_arrays, arrays=arrays))
+            write(path.with_suffix(f"{suffix}.npz"), partial(_save_arrays, arrays=arrays))
     if by_example is not None:
         write(path.with_suffix(".predictions.parquet"), lambda p: by_example.to_parquet(p, index=False))
     write(path, lambda p: p.write_text(json.dumps(record.as_plain(), indent=1), encoding="utf-8"))

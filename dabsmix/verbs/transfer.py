@@ -21,8 +21,9 @@ from dabsmix.errors import UserError
 from dabsmix.run import Run, newest_run
 from dabsmix.scoring.baselines import yardsticks
 from dabsmix.scoring.evaluate import share
-from dabsmix.scoring.finetune import FINETUNE, finetune, supervised
-from dabsmix.scoring.frozen import KeptFeatures, Scored, notes_on, other_metrics, score_frozen, truth
+from dabsmix.scoring.finetune import FINETUNE, LINEAR, Finetuned, Network, features_as_data, finetune, supervised
+from dabsmix.scoring.frozen import KeptFeatures, Scored, encoding, notes_on, other_metrics, score_frozen, truth
+from dabsmix.scoring.head_mix import HeadMix, check
 from dabsmix.scoring.protocols import Protocol, protocol, v2
 from dabsmix.scoring.random_init import gain, random_encoders
 from dabsmix.scoring.results import (
@@ -47,6 +48,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Incomplete", "tasks_of", "transfer"]
 
+Observe = Callable[[Path, Network, "Data"], None]
+
 
 class Incomplete(UserError):
     """Some tasks could not be scored; ``records`` are those of the others."""
@@ -62,6 +65,7 @@ def transfer(
     accelerator: Accelerator,
     data: Data | None = None,
     say: Callable[[str], None] = lambda _: None,
+    observe: Observe = lambda path, network, data: None,
 ) -> list[TransferRecord]:
     """Score each run's encoder on each task and write ``transfer/TASK.json`` with the predictions beside it.
 
@@ -72,6 +76,7 @@ def transfer(
         accelerator: where to do it.
         data: loaded data to score on, in place of tasks.
         say: called with what the user should know, in complete sentences.
+        observe: called with the path of a record before it is written, the trained network behind it, and the data.
 
     Raises:
         UserError: there is no such run, it is unfinished, its encoder does not fit the data, or they have no labels.
@@ -93,7 +98,7 @@ def transfer(
             for task, source in tasks:
                 try:
                     given = data if source is None else read_as(run, source)
-                    records.append(_transfer_to(task, name, run, config, given, accelerator, say))
+                    records.append(_transfer_to(task, name, run, config, given, accelerator, say, observe))
                 except UserError as error:
                     if len(runs) * len(tasks) == 1:
                         raise
@@ -112,6 +117,7 @@ def _transfer_to(
     given: Data | None,
     accelerator: Accelerator,
     say: Callable[[str], None],
+    observe: Observe,
 ) -> TransferRecord:
     # What to score on, and what is scored.
     data, batch_size = load_task(task, name, run, config, given)
@@ -126,16 +132,21 @@ def _transfer_to(
         raise UserError(
             f"--protocol dabs scores DABS's transformer, and {run.path} holds another encoder: use imix or v2"
         )
-    fractions = (1.0,) if name == "finetune" else rules.fractions
+    mix = HeadMix(config.head_mix, config.mix_alpha, config.mix_schedule, config.mix_epochs)
+    if str(mix) and name not in ("finetune", "v2", "v1"):
+        raise UserError(f"--head-mix {mix.method} is not defined under --protocol {name}: use finetune or v2")
+    check(mix, data.labelled.task, encoder)
+    if mix.method in ("cutmix", "manifold") and name != "finetune":
+        raise UserError(f"--head-mix {mix.method} mixes inside the network: use it with --protocol finetune")
+    fractions = (1.0,) if name == "finetune" or str(mix) else rules.fractions
     labels = config.labels or tuple(str(part) for part in sorted(fractions, reverse=True))
     labels = tuple(dict.fromkeys(_plain(label) for label in labels))
     for label in labels:
         share(label, data.labelled.task, data.labelled.train.label)  # refuse a mistake before anything is computed
 
     # What has been scored already.
-    path = _record_path(run, task, name)
+    path = _record_path(run, task, name, str(mix))
     before = _read(path, data, run)
-    earlier = 0 if before is None else before.test_reads
     if before is not None and before.headline.metric != data.labelled.task.metric:
         say(f"{path} was scored by {before.headline.metric}: scored again by {data.labelled.task.metric}")
         before = None
@@ -145,7 +156,7 @@ def _transfer_to(
     earlier_predictions = {} if before is None or not missing else read_predictions(path)
     beside = {} if before is None else dict(before.yardsticks)
     if config.supervised and "supervised" not in beside:
-        beside["supervised"] = supervised(encoder, data, accelerator=accelerator, watch=progress)
+        beside["supervised"] = supervised(encoder, data, accelerator=accelerator, watch=progress, mix=mix)
     if before is not None and not missing:
         record = replace(
             before, yardsticks=beside, gains=_gains(before, {}, path, run, encoder, data, rules, accelerator)
@@ -162,13 +173,18 @@ def _transfer_to(
     measured = yardsticks(data, rules, (*done, *missing), accelerator.device, width)
     beside |= measured.results
 
+    keep = KeptFeatures(run.path / "features", run.record.encoder_sha256)
+    trained: Finetuned | None = None
     if name == "finetune":
-        scored = _score_finetuned(encoder, data, missing, accelerator)
-    else:
-        keep = KeptFeatures(run.path / "features", run.record.encoder_sha256)
+        trained = _finetuned(encoder, data, missing, accelerator, mix)
+    elif str(mix):
+        trained = _mixed_head(encoder, data, rules, missing, accelerator, mix, task, keep)
+    if trained is None:
         scored = score_frozen(encoder, data, rules, missing, accelerator, title=task, keep=keep)
+    else:
+        scored = _of(trained, data)
     notes = (*data.notes, *([rules.note] if rules.note else []), *notes_on(scored, data.labelled))
-    reads = earlier + 1
+    reads = _reads(run, task, name, data) + 1
     results = (*results, *(replace(each, test_reads=reads) for each in scored.results))
     record = TransferRecord(
         run=run.path.name,
@@ -188,13 +204,19 @@ def _transfer_to(
         gains=() if before is None else before.gains,
         splits={name: _sizes(split) for name, split in data.labelled.splits.items()},
         of=_flags(data.source) if config.data and data.source is not None else "",
+        head_mix=str(mix),
     )
+    if trained is not None and trained.network is not None:
+        observe(path, trained.network, data)
+    el2n: dict[str, NDArray[Any]] = {}
+    if trained is not None and trained.el2n is not None:
+        el2n = {"row": data.labelled.train.rows, "el2n": trained.el2n}
     predictions = earlier_predictions | scored.predictions
     record = replace(record, gains=_gains(record, predictions, path, run, encoder, data, rules, accelerator))
     if accelerator.is_main_process:
         first = before is None and data.labelled.task.kind != "tokens"
         write_transfer(
-            path, record, predictions, measured.predictions, by_example(scored.outputs, data) if first else None
+            path, record, predictions, measured.predictions, by_example(scored.outputs, data) if first else None, el2n
         )
     accelerator.wait_for_everyone()
     for note in notes:
@@ -228,18 +250,19 @@ def _gains(
     """The headline's probe against random encoders, for every share of the labels.
 
     Predictions are read from ``path`` if none are given. A run without steps is itself a random encoder: no gains.
+    Mixed scores have none either: they are compared with the run's own scores without mixing.
     """
     labelled = data.require_labelled()
     known = {each.label_fraction: each for each in record.gains}
     asked = [each for each in record.results if each.probe == record.headline.probe]
     lacking = tuple(each.label_fraction for each in asked if each.label_fraction not in known)
-    if not lacking or not run.record.steps:
+    if not lacking or not run.record.steps or record.head_mix:
         return record.gains
     stage(f"{record.task}: random encoders of the same shape")
 
     def score_with(shares: tuple[str, ...], other: Encoder) -> tuple[list[Result], dict[str, NDArray[Any]]]:
         if record.protocol == "finetune":
-            scored = _score_finetuned(other, data, shares, accelerator)
+            scored = _of(_finetuned(other, data, shares, accelerator, HeadMix()), data)
         else:
             linear = replace(rules, neighbours=(), penalties=(), pinv=False)
             scored = score_frozen(other, data, linear, shares, accelerator, title=f"{record.task}: random encoder")
@@ -261,23 +284,57 @@ def _gains(
     return tuple(known[each.label_fraction] for each in asked)
 
 
-def _score_finetuned(encoder: Encoder, data: Data, labels: tuple[str, ...], accelerator: Accelerator) -> Scored:
-    """Train the whole network, with the rate chosen on validation; there are no features to compare."""
-    test = data.require_labelled().test
+def _finetuned(
+    encoder: Encoder, data: Data, labels: tuple[str, ...], accelerator: Accelerator, mix: HeadMix
+) -> Finetuned:
+    """Train the whole network, with the rate chosen on validation."""
     others = other_metrics(data)
-    scores = finetune(encoder, data, labels, FINETUNE, accelerator=accelerator, watch=progress, others=others)
-    return Scored(scores.results, scores.predictions | truth(test), scores.train_value, None, scores.outputs)
+    return finetune(encoder, data, labels, FINETUNE, accelerator=accelerator, watch=progress, others=others, mix=mix)
+
+
+def _mixed_head(
+    encoder: Encoder,
+    data: Data,
+    rules: Protocol,
+    labels: tuple[str, ...],
+    accelerator: Accelerator,
+    mix: HeadMix,
+    task: str,
+    keep: KeptFeatures,
+) -> Finetuned:
+    """Train a linear head with mixing on the frozen encoder's mean features, with the rate chosen on validation."""
+    encode = encoding(encoder, data, rules, accelerator, title=task, keep=keep)
+    parts = (encode(split, part) for part, split in data.require_labelled().splits.items())
+    head, features = features_as_data(data, *parts)
+    others = other_metrics(data)
+    return finetune(head, features, labels, LINEAR, accelerator=accelerator, watch=progress, others=others, mix=mix)
+
+
+def _of(trained: Finetuned, data: Data) -> Scored:
+    """Scores of what was trained; there are no features to compare."""
+    predictions = trained.predictions | truth(data.require_labelled().test)
+    return Scored(trained.results, predictions, trained.train_value, None, trained.outputs)
 
 
 # --- pieces
 
 
-def _record_path(run: Run, task: str, name: str) -> Path:
+def _record_path(run: Run, task: str, name: str, mix: str) -> Path:
     """``TASK.json`` for the run's default protocol, or for another one that an older version wrote there."""
+    if mix:
+        return run.path / "transfer" / f"{task}-{name}+{mix}.json"
     plain, named = (run.path / "transfer" / f"{stem}.json" for stem in (task, f"{task}-{name}"))
     if plain.exists():
         return plain if read_transfer(plain).protocol == name else named
     return plain if name == default_protocol(run.record.protocol) else named
+
+
+def _reads(run: Run, task: str, name: str, data: Data) -> int:
+    """How often the test split has been read under this protocol, with and without mixing."""
+    wanted = (task, name, data.fingerprint, run.record.encoder_sha256)
+    records = [read_transfer(path) for path in (run.path / "transfer").glob("*.json")]
+    same = [r for r in records if (r.task, r.protocol, r.data_fingerprint, r.encoder_sha256) == wanted]
+    return max((record.test_reads for record in same), default=0)
 
 
 def _plain(label: str) -> str:

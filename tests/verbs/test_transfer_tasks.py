@@ -14,7 +14,8 @@ import pytest
 from numpy.typing import NDArray
 from transferring import QUICK, go, installed, pretrained, small
 
-from dabsmix.board.submit import submit, validate
+from dabsmix.board.standings import standings
+from dabsmix.board.submit import read, submit, validate
 from dabsmix.config import TransferConfig
 from dabsmix.data.domain import Data, Labelled, Split, Task
 from dabsmix.errors import UserError
@@ -22,6 +23,7 @@ from dabsmix.files import data_root
 from dabsmix.registry import domain as named
 from dabsmix.scoring import frozen
 from dabsmix.scoring.features import features
+from dabsmix.scoring.finetune import FINETUNE
 from dabsmix.scoring.metrics import metric
 from dabsmix.spec import Table
 from dabsmix.training import accelerate
@@ -281,3 +283,32 @@ def test_the_others_are_scored_and_the_one_that_fails_is_named(
     with pytest.raises(UserError, match="cifar10 is image data") as alone:
         go(run, task=("cifar10",))
     assert not isinstance(alone.value, module.Incomplete)
+
+
+@pytest.mark.slow
+def test_mixed_scores_are_records_of_their_own_and_may_be_submitted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = replace(FINETUNE, rates=(1e-3,), epochs=1, steps=(2, 2))
+    monkeypatch.setattr(module, "FINETUNE", short)
+    monkeypatch.setattr(module, "LINEAR", short)
+    run = pretrained(tmp_path)
+    go(run, protocol="finetune", labels=("1",))
+    mixed = go(run, protocol="finetune", labels=("1",), head_mix="guided", mix_schedule="easy")
+    head = go(run, protocol="v1", labels=("1",), head_mix="mixup")
+    assert "head_mix" not in json.loads((run.path / "transfer" / "digits-finetune.json").read_text())
+    assert mixed["head_mix"] == "guided-easy"
+    assert [(each["probe"], each["test_reads"]) for each in mixed["results"]] == [("finetune+guided-easy", 2)]
+    assert [each["probe"] for each in head["results"]] == ["linear+mixup"]
+    assert len(mixed["results"][0]["selected"]["kept"]) >= 1
+    with np.load(run.path / "transfer" / "digits-finetune+guided-easy.el2n.npz") as arrays:
+        assert arrays["row"].shape == arrays["el2n"].shape
+    board = tmp_path / "board" / "results.csv"
+    assert {row.probe for row in submit(run.path, "me", board)} == {"finetune", "finetune+guided-easy", "linear+mixup"}
+    assert validate(board) == []
+    blocks = [block for section in standings(read(board)) for block in section.blocks]
+    assert sorted(block.probe for block in blocks) == ["finetune", "finetune+guided-easy", "linear+mixup"]
+    with pytest.raises(UserError, match="use it with --protocol finetune"):
+        go(run, protocol="v2", head_mix="cutmix")
+    with pytest.raises(UserError, match="is not defined under --protocol imix"):
+        go(run, protocol="imix", head_mix="mixup")

@@ -1,0 +1,229 @@
+"""Mixing while labels are learned, compared: every `--head-mix` from random weights and from the best pretrained run.
+
+    python scripts/head_mix.py --runs runs --out docs/science/head_mix.md          # goes on where it stopped
+    python scripts/head_mix.py --runs runs --domains digits --protocol v2 --minutes 30
+    python scripts/head_mix.py --runs runs --tables-only                           # of what is there
+
+`--runs` holds pretrained runs as `dabsmix bench leaderboard/plans/cpu.yaml` leaves them. For each data set two
+algorithms are taken: `none`, and the one with the best validation score of the linear probe, averaged over seeds. Each
+run is transferred with every head mix; records lie in the run's own folder, and `dabsmix submit` puts them on a board.
+Finetuned networks of grids also read the test split rotated, noisy and blurred: predictions lie beside the record in
+`*.deformed.npz`. Intervals and tests are those of the board; Holm's family is a data set and a start.
+"""
+
+import argparse
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from statistics import fmean
+from typing import Any, NamedTuple, get_args
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dabsmix.board.record import transfers
+from dabsmix.config import TransferConfig
+from dabsmix.data.domain import Data
+from dabsmix.run import read_record
+from dabsmix.scoring.features import each_row
+from dabsmix.scoring.finetune import Network
+from dabsmix.scoring.intervals import Measured, compare, holm, interval, measure
+from dabsmix.scoring.metrics import metric
+from dabsmix.scoring.results import HeadMixes, mixed_probe, prediction_key, read_transfer
+from dabsmix.spec import Grid
+from dabsmix.training import accelerate
+from dabsmix.verbs.transfer import transfer
+
+DOMAINS = ("cifar10", "traffic_sign", "uci_har", "covtype", "sst2")
+MIXES: tuple[HeadMixes, ...] = get_args(HeadMixes)
+ON_FEATURES = ("mixup", "mixupe", "regmixup", "guided")
+Deform = Callable[[Tensor, torch.Generator], Tensor]
+
+
+class Cell(NamedTuple):
+    """One pretrained run, one head mix."""
+
+    domain: str
+    algorithm: str
+    seed: int
+    run: Path
+    mix: HeadMixes
+
+
+# --- input deformations, on normalised inputs (B, C, *size) whose numbers have about unit variance
+
+
+def noise(x: Tensor, generator: torch.Generator, std: float) -> Tensor:
+    return x + std * torch.randn(x.shape, generator=generator).to(x.device)
+
+
+def blur(x: Tensor, generator: torch.Generator) -> Tensor:
+    """The mean of each three neighbours along every axis."""
+    pool: Any = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[x.ndim - 3]
+    return pool(x, 3, stride=1, padding=1, count_include_pad=False)  # type: ignore[no-any-return]
+
+
+def rotation(x: Tensor, generator: torch.Generator, degrees: float) -> Tensor:
+    """By an angle uniform in ± degrees, bilinear, zeros outside."""
+    angle = (2 * torch.rand(len(x), generator=generator) - 1) * np.pi * degrees / 180
+    cos, sin, zero = angle.cos(), angle.sin(), torch.zeros(len(x))
+    turn = torch.stack([torch.stack([cos, -sin, zero], 1), torch.stack([sin, cos, zero], 1)], 1).to(x)
+    return F.grid_sample(x, F.affine_grid(turn, list(x.shape), align_corners=False), align_corners=False)
+
+
+def deformations(data: Data) -> dict[str, Deform]:
+    """Those that are defined for the data: none for tables and texts."""
+    if not isinstance(data.specs[0], Grid) or len(data.specs) > 1:
+        return {}
+    plain: dict[str, Deform] = {"noise 0.5": partial(noise, std=0.5), "noise 1": partial(noise, std=1.0), "blur": blur}
+    turned = {f"rotation {degrees}": partial(rotation, degrees=degrees) for degrees in (20, 40)}
+    return plain | turned if len(data.specs[0].size) == 2 else plain
+
+
+def deformed(path: Path, network: Network, data: Data) -> None:
+    """Keep a network's scores of the test split under each deformation, beside the record."""
+    test, found = data.require_labelled().test, {}
+    for name, deform in deformations(data).items():
+        generator = torch.Generator().manual_seed(0)
+        scores = each_row(
+            network,
+            network,
+            (network.task.num_outputs,),
+            test,
+            lambda x, deform=deform, generator=generator: (deform(data.normalise(x)[0], generator),),  # type: ignore[misc]
+            accelerate(),
+        )
+        found[name] = network.task.scores(scores, network.center, network.scale).numpy()
+    if found:
+        np.savez_compressed(path.with_suffix(".deformed.npz"), **found)  # type: ignore[arg-type]  # its stub
+
+
+# --- what is to be done
+
+
+def cells(runs: Path, domains: Sequence[str], mixes: Sequence[HeadMixes]) -> list[Cell]:
+    """In an order that completes one data set after another, and there one seed after another."""
+    found = []
+    for domain in domains:
+        by_algorithm: dict[str, list[tuple[int, Path, float]]] = defaultdict(list)
+        for folder in sorted(runs.glob(f"{domain}-*")):
+            record = folder / "transfer" / f"{domain}.json"
+            if record.is_file() and (run := read_record(folder)).domain == domain:
+                validation = float(read_transfer(record).headline.selected["validation"])
+                by_algorithm[run.algorithm].append((run.seed, folder, validation))
+        trained = {name: each for name, each in by_algorithm.items() if name != "none"}
+        best = max(trained, key=lambda name: fmean(v for *_, v in trained[name]), default=None)
+        starts = [name for name in ("none", best) if name in by_algorithm]
+        seeds = sorted({seed for name in starts for seed, *_ in by_algorithm[name]})
+        found += [
+            Cell(domain, name, seed, folder, mix)
+            for seed in seeds
+            for name in starts
+            for own, folder, _ in by_algorithm[name]
+            for mix in mixes
+            if own == seed
+        ]
+    return found
+
+
+def stem(cell: Cell, protocol: str) -> str:
+    """The record's name."""
+    mix = "" if cell.mix == "none" else f"+{cell.mix}"
+    return f"{cell.domain}-{protocol}{mix}" if mix or protocol == "finetune" else cell.domain
+
+
+def measured(path: Path, probe: str, deformation: str = "") -> Measured | None:
+    """The scores that a record's predictions give, of all labels; None where they are missing."""
+    predictions, other = path.with_suffix(".predictions.npz"), path.with_suffix(".deformed.npz")
+    if not path.is_file() or not predictions.is_file() or (deformation and not other.is_file()):
+        return None
+    record = read_transfer(path)
+    with np.load(predictions) as arrays:
+        label, group = arrays["label"], arrays.get("group")
+        drawn = arrays[prediction_key(probe, "1")]
+    if deformation:
+        with np.load(other) as arrays:
+            if deformation not in arrays:
+                return None
+            drawn = arrays[deformation][None]
+    if drawn.dtype.kind == "i":
+        drawn = np.eye(max(len(record.classes), int(label.max()) + 1), dtype=np.float32)[drawn]
+    return measure(metric(record.headline.metric), list(drawn), label, group)
+
+
+def table(all_cells: Sequence[Cell], protocol: str, deformation: str = "") -> list[str]:
+    """Rows of Markdown: the mean over seeds with its interval, and the difference from no mixing."""
+    rows = []
+    groups: dict[tuple[str, str], dict[HeadMixes, list[Measured]]] = defaultdict(lambda: defaultdict(list))
+    names = {}
+    for cell in all_cells:
+        plain = "finetune" if protocol == "finetune" else "linear"
+        probe = plain if cell.mix == "none" else mixed_probe(protocol, cell.mix)
+        path = cell.run / "transfer" / f"{stem(cell, protocol)}.json"
+        if (found := measured(path, probe, deformation)) is not None:
+            groups[cell.domain, cell.algorithm][cell.mix].append(found)
+            names[cell.domain] = read_transfer(path).headline.metric
+    for (domain, algorithm), by_mix in groups.items():
+        wanted = metric(names[domain])
+        without = by_mix.get("none", [])
+        others = [mix for mix in by_mix if mix != "none"]
+        gains = [compare(by_mix[mix], without) if without else None for mix in others]
+        shown = holm([gain.p if gain else 1.0 for gain in gains])
+        for mix, seeds in by_mix.items():
+            ends, said = interval(wanted, seeds), ""
+            if mix != "none" and (gain := gains[others.index(mix)]) is not None:
+                said = f"{100 * gain.value:+.1f}"
+                if gain.low is not None and gain.high is not None:
+                    said += f" ({100 * gain.low:+.1f} to {100 * gain.high:+.1f})"
+                said += ", shown" if shown[others.index(mix)] else ""
+            score = f"{100 * fmean(each.value for each in seeds):.1f}"
+            if ends.low is not None and ends.high is not None:
+                score += f" ({100 * ends.low:.1f} to {100 * ends.high:.1f})"
+            rows.append(f"| {domain} | {algorithm} | {deformation or '–'} | {mix} | {len(seeds)} | {score} | {said} |")
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, required=True, help="folder of pretrained and transferred runs")
+    parser.add_argument("--domains", nargs="+", default=DOMAINS)
+    parser.add_argument("--protocol", choices=("finetune", "v2"), default="finetune", help="v2: linear heads")
+    parser.add_argument("--mixes", nargs="+", choices=MIXES, default=MIXES)
+    parser.add_argument("--minutes", type=float, default=360, help="start no cell after this time")
+    parser.add_argument("--tables-only", action="store_true")
+    parser.add_argument("--out", type=Path, help="also write the tables here")
+    asked = parser.parse_args()
+    mixes = [mix for mix in asked.mixes if asked.protocol == "finetune" or mix in ("none", *ON_FEATURES)]
+    wanted, began, missing = cells(asked.runs, asked.domains, mixes), time.monotonic(), []
+    for cell in wanted:
+        if stem(cell, asked.protocol) in transfers(cell.run):
+            continue
+        if asked.tables_only or time.monotonic() - began > 60 * asked.minutes:
+            missing.append(f"{cell.run.name} {cell.mix}")
+            continue
+        config = TransferConfig((cell.run,), (cell.domain,), asked.protocol, ("1",), head_mix=cell.mix)
+        transfer(config, accelerator=accelerate(), observe=deformed)
+        print(f"{cell.run.name} {cell.mix}: {(time.monotonic() - began) / 60:.1f} minutes", flush=True)
+    lines = [
+        "| data | start | test inputs | head mix | seeds | score, % | minus none, points |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    lines += table(wanted, asked.protocol)
+    for name in ("rotation 20", "rotation 40", "noise 0.5", "noise 1", "blur") if asked.protocol == "finetune" else ():
+        lines += table(wanted, asked.protocol, name)
+    absent = [name for name in asked.domains if name not in {cell.domain for cell in wanted}]
+    lines += [
+        "",
+        f"Missing: {', '.join(missing) or 'no cell'}; without runs in {asked.runs}: {', '.join(absent) or 'none'}.",
+    ]
+    print("\n".join(lines))
+    if asked.out:
+        asked.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

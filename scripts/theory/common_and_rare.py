@@ -1,0 +1,135 @@
+"""How common and rare features are learned: plain, mixup, mixup stopped early, and training guided by a teacher.
+
+    python scripts/theory/common_and_rare.py
+
+Data of definition 3.1 of Zou et al. (2023), as the slides quote it. One patch of each example holds its class's
+feature: a common one (v or u) with probability 1 - ρ, a rare one (v' or u') else. One patch holds weak feature noise, α
+times u or v at random. The others hold Gaussian noise orthogonal to all four features. The network has two layers and
+squares: F_k(x) = Σ_p Σ_r ⟨w_kr, x_p⟩². Full-batch gradient descent. What is learned of a feature is Σ_r ⟨w_1r, v⟩².
+
+Noise is strong enough, and rare features rare enough, that noise is memorised first: the case of the paper's theorem.
+
+The gradient norm is |∇L|, the noise sqrt(mean_i |∇L - ∇ℓ_i|²), both of the unmixed training loss.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from figure import COLOURS, band, panels, said, save
+from torch import Tensor
+
+SEEDS, STEPS, EVERY, RATE = 8, 1500, 25, 0.1
+N, PATCHES, D, WIDTH = 120, 4, 80, 6
+RARE, FEATURE_NOISE, NOISE, START, STOP = 0.08, 0.15, 0.3, 0.01, 900
+METHODS = ("plain", "mixup", "stopped early", "guided")
+
+
+class Data(NamedTuple):
+    """Examples ``(N, P, D)`` and their classes as one-hot codes ``(N, 2)``."""
+
+    x: Tensor
+    target: Tensor
+
+
+def draw(seed: int, number: int) -> Data:
+    """The features v, u, v', u' are the first four axes."""
+    rng = np.random.default_rng(seed)
+    label, rare = rng.integers(2, size=number), rng.random(number) < RARE
+    x = NOISE * rng.normal(size=(number, PATCHES, D))
+    x[..., :4] = 0
+    for i in range(number):
+        own, weak = rng.permutation(PATCHES)[:2]
+        x[i, own] = np.eye(D)[label[i] + 2 * rare[i]]
+        x[i, weak] = FEATURE_NOISE * np.eye(D)[rng.integers(2)]
+    return Data(torch.from_numpy(x).float(), torch.eye(2)[torch.from_numpy(label)])
+
+
+def outputs(w: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """F ``(N, 2)``, and the products ``(N, P, 2, R)`` of patches and weights ``(2, R, D)``."""
+    products = torch.einsum("npd,krd->npkr", x, w)
+    return (products**2).sum(dim=(1, 3)), products
+
+
+def gradient(w: Tensor, x: Tensor, target: Tensor, share: Tensor) -> Tensor:
+    """Of the mean cross-entropy with each example weighted by its share."""
+    f, products = outputs(w, x)
+    residual = (f.softmax(dim=1) - target) * share[:, None] / share.sum().clamp_min(1)
+    return 2 * torch.einsum("nk,npkr,npd->krd", residual, products, x)
+
+
+def norm_and_noise(w: Tensor, data: Data) -> tuple[float, float]:
+    f, products = outputs(w, data.x)
+    each = 2 * torch.einsum("nk,npkr,npd->nkrd", f.softmax(dim=1) - data.target, products, data.x).flatten(1)
+    mean = each.mean(dim=0)
+    return mean.norm().item(), (each - mean).norm(dim=1).pow(2).mean().sqrt().item()
+
+
+def train(seed: int, data: Data, test: Data, method: str, teacher: Tensor | None = None) -> tuple[Tensor, np.ndarray]:
+    """The weights, and every so many steps: common, rare, gradient norm, noise, share kept, test accuracy."""
+    generator = torch.Generator().manual_seed(seed)
+    w = START * torch.randn(2, WIDTH, D, generator=generator)
+    found = []
+    for step in range(STEPS + 1):
+        x, target, share = data.x, data.target, torch.ones(N)
+        if method != "plain" and not (method == "stopped early" and step >= STOP):
+            other, lam = torch.randperm(N, generator=generator), torch.rand(N, 1, generator=generator)
+            x = lam[..., None] * x + (1 - lam[..., None]) * x[other]
+            target = lam * target + (1 - lam) * target[other]
+            if teacher is not None:
+                student, taught = (
+                    F.cross_entropy(outputs(each, x)[0], target, reduction="none") for each in (w, teacher)
+                )
+                share = (taught - student <= 0).float()
+        if step % EVERY == 0:
+            learned = (w[0, :, :4] ** 2).sum(dim=0)
+            right = (outputs(w, test.x)[0].argmax(dim=1) == test.target.argmax(dim=1)).float().mean().item()
+            found.append((learned[0].item(), learned[2].item(), *norm_and_noise(w, data), share.mean().item(), right))
+        w = w - RATE * gradient(w, x, target, share)
+    return w, np.array(found)
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    torch.set_grad_enabled(False)
+    curves: dict[str, list[np.ndarray]] = {name: [] for name in METHODS}
+    for seed in range(SEEDS):
+        data, test, teacher = draw(seed, N), draw(1000 + seed, 1000), None
+        for name in METHODS:
+            last, found = train(seed, data, test, name, teacher if name == "guided" else None)
+            teacher = last if name == "mixup" else teacher
+            curves[name].append(found)
+    steps = np.arange(0, STEPS + 1, EVERY)
+    figure, axes = panels(5, width=3.7)
+    titles = (
+        "Common feature learned",
+        "Rare feature learned",
+        "Gradient norm",
+        "Noise of the gradient",
+        "Test accuracy",
+    )
+    for colour, (name, each) in zip(COLOURS, curves.items(), strict=False):
+        values = np.array(each)
+        for which, axis in zip((0, 1, 2, 3, 5), axes, strict=True):
+            band(axis, steps, values[:, :, which], colour, name)
+        print(
+            f"{name:<13} at the end: common {said(values[:, -1, 0])}, rare {said(values[:, -1, 1])}, gradient norm "
+            f"{said(values[:, -1, 2], 4)}, noise {said(values[:, -1, 3], 4)}, test accuracy {said(values[:, -1, 5])}"
+        )
+    rare = {name: np.array(each)[:, -1, 1] for name, each in curves.items()}
+    for one, two in (("mixup", "plain"), ("stopped early", "plain"), ("stopped early", "mixup"), ("guided", "mixup")):
+        print(f"rare feature, {one} minus {two}: {said(rare[one] - rare[two])}")
+    shares = np.array(curves["guided"])[:, :, 4]
+    print(f"share kept by the guide: at the start {said(shares[:, 0])}, at the end {said(shares[:, -1])}")
+    for axis, title in zip(axes, titles, strict=True):
+        axis.set(title=title, xlabel="step")
+        axis.axvline(STOP, color="black", linewidth=0.6, linestyle=":")
+    for axis in axes[2:4]:
+        axis.set_yscale("log")
+    axes[0].legend()
+    save(figure, "common_and_rare")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""What the scripts of this folder share: one look of figures, and intervals over seeds."""
+
+import platform
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("agg")  # before pyplot: the scripts run where no screen is
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike, NDArray
+from scipy.stats import t
+
+from dabsmix.run import commit
+
+FOLDER = Path(__file__).parents[2] / "docs" / "science"
+COLOURS = ("#2b4c7e", "#c8553d", "#4f9d69", "#8a6fb0", "#b8860b")
+
+plt.rcParams.update(
+    {
+        "axes.grid": True,
+        "axes.spines.right": False,
+        "axes.spines.top": False,
+        "axes.titlelocation": "left",
+        "axes.titlesize": 11,
+        "figure.constrained_layout.use": True,
+        "font.size": 10,
+        "grid.alpha": 0.25,
+        "legend.frameon": False,
+        "savefig.dpi": 110,
+    }
+)
+
+
+def panels(number: int, width: float = 4.4, height: float = 3.5) -> tuple[Figure, list[Axes]]:
+    """A figure with so many panels side by side."""
+    figure, axes = plt.subplots(1, number, figsize=(width * number, height), squeeze=False)
+    return figure, list(axes[0])
+
+
+def over_seeds(values: ArrayLike) -> tuple[NDArray[Any], NDArray[Any]]:
+    """The mean over the first axis, seeds, and the half width of its 95 % t interval."""
+    each = np.asarray(values, dtype=float)
+    n = len(each)
+    half = t.ppf(0.975, n - 1) * each.std(axis=0, ddof=1) / np.sqrt(n)
+    return each.mean(axis=0), half
+
+
+def said(values: ArrayLike, digits: int = 3) -> str:
+    """``mean (low to high)`` over seeds."""
+    mean, half = over_seeds(values)
+    return f"{mean:.{digits}f} ({mean - half:.{digits}f} to {mean + half:.{digits}f})"
+
+
+def band(axis: Axes, x: ArrayLike, values: ArrayLike, colour: str, label: str, style: str = "-") -> None:
+    """A curve's mean over seeds, and its interval as a band."""
+    mean, half = over_seeds(values)
+    axis.plot(x, mean, style, color=colour, label=label, linewidth=1.8)
+    axis.fill_between(x, mean - half, mean + half, color=colour, alpha=0.18, linewidth=0)
+
+
+def save(figure: Figure, name: str) -> None:
+    """Write the figure to ``docs/science`` and say what computed it."""
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    figure.savefig(FOLDER / f"{name}.png", metadata={"Software": None})
+    print(f"{platform.machine()} CPU, torch {torch.__version__}, commit {commit()}: docs/science/{name}.png")
