@@ -205,7 +205,9 @@ def main() -> None:
         if asked.tables_only or time.monotonic() - began > 60 * asked.minutes:
             missing.append(f"{cell.run.name} {cell.mix}")
             continue
-        config = TransferConfig((cell.run,), (cell.domain,), asked.protocol, ("1",), head_mix=cell.mix)
+        config = TransferConfig(
+            run=(cell.run,), task=(cell.domain,), protocol=asked.protocol, labels=("1",), head_mix=cell.mix
+        )
         transfer(config, accelerator=accelerate(), observe=deformed)
         print(f"{cell.run.name} {cell.mix}: {(time.monotonic() - began) / 60:.1f} minutes", flush=True)
     lines = [
