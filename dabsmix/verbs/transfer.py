@@ -76,7 +76,7 @@ def transfer(
         accelerator: where to do it.
         data: loaded data to score on, in place of tasks.
         say: called with what the user should know, in complete sentences.
-        observe: called with the path of a record before it is written, the trained network behind it, and the data.
+        observe: called with the path of a record before it is written, the finetuned network behind it, and the data.
 
     Raises:
         UserError: there is no such run, it is unfinished, its encoder does not fit the data, or they have no labels.
@@ -206,7 +206,7 @@ def _transfer_to(
         of=_flags(data.source) if config.data and data.source is not None else "",
         head_mix=str(mix),
     )
-    if trained is not None and trained.network is not None:
+    if name == "finetune" and trained is not None and trained.network is not None:
         observe(path, trained.network, data)
     el2n: dict[str, NDArray[Any]] = {}
     if trained is not None and trained.el2n is not None:
