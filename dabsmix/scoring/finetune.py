@@ -30,10 +30,10 @@ from dabsmix.model.encoder import Encoder, build_encoder
 from dabsmix.model.shapes import MLPConfig
 from dabsmix.scoring.evaluate import kept, result, share
 from dabsmix.scoring.features import each_row
-from dabsmix.scoring.head_mix import HeadMix, MixedLoss, alpha_at, draw, el2n
+from dabsmix.scoring.head_mix import MixedLoss, alpha_at, draw, el2n
 from dabsmix.scoring.heads import Features
 from dabsmix.scoring.metrics import Metric, Undefined, metric
-from dabsmix.scoring.results import Result, mixed_probe, prediction_key
+from dabsmix.scoring.results import HeadMix, Result, mixed_probe, prediction_key
 from dabsmix.scoring.selection import few_labels
 from dabsmix.spec import Table, describe
 from dabsmix.training import learning_rate

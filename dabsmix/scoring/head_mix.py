@@ -17,7 +17,6 @@ standardised quantity. Partners are drawn within one process's part of the batch
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -26,19 +25,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dabsmix.data.domain import Task
-from dabsmix.errors import UserError
 from dabsmix.model.contract import Embedded, Encoder, with_cls
-from dabsmix.scoring.results import HeadMixes, MixSchedules
+from dabsmix.scoring.results import HeadMix
 
 if TYPE_CHECKING:
     from dabsmix.scoring.finetune import Network
 
 __all__ = [
     "Drawn",
-    "HeadMix",
     "MixedLoss",
     "alpha_at",
-    "check",
     "cut",
     "draw",
     "el2n",
@@ -52,60 +48,6 @@ __all__ = [
 ETA = 1.0  # MixupE's η; its slides leave it open
 MEAN_OTHER = 0.5  # E[1 - λ] for λ ~ Beta(α, α), whatever α is
 NO_MIXING = 1e-3  # below this α every λ is 0 or 1
-
-
-@dataclass(frozen=True)
-class HeadMix:
-    """What is mixed while labels are learned, and how strongly.
-
-    Attributes:
-        method: see the table above; ``none`` mixes nothing.
-        alpha: λ ~ Beta(α, α), before the schedule; None for 20 under regmixup and 1 under every other.
-        schedule: see `alpha_at`.
-        epochs: after this many, training goes on without mixing; None to mix to the end.
-    """
-
-    method: HeadMixes = "none"
-    alpha: float | None = None
-    schedule: MixSchedules = "constant"
-    epochs: int | None = None
-
-    @property
-    def strength(self) -> float:
-        """α before the schedule."""
-        return self.alpha if self.alpha is not None else 20.0 if self.method == "regmixup" else 1.0
-
-    def __str__(self) -> str:
-        """``mixup``, or with what differs from the defaults: ``mixup-alpha2-easy-until20``; empty for ``none``."""
-        if self.method == "none":
-            return ""
-        parts: list[str] = [self.method]
-        parts += [f"alpha{self.strength:g}"] if self.strength != HeadMix(self.method).strength else []
-        parts += [self.schedule] if self.schedule != "constant" else []
-        parts += [f"until{self.epochs}"] if self.epochs is not None else []
-        return "-".join(parts)
-
-
-def check(mix: HeadMix, task: Task, encoder: Encoder) -> None:
-    """Refuse what is not defined.
-
-    Raises:
-        UserError: the method is not defined for this kind of label or this encoder, or a number is out of range.
-    """
-    if mix.alpha is not None and not 0 < mix.alpha <= 1000:
-        raise UserError(f"--mix-alpha {mix.alpha:g}: give a number above 0 and up to 1000")
-    if mix.epochs is not None and mix.epochs < 1:
-        raise UserError(f"--mix-epochs {mix.epochs}: give at least 1, or --head-mix none")
-    if mix.method == "none":
-        if mix != HeadMix():
-            raise UserError("--mix-alpha, --mix-schedule and --mix-epochs need a --head-mix other than none")
-        return
-    if task.kind == "tokens":
-        raise UserError(f"--head-mix {mix.method} is not defined for a label of each token: use --head-mix none")
-    if task.kind == "regression" and mix.method == "mixupe":
-        raise UserError("--head-mix mixupe is defined for classes, not for quantities: use --head-mix mixup")
-    if mix.method in ("cutmix", "manifold") and not encoder.has_tokens:
-        raise UserError(f"--head-mix {mix.method} needs an encoder with tokens that is trained too: use mixup")
 
 
 def alpha_at(mix: HeadMix, progress: float) -> float:

@@ -24,6 +24,7 @@ __all__ = [
     "BY_CLASS",
     "PROTOCOLS",
     "Gain",
+    "HeadMix",
     "HeadMixes",
     "MixSchedules",
     "Protocols",
@@ -51,6 +52,60 @@ HeadMixes = Literal["none", "mixup", "cutmix", "manifold", "mixupe", "regmixup",
 
 MixSchedules = Literal["constant", "easy", "hard", "easy-hard-easy"]
 """How strongly over the course of training, see ``head_mix.alpha_at``."""
+
+
+@dataclass(frozen=True)
+class HeadMix:
+    """What is mixed while labels are learned, and how strongly.
+
+    Attributes:
+        method: see the table in ``head_mix.py``; ``none`` mixes nothing.
+        alpha: λ ~ Beta(α, α), before the schedule; None for 20 under regmixup and 1 under every other.
+        schedule: see ``head_mix.alpha_at``.
+        epochs: after this many, training goes on without mixing; None to mix to the end.
+    """
+
+    method: HeadMixes = "none"
+    alpha: float | None = None
+    schedule: MixSchedules = "constant"
+    epochs: int | None = None
+
+    @property
+    def strength(self) -> float:
+        """α before the schedule."""
+        return self.alpha if self.alpha is not None else 20.0 if self.method == "regmixup" else 1.0
+
+    def __str__(self) -> str:
+        """``mixup``, or with what differs from the defaults: ``mixup-alpha2-easy-until20``; empty for ``none``."""
+        if self.method == "none":
+            return ""
+        parts: list[str] = [self.method]
+        parts += [f"alpha{self.strength:g}"] if self.strength != HeadMix(self.method).strength else []
+        parts += [self.schedule] if self.schedule != "constant" else []
+        parts += [f"until{self.epochs}"] if self.epochs is not None else []
+        return "-".join(parts)
+
+    def check(self, kind: str, has_tokens: bool) -> None:
+        """Refuse what is not defined for labels of this kind or for an encoder without tokens.
+
+        Raises:
+            UserError: so it is, or a number is out of range.
+        """
+        if self.alpha is not None and not 0 < self.alpha <= 1000:
+            raise UserError(f"--mix-alpha {self.alpha:g}: give a number above 0 and up to 1000")
+        if self.epochs is not None and self.epochs < 1:
+            raise UserError(f"--mix-epochs {self.epochs}: give at least 1, or --head-mix none")
+        if self.method == "none":
+            if self != HeadMix():
+                raise UserError("--mix-alpha, --mix-schedule and --mix-epochs need a --head-mix other than none")
+            return
+        if kind == "tokens":
+            raise UserError(f"--head-mix {self.method} is not defined for a label of each token: use --head-mix none")
+        if kind == "regression" and self.method == "mixupe":
+            raise UserError("--head-mix mixupe is defined for classes, not for quantities: use --head-mix mixup")
+        if self.method in ("cutmix", "manifold") and not has_tokens:
+            raise UserError(f"--head-mix {self.method} mixes tokens, and this encoder has none: use --head-mix mixup")
+
 
 BY_CLASS = ("accuracy", "balanced_accuracy", "f1_macro", "f1_weighted", "matthews")
 """Metrics of the predicted class alone: their predictions are kept as class numbers, those of others as scores."""

@@ -23,11 +23,11 @@ from dabsmix.scoring.baselines import yardsticks
 from dabsmix.scoring.evaluate import share
 from dabsmix.scoring.finetune import FINETUNE, LINEAR, Finetuned, Network, features_as_data, finetune, supervised
 from dabsmix.scoring.frozen import KeptFeatures, Scored, encoding, notes_on, other_metrics, score_frozen, truth
-from dabsmix.scoring.head_mix import HeadMix, check
 from dabsmix.scoring.protocols import Protocol, protocol, v2
 from dabsmix.scoring.random_init import gain, random_encoders
 from dabsmix.scoring.results import (
     Gain,
+    HeadMix,
     Result,
     TransferRecord,
     by_example,
@@ -135,7 +135,7 @@ def _transfer_to(
     mix = HeadMix(config.head_mix, config.mix_alpha, config.mix_schedule, config.mix_epochs)
     if str(mix) and name not in ("finetune", "v2", "v1"):
         raise UserError(f"--head-mix {mix.method} is not defined under --protocol {name}: use finetune or v2")
-    check(mix, data.labelled.task, encoder)
+    mix.check(data.labelled.task.kind, encoder.has_tokens)
     if mix.method in ("cutmix", "manifold") and name != "finetune":
         raise UserError(f"--head-mix {mix.method} mixes inside the network: use it with --protocol finetune")
     fractions = (1.0,) if name == "finetune" or str(mix) else rules.fractions

@@ -14,10 +14,8 @@ from dabsmix.model.encoder import EncoderConfig, Transformer
 from dabsmix.scoring.finetune import Network, Recipe, finetune
 from dabsmix.scoring.head_mix import (
     Drawn,
-    HeadMix,
     MixedLoss,
     alpha_at,
-    check,
     cut,
     draw,
     el2n,
@@ -27,7 +25,7 @@ from dabsmix.scoring.head_mix import (
     mixupe,
     targets,
 )
-from dabsmix.scoring.results import HeadMixes
+from dabsmix.scoring.results import HeadMix, HeadMixes
 from dabsmix.spec import Table, Tokens
 from dabsmix.training import accelerate
 
@@ -249,7 +247,7 @@ def test_what_is_not_defined_is_refused() -> None:
         (HeadMix("none", 2.0), CLASSES, "other than none"),
     ]:
         with pytest.raises(UserError, match=word):
-            check(mix, task, encoder())
+            mix.check(task.kind, True)
 
 
 def test_padding_is_left_alone_by_the_whole_network() -> None:
