@@ -47,7 +47,7 @@ class ContDMix(Algorithm):
     """
 
     min_tokens: ClassVar[int] = 2
-    fit_reason: ClassVar[str] = "examples are told apart within the batch, and tokens within their example"
+    fit_reason: ClassVar[str] = "examples are distinguished within the batch, and tokens within their example"
 
     def __init__(
         self,

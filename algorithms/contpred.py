@@ -46,7 +46,7 @@ class ContPred(Algorithm):
 
     min_batch: ClassVar[int] = 1
     min_tokens: ClassVar[int] = 2
-    fit_reason: ClassVar[str] = "a token is told apart from the others of its example"
+    fit_reason: ClassVar[str] = "a token is distinguished from the others of its example"
     dabs: ClassVar[Mapping[str, object]] = {
         "score": "all",
         "normalize": False,

@@ -35,7 +35,7 @@ class DMix(Algorithm):
     """
 
     min_tokens: ClassVar[int] = 2
-    fit_reason: ClassVar[str] = "examples are told apart within the batch, and mixing takes some of their tokens"
+    fit_reason: ClassVar[str] = "examples are distinguished within the batch, and mixing takes some of their tokens"
 
     def __init__(
         self, encoder: Encoder, *, alpha: float = 1.0, temperature: float = 0.2, detach_partner: bool = True

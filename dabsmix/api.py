@@ -112,7 +112,7 @@ def pretrain(
         The run, finished; its folder is ``run.path``.
 
     Raises:
-        UserError: any mistake in the arguments or the data; a loss that is no longer finite.
+        UserError: any mistake in the arguments or the data, or a loss that is no longer finite.
     """
     from dabsmix.verbs import pretrain as verb
 

@@ -200,10 +200,10 @@ def load_as(source: Source, modality: str, state: Mapping[str, Any]) -> Data:
     asked = options.pop("metric", None)
     found = read(path, state, label=source.label, on_bad=source.on_bad, **options)
     data = with_metric(divided(found), asked)
-    said = json.dumps([source.label, options, state], sort_keys=True, default=str)
+    settings = json.dumps([source.label, options, state], sort_keys=True, default=str)
     rows = [found.data.fingerprint or _content(found.data), hashlib.sha256(found.label.tobytes()).hexdigest()]
     notes = (*notes, *data.notes, "Whether test examples are among those that were pretrained on is not known.")
-    return replace(data, fingerprint=digest([*rows, said]), source=source, notes=notes)
+    return replace(data, fingerprint=digest([*rows, settings]), source=source, notes=notes)
 
 
 def _content(data: Data) -> str:
@@ -217,7 +217,7 @@ def _content(data: Data) -> str:
 
 
 def _opened(source: Source) -> tuple[Source, Path, dict[str, Any], tuple[str, ...]]:
-    """A user's own data as files: what they are, where they lie, the reader's options, and what is to be said."""
+    """A user's own data as files: what they are, where they are, the reader's options, and notes for the user."""
     assert source.data is not None
     path, options = source.data.expanduser(), read_options(source.options)
     notes: tuple[str, ...] = ()

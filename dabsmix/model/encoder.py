@@ -78,8 +78,8 @@ class TableEmbed(nn.Module):
     Args:
         spec: the columns.
         width: D.
-        columns: ``shared`` gives all numeric columns one Linear(1, D), as DABS does: which column a token comes from
-            is told by its position alone. ``own`` gives each column its weights.
+        columns: ``shared`` gives all numeric columns one Linear(1, D), as DABS does: only the position says which
+            column a token comes from. ``own`` gives each column its own weights.
     """
 
     def __init__(self, spec: Table, width: int, columns: Columns) -> None:
@@ -110,7 +110,7 @@ class TableEmbed(nn.Module):
 
         Raises:
             ValueError: the input has another shape than the spec.
-            IndexError: a code is no category of its column (on a GPU: a device-side assertion).
+            IndexError: a code is not a category of its column (on a GPU: a device-side assertion).
         """
         if x.shape[1:] != (self.spec.num_features,):
             raise ValueError(f"expected (B, {self.spec.num_features}) for {self.spec}, got {tuple(x.shape)}")
@@ -123,7 +123,7 @@ class TableEmbed(nn.Module):
             tokens = tokens.index_copy(1, self.numeric, numeric.to(tokens.dtype))
         if self.category is not None:
             codes = x[:, self.categorical].long()
-            # no row has number -1: a code that is no category stops the run, and never reads another column's rows
+            # no row has number -1: a code that is not a category stops the run and never reads another column's rows
             rows = torch.where((codes >= 0) & (codes < self.sizes), codes + self.offsets, -1)
             tokens = tokens.index_copy(1, self.categorical, self.category(rows).to(tokens.dtype))
         return torch.where(empty[..., None], self.missing, tokens), None
@@ -141,7 +141,7 @@ class TokenEmbed(nn.Module):
         """int64 ``(B, length)`` to tokens ``(B, length, D)`` and which are real, ``(B, length)`` bool or None.
 
         Raises:
-            ValueError: the input has another length than the spec, or is no integer tensor.
+            ValueError: the length of the input differs from the spec's, or it is not an integer tensor.
         """
         if x.shape[1:] != (self.spec.length,) or x.dtype != torch.long:
             raise ValueError(f"expected int64 (B, {self.spec.length}) for {self.spec}, got {x.dtype} {tuple(x.shape)}")

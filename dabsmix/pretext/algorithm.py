@@ -53,7 +53,7 @@ class Algorithm(nn.Module):
     operators of ``mixing``, so that an encoder without tokens will do: it mixes raw inputs."""
     min_tokens: ClassVar[int] = 1
     """The fewest tokens per example for which the loss is defined."""
-    fit_reason: ClassVar[str] = "an example is told apart from the others of its batch"
+    fit_reason: ClassVar[str] = "an example is distinguished from the others of its batch"
     """The end of the message that refuses a batch or sequence that is too small."""
     trains: ClassVar[bool] = True
     """False if there is nothing to optimise; the run is then written at step 0."""

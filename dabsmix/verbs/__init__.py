@@ -1,5 +1,5 @@
-"""What a user does: pretrain, transfer, embed, quickstart. Each file is one verb, read top to bottom.
+"""What a user does: pretrain, transfer, embed, bench, report, quickstart. A verb is read from top to bottom.
 
-They put the other rooms together, so a verb may import everything; no other room imports a verb. The command line and
-the functions of ``import dabsmix`` call these and nothing else.
+Verbs put the other rooms together, so they may import every room, and no other room imports them. The command line and
+the functions of ``import dabsmix`` call them and nothing else.
 """

@@ -1,4 +1,4 @@
-"""The runs of a folder: what state each is in, how far it is, its last loss and its scores."""
+"""The runs of a folder with their status, progress, last loss and scores."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def as_plain(listed: Sequence[Listed]) -> list[dict[str, Any]]:
 
 
 def show(listed: Sequence[Listed]) -> None:
-    """Print as a table; plain tab-separated lines where the output is no terminal."""
+    """Print as a table, or as tab-separated lines if the output is not a terminal."""
     from rich.console import Console
     from rich.table import Table
 
@@ -81,7 +81,7 @@ def _listed(run: Run) -> Listed:
     if status == "running" and not run.locked:
         status = "interrupted"  # killed before it could say so
     lines: list[dict[str, Any]] = []
-    with suppress(UserError):  # a damaged line is no reason not to list the run
+    with suppress(UserError):  # list a run even if a line is damaged
         lines = run.metrics()
     headlines = {}
     for path in sorted(run.path.glob("transfer/*.json")):
