@@ -16,7 +16,6 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args, get_origin, get_type_hints
 
-import numpy as np
 import yaml
 
 from dabsmix.errors import UserError, did_you_mean
@@ -155,6 +154,8 @@ def with_metric(data: Data, asked: str | None) -> Data:
     Raises:
         UserError: the metric is not one of those offered for such labels.
     """
+    import numpy as np
+
     from dabsmix.scoring.metrics import OFFERED, by_labels
 
     labelled = data.require_labelled()
@@ -164,29 +165,29 @@ def with_metric(data: Data, asked: str | None) -> Data:
         what = "classes" if task.kind == "classes" else "a quantity"
         raise UserError(f"metric {asked!r}{did_you_mean(asked, offered)}: for {what} there are {', '.join(offered)}")
     assert train is not None
-    found = asked or (by_labels(task.kind, train) if task.kind in OFFERED else task.metric)
+    metric = asked or (by_labels(task.kind, train) if task.kind in OFFERED else task.metric)
     notes = data.notes
-    if found == "balanced_accuracy" and asked is None:
+    if metric == "balanced_accuracy" and asked is None:
         counts = np.unique(train, return_counts=True)[1]
         notes += (
-            f"The metric is balanced accuracy, the mean over classes of the share that is found: the most frequent "
+            f"The metric is balanced accuracy, the mean of the classes' recalls: the most frequent "
             f"class has {counts.max() / counts.min():.1f} times the training labels of the rarest (`metric` chooses).",
         )
-    return replace(data, labelled=replace(labelled, task=replace(task, metric=found)), notes=notes)
+    return replace(data, labelled=replace(labelled, task=replace(task, metric=metric)), notes=notes)
 
 
 def load_as(source: Source, modality: str, state: Mapping[str, Any]) -> Data:
-    """A user's labelled data, read as a run read its own: with its columns, categories, tokenizer and statistics.
+    """A user's labelled data, read with the columns, categories, tokenizer and statistics of a run.
 
-    A fifth of the labelled examples (or groups) are the test, as where they are pretrained on.
+    A fifth of the labelled examples (or groups) is the test split, as in pretraining on them.
 
     Args:
         source: the data, with a label.
         modality: of the run.
-        state: ``Data.state`` of the run, with all that its modality's reader needs.
+        state: ``Data.state`` of the run, with everything that its modality's reader needs.
 
     Raises:
-        UserError: they are of another modality, lack a column, have no label, or an option does not apply.
+        UserError: the data are of another modality, lack a column or have no label, or an option does not apply.
     """
     from dabsmix.modalities.files import digest, divided
 
@@ -198,22 +199,24 @@ def load_as(source: Source, modality: str, state: Mapping[str, Any]) -> Data:
     read = importlib.import_module(f"dabsmix.modalities.{modality}").own_marked
     _check_options(source, read, options)
     asked = options.pop("metric", None)
-    found = read(path, state, label=source.label, on_bad=source.on_bad, **options)
-    data = with_metric(divided(found), asked)
+    marked = read(path, state, label=source.label, on_bad=source.on_bad, **options)
+    data = with_metric(divided(marked), asked)
     settings = json.dumps([source.label, options, state], sort_keys=True, default=str)
-    rows = [found.data.fingerprint or _content(found.data), hashlib.sha256(found.label.tobytes()).hexdigest()]
-    notes = (*notes, *data.notes, "Whether test examples are among those that were pretrained on is not known.")
+    rows = [marked.data.fingerprint or _content(marked.data), hashlib.sha256(marked.label.tobytes()).hexdigest()]
+    notes = (*notes, *data.notes, "It is not known whether test examples were among those that were pretrained on.")
     return replace(data, fingerprint=digest([*rows, settings]), source=source, notes=notes)
 
 
 def _content(data: Data) -> str:
-    """Digest of examples of which no file's fingerprint is at hand."""
-    found = hashlib.sha256()
+    """Digest of examples that come without the fingerprint of a file."""
+    import numpy as np
+
+    content = hashlib.sha256()
     for start in range(0, len(data.pretrain), 4096):
         index = np.arange(start, min(start + 4096, len(data.pretrain)))
         for each in data.pretrain.batch(index):
-            found.update(each.numpy().tobytes())
-    return found.hexdigest()
+            content.update(each.numpy().tobytes())
+    return content.hexdigest()
 
 
 def _opened(source: Source) -> tuple[Source, Path, dict[str, Any], tuple[str, ...]]:
