@@ -25,7 +25,7 @@ from dabsmix.errors import UserError
 from dabsmix.model.encoder import Encoder, mean_features
 from dabsmix.pretext.algorithm import Algorithm, Loss, check_positive, check_share
 from dabsmix.pretext.contrast import PROJECTION, mixed_cross_entropy, mlp_head, products, unit
-from dabsmix.pretext.momentum import Queue, follow, momentum_copy
+from dabsmix.pretext.momentum import Queue, follow, momentum_at, momentum_copy
 from dabsmix.pretext.tokens import check_mixing, mix
 from dabsmix.pretext.views import two_views
 from dabsmix.spec import Batch
@@ -45,6 +45,7 @@ class MoCo(Algorithm):
         share: one λ for each example or for the batch; operator: as in the source's code, the batch for cutmix only
         temperature: divides the cosine similarities; 0.2 for images, 0.5 for speech, 0.1 for tables in the source
         momentum: m of the key encoder
+        cosine_momentum: let the momentum rise to 1 by half a cosine, an option of the source's code
         queue: number of past keys; 65536 for ImageNet in the source
         in_batch_negatives: whether the other keys of the batch are negatives too, as in i-Mix's revised MoCo
         views: how the two views of an example differ
@@ -54,7 +55,7 @@ class MoCo(Algorithm):
 
     num_views: ClassVar[int] = 2
     needs_tokens: ClassVar[bool] = False
-    added: ClassVar[tuple[str, ...]] = ("mixing", "alpha", "share")
+    added: ClassVar[tuple[str, ...]] = ("mixing", "alpha", "share", "cosine_momentum")
 
     def __init__(
         self,
@@ -65,6 +66,7 @@ class MoCo(Algorithm):
         share: Literal["operator", "example", "batch"] = "operator",
         temperature: float = 0.2,
         momentum: float = 0.999,
+        cosine_momentum: bool = False,
         queue: int = 4096,
         in_batch_negatives: bool = False,
         views: Literal["identical", "noise", "mask", "augment"] = "identical",
@@ -84,6 +86,7 @@ class MoCo(Algorithm):
         self.share = share
         self.temperature = temperature
         self.momentum = momentum
+        self.cosine_momentum = cosine_momentum
         self.in_batch_negatives = in_batch_negatives
         self.views = views
         self.inputmix = inputmix
@@ -116,14 +119,15 @@ class MoCo(Algorithm):
 
     def after_step(self, progress: float) -> None:
         """Move the key encoder and its head, before the next step's keys are made."""
-        follow(self.key_encoder, self.encoder, self.momentum)
-        follow(self.key_head, self.head, self.momentum)
+        momentum = momentum_at(progress, self.momentum, cosine=self.cosine_momentum)
+        follow(self.key_encoder, self.encoder, momentum)
+        follow(self.key_head, self.head, momentum)
 
 
 class IMixMoCo(MoCo):
     """i-Mix, MoCo: contrast of mixed anchors against a momentum encoder's keys, of this batch and of the past."""
 
-    added: ClassVar[tuple[str, ...]] = ("in_batch_negatives",)
+    added: ClassVar[tuple[str, ...]] = ("in_batch_negatives", "cosine_momentum")
 
     def __init__(
         self,

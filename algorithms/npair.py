@@ -10,23 +10,27 @@ mixing and cutmix weight the label by the share of tokens that an example keeps.
 
 Gradient flows through both sides. With identical views, dropout is the only difference between them. The head is
 i-Mix's for CIFAR and Speech Commands, with batch norm after both layers; its ImageNet head has none.
+
+The supervised form (appendix C.2) has in place of i every key of i's class, with equal weights: for v_i the vector of
+these, loss = mean_i λ_i CE(L_i, v_i) + (1-λ_i) CE(L_i, v_r(i)).
 """
 
 from typing import Any, ClassVar, Literal
 
 import numpy as np
+from torch import Tensor
 
-from dabsmix.distributed import own_rows
+from dabsmix.distributed import gather, own_rows
 from dabsmix.model.encoder import Encoder, mean_features
 from dabsmix.pretext.algorithm import Algorithm, Loss, check_positive
-from dabsmix.pretext.contrast import mixed_cross_entropy, mlp_head, similarities
+from dabsmix.pretext.contrast import class_of, mixed_cross_entropy, mlp_head, same_class, similarities
 from dabsmix.pretext.tokens import check_mixing, mix
 from dabsmix.pretext.views import two_views
 from dabsmix.spec import Batch
 
-__all__ = ["NAMES", "IMixNPair", "NPair"]
+__all__ = ["NAMES", "IMixNPair", "IMixSupNPair", "NPair", "SupNPair"]
 
-NAMES = {"imix_npair": "IMixNPair"}
+NAMES = {"imix_npair": "IMixNPair", "supnpair": "SupNPair", "imix_supnpair": "IMixSupNPair"}
 
 
 class NPair(Algorithm):
@@ -79,16 +83,42 @@ class NPair(Algorithm):
         anchors, keys = self.head(features).chunk(2)
 
         logits, own = similarities(anchors, keys, self.temperature), own_rows(anchors)
-        loss = mixed_cross_entropy(logits, own, partner, mixed.weight).mean()
+        loss = self._costs(logits, own, partner, mixed.weight, batch).mean()
         accuracy = (logits.argmax(dim=1) == own).float().mean()
         clean = features.chunk(2)[1].detach() if key.clean else None
         return Loss(loss, {"accuracy": accuracy}, clean)
+
+    def _costs(self, logits: Tensor, own: Tensor, partner: Tensor, weight: Tensor, batch: Batch) -> Tensor:
+        """The loss of each anchor, ``(b,)``: its class is its own place in the batch."""
+        return mixed_cross_entropy(logits, own, partner, weight)
 
 
 class IMixNPair(NPair):
     """i-Mix, N-pair: contrast of mixed anchors against unmixed keys."""
 
     added: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(
+        self, encoder: Encoder, *, mixing: Literal["mixup", "patch", "cutmix"] = "mixup", **others: Any
+    ) -> None:
+        super().__init__(encoder, mixing=mixing, **others)
+
+
+class SupNPair(NPair):
+    """Supervised N-pair (uses labels), unmixed: contrast by class, the baseline of imix_supnpair."""
+
+    needs_labels: ClassVar[bool] = True
+    added: ClassVar[tuple[str, ...]] = ()
+
+    def _costs(self, logits: Tensor, own: Tensor, partner: Tensor, weight: Tensor, batch: Batch) -> Tensor:
+        label = class_of(batch)
+        everyone = gather(label)
+        mine, theirs = same_class(label, everyone), same_class(everyone[partner], everyone)
+        return -((weight[:, None] * mine + (1 - weight[:, None]) * theirs) * logits.log_softmax(dim=1)).sum(dim=1)
+
+
+class IMixSupNPair(SupNPair):
+    """i-Mix, supervised N-pair (uses labels): contrast of mixed anchors against unmixed keys, by class."""
 
     def __init__(
         self, encoder: Encoder, *, mixing: Literal["mixup", "patch", "cutmix"] = "mixup", **others: Any

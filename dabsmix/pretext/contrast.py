@@ -116,15 +116,17 @@ def class_of(batch: Batch) -> Tensor:
     return batch.label
 
 
-def same_class(rows: Tensor, label: Tensor, excluded: Tensor) -> Tensor:
+def same_class(rows: Tensor, label: Tensor, excluded: Tensor | None = None) -> Tensor:
     """SupCon's virtual labels ``(k, n)``: equal weight on every column of the row's class, summing to 1.
 
     Args:
         rows: the classes ``(k,)`` of the rows.
         label: the classes ``(n,)`` of the columns.
-        excluded: one column ``(k,)`` per row that gets no weight: the anchor itself.
+        excluded: one column ``(k,)`` per row that gets no weight, where the anchor itself is among them.
     """
-    positive = (rows[:, None] == label).float().scatter(1, excluded[:, None], 0.0)
+    positive = (rows[:, None] == label).float()
+    if excluded is not None:
+        positive = positive.scatter(1, excluded[:, None], 0.0)
     return positive / positive.sum(dim=1, keepdim=True)
 
 

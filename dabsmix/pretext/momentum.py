@@ -1,6 +1,7 @@
 """Momentum encoders and the queue of their past outputs."""
 
 import copy
+import math
 from typing import TypeVar
 
 import torch
@@ -9,7 +10,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from dabsmix.pretext.contrast import unit
 
-__all__ = ["Queue", "follow", "momentum_copy"]
+__all__ = ["Queue", "follow", "momentum_at", "momentum_copy"]
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -26,6 +27,14 @@ def follow(key: nn.Module, query: nn.Module, momentum: float) -> None:
     """
     keys, queries = list(key.parameters()), list(query.parameters())
     get_ema_multi_avg_fn(momentum)(keys, queries, 0)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+
+
+def momentum_at(progress: float, momentum: float, *, cosine: bool) -> float:
+    """The momentum after a share of training: constant, or rising to 1 by half a cosine (BYOL, Grill et al. 2020).
+
+    ``1 - (1 - m) (1 + cos(π progress)) / 2``.
+    """
+    return 1 - (1 - momentum) * (1 + math.cos(math.pi * progress)) / 2 if cosine else momentum
 
 
 class Queue(nn.Module):

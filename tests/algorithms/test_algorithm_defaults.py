@@ -10,8 +10,15 @@ VIEWS = {"views": "identical", "inputmix": 0}  # identical for all: the comparis
 UNMIXED = {"mixing": "none", "alpha": 1.0, "share": "operator"}
 MIXING = {**UNMIXED, "mixing": "mixup"}  # λ as often as i-Mix's code draws it
 NPAIR = {"temperature": 0.2, "head_norm": "both", **VIEWS}
-MOCO = {"temperature": 0.2, "queue": 4096, "momentum": 0.999, "head_norm": "first", **VIEWS}
-BYOL = {"momentum": 0.999, "head_norm": "first", "predictor_norm": "first", **VIEWS}
+MOCO = {"temperature": 0.2, "queue": 4096, "momentum": 0.999, "cosine_momentum": False, "head_norm": "first", **VIEWS}
+BYOL = {
+    "momentum": 0.999,
+    "cosine_momentum": False,
+    "symmetric": False,
+    "head_norm": "first",
+    "predictor_norm": "first",
+    **VIEWS,
+}
 
 DEFAULTS: dict[str, dict[str, Any]] = {
     "none": {},
@@ -48,6 +55,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "moco": {**MOCO, **UNMIXED, "in_batch_negatives": False},
     "byol": {**BYOL, **UNMIXED},
     "imix_npair": {**NPAIR, **MIXING},
+    "supnpair": {**NPAIR, **UNMIXED},
+    "imix_supnpair": {**NPAIR, **MIXING},
     "imix_simclr": {**NPAIR, **MIXING},
     "imix_supcon": {**NPAIR, **MIXING},
     "imix_moco": {**MOCO, **MIXING, "in_batch_negatives": True},

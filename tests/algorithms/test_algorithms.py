@@ -160,6 +160,7 @@ def test_dropout_is_on_in_the_key_pass(name: str) -> None:
 # --- what the probe reads
 
 CLEAN = ["emix", "dmix", "contdmix", "npair", "simclr", "supcon", "imix_npair", "imix_simclr", "imix_supcon"]
+CLEAN += ["supnpair", "imix_supnpair"]
 
 
 @pytest.mark.parametrize("name", TRAINED)

@@ -123,6 +123,27 @@ def test_npair_and_its_mixed_form(kind: str, head_norm: str) -> None:
     assert_loss(algorithm, batch, npair_loss(anchors, keys, order, kept, 0.2))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["supnpair", "imix_supnpair"])
+def test_supervised_npair_and_its_mixed_form(kind: str, name: str) -> None:
+    algorithm: Any = build(name, kind)
+    batch = batch_of(kind)._replace(label=torch.tensor([0, 1, 0, 2, 1, 0, 3, 1]))
+    tokens, mask = algorithm.encoder.embed(batch.views[0])
+    order, kept, examples = list(range(B)), [1.0] * B, list(tokens)
+    if name == "imix_supnpair":
+        _, order, weight = draw(batch.seed)
+        examples, kept = mixed_up(tokens, mask, order, weight)
+    anchors, keys = projections(algorithm, algorithm.head, [examples, list(tokens)], mask)
+    assert batch.label is not None
+    classes, total = batch.label.tolist(), 0.0
+    for i in range(B):
+        logits = [cosine(anchors[i], keys[j]) / 0.2 for j in range(B)]
+        for share, wanted in ((kept[i], classes[i]), (1 - kept[i], classes[order[i]])):
+            same = [j for j in range(B) if classes[j] == wanted]
+            total += share * sum(cross_entropy(logits, j) for j in same) / len(same)
+    assert_loss(algorithm, batch, total / B)
+
+
 def test_noise_is_part_of_what_is_mixed() -> None:
     """The anchors' noise is drawn first, then the keys'; a partner is mixed in with the noise of its own view."""
     algorithm, batch = build("imix_npair", "sensor", views="noise"), batch_of("sensor")
@@ -305,6 +326,33 @@ def test_byol_and_its_mixed_form(kind: str, head_norm: str, predictor_norm: str)
             own, partner = cosine(predicted[i], target[i]), cosine(predicted[i], target[order[i]])
             total += 2 - 2 * (kept[i] * own + (1 - kept[i]) * partner)
         assert_loss(algorithm, batch, total / B)
+
+
+@pytest.mark.parametrize("name", ["byol", "imix_byol"])
+def test_symmetric_byol_is_the_sum_of_both_directions(name: str) -> None:
+    views = batch_of("sensor", num_views=2)
+    hyper: dict[str, Any] = {"views": "augment", "mixing": "none"} if name == "byol" else {"views": "augment"}
+    one_way, both_ways = build(name, "sensor", **hyper), build(name, "sensor", symmetric=True, **hyper)
+    if name == "byol":  # nothing is drawn, so the directions can be taken apart
+        there = float(one_way(views).value.detach())
+        back = float(one_way(views._replace(views=views.views[::-1])).value.detach())
+        assert_loss(both_ways, views, there + back)
+    else:
+        assert not torch.equal(both_ways(views).value, 2 * one_way(views).value)
+
+
+def test_momentum_rises_by_half_a_cosine() -> None:
+    algorithm: Any = build("byol", "sensor", momentum=0.9, cosine_momentum=True)
+    with torch.no_grad():
+        for p in algorithm.key_head.parameters():
+            p.fill_(1.0)
+        for p in algorithm.head.parameters():
+            p.fill_(0.0)
+    expected = 1.0
+    for step in range(4):
+        algorithm.after_step((step + 1) / 4)
+        expected *= 1 - (1 - 0.9) * (1 + math.cos(math.pi * (step + 1) / 4)) / 2
+        assert float(next(algorithm.key_head.parameters()).flatten()[0].detach()) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("name", ["moco", "imix_moco", "byol", "imix_byol"])
