@@ -1,4 +1,4 @@
-"""The command line. Nothing heavy is imported before a command needs it: ``--help`` answers at once."""
+"""The command line. Heavy packages are imported only by the commands that need them, so ``--help`` is quick."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 DESCRIPTION = "A domain-agnostic self-supervised learning benchmark."
-SEEDS = "Several seeds in place of --seed: one run each, one after the other; --resume goes on where they stopped."
+SEEDS = "Several seeds in place of --seed: one run each, one after the other; --resume continues where they stopped."
 
 
 def main() -> None:
@@ -50,14 +50,14 @@ def main() -> None:
         with log_lines() if os.environ.get("RANK", "0") == "0" else contextlib.nullcontext():
             _run(sys.argv[1:])
     except UserError as error:
-        if os.environ.get("RANK", "0") == "0":  # every process meets the same mistake; one of them says so
+        if os.environ.get("RANK", "0") == "0":  # every process has the same error; one of them prints it
             print(f"dabsmix: {error}", file=sys.stderr)
         sys.exit(2)
     except Interrupted as error:
         _say(f"dabsmix: {error}")
         sys.exit(RESUME_ME)
     except KeyboardInterrupt:
-        print("dabsmix: interrupted; a pretraining run goes on with the same command and --resume", file=sys.stderr)
+        print("dabsmix: interrupted; to continue a pretraining run, repeat the command with --resume", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:  # `dabsmix leaderboard | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -327,7 +327,7 @@ def _transfer(config: TransferConfig) -> None:
 
 
 def _is_own(run: Path, task: str) -> bool:
-    """Whether a run was pretrained on a user's own data of this name; what is not a run says so later."""
+    """Whether a run was pretrained on a user's own data of this name; a folder that is not a run is reported later."""
     from dabsmix.run import Run
 
     try:
@@ -398,7 +398,7 @@ def _leaderboard(config: LeaderboardConfig) -> None:
 
 
 def _modality(name: str) -> str:
-    """Of a domain; a user's own data and domains that are not installed here have none that we know."""
+    """The modality of a domain; it is unknown for a user's own data and for domains that are not installed."""
     from dabsmix.registry import domain
 
     try:
@@ -452,7 +452,7 @@ def _bench(plans: list[BenchConfig], path: Path | None) -> None:
 
 
 def _share(workers: int) -> int:
-    """The same command in several processes, which share the cells; the worst of their exit statuses."""
+    """Run the same command in several processes, which share the cells; returns the worst of their exit statuses."""
     import subprocess
 
     command = [sys.executable, "-m", "dabsmix", *sys.argv[1:], "--workers", "1"]
@@ -526,7 +526,7 @@ def _quickstart(config: QuickstartConfig) -> None:
     print(f"runs: {board.parent.parent / 'runs'}\nleaderboard: {board} (the record behind each row: runs/ beside it)")
 
 
-# --- the C library's allocator: a setting of the whole process, so the program makes it and no library call does
+# --- the C library's allocator: a setting of the whole process, made by the program and never by a library call
 
 # malloc.h of glibc
 M_TRIM_THRESHOLD = -1
@@ -534,12 +534,12 @@ M_MMAP_MAX = -4
 
 
 def keep_freed_memory() -> None:
-    """Let freed tensors' memory be used again by the next ones.
+    """Reuse the memory of freed tensors for the next ones.
 
-    By default glibc gives every large block back to the kernel when it is freed, and each tensor of the next step takes
-    fresh pages, one fault for every 4 KiB. A training step allocates and frees the same sizes again and again: kept in
-    the process, they cost nothing. What the process holds is then its peak. Nothing happens off Linux or on another
-    C library.
+    By default glibc returns every large block to the kernel when it is freed, and each tensor of the next step takes
+    fresh pages, with one page fault for every 4 KiB. A training step allocates and frees the same sizes again and
+    again, so keeping them in the process saves these faults; the process then holds its peak of memory. This does
+    nothing on other systems than Linux and with other C libraries.
     """
     if not sys.platform.startswith("linux"):
         return

@@ -36,9 +36,9 @@ class Bar:
     On a terminal a bar; elsewhere a line at the start and at each 5 %, at most one a second.
 
     Args:
-        title: what is going on.
-        total: steps of it; None where nobody knows.
-        start: how many are done already.
+        title: the name of the stage.
+        total: the number of its steps; None if it is unknown.
+        start: the number of steps that are done already.
         shown: False on all but one of several processes.
         in_bytes: whether the steps are bytes of a file.
     """
@@ -67,7 +67,7 @@ class Bar:
             self._bar.stop()
 
     def advance(self, steps: int = 1) -> None:
-        """So many steps further."""
+        """Count this many steps as done."""
         self._done += steps
         if self._bar is not None:
             self._bar.advance(self._bar.task_ids[0], steps)
@@ -75,7 +75,7 @@ class Bar:
             self._line(self._total)
 
     def show(self, **values: str) -> None:
-        """The values beside the bar or in the line, in this order."""
+        """Show these values beside the bar or in the line, in this order."""
         self._text = "  ".join(f"{k} {v}" if k != "rate" else v for k, v in values.items())
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], text=self._text)
@@ -100,9 +100,9 @@ def progress(title: str, items: Iterable[T], total: int | None = None) -> Iterat
     """The items of a loop, with a bar while they are worked through.
 
     Args:
-        title: what is going on.
+        title: the name of the stage.
         items: what to loop over.
-        total: how many there are, where they do not say.
+        total: how many there are, if their number is not known from them.
     """
     if total is None and isinstance(items, Sized):
         total = len(items)
@@ -113,7 +113,7 @@ def progress(title: str, items: Iterable[T], total: int | None = None) -> Iterat
 
 
 def stage(title: str) -> None:
-    """Note the start of a stage that has no steps to count."""
+    """Log the start of a stage that has no steps to count."""
     log.info("%s: starts", title)
 
 

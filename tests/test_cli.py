@@ -13,6 +13,7 @@ from recorded import run_record
 
 from dabsmix.cli import main
 from dabsmix.config import PretrainConfig
+from dabsmix.model.shapes import ENCODERS
 from dabsmix.run import Run
 from dabsmix.source import Source
 
@@ -148,7 +149,7 @@ def test_list(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
     names = {kind: [each["name"] for each in rows] for kind, rows in found.items()}
     assert {"digits", "uci_har", "pamap2", "cifar10"} <= set(names["domains"])
     assert {"none", "emix", "dmix"} <= set(names["algorithms"])
-    assert names["encoders"] == ["dabs", "tiny", "vit_small", "vit_base", "vit_large"]
+    assert names["encoders"] == list(ENCODERS)
     (emix,) = (each for each in found["algorithms"] if each["name"] == "emix")
     assert emix["flags"] == {"alpha": 1.0, "temperature": 0.2, "label_weight": "example"}
     assert call(monkeypatch, "list encoders") == 0
