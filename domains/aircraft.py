@@ -9,8 +9,7 @@ from dabsmix.data.domain import Task
 from dabsmix.data.download import Download
 from dabsmix.errors import UserError
 from dabsmix.modalities.files import codes, lines
-from dabsmix.modalities.image import Listing, family
-from dabsmix.modalities.image_read import file_pixels
+from dabsmix.modalities.image import Listing, family, file_pixels
 
 
 def _read(folder: Path, protocol: str) -> Listing:

@@ -8,8 +8,7 @@ from dabsmix.data.domain import Task
 from dabsmix.data.download import Download
 from dabsmix.errors import UserError
 from dabsmix.modalities.files import codes, split_note, walk
-from dabsmix.modalities.image import Listing, family
-from dabsmix.modalities.image_read import IMAGE_SUFFIXES, file_pixels
+from dabsmix.modalities.image import IMAGE_SUFFIXES, Listing, family, file_pixels
 
 FOLDER = "101_ObjectCategories"
 BACKGROUND = "BACKGROUND_Google/"  # clutter, no class of the task

@@ -9,8 +9,7 @@ from numpy.typing import NDArray
 from dabsmix.data.domain import Task
 from dabsmix.errors import UserError
 from dabsmix.modalities.files import codes
-from dabsmix.modalities.image import Listing, family
-from dabsmix.modalities.image_read import file_pixels
+from dabsmix.modalities.image import Listing, family, file_pixels
 
 FINDINGS = ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion")
 VALUES = {"": 0, "0": 0, "0.0": 0, "1": 1, "1.0": 1, "-1": 0, "-1.0": 0}

@@ -8,8 +8,7 @@ from dabsmix.data.domain import Task
 from dabsmix.data.download import Download
 from dabsmix.errors import UserError
 from dabsmix.modalities.files import lines
-from dabsmix.modalities.image import Listing, family
-from dabsmix.modalities.image_read import file_pixels
+from dabsmix.modalities.image import Listing, family, file_pixels
 
 TABLES = ("classes.txt", "images.txt", "image_class_labels.txt", "train_test_split.txt")
 

@@ -7,8 +7,7 @@ import numpy as np
 from dabsmix.data.domain import Task
 from dabsmix.data.download import Download
 from dabsmix.modalities.files import codes, lines, rows_named, walk
-from dabsmix.modalities.image import Listing, family
-from dabsmix.modalities.image_read import IMAGE_SUFFIXES, file_pixels
+from dabsmix.modalities.image import IMAGE_SUFFIXES, Listing, family, file_pixels
 
 
 def _read(folder: Path, protocol: str) -> Listing:

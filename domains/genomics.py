@@ -16,8 +16,7 @@ from dabsmix.data.download import Download
 from dabsmix.data.splits import carve
 from dabsmix.errors import UserError
 from dabsmix.modalities.sequence import Alphabet, Sample, store, stored
-from dabsmix.modalities.text import as_int64
-from dabsmix.modalities.text_files import read_tsv
+from dabsmix.modalities.text import as_int64, read_tsv
 
 BASES = Alphabet("ACGT")
 LENGTH = 250

@@ -22,9 +22,9 @@ from dabsmix.modalities.text import (
     Texts,
     identity,
     labelled,
+    read_tsv,
     tokenizer,
 )
-from dabsmix.modalities.text_files import read_tsv
 
 ENTAILMENT = ("entailment", "not_entailment")
 MNLI = ("entailment", "neutral", "contradiction")

@@ -19,9 +19,9 @@ from dabsmix.modalities.text import (
     Texts,
     identity,
     labelled,
+    read_tsv,
     tokenizer,
 )
-from dabsmix.modalities.text_files import read_tsv
 
 LANGUAGES = {
     **{"en": "English", "fr": "French", "es": "Spanish", "de": "German"},

@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 from dabsmix.data.domain import Task
 from dabsmix.data.download import Download
 from dabsmix.errors import UserError
-from dabsmix.modalities.sound import Form
-from dabsmix.modalities.spectrogram import LARGE, Clips, duration, family, small, sounds
+from dabsmix.modalities.spectrogram import LARGE, Clips, Form, duration, family, small, sounds
 
 LISTS = ("validation_list.txt", "testing_list.txt")
 NOISE = "_background_noise_"

@@ -9,8 +9,7 @@ from dabsmix.data.domain import Task
 from dabsmix.data.download import Download
 from dabsmix.errors import UserError
 from dabsmix.modalities.files import lines
-from dabsmix.modalities.image import Listing, family
-from dabsmix.modalities.image_read import resized
+from dabsmix.modalities.image import Listing, family, resized
 
 PARTS = ("train", "test", "unlabeled")
 BYTES = 3 * 96 * 96

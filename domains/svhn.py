@@ -8,8 +8,7 @@ from numpy.typing import NDArray
 from dabsmix.data.domain import Task
 from dabsmix.data.download import Download
 from dabsmix.errors import UserError
-from dabsmix.modalities.image import Listing, family
-from dabsmix.modalities.image_read import array_pixels
+from dabsmix.modalities.image import Listing, array_pixels, family
 
 SOURCE = "http://ufldl.stanford.edu/housenumbers"
 CITED = "torchvision 0.27.1, datasets/svhn.py"

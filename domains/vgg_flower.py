@@ -8,8 +8,7 @@ from numpy.typing import NDArray
 from dabsmix.data.domain import Task
 from dabsmix.data.download import Download
 from dabsmix.errors import UserError
-from dabsmix.modalities.image import Listing, family
-from dabsmix.modalities.image_read import file_pixels, four_fifths
+from dabsmix.modalities.image import Listing, family, file_pixels, four_fifths
 
 SOURCE = "https://www.robots.ox.ac.uk/~vgg/data/flowers/102"
 CITED = "torchvision 0.27.1, datasets/flowers102.py"

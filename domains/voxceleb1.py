@@ -8,7 +8,7 @@ from dabsmix.data.domain import Task
 from dabsmix.errors import UserError
 from dabsmix.modalities.files import codes
 from dabsmix.modalities.spectrogram import Clips, family
-from dabsmix.modalities.text_files import read_lines
+from dabsmix.modalities.text import read_lines
 
 SPLIT = "iden_split.txt"
 

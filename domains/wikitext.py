@@ -7,8 +7,7 @@ from pathlib import Path
 from dabsmix.data.domain import Data, Domain
 from dabsmix.data.download import Download
 from dabsmix.errors import UserError
-from dabsmix.modalities.text import BERT, BERT_FILE, HUGGING_FACE, corpus, identity, tokenizer
-from dabsmix.modalities.text_files import read_lines
+from dabsmix.modalities.text import BERT, BERT_FILE, HUGGING_FACE, corpus, identity, read_lines, tokenizer
 
 GLUE = ("cola", "sst2", "mrpc", "qqp", "stsb", "mnli_matched", "mnli_mismatched", "qnli", "rte", "wnli")
 

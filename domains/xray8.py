@@ -8,8 +8,7 @@ import numpy as np
 from dabsmix.data.domain import Task
 from dabsmix.errors import UserError
 from dabsmix.modalities.files import codes, lines, rows_named, split_note
-from dabsmix.modalities.image import Listing, family
-from dabsmix.modalities.image_read import file_pixels
+from dabsmix.modalities.image import Listing, family, file_pixels
 
 FINDINGS = (
     "Atelectasis",

@@ -16,8 +16,8 @@ from torch.nn.parallel import DistributedDataParallel
 from dabsmix.data.standardise import Standardise
 from dabsmix.distributed import all_sum, gather, gather_with_grad, local, own_rows, rank, world_size
 from dabsmix.modalities.augmentation import SensorViews, SoundViews
-from dabsmix.modalities.image_pixels import augmented, imix_view
-from dabsmix.modalities.sound import Form
+from dabsmix.modalities.image import augmented, imix_view
+from dabsmix.modalities.spectrogram import Form
 from dabsmix.model.batch_norm import GlobalBatchNorm
 from dabsmix.model.encoder import build_encoder
 from dabsmix.model.shapes import AnyConfig, MLPConfig, ResNetConfig

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from dabsmix.modalities.sound import Form
+    from dabsmix.modalities.spectrogram import Form
 
 __all__ = ["SensorViews", "SoundViews", "draws", "mel_scale"]
 

@@ -21,8 +21,7 @@ from dabsmix.data.domain import Data, Domain, Labelled, Rows, Split, Task
 from dabsmix.data.download import Download
 from dabsmix.errors import UserError
 from dabsmix.modalities.files import digest
-from dabsmix.modalities.image import Listing, load
-from dabsmix.modalities.image_read import opened, resized
+from dabsmix.modalities.image import Listing, load, opened, resized
 from dabsmix.modalities.text import BERT, BERT_FILE, Sample, tokenizer, write_rows
 from dabsmix.spec import Tokens
 

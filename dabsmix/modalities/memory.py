@@ -198,7 +198,7 @@ def _pictures(x: Any, spec: Grid, bits: int) -> NDArray[Any]:
     """Images as stored: unsigned integers ``(n, channels, side, side)``."""
     from PIL import Image
 
-    from dabsmix.modalities.image_read import opened, resized
+    from dabsmix.modalities.image import opened, resized
 
     side, top = spec.size[0], 2**bits - 1
     dtype = np.uint8 if bits == 8 else np.uint16
@@ -234,7 +234,7 @@ def _channels_first(array: NDArray[Any], channels: int) -> NDArray[Any]:
 
 
 def _image_set(x: Any) -> Data:
-    from dabsmix.modalities.image_pixels import Pixels
+    from dabsmix.modalities.image import Pixels
 
     side, patch = 32, 4
     shape = getattr(x, "shape", ())
@@ -261,7 +261,7 @@ def _image_set(x: Any) -> Data:
 
 def _spectrograms(x: Any, spec: Grid, state: Mapping[str, Any]) -> NDArray[np.float16]:
     """Decibels as stored, of waves ``(n, samples)`` or as they are."""
-    from dabsmix.modalities.sound import Form, log_mel
+    from dabsmix.modalities.spectrogram import Form, log_mel
 
     array = _array(x)
     if array.ndim != 2:

@@ -21,8 +21,8 @@ from typing import Any
 
 from dabsmix.data.cache import fingerprint, prepared
 from dabsmix.errors import UserError
-from dabsmix.modalities.image_read import IMAGE_SUFFIXES
-from dabsmix.modalities.sound import SUFFIXES
+from dabsmix.modalities.image import IMAGE_SUFFIXES
+from dabsmix.modalities.spectrogram import SUFFIXES
 from dabsmix.modalities.tables import PARQUET
 from dabsmix.terminal import progress
 

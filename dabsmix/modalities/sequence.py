@@ -17,8 +17,7 @@ from dabsmix.data.domain import Data, Labelled, Split, Task
 from dabsmix.data.splits import divide_labelled
 from dabsmix.errors import UserError
 from dabsmix.modalities.files import Marked, class_names, codes, division_notes, marked, named, skipped_note
-from dabsmix.modalities.text import as_int64
-from dabsmix.modalities.text_files import OwnText, read_own
+from dabsmix.modalities.text import OwnText, as_int64, read_own
 from dabsmix.spec import Tokens
 
 __all__ = ["Alphabet", "Sample", "encoded", "own", "own_rows", "records", "samples", "store", "stored"]

@@ -10,7 +10,7 @@ import upstream_speech as upstream
 from dabsmix.data.domain import Data, Domain, Split
 from dabsmix.domains import audio_mnist, fluent_speech, librispeech, speech_commands, voxceleb1
 from dabsmix.errors import UserError
-from dabsmix.modalities.sound import LARGE, log_mel, read_clip, small
+from dabsmix.modalities.spectrogram import LARGE, log_mel, read_clip, small
 from dabsmix.registry import domain, domains
 from dabsmix.spec import Grid
 from dabsmix.testing import check_domain

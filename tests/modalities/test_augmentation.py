@@ -10,7 +10,7 @@ import torch
 from dabsmix.data.standardise import Standardise
 from dabsmix.modalities import augmentation
 from dabsmix.modalities.augmentation import SensorViews, SoundViews, hertz, mel_scale, rotations
-from dabsmix.modalities.sound import Form
+from dabsmix.modalities.spectrogram import Form
 
 FORM = Form(rate=8000, samples=8000, fft=512, hop=512, mels=12, patch=4)
 MEAN, STD = -30.0, 12.0

@@ -16,8 +16,18 @@ from PIL import Image
 from dabsmix.data.domain import Data, Task
 from dabsmix.errors import UserError
 from dabsmix.modalities.files import walk
-from dabsmix.modalities.image import Listing, load, own, own_rows, stored
-from dabsmix.modalities.image_read import IMAGE_SUFFIXES, file_pixels, four_fifths, opened, resized
+from dabsmix.modalities.image import (
+    IMAGE_SUFFIXES,
+    Listing,
+    file_pixels,
+    four_fifths,
+    load,
+    opened,
+    own,
+    own_rows,
+    resized,
+    stored,
+)
 from dabsmix.spec import Grid
 
 

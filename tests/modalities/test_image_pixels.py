@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from dabsmix.data.standardise import Standardise
-from dabsmix.modalities import image_pixels
-from dabsmix.modalities.image_pixels import Pixels, augmented, blurred, hue_shifted, imix_view
+from dabsmix.modalities import image as image_module
+from dabsmix.modalities.image import Pixels, augmented, blurred, hue_shifted, imix_view
 
 
 def batch(count: int, side: int, channels: int = 3) -> torch.Tensor:
@@ -15,7 +15,7 @@ def batch(count: int, side: int, channels: int = 3) -> torch.Tensor:
 @pytest.mark.parametrize("flip", [False, True])
 def test_a_small_image_is_shifted_by_whole_pixels(flip: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Against every crop of the padded image, mirrored or not: each view is one of them, and not always the same."""
-    monkeypatch.setattr(image_pixels, "JITTER", 0.0)
+    monkeypatch.setattr(image_module, "JITTER", 0.0)
     images = batch(64, 16)
     views = augmented(images, torch.Generator().manual_seed(0), flip=flip)
     padded = torch.nn.functional.pad(images, (4, 4, 4, 4))
@@ -35,7 +35,7 @@ def test_a_small_image_is_shifted_by_whole_pixels(flip: bool, monkeypatch: pytes
 
 
 def test_colour_jitter_equals_a_plain_loop(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(image_pixels, "PADDING", 0)  # a shift by floor(U(0, 1)) = 0 pixels
+    monkeypatch.setattr(image_module, "PADDING", 0)  # a shift by floor(U(0, 1)) = 0 pixels
     images = batch(8, 16)
     views = augmented(images, torch.Generator().manual_seed(3), flip=False)
     draws = torch.Generator().manual_seed(3)
@@ -50,7 +50,7 @@ def test_colour_jitter_equals_a_plain_loop(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_a_large_image_is_cropped_within_its_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of an image whose value is its column, a crop is a ramp; its slope and ends tell the crop's width and place."""
-    monkeypatch.setattr(image_pixels, "JITTER", 0.0)
+    monkeypatch.setattr(image_module, "JITTER", 0.0)
     ramp = (torch.arange(64) + 0.5) / 64
     images = ramp.expand(200, 1, 64, 64)
     row = augmented(images, torch.Generator().manual_seed(0), flip=False)[:, 0, 32]
@@ -115,7 +115,7 @@ def test_imix_view_is_a_plain_loop_over_torchvision(side: int, monkeypatch: pyte
     """Each image by itself, after a crop that is switched off: its own draws decide which changes it gets."""
     from torchvision.transforms import functional as tv
 
-    monkeypatch.setattr(image_pixels, "_resampled", lambda images, width, *_: images)
+    monkeypatch.setattr(image_module, "_resampled", lambda images, width, *_: images)
     images = batch(12, side)
     views = imix_view(images, torch.Generator().manual_seed(3), flip=True)
     generator = torch.Generator().manual_seed(3)

@@ -14,8 +14,7 @@ from upstream_speech import tone, write_sound
 from dabsmix.data.domain import Split, Task
 from dabsmix.data.standardise import Standardise
 from dabsmix.errors import UserError
-from dabsmix.modalities.sound import LARGE, Form, duration, log_mel, read_clip, small
-from dabsmix.modalities.spectrogram import Clips, load, own, own_rows
+from dabsmix.modalities.spectrogram import LARGE, Clips, Form, duration, load, log_mel, own, own_rows, read_clip, small
 from dabsmix.spec import Grid
 
 TINY = Form(rate=2000, samples=630, fft=256, hop=90, mels=8, patch=4)

@@ -17,8 +17,7 @@ from upstream_text import WORDS, sentence, write_bert_vocab, write_xlm_roberta
 
 from dabsmix.data.domain import Data, Split
 from dabsmix.errors import UserError
-from dabsmix.modalities.text import BERT, as_int64, own, own_rows
-from dabsmix.modalities.text_files import read_lines, read_tsv
+from dabsmix.modalities.text import BERT, as_int64, own, own_rows, read_lines, read_tsv
 from dabsmix.modalities.tokenizer import Tokenizer, tokenizer, train_tokenizer
 from dabsmix.spec import Tokens
 
