@@ -369,6 +369,15 @@ def _leaderboard(config: LeaderboardConfig) -> None:
         reads = [row.test_reads for row in board.read(config.csv)]
         print(f"{config.csv}: valid; the test split was read at most {max(reads, default=0)} times for a score")
         return
+    if config.action == "verify":
+        return _verify(config)
+    if config.action == "merge":
+        from dabsmix.board.merge import merge
+
+        if not config.others:
+            raise UserError("merge: name the CSV files of the leaderboards to add to --csv")
+        print(f"{config.csv}: {merge(config.csv, config.others)} rows added")
+        return
     rows = board.read(config.csv)
     if config.json or (config.format == "table" and config.out is None):
         from dabsmix.board.overview import as_plain, overviews
@@ -395,6 +404,33 @@ def _leaderboard(config: LeaderboardConfig) -> None:
 
         write(config.out, lambda path: path.write_text(text, encoding="utf-8"))
         print(config.out)
+
+
+def _verify(config: LeaderboardConfig) -> None:
+    import tempfile
+
+    from dabsmix.run import Run
+    from dabsmix.verbs.verify import rows_of, verify
+
+    if config.run is None:
+        raise UserError("verify: name the run's folder with --run")
+    run = Run(config.run)
+    rows, accelerator = rows_of(run, config.csv), _accelerate()
+    with tempfile.TemporaryDirectory(prefix="dabsmix-retrain-") as folder:
+        if config.retrain:
+            from dabsmix.verbs.pretrain import pretrain
+
+            asked, _ = _read_pretrain(["--config", str(run.path / "config.yaml"), "--out", folder])
+            run = pretrain(asked, accelerator=accelerator, say=_say)
+            same = run.record.encoder_sha256 == rows[0].encoder_sha256
+            _say("the encoder trained again is " + ("the submitted one, bit for bit" if same else "another one"))
+        found = verify(rows, run, accelerator=accelerator, data_root=config.data_root, say=_say)
+    for row, value, verdict in found:
+        place = f"{row.task} {row.protocol} {row.probe} {row.label_fraction} {row.metric}"
+        print(f"{verdict:<8} {place}: {row.value:.6g} on the leaderboard, {value:.6g} now")
+    outside = sum(verdict == "outside" for _, _, verdict in found)
+    if outside:
+        raise UserError(f"{config.csv}: {outside} of {len(found)} scores of {rows[0].run} lie outside their intervals")
 
 
 def _modality(name: str) -> str:

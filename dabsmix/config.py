@@ -365,10 +365,13 @@ class SubmitConfig:
 
 @dataclass(frozen=True)
 class LeaderboardConfig:
-    """Show the leaderboard, or check its CSV."""
+    """Show the leaderboard, check it, or bring several together."""
 
-    action: tyro.conf.Positional[Literal["show", "validate"]] = "show"
-    """Show the table, or validate the CSV against its records."""
+    action: tyro.conf.Positional[Literal["show", "validate", "verify", "merge"]] = "show"
+    """Show the table; validate the CSV against its records; verify a run's rows by scoring its encoder again; merge the
+    rows and records of other leaderboards into --csv."""
+    others: tyro.conf.Positional[tuple[Path, ...]] = ()
+    """For merge: the CSV files of other leaderboards."""
     csv: Path = Path("leaderboard/results.csv")
     """The leaderboard's CSV."""
     format: Literal["table", "md", "csv", "html"] = "table"
@@ -381,6 +384,12 @@ class LeaderboardConfig:
     """Probe of the overview."""
     labels: str = "1"
     """Share of the labels of the overview."""
+    run: Path | None = None
+    """For verify: the folder of the run, which holds its encoder."""
+    retrain: bool = False
+    """For verify: train the encoder again from the run's config.yaml first; a leaderboard's record will do."""
+    data_root: Path | None = None
+    """For verify: where raw data lie [$DABSMIX_DATA, else the user's cache folder]."""
 
 
 @dataclass(frozen=True)

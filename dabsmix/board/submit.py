@@ -22,7 +22,7 @@ from dabsmix.files import sha256, sweep, write
 from dabsmix.run import read_record
 from dabsmix.scoring.metrics import known
 
-__all__ = ["COLUMNS", "Row", "read", "submit", "validate"]
+__all__ = ["COLUMNS", "Row", "keep_labels", "locked", "read", "submit", "validate", "write_record"]
 
 _OF_SUBMISSION = ("run", "by", "date")  # what a run's folder does not know
 
@@ -65,7 +65,7 @@ def submit(run_dir: Path, by: str, csv_path: Path) -> list[Row]:
         raise UserError(f"{run_dir}: {problem}")
     for problem in (f"{row.task}: {problem}" for row in folder_rows for problem in forgery.check_row(row)):
         raise UserError(f"{run_dir}: {problem}; transfer again")
-    with _locked(csv_path):
+    with locked(csv_path):
         for folder in (csv_path.parent, record, record / "transfer"):
             sweep(folder)
         known = {row.key: row for row in read(csv_path)} if csv_path.exists() else {}
@@ -73,8 +73,8 @@ def submit(run_dir: Path, by: str, csv_path: Path) -> list[Row]:
         added = [row for rows in new.values() for row in rows]
         if not added:
             raise UserError(f"{run_dir} is on {csv_path} already, as {name}; another seed makes another run")
-        _keep_labels(csv_path, [*known.values(), *folder_rows])
-        _write_record(run_dir, record, [stem for stem, rows in new.items() if rows])
+        keep_labels(csv_path, [*known.values(), *folder_rows])
+        write_record(run_dir, record, [stem for stem, rows in new.items() if rows])
         header = ",".join(COLUMNS)
         old = csv_path.read_text(encoding="utf-8-sig") if csv_path.exists() else header
         if not old.startswith(header):  # the file is older than some columns
@@ -99,7 +99,7 @@ def _stored_labels(csv_path: Path) -> dict[str, str]:
         raise UserError(f"cannot read {_labels_file(csv_path)}: {error}; take it from the repository again") from None
 
 
-def _keep_labels(csv_path: Path, rows: Sequence[Row]) -> None:
+def keep_labels(csv_path: Path, rows: Sequence[Row]) -> None:
     """Store the digest of the test labels of data that are new, and refuse rows of the same data with other labels."""
     stored = _stored_labels(csv_path)
     found = dict(stored)
@@ -138,7 +138,7 @@ def _new(file: str, rows: list[Row], known: dict[tuple[str, ...], Row]) -> list[
     return [row for row in rows if row.key not in known]
 
 
-def _write_record(run_dir: Path, record: Path, stems: list[str]) -> None:
+def write_record(run_dir: Path, record: Path, stems: list[str]) -> None:
     """Copy what the rows can be checked against; what backs earlier rows stays as it is."""
     for name in ("run.json", "config.yaml"):
         _copy(run_dir / name, record / name)
@@ -161,7 +161,7 @@ def _copy(source: Path, target: Path) -> None:
 
 
 @contextmanager
-def _locked(csv_path: Path) -> Iterator[None]:
+def locked(csv_path: Path) -> Iterator[None]:
     """Hold the leaderboard; a folder that cannot be written is the user's to mend."""
     from filelock import FileLock, Timeout
 

@@ -1,0 +1,81 @@
+"""A spot check of the leaderboard: a run's scores computed again from its encoder, or from its configuration."""
+
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from dabsmix.board.record import agrees, shares
+from dabsmix.board.row import Row, read
+from dabsmix.config import TransferConfig
+from dabsmix.errors import UserError
+from dabsmix.run import Run
+from dabsmix.verbs.transfer import transfer
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+__all__ = ["Verified", "rows_of", "verify"]
+
+
+class Verified(NamedTuple):
+    """A row beside its score computed again: ``equal`` but for rounding, ``inside`` its interval, or ``outside``."""
+
+    row: Row
+    value: float
+    verdict: Literal["equal", "inside", "outside"]
+
+
+def rows_of(run: Run, csv_path: Path) -> list[Row]:
+    """The rows that the leaderboard has of a run, by its configuration's hash.
+
+    Raises:
+        UserError: there are none.
+    """
+    rows = [row for row in read(csv_path) if row.config_hash == run.record.config_hash]
+    if not rows:
+        raise UserError(f"{csv_path} has no row of {run.path} (config hash {run.record.config_hash})")
+    return rows
+
+
+def verify(
+    rows: Sequence[Row],
+    run: Run,
+    *,
+    accelerator: "Accelerator",
+    data_root: Path | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> list[Verified]:
+    """Score a run's encoder once more, in a temporary folder, as each of the rows says that it was scored.
+
+    Args:
+        rows: of the leaderboard, one run's; see `rows_of`.
+        run: holds the encoder: the one that was submitted, or one that was trained again from its configuration.
+        accelerator: where to score it.
+        data_root: where raw data lie.
+        say: told what a user should know.
+
+    Raises:
+        UserError: the encoder's file is damaged or not the run's, or the data are not here.
+    """
+    verified = []
+    run.encoder_file()
+    with tempfile.TemporaryDirectory(prefix="dabsmix-verify-") as folder:
+        copy = Path(folder) / run.path.name  # without kept features and scores, which are what is in question
+        copy.mkdir()
+        for name in ("run.json", "config.yaml", "encoder.safetensors"):
+            shutil.copy(run.path / name, copy)
+        for task, protocol in dict.fromkeys((row.task, row.protocol) for row in rows):
+            mine = [row for row in rows if (row.task, row.protocol) == (task, protocol)]
+            labels = shares(mine[0]) or tuple(dict.fromkeys(row.label_fraction for row in mine))
+            config = TransferConfig(run=(copy,), task=(task,), protocol=protocol, labels=labels, data_root=data_root)  # type: ignore[arg-type]  # a row's protocol was checked
+            (record,) = transfer(config, accelerator=accelerator, say=say)
+            values = {(each.probe, each.label_fraction, each.metric): each.value for each in record.results}
+            for row in mine:
+                value = values[row.probe, row.label_fraction, row.metric]
+                inside = row.low is not None and row.high is not None and row.low <= value <= row.high
+                verified.append(
+                    Verified(row, value, "equal" if agrees(row, value) else "inside" if inside else "outside")
+                )
+    return verified

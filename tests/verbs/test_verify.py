@@ -1,0 +1,66 @@
+"""A spot check of the leaderboard finds a score that its encoder does not give."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import transferring
+
+from dabsmix.board.submit import read, submit
+from dabsmix.cli import main
+from dabsmix.config import PretrainConfig, TransferConfig
+from dabsmix.run import Run
+from dabsmix.source import Source
+from dabsmix.training import accelerate
+from dabsmix.verbs.pretrain import pretrain
+from dabsmix.verbs.transfer import transfer
+from dabsmix.verbs.verify import rows_of, verify
+
+
+@pytest.fixture
+def submitted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Run, Path]:
+    """A run of three steps, its scores on a leaderboard."""
+    monkeypatch.setattr("dabsmix.verbs.transfer.protocol", lambda *_: transferring.QUICK)
+    config = PretrainConfig(Source("digits"), algo="emix", encoder="tiny", steps=3, batch_size=16, out=tmp_path)
+    run = pretrain(config, accelerator=accelerate())
+    transfer(TransferConfig(run=(run.path,), protocol="v1", labels=("1",)), accelerator=accelerate())
+    submit(run.path, "Ada", tmp_path / "board" / "results.csv")
+    return run, tmp_path / "board" / "results.csv"
+
+
+def test_scores_computed_again_are_equal_or_said_to_be_elsewhere(
+    submitted: tuple[Run, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, csv = submitted
+    found = verify(rows_of(run, csv), run, accelerator=accelerate())
+    assert {each.verdict for each in found} == {"equal"}
+    assert len(found) == len(read(csv)) == 3
+
+    row = read(csv)[0]
+    assert row.low is not None
+    first, *rest = csv.read_text().splitlines()[1:]
+    text = csv.read_text().replace(first, first.replace(f",{row.value:g},{row.low:g},", ",0.999,0.998,", 1))
+    csv.write_text(text.replace(f",{row.high:g},", ",0.9995,", 1))
+    words = ["dabsmix", "leaderboard", "verify", "--csv", str(csv), "--run", str(row.record), "--retrain"]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit) as status:
+        main()
+    assert status.value.code == 2
+    out = capsys.readouterr()
+    assert "the submitted one, bit for bit" in out.err
+    assert "1 of 3 scores" in out.err
+    assert f"outside  digits v1 linear 1 accuracy: 0.999 on the leaderboard, {row.value:.6g} now" in out.out
+    assert len(rest) == 2
+
+
+def test_an_encoder_that_was_changed_is_refused(
+    submitted: tuple[Run, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, csv = submitted
+    content = json.loads((run.path / "run.json").read_text())
+    (run.path / "run.json").write_text(json.dumps(content | {"encoder_sha256": "0" * 64}))
+    monkeypatch.setattr(sys, "argv", ["dabsmix", "leaderboard", "verify", "--csv", str(csv), "--run", str(run.path)])
+    with pytest.raises(SystemExit):
+        main()
+    assert "is not the encoder that this run ended with" in capsys.readouterr().err
