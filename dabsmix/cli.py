@@ -143,8 +143,10 @@ def _read_pretrain(args: list[str]) -> tuple[PretrainConfig, tuple[int, ...]]:
 
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name in ("--config", "--algo", "--protocol"):
-        first.add_argument(name)
+        first.add_argument(name, nargs="?")  # tyro complains about a missing value
     known, _ = first.parse_known_args(args)
+    if "--config" in args and known.config is None:
+        raise UserError("--config: name a YAML file, such as a run's config.yaml")
     file = {} if known.config is None else _read_fields(Path(known.config), "--config ")
     algo = known.algo or file.get("algo") or PretrainConfig.algo
     protocol = known.protocol or file.get("protocol") or Source.protocol

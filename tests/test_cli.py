@@ -187,6 +187,8 @@ def one_line(capsys: pytest.CaptureFixture[str]) -> str:
         ("pretrain --data .", "--modality"),
         ("pretrain --data missing.csv --modality tabular", "--data missing.csv: no such file or folder"),
         ("pretrain --config missing.yaml", "--config missing.yaml: "),
+        ("pretrain --config", "--config: name a YAML file"),
+        ("pretrain --domain digits --algo", "Missing value for argument '--algo'"),
         (f"pretrain {SHORT} --out file", "choose another --out"),
         (f"pretrain {SHORT} --out /proc/dabsmix", "choose another --out"),
         ("transfer --run missing", "missing is not a run"),
