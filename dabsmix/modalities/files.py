@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import os
 import re
@@ -21,6 +20,7 @@ from dabsmix.data.cache import fingerprint
 from dabsmix.data.domain import Data, Labelled, Task
 from dabsmix.data.splits import Parts, divide_labelled
 from dabsmix.errors import UserError
+from dabsmix.modalities.tables import Source, blocks, column_names
 
 __all__ = [
     "Folder",
@@ -454,29 +454,27 @@ def read_labels(path: Folder, files: Sequence[str], label: str, group: str | Non
     """Class and group of each file, from a user's CSV with the column ``file``; without `group` each is its own.
 
     Raises:
-        UserError: a column is missing, a row has another number of cells, no label, or a file that is not there or
-            had a row before.
+        UserError: a column is missing, a row has another number of cells, no group, or a file that is not below the
+            folder or had a row before; see `blocks`.
     """
-    found: dict[str, tuple[str, str]] = {}
-    there = set(files)
-    wanted = ["file", label, *([group] if group else [])]
-    try:
-        with path.open("r", newline="", encoding="utf-8") as stream:
-            reader = csv.DictReader(stream, strict=True)
-            columns = reader.fieldnames or []
-            if missing := [name for name in wanted if name not in columns]:
-                raise UserError(f"{path}: no column {missing[0]!r} among {', '.join(columns)}")
-            for number, row in enumerate(reader, 2):
-                if None in row or None in row.values():
-                    raise UserError(f"{path}, row {number}: not {len(columns)} cells, as the header has")
-                file, *values = (row[name].strip() for name in wanted)
-                if file not in there:
-                    raise UserError(f"{path}, row {number}: no file {file!r} below the data folder")
-                if file in found:
-                    raise UserError(f"{path}, row {number}: {file!r} had a row before; leave one of them out")
-                if not values[-1] and group:
-                    raise UserError(f"{path}, row {number}: {group} is empty; fill it in")
-                found[file] = (values[0], values[-1] if group else file)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"labels {path}: cannot be read ({error})") from error
-    return found
+    source, existing = Source(path) if isinstance(path, Path) else Source(Path(str(path)), archived=path), set(files)
+    columns = column_names(source)
+    asked = ["file", label, *([group] if group else [])]
+    if missing := [name for name in asked if name not in columns]:
+        raise UserError(f"{path}: no column {missing[0]!r} among {', '.join(columns)}")
+
+    def refuse(file: Path, row: int, reason: str) -> None:
+        raise UserError(f"{file}, row {row}: {reason}")
+
+    labelled: dict[str, tuple[str, str]] = {}
+    for block in blocks(source, refuse, always=("",)):  # a class may be called "NA"
+        cells = (block.cells[name].fill_null("").to_pylist() for name in asked)
+        for row, file, *values in zip(block.rows.tolist(), *cells, strict=True):
+            if file not in existing:
+                refuse(source.path, row, f"no file {file!r} below the data folder")
+            if file in labelled:
+                refuse(source.path, row, f"{file!r} had a row before; leave one of them out")
+            if group and not values[-1]:
+                refuse(source.path, row, f"{group} is empty; fill it in")
+            labelled[file] = (values[0], values[-1] if group else file)
+    return labelled

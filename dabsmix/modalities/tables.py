@@ -5,7 +5,10 @@ from __future__ import annotations
 import codecs
 import csv
 import gzip
+import io
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,6 +59,7 @@ class Source:
         header: column names of a file that does not state them itself.
         skip: lines before the header, or before the first row where ``header`` is given.
         frame: the rows where they are in memory, a pandas DataFrame; `path` is then what messages call it.
+        archived: the place of a CSV in a zip archive; `path` is then what messages call it.
         separator: between the cells of a CSV; where empty, the most frequent of comma, semicolon and tab in its
             first line.
         decimal: the mark of decimals in a CSV.
@@ -66,6 +70,7 @@ class Source:
     header: tuple[str, ...] = ()
     skip: int = 0
     frame: pd.DataFrame | None = None
+    archived: zipfile.Path | None = None
     separator: str = ""
     decimal: str = "."
     encoding: str = "utf-8"
@@ -145,13 +150,16 @@ def column_names(source: Source) -> tuple[str, ...]:
     return names
 
 
-def blocks(source: Source, refuse: Refuse, missing: tuple[str, ...] = ()) -> Iterator[Block]:
+def blocks(
+    source: Source, refuse: Refuse, missing: tuple[str, ...] = (), *, always: tuple[str, ...] = EMPTY
+) -> Iterator[Block]:
     """The rows of a file, a bounded number at a time, those with the wrong number of cells given to ``refuse``.
 
     Args:
         source: the file.
         refuse: called with file, row number and reason; returns for a row that is to be left out.
         missing: texts that stand for an empty cell, besides those that always do.
+        always: those that always do.
 
     Raises:
         UserError: the file cannot be read, or a quote in it is never closed. What ``refuse`` raises passes through.
@@ -159,7 +167,7 @@ def blocks(source: Source, refuse: Refuse, missing: tuple[str, ...] = ()) -> Ite
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    empty = pa.array([*EMPTY, *missing])
+    empty = pa.array([*always, *missing])
     in_file = _parquet_batches if source.path.name.lower().endswith(PARQUET) else _csv_batches
     read = in_file if source.frame is None else _frame_batches
     try:
@@ -204,7 +212,7 @@ def _csv_batches(source: Source, refuse: Refuse) -> Iterator[tuple[NDArray[np.in
     first = 1 + source.skip + (not source.header)
     try:
         reader = pyarrow.csv.open_csv(
-            source.path,
+            source.path if source.archived is None else source.archived.open("rb"),
             # without threads Arrow tells the number of a bad row
             read_options=pyarrow.csv.ReadOptions(
                 use_threads=False,
@@ -268,10 +276,14 @@ def _parquet(path: Path) -> Any:
 
 def _header(source: Source) -> tuple[tuple[str, ...], str]:
     """The first line's cells after ``skip``, and what separates them: tab, semicolon or comma, the most frequent."""
-    opened = gzip.open if source.path.name.lower().endswith(".gz") else open
     try:
         encoding = "utf-8-sig" if is_utf8(source.encoding) else source.encoding
-        with opened(source.path, "rt", encoding=encoding, newline="") as stream:
+        packed = source.path.name.lower().endswith(".gz")
+        with (
+            (source.archived or source.path).open("rb") as file,
+            gzip.open(file) if packed else nullcontext(file) as content,
+        ):
+            stream = io.TextIOWrapper(content, encoding=encoding, newline="")
             lines = [stream.readline() for _ in range(source.skip + 1)]
     except (OSError, EOFError, UnicodeDecodeError) as error:
         raise _unreadable(source, error) from error
@@ -292,7 +304,7 @@ def _unreadable(source: Source, error: BaseException) -> UserError:
     if isinstance(error, UnicodeDecodeError) or "utf8" in str(error).lower():
         return UserError(
             f"{source.path}: not in {source.encoding}; name its encoding in the options, for example "
-            f"`encoding: latin-1` or `encoding: cp1252`"
+            "`encoding: latin-1` or `encoding: cp1252`, or convert the file (a table of labels has no such option)"
         )
     return UserError(f"{source.path}: cannot be read as a table ({_one_line(error)}); fix it or fetch it again")
 

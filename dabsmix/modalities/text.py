@@ -383,7 +383,11 @@ def _candidates(path: Path, column: str, label: str | None, group: str | None) -
 
 
 def _csv(path: Path, column: str, label: str | None, group: str | None) -> Iterator[Candidate]:
-    """Rows count from 1, the header included; a cell may span lines, as texts do."""
+    """Rows count from 1, the header included.
+
+    A cell may span lines, as texts do. Arrow, which reads the other tables, would then take a quote that is never
+    closed for a text that lasts to the end of the file; the csv module refuses it.
+    """
     import gzip
 
     csv.field_size_limit(1 << 30)  # a cell may be a book

@@ -277,8 +277,8 @@ GOOD = "file,kind,place\n" + "".join(f"all/{n:02d}.png,{'ab'[n % 2]},p{n % 5}\n"
         (GOOD.replace("all/03.png", "all/99.png"), {}, r"row 5: no file 'all/99\.png'"),
         (GOOD.replace("all/03.png", "all/02.png"), {}, r"row 5: 'all/02\.png' had a row before"),
         (GOOD.replace("all/03.png,b,p3", "all/03.png,b,"), {"group": "place"}, "row 5: place is empty"),
-        (GOOD.replace("all/03.png,b,p3", "all/03.png,b"), {}, "row 5: not 3 cells"),
-        (GOOD.replace("all/03.png,b,p3", "all/03.png,b,p3,x"), {}, "row 5: not 3 cells"),
+        (GOOD.replace("all/03.png,b,p3", "all/03.png,b"), {}, "row 5: 2 cells where the table has 3 columns"),
+        (GOOD.replace("all/03.png,b,p3", "all/03.png,b,p3,x"), {}, "row 5: 4 cells where the table has 3 columns"),
         (GOOD.replace(",b,", ",a,"), {}, "needs two classes"),
         (GOOD.replace("kind", "sort", 1), {}, "no column 'kind' among file, sort, place"),
         (GOOD.replace("file", "path", 1), {}, "no column 'file'"),
@@ -288,7 +288,7 @@ GOOD = "file,kind,place\n" + "".join(f"all/{n:02d}.png,{'ab'[n % 2]},p{n % 5}\n"
         (GOOD, {"size": 0}, "size 0"),
         (GOOD, {"labels": ""}, "files have no column 'kind'"),
         (GOOD, {"labels": "nowhere.csv"}, r"nowhere\.csv: cannot be read"),
-        (GOOD.encode().replace(b"kind", b"k\xffnd", 1), {}, "cannot be read"),
+        (GOOD.encode().replace(b"kind", b"k\xffnd", 1), {}, r"not in utf-8; .* convert the file"),
     ],
 )
 def test_what_is_wrong_with_labels_is_one_line(

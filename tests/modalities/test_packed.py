@@ -144,6 +144,13 @@ def test_an_archive_of_a_folder_is_read_as_that_folder(tmp_path: Path) -> None:
         for path in sorted(folder.rglob("*.png")):
             archive.write(path, path.relative_to(folder))
         archive.writestr("__MACOSX/._0.png", b"")
+        table = "file;kind\n" + "".join(f"{LABELS[n]}/{n}.png; {('NA', 'EU')[n % 2]}\n" for n in range(N))
+        archive.writestr("labels.csv", table)
+    (folder / "labels.csv").write_text(table)
+    by_table = [own_images(path, label="kind", labels="labels.csv") for path in (folder, tmp_path / "photos.zip")]
+    assert all(data.require_labelled().task.classes == ("EU", "NA") for data in by_table)
+    loose, archived = (data.require_labelled().test.label for data in by_table)
+    np.testing.assert_array_equal(loose, archived)
     one, other = own_images(folder, label="folder"), own_images(tmp_path / "photos.zip", label="folder")
     assert one.labelled is not None
     assert other.labelled is not None
