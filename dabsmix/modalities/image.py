@@ -76,6 +76,9 @@ IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif
 # Part of the cache key: raise it when the same files would give other pixels.
 PREPARATION = 1
 
+REFUSED_ONCE = "more than 8 bits a channel"
+"""What an older version, which did not scale them, said of 16-bit images: a store that says so is built anew."""
+
 
 @dataclass(frozen=True)
 class Listing:
@@ -382,8 +385,12 @@ def stored(
 
     source = fingerprint(listing.folder, listing.files)
     # rows are numbered by the order of the list, of which the fingerprint knows nothing
-    folder = prepared(name, f"{source} {digest(listing.files)} {side} {on_bad} {PREPARATION}", build)
+    key = f"{source} {digest(listing.files)} {side} {on_bad} {PREPARATION}"
+    folder = prepared(name, key, build)
     bad = json.loads((folder / "bad.json").read_text(encoding="utf-8"))
+    if any(REFUSED_ONCE in reason for reason in bad.values()):
+        folder = prepared(name, f"{key} 16 bits", build)
+        bad = json.loads((folder / "bad.json").read_text(encoding="utf-8"))
     # a plain array over the map: np.memmap's own bookkeeping would be paid at every batch
     images = np.asarray(np.load(folder / "images.npy", mmap_mode="r"))
     return images, np.load(folder / "sums.npy"), {int(row): why for row, why in bad.items()}, source

@@ -15,6 +15,7 @@ from PIL import Image
 
 from dabsmix.data.domain import Data, Task
 from dabsmix.errors import UserError
+from dabsmix.modalities import image as image_module
 from dabsmix.modalities.files import walk
 from dabsmix.modalities.image import (
     IMAGE_SUFFIXES,
@@ -104,6 +105,28 @@ def test_sixteen_bits_are_scaled_not_clipped(suffix: str, tmp_path: Path) -> Non
     grey = np.asarray(opened(tmp_path / f"deep.{suffix}"))
     expected = [[round(int(value) / 257) for value in row] for row in values]
     assert grey.tolist() == [[[value] * 3 for value in row] for row in expected]
+
+
+def test_images_that_an_older_version_refused_are_read_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store that says an image has too many bits stays where it is; another is built beside it."""
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    for number in range(6):
+        Image.fromarray(np.full((8, 8), 257 * 40 * number, np.uint16)).save(folder / f"{number}.png")
+
+    def refused(path: Path) -> Image.Image:
+        if path.name == "3.png":
+            raise UserError(f"{path}: more than 8 bits a channel (mode I;16); convert it to 8 bits")
+        return opened(path)
+
+    with monkeypatch.context() as old:
+        old.setattr(image_module, "REFUSED_ONCE", "of no version")
+        old.setattr(image_module, "opened", refused)
+        assert len(own(folder, on_bad="skip", size=8).pretrain) == 5
+    for _ in range(2):
+        data = own(folder, on_bad="skip", size=8)
+        assert len(data.pretrain) == 6
+        assert data.pretrain.batch(np.array([3]))[0].max() == 120
 
 
 def test_floats_and_huge_images_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
