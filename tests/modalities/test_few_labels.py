@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from dabsmix.data.domain import Data
 from dabsmix.errors import UserError
-from dabsmix.modalities import image, sensor, spectrogram, tabular, text
+from dabsmix.modalities import image, sensor, sequence, spectrogram, tabular, text
 
 N = 200
 LABELLED = 60
@@ -90,6 +90,20 @@ def test_texts_with_empty_label_cells(tmp_path: Path) -> None:
     table.to_csv(tmp_path / "t.csv", index=False)
     data = text.own(tmp_path / "t.csv", label="y", vocab_size=300, length=16)
     check(data, frame()["y"].notna().to_numpy())
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".fasta"])
+def test_sequences_with_empty_labels(suffix: str, tmp_path: Path) -> None:
+    reads = ["".join(np.random.default_rng(i).choice(list("ACGT"), 20)) for i in range(N)]
+    table = pd.DataFrame({"sequence": reads, "y": frame()["y"]})
+    if suffix == ".csv":
+        table.to_csv(tmp_path / "reads.csv", index=False)
+    else:
+        headers = (f">r{i}" + ("" if pd.isna(y) else f" y={y}") for i, y in enumerate(table["y"]))
+        (tmp_path / "reads.fasta").write_text("".join(f"{h}\n{r}\n" for h, r in zip(headers, reads, strict=True)))
+    data = sequence.own(tmp_path / f"reads{suffix}", label="y", length=16)
+    check(data, table["y"].notna().to_numpy())
+    assert any("sequences fill all 16 symbols" in note for note in data.notes)
 
 
 def test_readings_with_empty_label_cells(tmp_path: Path) -> None:

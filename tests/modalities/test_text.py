@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from dabsmix.data.domain import Data, Split
 from dabsmix.errors import UserError
 from dabsmix.modalities.text import BERT, as_int64, own, own_rows, read_lines, read_tsv
 from dabsmix.modalities.tokenizer import Tokenizer, tokenizer, train_tokenizer
+from dabsmix.source import Source, load
 from dabsmix.spec import Tokens
 
 
@@ -258,6 +260,18 @@ def test_tokenizer_is_trained_on_what_pretraining_sees(tmp_path: Path) -> None:
     data = own(tmp_path / "posts.csv", label="kind", column="body", vocab_size=300)
     expected = train_tokenizer(frame["body"].iloc[data.pretrain.rows], 300)
     assert Tokenizer.from_state(data.state["tokenizer"]).digest == expected.digest
+
+
+def test_the_tokenizer_option_looks_below_the_data_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_bert_vocab(tmp_path / "root")
+    monkeypatch.setenv("DABSMIX_DATA", str(tmp_path / "elsewhere"))
+    write_table(tmp_path / "posts.csv")
+    (tmp_path / "o.yaml").write_text(f"column: body\ntokenizer: {BERT}\n")
+    source = Source(data=tmp_path / "posts.csv", modality="text", options=tmp_path / "o.yaml")
+    with pytest.raises(UserError, match=f"tokenizer '{BERT}' is neither a file"):
+        load(source)
+    data = load(replace(source, data_root=tmp_path / "root"))
+    assert data.state["tokenizer"]["name"] == BERT
 
 
 def test_own_rows_are_read_as_in_training(tmp_path: Path) -> None:
