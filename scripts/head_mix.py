@@ -33,7 +33,7 @@ from dabsmix.scoring.features import each_row
 from dabsmix.scoring.finetune import Network
 from dabsmix.scoring.intervals import Measured, compare, holm, interval, measure
 from dabsmix.scoring.metrics import metric
-from dabsmix.scoring.results import HeadMixes, mixed_probe, prediction_key, read_transfer
+from dabsmix.scoring.results import HeadMix, HeadMixes, mixed_probe, prediction_key, read_transfer
 from dabsmix.spec import Grid
 from dabsmix.training import accelerate
 from dabsmix.verbs.transfer import transfer
@@ -41,6 +41,7 @@ from dabsmix.verbs.transfer import transfer
 DOMAINS = ("cifar10", "traffic_sign", "uci_har", "covtype", "sst2")
 MIXES: tuple[HeadMixes, ...] = get_args(HeadMixes)
 ON_FEATURES = ("mixup", "mixupe", "regmixup", "guided")
+UNMIXED = 5e-4  # so small an α mixes nothing: linear heads without mixing, trained alike
 Deform = Callable[[Tensor, torch.Generator], Tensor]
 
 
@@ -130,10 +131,17 @@ def cells(runs: Path, domains: Sequence[str], mixes: Sequence[HeadMixes]) -> lis
     return found
 
 
+def asked_of(cell: Cell, protocol: str) -> HeadMix:
+    """What transfer is asked for: a linear head without mixing is trained as the mixed ones are."""
+    if protocol == "v2" and cell.mix == "none":
+        return HeadMix("mixup", UNMIXED)
+    return HeadMix(cell.mix)
+
+
 def stem(cell: Cell, protocol: str) -> str:
     """The record's name."""
-    mix = "" if cell.mix == "none" else f"+{cell.mix}"
-    return f"{cell.domain}-{protocol}{mix}" if mix or protocol == "finetune" else cell.domain
+    mix = str(asked_of(cell, protocol))
+    return f"{cell.domain}-{protocol}" + (f"+{mix}" if mix else "")
 
 
 def measured(path: Path, probe: str, deformation: str = "") -> Measured | None:
@@ -161,8 +169,8 @@ def table(all_cells: Sequence[Cell], protocol: str, deformation: str = "") -> li
     groups: dict[tuple[str, str], dict[HeadMixes, list[Measured]]] = defaultdict(lambda: defaultdict(list))
     names = {}
     for cell in all_cells:
-        plain = "finetune" if protocol == "finetune" else "linear"
-        probe = plain if cell.mix == "none" else mixed_probe(protocol, cell.mix)
+        mix = str(asked_of(cell, protocol))
+        probe = mixed_probe(protocol, mix) if mix else "finetune"
         path = cell.run / "transfer" / f"{stem(cell, protocol)}.json"
         if (found := measured(path, probe, deformation)) is not None:
             groups[cell.domain, cell.algorithm][cell.mix].append(found)
@@ -205,8 +213,14 @@ def main() -> None:
         if asked.tables_only or time.monotonic() - began > 60 * asked.minutes:
             missing.append(f"{cell.run.name} {cell.mix}")
             continue
+        mix = asked_of(cell, asked.protocol)
         config = TransferConfig(
-            run=(cell.run,), task=(cell.domain,), protocol=asked.protocol, labels=("1",), head_mix=cell.mix
+            run=(cell.run,),
+            task=(cell.domain,),
+            protocol=asked.protocol,
+            labels=("1",),
+            head_mix=mix.method,
+            mix_alpha=mix.alpha,
         )
         transfer(config, accelerator=accelerate(), observe=deformed)
         print(f"{cell.run.name} {cell.mix}: {(time.monotonic() - began) / 60:.1f} minutes", flush=True)

@@ -31,7 +31,7 @@ from dabsmix.model.shapes import MLPConfig
 from dabsmix.scoring.evaluate import kept, result, share
 from dabsmix.scoring.features import each_row
 from dabsmix.scoring.head_mix import MixedLoss, alpha_at, draw, el2n
-from dabsmix.scoring.heads import Features
+from dabsmix.scoring.heads import Features, Scale
 from dabsmix.scoring.metrics import Metric, Undefined, metric
 from dabsmix.scoring.results import HeadMix, Result, mixed_probe, prediction_key
 from dabsmix.scoring.selection import few_labels
@@ -180,7 +180,7 @@ def supervised(
 
 
 class Network(nn.Module):
-    """An encoder, a LayerNorm and a linear head, on the mean feature or on every token.
+    """An encoder, a LayerNorm and a linear head, on the mean feature or on every token; the head alone if `Frozen`.
 
     Args:
         encoder: trained along.
@@ -191,7 +191,7 @@ class Network(nn.Module):
     def __init__(self, encoder: Encoder, task: Task, center: float = 0.0, scale: float = 1.0) -> None:
         super().__init__()
         self.encoder, self.task, self.center, self.scale = encoder, task, center, scale
-        self.norm = nn.LayerNorm(encoder.width)
+        self.norm = nn.Identity() if isinstance(encoder, Frozen) else nn.LayerNorm(encoder.width)
         self.head = nn.Linear(encoder.width, task.num_outputs)
 
     def forward(self, inputs: tuple[Tensor, ...]) -> Tensor:
@@ -234,11 +234,12 @@ class Frozen(Encoder):
 
 
 def features_as_data(data: Data, train: Features, validation: Features, test: Features) -> tuple[Frozen, Data]:
-    """Mean features of the three splits as a data set, with the labels of ``data``, and its encoder."""
+    """Mean features of the splits, standardised by train, as a data set with the labels of ``data``; its encoder."""
     labelled = data.require_labelled()
+    scale = Scale.of(train.pooled["mean"])
     parts: dict[str, Split] = {}
     for name, part in (("train", train), ("validation", validation), ("test", test)):
-        stored = part.pooled["mean"].float().cpu().numpy()
+        stored = scale(part.pooled["mean"]).float().cpu().numpy()
         split = getattr(labelled, name)
         parts[name] = Split((stored,), np.arange(len(stored)), split.label, split.group)
     encoder = Frozen(train.pooled["mean"].shape[1])
