@@ -31,6 +31,7 @@ from dabsmix.board.row import Row
 from dabsmix.config import PretrainConfig, hashes_of, started_from
 from dabsmix.errors import UserError
 from dabsmix.run import RunRecord, read_record
+from dabsmix.scoring.intervals import MIN_GROUPS, measure
 from dabsmix.scoring.metrics import Metric, Undefined, metric
 from dabsmix.scoring.results import BY_CLASS, Result, TransferRecord, default_protocol, prediction_key, probes_of
 from dabsmix.source import Source
@@ -40,7 +41,6 @@ __all__ = ["MAX_PREDICTIONS", "Compared", "check_files", "check_record", "check_
 MAX_PREDICTIONS = 2 * 2**20  # bytes; the records live in a git repository
 MAX_FILE = 64 * 2**20  # of any other file of a record
 MAX_UNPACKED = 512 * 2**20
-RESAMPLES = 60
 WIDTHS = 3.0  # no estimator that a version had gives an interval so many times wider or narrower than another
 
 
@@ -200,26 +200,20 @@ def _missing(row: Row) -> list[str]:
 
 
 def _interval_problems(row: Row, found: Predictions, wanted: Metric) -> list[str]:
-    """Whether the interval is of these predictions: versions differ in their estimator, a plain bootstrap bounds it."""
+    """Whether the interval is of these predictions: versions differ in their estimator, influence values bound it."""
     if row.low is None or row.high is None:
         return []
-    group = np.arange(row.n) if found.group is None else np.unique(found.group, return_inverse=True)[1]
-    units = int(group.max()) + 1
-    rows_of = np.split(np.argsort(group, kind="stable"), np.cumsum(np.bincount(group))[:-1])
-    rng = np.random.default_rng(0)
-    values = []
-    for _ in range(RESAMPLES):
-        rows = np.concatenate([rows_of[unit] for unit in rng.integers(units, size=units)])
-        try:
-            values.append(np.mean([wanted.function(scores[rows], found.label[rows]) for scores in found.scores]))
-        except Undefined:
-            continue
-    if units < 5 or len(values) < RESAMPLES // 2:
+    try:
+        measured = measure(wanted, found.scores, found.label, found.group)
+    except Undefined:
+        return []
+    if len(measured.influence) < MIN_GROUPS:
         return []  # too few to bound anything
-    low, high = np.quantile(values, [0.025, 0.975])
-    width, claimed = float(high - low), row.high - row.low
-    slack = 3.0 / row.n  # where all are right, or nearly, a bootstrap sees no spread
+    half = 1.96 * float(np.sqrt(np.square(measured.influence).sum()))
+    width, claimed = 2 * half, row.high - row.low
+    slack = 3.0 / row.n  # where all are right, or nearly, the examples do not spread
     if claimed * WIDTHS + slack < width or claimed > WIDTHS * width + 10 * slack:
+        low, high = measured.value - half, measured.value + half
         return [f"interval [{row.low}, {row.high}], its predictions give about [{low:.4f}, {high:.4f}]"]
     return []
 
