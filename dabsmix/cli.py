@@ -529,13 +529,13 @@ def _audit(config: AuditConfig) -> None:
     if config.cache:
         _audit_cache()
         return
-    from dabsmix.data.audit import audit, render
+    from dabsmix.data.audit import audit, divided, render
     from dabsmix.source import load
 
     data = load(config.source)
     findings = audit(data)
     if not config.json:
-        for line in data.summary:
+        for line in (*data.summary, *divided(data)):
             print(line)
     print(render(findings, as_json=config.json))
     if any(finding.severity == "error" for finding in findings):

@@ -21,7 +21,7 @@ from dabsmix.data.domain import Data, Split, Task
 from dabsmix.spec import Grid, Spec, Table, Tokens
 from dabsmix.terminal import progress
 
-__all__ = ["Finding", "audit", "render"]
+__all__ = ["Finding", "audit", "divided", "render"]
 
 BYTES = 1 << 25
 """Stored bytes that are read at once."""
@@ -82,6 +82,34 @@ def audit(data: Data) -> list[Finding]:
     found += [Finding("reading", "info", "all", note) for note in data.notes]
     order = ("error", "warning", "info")
     return sorted(found, key=lambda finding: order.index(finding.severity))
+
+
+def divided(data: Data) -> tuple[str, ...]:
+    """How a data set is divided, in lines: examples and groups of each part, and what its labels are."""
+    labelled = data.labelled
+    splits = {"pretrain": data.pretrain, **(labelled.splits if labelled else {})}
+    width = max(map(len, splits))
+    lines = ["parts:"]
+    for name, split in splits.items():
+        groups = "" if split.group is None else f", {len(np.unique(split.group))} groups"
+        lines.append(f"  {name:<{width}}  {len(split)} examples{groups}")
+    if labelled is None:
+        return tuple(lines)
+    task, parts = labelled.task, labelled.splits.values()
+    labels = [split.label for split in parts if split.label is not None]
+    lines.append(f"scored by {task.metric}")
+    if task.kind == "regression":
+        ends = ", ".join(f"{x.min():.4g} to {x.max():.4g}, mean {x.mean():.4g}" for x in labels)
+        return (*lines, f"labels of train, validation and test: {ends}")
+    if task.kind == "classes":
+        counts = np.stack([np.bincount(x, minlength=len(task.classes)) for x in labels], axis=1)
+        lines.append(f"labels of {' / '.join(labelled.splits)}:")
+        order = np.argsort(-counts.sum(axis=1), kind="stable")
+        lines += [f"  {' / '.join(map(str, counts[code]))}  {task.classes[code]!r}" for code in order[:LISTED]]
+        lines += [f"  and {len(order) - LISTED} more classes, the rarest with {counts.sum(axis=1).min()} examples"] * (
+            len(order) > LISTED
+        )
+    return tuple(lines)
 
 
 def render(findings: Sequence[Finding], *, as_json: bool = False) -> str:

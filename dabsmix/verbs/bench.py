@@ -105,6 +105,9 @@ def cells(plans: Sequence[BenchConfig]) -> list[Cell]:
 def _sources(plan: BenchConfig) -> list[Source]:
     if plan.domains and plan.data:
         raise UserError("--domains and --data: name one of the two")
+    for flag in ("modality", "label", "options"):
+        if not plan.data and (given := getattr(plan, flag)) is not None:
+            raise UserError(f"--{flag} {given} is for your own data (--data PATH); leave it out with --domains")
     named = [Source(domain(name).name, data_root=plan.data_root) for name in plan.domains]
     own = [
         Source(data=path, modality=plan.modality, label=plan.label, options=plan.options, data_root=plan.data_root)
