@@ -139,7 +139,7 @@ def load(source: Source) -> Data:
         return replace(named, source=source)
 
     source, path, options, notes = _opened(source)
-    own = importlib.import_module(f"dabsmix.modalities.{source.modality}").own
+    own = importlib.import_module(f"dabsmix.modalities.{source.modality}").load_own
     _check_options(source, own, options)
     asked = options.pop("metric", None)
     data: Data = own(path, label=source.label, on_bad=source.on_bad, **_root(own, source), **options)
@@ -196,7 +196,7 @@ def load_as(source: Source, modality: str, state: Mapping[str, Any]) -> Data:
     source, path, options, notes = _opened(replace(source, modality=source.modality or cast(Modality, modality)))
     if source.modality != modality:
         raise UserError(f"--data {source.data} is {source.modality}, and the run was pretrained on {modality}")
-    read = importlib.import_module(f"dabsmix.modalities.{modality}").own_marked
+    read = importlib.import_module(f"dabsmix.modalities.{modality}").load_further_labelled
     _check_options(source, read, options)
     asked = options.pop("metric", None)
     marked = read(path, state, label=source.label, on_bad=source.on_bad, **options)

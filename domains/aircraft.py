@@ -9,7 +9,7 @@ from dabsmix.data.domain import Task
 from dabsmix.data.download import Download
 from dabsmix.errors import UserError
 from dabsmix.modalities.files import codes, lines
-from dabsmix.modalities.image import Listing, family, file_pixels
+from dabsmix.modalities.image import Listing, file_pixels, sized_domains
 
 
 def _read(folder: Path, protocol: str) -> Listing:
@@ -52,7 +52,7 @@ def _pair(path: Path, number: int, line: str) -> tuple[str, str]:
     return name, variant
 
 
-DOMAINS = family(
+DOMAINS = sized_domains(
     "aircraft",
     _read,
     dabs="both sizes",

@@ -7,7 +7,7 @@ import numpy as np
 
 from dabsmix.data.domain import Task
 from dabsmix.errors import UserError
-from dabsmix.modalities.spectrogram import LARGE, Clips, family, small, sounds
+from dabsmix.modalities.spectrogram import LARGE, Clips, sized_domains, small, sounds
 
 NAME = re.compile(r"\d\d/(\d)_(\d\d)_\d+\.wav")
 # the speakers of the validation and of the test part: the first split of the set's authors, which DABS uses
@@ -34,7 +34,7 @@ def _read(folder: Path, protocol: str) -> Clips:
     )
 
 
-DOMAINS = family(
+DOMAINS = sized_domains(
     "audio_mnist",
     _read,
     title="AudioMNIST, spoken digits (Becker et al., 2018)",

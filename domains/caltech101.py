@@ -8,7 +8,7 @@ from dabsmix.data.domain import Task
 from dabsmix.data.download import Download
 from dabsmix.errors import UserError
 from dabsmix.modalities.files import codes, split_note, walk
-from dabsmix.modalities.image import IMAGE_SUFFIXES, Listing, family, file_pixels
+from dabsmix.modalities.image import IMAGE_SUFFIXES, Listing, file_pixels, sized_domains
 
 FOLDER = "101_ObjectCategories"
 BACKGROUND = "BACKGROUND_Google/"  # clutter, no class of the task
@@ -41,7 +41,7 @@ def _read(folder: Path, protocol: str) -> Listing:
     )
 
 
-DOMAINS = family(
+DOMAINS = sized_domains(
     "caltech101",
     _read,
     title="Caltech-101, 101 kinds of thing (Fei-Fei et al., 2004)",

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from dabsmix.data.domain import Task
 from dabsmix.errors import UserError
 from dabsmix.modalities.files import codes
-from dabsmix.modalities.image import Listing, family, file_pixels
+from dabsmix.modalities.image import Listing, file_pixels, sized_domains
 
 FINDINGS = ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion")
 VALUES = {"": 0, "0": 0, "0.0": 0, "1": 1, "1.0": 1, "-1": 0, "-1.0": 0}
@@ -64,7 +64,7 @@ def _table(path: Path) -> list[tuple[str, list[int]]]:
     return found
 
 
-DOMAINS = family(
+DOMAINS = sized_domains(
     "chexpert",
     _read,
     dabs="large size",

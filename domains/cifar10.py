@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from dabsmix.data.domain import Task
 from dabsmix.data.download import Download
 from dabsmix.errors import UserError
-from dabsmix.modalities.image import Listing, array_pixels, family
+from dabsmix.modalities.image import Listing, array_pixels, sized_domains
 
 
 class _Array:
@@ -102,7 +102,7 @@ def _read(folder: Path, protocol: str) -> Listing:
     return read_batches(folder, train, ["test_batch"], "labels", "batches.meta", "label_names")
 
 
-DOMAINS = family(
+DOMAINS = sized_domains(
     "cifar10",
     _read,
     dabs="both sizes",

@@ -4,14 +4,14 @@ from pathlib import Path
 
 from dabsmix.data.download import Download
 from dabsmix.domains.cifar10 import read_batches
-from dabsmix.modalities.image import Listing, family
+from dabsmix.modalities.image import Listing, sized_domains
 
 
 def _read(folder: Path, protocol: str) -> Listing:
     return read_batches(folder, ["train"], ["test"], "fine_labels", "meta", "fine_label_names")
 
 
-DOMAINS = family(
+DOMAINS = sized_domains(
     "cifar100",
     _read,
     title="CIFAR-100, a hundred kinds of thing (Krizhevsky, 2009)",

@@ -8,7 +8,7 @@ from dabsmix.data.domain import Task
 from dabsmix.data.download import Download
 from dabsmix.errors import UserError
 from dabsmix.modalities.files import lines
-from dabsmix.modalities.image import Listing, family, file_pixels
+from dabsmix.modalities.image import Listing, file_pixels, sized_domains
 
 TABLES = ("classes.txt", "images.txt", "image_class_labels.txt", "train_test_split.txt")
 
@@ -45,7 +45,7 @@ def _table(path: Path) -> dict[str, str]:
     return {number: value for number, value in pairs}
 
 
-DOMAINS = family(
+DOMAINS = sized_domains(
     "cu_birds",
     _read,
     dabs="both sizes",

@@ -7,7 +7,7 @@ import numpy as np
 from dabsmix.data.domain import Task
 from dabsmix.data.download import Download
 from dabsmix.modalities.files import codes, lines, rows_named, walk
-from dabsmix.modalities.image import IMAGE_SUFFIXES, Listing, family, file_pixels
+from dabsmix.modalities.image import IMAGE_SUFFIXES, Listing, file_pixels, sized_domains
 
 
 def _read(folder: Path, protocol: str) -> Listing:
@@ -31,7 +31,7 @@ def _read(folder: Path, protocol: str) -> Listing:
     )
 
 
-DOMAINS = family(
+DOMAINS = sized_domains(
     "dtd",
     _read,
     dabs="both sizes",

@@ -10,7 +10,7 @@ from dabsmix.data.domain import Task
 from dabsmix.data.download import Download
 from dabsmix.errors import UserError
 from dabsmix.modalities.files import codes, lines, rows_named, split_note, walk
-from dabsmix.modalities.image import Listing, family, file_pixels
+from dabsmix.modalities.image import Listing, file_pixels, sized_domains
 
 BANDS = 13
 PARTS = ("train", "val", "test")
@@ -107,7 +107,7 @@ def _downloads(folder: str) -> tuple[Download, ...]:
 
 
 DOMAINS = (
-    *family(
+    *sized_domains(
         "eurosat",
         partial(_read, ".jpg"),
         title="EuroSAT, land from Sentinel-2 in colour (Helber et al., 2019)",
@@ -117,7 +117,7 @@ DOMAINS = (
         sizes="16,200 / 5,400",
         sides=((64, 8), (224, 16)),
     ),
-    *family(
+    *sized_domains(
         "eurosat_all",
         partial(_read, ".tif"),
         title="EuroSAT, land from Sentinel-2 in 13 bands (Helber et al., 2019)",

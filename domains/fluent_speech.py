@@ -9,7 +9,7 @@ import numpy as np
 from dabsmix.data.domain import Task
 from dabsmix.errors import UserError
 from dabsmix.modalities.files import codes
-from dabsmix.modalities.spectrogram import Clips, family
+from dabsmix.modalities.spectrogram import Clips, sized_domains
 
 CLASSES = {  # in DABS's order
     "action": ("change language", "activate", "deactivate", "increase", "decrease", "bring"),
@@ -64,7 +64,7 @@ def _read(target: str, folder: Path, protocol: str) -> Clips:
 DOMAINS = tuple(
     domain
     for target in CLASSES
-    for domain in family(
+    for domain in sized_domains(
         f"fluent_speech_{target}",
         partial(_read, target),
         title=f"Fluent Speech Commands, {target} (Lugosch et al., 2019)",

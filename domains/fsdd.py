@@ -7,7 +7,7 @@ import numpy as np
 
 from dabsmix.data.domain import Task
 from dabsmix.errors import UserError
-from dabsmix.modalities.spectrogram import LARGE, Clips, family, small, sounds
+from dabsmix.modalities.spectrogram import LARGE, Clips, sized_domains, small, sounds
 
 NAME = re.compile(r"(\d)_([^_]+)_(\d+)\.wav")
 TEST = 5
@@ -32,7 +32,7 @@ def _read(folder: Path, protocol: str) -> Clips:
     )
 
 
-DOMAINS = family(
+DOMAINS = sized_domains(
     "fsdd",
     _read,
     title="Free Spoken Digit Dataset",

@@ -8,7 +8,7 @@ import numpy as np
 from dabsmix.data.domain import Task
 from dabsmix.data.download import Download
 from dabsmix.errors import UserError
-from dabsmix.modalities.spectrogram import Clips, family, sounds
+from dabsmix.modalities.spectrogram import Clips, sized_domains, sounds
 
 NAME = re.compile(r"(\d+)/(\d+)/\1-\2-(\d+)\.flac")
 TRAIN = ("train-clean-100", "train-clean-360", "train-other-500")
@@ -89,7 +89,7 @@ TRANSFERS = (
 )
 
 DOMAINS = (
-    *family(
+    *sized_domains(
         "librispeech",
         _read,
         title="LibriSpeech, 960 hours of read books (Panayotov et al., 2015)",
@@ -102,7 +102,7 @@ DOMAINS = (
         sizes="281,241 / -",
         transfers=TRANSFERS,
     ),
-    *family(
+    *sized_domains(
         "librispeech_transfer",
         _read_transfer,
         title="LibriSpeech dev-clean, which of 40 speakers (Panayotov et al., 2015)",

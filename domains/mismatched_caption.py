@@ -10,7 +10,7 @@ from dabsmix.data.domain import Task
 from dabsmix.data.splits import carve
 from dabsmix.domains.mscoco import DOWNLOADS, FOLDER, STAND_INS, captioned, folder_note
 from dabsmix.errors import UserError
-from dabsmix.modalities.captioned import Examples, family
+from dabsmix.modalities.captioned import Examples, sized_domains
 
 
 def _read(folder: Path, protocol: str) -> Examples:
@@ -58,7 +58,7 @@ def exchanged(count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     return source, label
 
 
-DOMAINS = family(
+DOMAINS = sized_domains(
     "mismatched_caption",
     _read,
     title="Does the caption belong to the picture? MS COCO 2017 (DABS)",

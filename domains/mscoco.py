@@ -8,7 +8,7 @@ import numpy as np
 from dabsmix.data.domain import Task
 from dabsmix.data.download import Download
 from dabsmix.data.splits import carve
-from dabsmix.modalities.captioned import Examples, extracted, family
+from dabsmix.modalities.captioned import Examples, extracted, sized_domains
 
 PARTS = ("train2017", "val2017")
 
@@ -114,7 +114,7 @@ DOWNLOADS = (
     ),
 )
 
-DOMAINS = family(
+DOMAINS = sized_domains(
     "mscoco",
     _read,
     title="MS COCO 2017, photographs with a caption (Lin et al., 2014)",

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from dabsmix.data.domain import Task
 from dabsmix.data.download import Download
 from dabsmix.errors import UserError
-from dabsmix.modalities.spectrogram import LARGE, Clips, Form, duration, family, small, sounds
+from dabsmix.modalities.spectrogram import LARGE, Clips, Form, duration, sized_domains, small, sounds
 
 LISTS = ("validation_list.txt", "testing_list.txt")
 NOISE = "_background_noise_"
@@ -124,7 +124,7 @@ SECOND = (_download("v0.02", "af14739ee7dc311471de98f5f9d2c9191b18aedfe957f4a6ff
 IMIX = Form(rate=16_000, samples=16_000, fft=2048, hop=512, mels=32, patch=4)
 
 DOMAINS = (
-    *family(
+    *sized_domains(
         "speech_commands",
         _read,
         title="Speech Commands 0.01, 30 words (Warden, 2018)",
@@ -134,7 +134,7 @@ DOMAINS = (
         downloads=FIRST,
         sizes="51,094 / 6,835",
     ),
-    *family(
+    *sized_domains(
         "speech_commands_v2",
         _read,
         title="Speech Commands 0.02, 35 words (Warden, 2018)",
@@ -146,7 +146,7 @@ DOMAINS = (
         downloads=SECOND,
         sizes="84,843 / 11,005",
     ),
-    *family(
+    *sized_domains(
         "speech_commands_12",
         _read_12,
         title="Speech Commands 0.01, ten commands, unknown and silence (Warden, 2018)",

@@ -9,7 +9,7 @@ from dabsmix.data.domain import Task
 from dabsmix.data.download import Download
 from dabsmix.errors import UserError
 from dabsmix.modalities.files import lines
-from dabsmix.modalities.image import Listing, family, resized
+from dabsmix.modalities.image import Listing, resized, sized_domains
 
 PARTS = ("train", "test", "unlabeled")
 BYTES = 3 * 96 * 96
@@ -50,7 +50,7 @@ def _images(path: Path) -> NDArray[np.uint8]:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); fetch stl10_binary.tar.gz again") from error
     if size == 0 or size % BYTES:
-        raise UserError(f"{path}: {size} bytes are no whole number of 96x96 images; fetch stl10_binary.tar.gz again")
+        raise UserError(f"{path}: {size} bytes are not a whole number of 96x96 images; fetch stl10_binary.tar.gz again")
     return np.memmap(path, np.uint8, "r", shape=(size // BYTES, 3, 96, 96))
 
 
@@ -64,7 +64,7 @@ def _labels(path: Path, count: int) -> NDArray[np.int64]:
     return label
 
 
-DOMAINS = family(
+DOMAINS = sized_domains(
     "stl10",
     _read,
     title="STL-10, ten kinds of thing and 100,000 unlabelled images (Coates et al., 2011)",

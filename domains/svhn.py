@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from dabsmix.data.domain import Task
 from dabsmix.data.download import Download
 from dabsmix.errors import UserError
-from dabsmix.modalities.image import Listing, array_pixels, family
+from dabsmix.modalities.image import Listing, array_pixels, sized_domains
 
 SOURCE = "http://ufldl.stanford.edu/housenumbers"
 CITED = "torchvision 0.27.1, datasets/svhn.py"
@@ -48,7 +48,7 @@ def _variable(path: Path, name: str) -> NDArray[np.uint8]:
         raise UserError(f"{path}: no MATLAB file with {name!r} ({error}); fetch it from {SOURCE}") from error
 
 
-DOMAINS = family(
+DOMAINS = sized_domains(
     "svhn",
     _read,
     title="Street View House Numbers, cropped digits (Netzer et al., 2011)",

@@ -8,7 +8,7 @@ from dabsmix.data.domain import Task
 from dabsmix.data.download import Download
 from dabsmix.errors import UserError
 from dabsmix.modalities.files import lines, walk
-from dabsmix.modalities.image import IMAGE_SUFFIXES, Listing, family, file_pixels
+from dabsmix.modalities.image import IMAGE_SUFFIXES, Listing, file_pixels, sized_domains
 
 TABLES = ("wnids.txt", "val/val_annotations.txt")
 
@@ -37,7 +37,7 @@ def _read(folder: Path, protocol: str) -> Listing:
     )
 
 
-DOMAINS = family(
+DOMAINS = sized_domains(
     "tiny_imagenet",
     _read,
     title="Tiny ImageNet, 200 kinds of thing (Stanford CS231n, 2015)",

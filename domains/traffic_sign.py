@@ -9,7 +9,7 @@ from dabsmix.data.domain import Task
 from dabsmix.data.download import Download
 from dabsmix.errors import UserError
 from dabsmix.modalities.files import codes, walk
-from dabsmix.modalities.image import Listing, family, file_pixels, four_fifths
+from dabsmix.modalities.image import Listing, file_pixels, four_fifths, sized_domains
 
 ARCHIVE = "https://sid.erda.dk/public/archives/daaeac0d7ce1152aea9b61d9f1e19370"
 TRAIN, TEST, LABELS = "Final_Training/Images", "Final_Test/Images", "GT-final_test.csv"
@@ -72,7 +72,7 @@ def _test_labels(path: Path, classes: tuple[str, ...]) -> dict[str, int]:
     return found
 
 
-DOMAINS = family(
+DOMAINS = sized_domains(
     "traffic_sign",
     _read,
     dabs="both sizes",

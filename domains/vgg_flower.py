@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from dabsmix.data.domain import Task
 from dabsmix.data.download import Download
 from dabsmix.errors import UserError
-from dabsmix.modalities.image import Listing, family, file_pixels, four_fifths
+from dabsmix.modalities.image import Listing, file_pixels, four_fifths, sized_domains
 
 SOURCE = "https://www.robots.ox.ac.uk/~vgg/data/flowers/102"
 CITED = "torchvision 0.27.1, datasets/flowers102.py"
@@ -44,7 +44,7 @@ def _column(path: Path, name: str) -> NDArray[np.int64]:
         raise UserError(f"{path}: no MATLAB file with {name!r} ({error}); fetch it from {SOURCE}") from error
 
 
-DOMAINS = family(
+DOMAINS = sized_domains(
     "vgg_flower",
     _read,
     dabs="both sizes",

@@ -7,7 +7,7 @@ import numpy as np
 from dabsmix.data.domain import Task
 from dabsmix.errors import UserError
 from dabsmix.modalities.files import codes
-from dabsmix.modalities.spectrogram import Clips, family
+from dabsmix.modalities.spectrogram import Clips, sized_domains
 from dabsmix.modalities.text import read_lines
 
 SPLIT = "iden_split.txt"
@@ -39,7 +39,7 @@ def _read(folder: Path, protocol: str) -> Clips:
     )
 
 
-DOMAINS = family(
+DOMAINS = sized_domains(
     "voxceleb1",
     _read,
     title="VoxCeleb1, which of 1251 speakers (Nagrani et al., 2017)",

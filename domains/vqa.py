@@ -9,7 +9,7 @@ import numpy as np
 from dabsmix.data.domain import Task
 from dabsmix.data.download import Download
 from dabsmix.data.splits import carve
-from dabsmix.modalities.captioned import Examples, extracted, family
+from dabsmix.modalities.captioned import Examples, extracted, sized_domains
 
 FOLDER = "coco-vqa"
 PARTS = ("train2014", "val2014")
@@ -80,7 +80,7 @@ def _zip(url: str) -> Download:
     return Download((url,), f"{FOLDER}/{url.rsplit('/', 1)[1]}")
 
 
-DOMAINS = family(
+DOMAINS = sized_domains(
     "vqa",
     _read,
     title="Is this the answer? VQA v1 on MS COCO 2014 (Antol et al., 2015; DABS)",

@@ -8,7 +8,7 @@ import numpy as np
 from dabsmix.data.domain import Task
 from dabsmix.errors import UserError
 from dabsmix.modalities.files import codes, lines, rows_named, split_note
-from dabsmix.modalities.image import Listing, family, file_pixels
+from dabsmix.modalities.image import Listing, file_pixels, sized_domains
 
 FINDINGS = (
     "Atelectasis",
@@ -76,7 +76,7 @@ def _table(path: Path) -> dict[str, list[bool]]:
     return found
 
 
-DOMAINS = family(
+DOMAINS = sized_domains(
     "xray8",
     _read,
     dabs="large size",

@@ -134,7 +134,7 @@ def sources(names: list[str] | None, root: Path, folder: Path, photos: int) -> I
                 print(f"{' or '.join(choice)}: not under {root}")
     if names is None or "photos" in names:
         write_photos(folder / "photos", photos)
-        yield "photos (generated)", lambda: image.own(folder / "photos", size=224, patch=16), 64
+        yield "photos (generated)", lambda: image.load_own(folder / "photos", size=224, patch=16), 64
 
 
 def measure(name: str, load: Callable[[], Data], batch_size: int, device: torch.device, seconds: float) -> Row:

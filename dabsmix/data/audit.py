@@ -264,7 +264,7 @@ def _classes(name: str, split: Split, task: Task) -> Iterator[Finding]:
     if task.kind == "regression":
         wrong = np.flatnonzero(~np.isfinite(label))
         if len(wrong):
-            yield _finding("classes", "error", name, split, wrong, f"{len(wrong)} labels are no finite numbers")
+            yield _finding("classes", "error", name, split, wrong, f"{len(wrong)} labels are not finite numbers")
         low, high = np.nanmin(label), np.nanmax(label)
         if low == high:
             yield Finding("classes", "error", name, f"the label is constant: {low:g}", len(split))
@@ -426,7 +426,7 @@ def _bad(spec: Spec, x: NDArray[Any]) -> dict[str, NDArray[np.bool_]]:
             coded = flat[:, sizes > 0]
             return {
                 "have infinite values": np.isinf(flat).any(axis=1),
-                "have a code that is no category": ((coded < 0) | (coded >= sizes[sizes > 0])).any(axis=1),
+                "have a code that is not a category": ((coded < 0) | (coded >= sizes[sizes > 0])).any(axis=1),
                 "hold nothing but empty cells": np.isnan(flat).all(axis=1),
             }
         case Tokens():

@@ -219,7 +219,7 @@ def _fetch_piece(url: str, download: Download, path: Path) -> None:
     try:
         response = urllib.request.urlopen(request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
-        if error.code == 416:  # the part is no beginning of what the server has
+        if error.code == 416:  # the part is not the beginning of what the server has
             origin.unlink()
             raise _CutError("the file changed on the server") from error
         raise
@@ -271,7 +271,7 @@ def _check(download: Download, found: Path, path: Path, source: str) -> None:
     elif not wanted and known and known != sum256:
         verdict = f"its sha256 is {sum256}, that of the first download was {known} ({_record(path).name})"
     elif download.is_archive and not (zipfile.is_zipfile(found) or tarfile.is_tarfile(found)):
-        verdict = "it is no zip or tar archive (a page of the server, perhaps)"
+        verdict = "it is neither a zip nor a tar archive (a page of the server, perhaps)"
     if verdict:
         if found != path:
             found.unlink()

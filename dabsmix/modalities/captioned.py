@@ -28,7 +28,7 @@ from dabsmix.spec import Tokens
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Examples", "extracted", "family"]
+__all__ = ["Examples", "extracted", "sized_domains"]
 
 LENGTH = 32
 
@@ -77,7 +77,7 @@ class _Shared:
         return self.images[self.image[rows]]
 
 
-def family(
+def sized_domains(
     name: str,
     read: Callable[[Path, str], Examples],
     *,

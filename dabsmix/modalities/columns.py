@@ -86,7 +86,7 @@ class Matrix:
 
     Attributes:
         x: float32 ``(n, columns)``, a memory map: numbers, and codes of categories; NaN where a cell is empty.
-        extra: float64 ``(n, k)``: the same for the columns that are no features (label, group).
+        extra: float64 ``(n, k)``: the same for the columns that are not features (label, group).
         columns: the feature columns.
         others: the columns of ``extra``.
         skipped: ``file: row N: what is wrong`` for every row that was left out.
@@ -427,7 +427,7 @@ def fit(name: str, key: str, matrix: Matrix, rows: NDArray[np.int64], as_is: Col
 
 
 def fit_in_memory(matrix: Matrix, rows: NDArray[np.int64]) -> Fitted:
-    """As `fit`, for a table that is no file's: nothing is kept."""
+    """As `fit`, for a table in memory: nothing is cached."""
     return _fitted(matrix, *_statistics(matrix, rows))
 
 

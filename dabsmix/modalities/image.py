@@ -1,7 +1,7 @@
 """Images: decoded and resized once into one memory-mapped uint8 array, cast and standardised a batch at a time.
 
-A family file in ``domains/`` says which images there are, which split each belongs to and what is predicted
-(`Listing`); everything else is here. Each family has a small size (32x32 in patches of 4) and a large one (224x224 in
+A data set's file in ``domains/`` says which images there are, which split each belongs to and what is predicted
+(`Listing`); everything else is here. Each data set has a small size (32x32 in patches of 4) and a large one (224x224 in
 patches of 16); both are square and come from the whole picture, as in DABS: ``Resize((side, side))`` with PIL's
 antialiased bilinear filter.
 """
@@ -57,17 +57,17 @@ __all__ = [
     "array_pixels",
     "augmented",
     "blurred",
-    "family",
     "file_pixels",
     "four_fifths",
     "hue_shifted",
     "imix_view",
     "load",
+    "load_further",
+    "load_further_labelled",
+    "load_own",
     "opened",
-    "own",
-    "own_marked",
-    "own_rows",
     "resized",
+    "sized_domains",
     "stored",
 ]
 
@@ -121,7 +121,7 @@ class Listing:
     statistics: tuple[tuple[float, ...], tuple[float, ...]] | None = None
 
 
-def family(
+def sized_domains(
     name: str,
     read: Callable[[Path, str], Listing],
     *,
@@ -591,7 +591,7 @@ def blurred(images: Tensor, sigma: Tensor) -> Tensor:
 # --- a user's own images
 
 
-def own(
+def load_own(
     path: Path,
     *,
     label: str | None = None,
@@ -622,29 +622,29 @@ def own(
     classes, table = own_labels(folder, files, label, labels, group)
     unlabelled = _own_listing(folder, files)
     images, sums, bad, source = stored("own_images", unlabelled, _side(size, patch), "skip")
-    own = own_split("images", folder, files, classes, bad, grouped=group is not None, on_bad=on_bad)
-    if own.label is None or own.task is None:
-        found = _statistics(sums[own.parts.pretrain], size)
-        state = {"size": size, "patch": patch, "mean": found.mean, "std": found.std, "skipped": own.skipped}
-        return replace(_unsplit(images, own.parts.pretrain, source, state), notes=own.notes)
+    division = own_split("images", folder, files, classes, bad, grouped=group is not None, on_bad=on_bad)
+    if division.label is None or division.task is None:
+        found = _statistics(sums[division.parts.pretrain], size)
+        state = {"size": size, "patch": patch, "mean": found.mean, "std": found.std, "skipped": division.skipped}
+        return replace(_unsplit(images, division.parts.pretrain, source, state), notes=division.notes)
     listing = replace(
         unlabelled,
-        label=own.label,
-        train=own.parts.train,
-        validation=own.parts.validation,
-        test=own.parts.test,
-        pretrain=own.parts.pretrain,
-        task=own.task,
-        group=own.group,
-        notes=own.notes,
+        label=division.label,
+        train=division.parts.train,
+        validation=division.parts.validation,
+        test=division.parts.test,
+        pretrain=division.parts.pretrain,
+        task=division.task,
+        group=division.group,
+        notes=division.notes,
     )
     data = load("own_images", listing, size, patch, "v1", "flip", "skip")
     return replace(
-        data, fingerprint=digest([source, table]), state={**data.state, "skipped": own.skipped}, names=named(files)
+        data, fingerprint=digest([source, table]), state={**data.state, "skipped": division.skipped}, names=named(files)
     )
 
 
-def own_rows(
+def load_further(
     path: Path, state: Mapping[str, Any], on_bad: Literal["error", "skip"] = "error"
 ) -> tuple[Data, list[str]]:
     """Further images, or one, read with a training run's state: all as ``pretrain``; keys are names below the folder.
@@ -659,7 +659,7 @@ def own_rows(
     return replace(_unsplit(images, rows, source, state), notes=notes), [files[row] for row in rows]
 
 
-def own_marked(
+def load_further_labelled(
     path: Path,
     state: Mapping[str, Any],
     *,
@@ -668,8 +668,8 @@ def own_marked(
     labels: str = "",
     group: str | None = None,
 ) -> Marked:
-    """Further images with labels; ``label``, ``labels`` and ``group`` as in `own`, the rest as in `own_rows`."""
-    return marked_files("images", path, IMAGE_SUFFIXES, own_rows(path, state, on_bad), label, labels, group)
+    """Further images with labels: ``label``, ``labels`` and ``group`` as in `load_own`, the rest as `load_further`."""
+    return marked_files("images", path, IMAGE_SUFFIXES, load_further(path, state, on_bad), label, labels, group)
 
 
 def _side(size: int, patch: int) -> int:

@@ -54,11 +54,12 @@ def further(x: Any, modality: str, specs: tuple[Spec, ...], state: Mapping[str, 
         case "sensor", Grid() if "channels" in state and is_frame(x):
             from dabsmix.modalities import sensor
 
-            return sensor.own_rows(x, state)[0]
+            return sensor.load_further(x, state)[0]
         case "tabular", Table() if "columns" in state:
             from dabsmix.modalities import tabular
 
-            return tabular.own_rows(x if is_frame(x) else _frame(x, [name for name, _ in state["columns"]]), state)[0]
+            frame = x if is_frame(x) else _frame(x, [name for name, _ in state["columns"]])
+            return tabular.load_further(frame, state)[0]
         case "text", Tokens() if "tokenizer" in state:
             from dabsmix.modalities import text
 
@@ -100,7 +101,7 @@ def whole(x: Any, modality: str) -> Data:
         case "tabular":
             from dabsmix.modalities import tabular
 
-            return tabular.own_frame(x if is_frame(x) else _frame(x, None))
+            return tabular.load_frame(x if is_frame(x) else _frame(x, None))
         case "image":
             return _image_set(x)
         case "sensor":

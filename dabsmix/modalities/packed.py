@@ -403,7 +403,7 @@ def _media(packed: _Packed, number: int, value: Any, known: tuple[str, ...]) -> 
 
 
 def _cell(value: Any) -> str | None:
-    """As a cell of a CSV; None for what is not one value."""
+    """As a cell of a CSV; None for what is not a single value."""
     if value is None:
         return ""
     if isinstance(value, date | datetime):

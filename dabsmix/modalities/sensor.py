@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 __all__ = [
     "Windows",
     "fill_gaps",
-    "own",
-    "own_rows",
+    "load_further",
+    "load_own",
     "read_numbers",
     "runs",
     "token_length",
@@ -152,7 +152,7 @@ def _first_bad_number(path: Path, gaps: bool) -> str:
 # --- a user's own recordings
 
 
-def own(
+def load_own(
     path: Path,
     *,
     label: str | None = None,
@@ -288,7 +288,7 @@ def token_length(window: int) -> int:
     return next((size for size in range(-(-window // TOKENS), window) if window % size == 0), window)
 
 
-def own_rows(
+def load_further(
     data: Path | pd.DataFrame, state: Mapping[str, Any], on_bad: Literal["error", "skip"] = "error"
 ) -> tuple[Data, list[str]]:
     """Windows of further tables, all in order as ``pretrain``; a key is ``file:row`` of a window's first reading.
@@ -296,7 +296,7 @@ def own_rows(
     Labels are not looked at: a window lies within one group.
 
     Args:
-        data: files as in `own`, or a table in memory.
+        data: files as in `load_own`, or a table in memory.
         state: ``Data.state`` of the training run.
 
     Raises:
@@ -306,10 +306,10 @@ def own_rows(
     return further, keys
 
 
-def own_marked(
+def load_further_labelled(
     path: Path, state: Mapping[str, Any], *, label: str, on_bad: Literal["error", "skip"] = "error"
 ) -> Marked:
-    """Windows of further tables, each within one group and one label; as `own_rows` else."""
+    """Windows of further tables, each within one group and one label; the rest as `load_further`."""
     further, keys, code, classes = _further(path, state, on_bad, label)
     if len(classes) < 2:
         held = f"every row that has one holds {classes[0]!r}" if classes else "every cell is empty"

@@ -20,7 +20,7 @@ from dabsmix.modalities.files import Marked, class_names, codes, division_notes,
 from dabsmix.modalities.text import OwnText, as_int64, read_own
 from dabsmix.spec import Tokens
 
-__all__ = ["Alphabet", "Sample", "encoded", "own", "own_rows", "records", "samples", "store", "stored"]
+__all__ = ["Alphabet", "Sample", "encoded", "load_further", "load_own", "records", "samples", "store", "stored"]
 
 LENGTH = 128
 """Symbols that are kept of a user's sequence by default: an encoder's positions are fixed."""
@@ -194,7 +194,7 @@ def cut_note(rows: NDArray[np.uint8], alphabet: Alphabet) -> str:
 # --- a user's own sequences
 
 
-def own(
+def load_own(
     path: Path,
     *,
     label: str | None = None,
@@ -253,13 +253,13 @@ def own(
     )
 
 
-def own_rows(
+def load_further(
     path: Path, state: Mapping[str, Any], on_bad: Literal["error", "skip"] = "error"
 ) -> tuple[Data, list[str]]:
     """Further sequences read with a training run's state, all as ``pretrain``; keys are names or ``file:row``.
 
     Raises:
-        UserError: as `own`.
+        UserError: as `load_own`.
     """
     rows, bad = _read(path, state["column"], None, None, on_bad)
     rows, bad = _within(rows, bad, state["alphabet"], on_bad)
@@ -268,7 +268,7 @@ def own_rows(
     return replace(data, notes=notes, state=state), [row.key for row in rows]
 
 
-def own_marked(
+def load_further_labelled(
     path: Path,
     state: Mapping[str, Any],
     *,
@@ -277,7 +277,7 @@ def own_marked(
     column: str = "",
     group: str | None = None,
 ) -> Marked:
-    """Further sequences with labels; ``label``, ``column`` and ``group`` as in `own`, the rest as in `own_rows`."""
+    """Further sequences with labels: ``label``, ``column`` and ``group`` as in `load_own`, else as `load_further`."""
     rows, bad = _read(path, column or state["column"], label, group, on_bad)
     rows, bad = _within(rows, bad, state["alphabet"], on_bad)
     data = _own_data(path, rows, state["alphabet"], state["length"])

@@ -55,13 +55,13 @@ __all__ = [
     "Clips",
     "Form",
     "duration",
-    "family",
     "load",
+    "load_further",
+    "load_further_labelled",
+    "load_own",
     "log_mel",
-    "own",
-    "own_marked",
-    "own_rows",
     "read_clip",
+    "sized_domains",
     "small",
     "sounds",
 ]
@@ -150,7 +150,7 @@ class Clips:
 Read = Callable[[Path, str], Clips]
 
 
-def family(
+def sized_domains(
     name: str,
     read: Read,
     *,
@@ -473,7 +473,7 @@ def sounds(folder: Path) -> list[str]:
 # --- a user's own sounds
 
 
-def own(
+def load_own(
     path: Path,
     *,
     label: str | None = None,
@@ -508,25 +508,29 @@ def own(
     clips = _own_clips(path)
     classes, table = own_labels(clips.folder, clips.files, label, labels, group)
     _, _, about = stored("own_sounds", clips, _fingerprint(clips), form, on_bad="skip")
-    own = own_split("sounds", clips.folder, clips.files, classes, about.bad, grouped=group is not None, on_bad=on_bad)
-    labelled = own.label is not None
+    division = own_split(
+        "sounds", clips.folder, clips.files, classes, about.bad, grouped=group is not None, on_bad=on_bad
+    )
+    labelled = division.label is not None
     clips = replace(
         clips,
-        train=own.parts.train if labelled else own.parts.pretrain,
-        validation=own.parts.validation if labelled else None,
-        test=own.parts.test,
-        pretrain=own.parts.pretrain,
-        label=own.label,
-        task=own.task,
-        group=own.group,
-        notes=own.notes,
+        train=division.parts.train if labelled else division.parts.pretrain,
+        validation=division.parts.validation if labelled else None,
+        test=division.parts.test,
+        pretrain=division.parts.pretrain,
+        label=division.label,
+        task=division.task,
+        group=division.group,
+        notes=division.notes,
     )
     data = load("own_sounds", clips, form, "v1", on_bad="skip")
     source = digest([data.fingerprint, table])
-    return replace(data, fingerprint=source, state={**data.state, "skipped": own.skipped}, names=named(clips.files))
+    return replace(
+        data, fingerprint=source, state={**data.state, "skipped": division.skipped}, names=named(clips.files)
+    )
 
 
-def own_rows(
+def load_further(
     path: Path, state: Mapping[str, Any], on_bad: Literal["error", "skip"] = "error"
 ) -> tuple[Data, list[str]]:
     """Further sounds, or one, read with a training run's state: all as ``pretrain``; keys are names below the folder.
@@ -554,7 +558,7 @@ def own_rows(
     return data, [clips.files[row] for row in rows]
 
 
-def own_marked(
+def load_further_labelled(
     path: Path,
     state: Mapping[str, Any],
     *,
@@ -563,8 +567,8 @@ def own_marked(
     labels: str = "",
     group: str | None = None,
 ) -> Marked:
-    """Further sounds with labels; ``label``, ``labels`` and ``group`` as in `own`, the rest as in `own_rows`."""
-    return marked_files("sounds", path, SUFFIXES, own_rows(path, state, on_bad), label, labels, group)
+    """Further sounds with labels: ``label``, ``labels`` and ``group`` as in `load_own`, the rest as `load_further`."""
+    return marked_files("sounds", path, SUFFIXES, load_further(path, state, on_bad), label, labels, group)
 
 
 def _own_form(rate: int, seconds: float, mels: int, patch: int) -> Form:

@@ -38,7 +38,7 @@ from dabsmix.modalities.tables import PARQUET, Source, column_names, table_files
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["numeric_table", "own", "own_frame", "own_marked", "own_rows", "supervised"]
+__all__ = ["load_frame", "load_further", "load_further_labelled", "load_own", "numeric_table", "supervised"]
 
 MANY = 20
 """A label with more different numbers is taken for a quantity, unless they are 0, 1, 2, ... or 1, 2, 3, ..."""
@@ -51,7 +51,7 @@ def numeric_table(name: str, key: str, source: Source, label: str, classes: int,
         name: of the folder in the cache.
         key: the file's fingerprint.
         source: the file.
-        label: its one column that is no feature.
+        label: its one column that is not a feature.
         classes: the label is a whole number, one of this many.
         first: the least of them.
 
@@ -124,7 +124,7 @@ def supervised(
 # --- a user's own tables
 
 
-def own(
+def load_own(
     path: Path,
     *,
     label: str | None = None,
@@ -147,7 +147,7 @@ def own(
         path: CSV or TSV with a header line, gzipped or not, or Parquet.
         label: the column to predict.
         on_bad: ``skip`` leaves bad rows out, counts and lists them.
-        group: the column that tells which rows belong together (patient, device, day); it is no feature.
+        group: the column that tells which rows belong together (patient, device, day); it is not a feature.
         categorical: columns whose numbers are codes, comma separated or a list.
         ignore: columns to leave out.
         missing: texts that stand for an empty cell, such as ``?``.
@@ -264,7 +264,7 @@ def _row_names(matrix: Matrix, sources: tuple[Source, ...]) -> Callable[[NDArray
     return names
 
 
-def own_frame(frame: pd.DataFrame) -> Data:
+def load_frame(frame: pd.DataFrame) -> Data:
     """A table in memory without labels: every column is a feature, cells may be empty.
 
     Raises:
@@ -286,7 +286,7 @@ def own_frame(frame: pd.DataFrame) -> Data:
     )
 
 
-def own_rows(
+def load_further(
     data: Path | pd.DataFrame, state: Mapping[str, Any], on_bad: Literal["error", "skip"] = "error"
 ) -> tuple[Data, list[str]]:
     """Further tables with the columns of a training run, all rows in order as ``pretrain``; keys are ``file:row``.
@@ -294,7 +294,7 @@ def own_rows(
     The label and group columns, and those that were ignored, may be there or not.
 
     Args:
-        data: files as in `own`, or a table in memory.
+        data: files as in `load_own`, or a table in memory.
         state: ``Data.state`` of the training run.
 
     Raises:
@@ -338,7 +338,7 @@ def own_rows(
     return further, keys
 
 
-def own_marked(
+def load_further_labelled(
     path: Path,
     state: Mapping[str, Any],
     *,
@@ -348,10 +348,12 @@ def own_marked(
     ignore: str | Sequence[str] = "",
     task: Literal["auto", "classes", "regression"] = "auto",
 ) -> Marked:
-    """Rows of further tables with labels; ``label``, ``group``, ``ignore``, ``task`` as in `own`, else as `own_rows`.
+    """Rows of further tables with labels.
+
+    ``label``, ``group``, ``ignore`` and ``task`` are those of `load_own`, the rest those of `load_further`.
 
     Raises:
-        UserError: the label is a column that the encoder reads, or see `own` and `own_rows`.
+        UserError: the label is a column that the encoder reads, or see `load_own` and `load_further`.
     """
     sources, missing = table_sources(path, state.get("reading")), tuple(state["missing"])
     beside = [name for name in (label, group) if name is not None]
@@ -360,7 +362,7 @@ def own_marked(
     if label in [name for name, *_ in state["columns"]]:
         raise UserError(f"--label {label}: the encoder reads this column as an input; pretrain without it (ignore)")
     state = {**state, "others": [*state["others"], *beside], "ignored": [*state["ignored"], *_listed(ignore)]}
-    data, keys = own_rows(path, state, on_bad)
+    data, keys = load_further(path, state, on_bad)
     left_out = frozenset(name for name in names if name not in beside)
     scanned = scan(sources, missing, leave_out=left_out, many=frozenset(beside[1:]))
     columns = tuple(scanned[name] for name in beside)

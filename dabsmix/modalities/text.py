@@ -45,9 +45,9 @@ __all__ = [
     "corpus",
     "identity",
     "labelled",
-    "own",
-    "own_marked",
-    "own_rows",
+    "load_further",
+    "load_further_labelled",
+    "load_own",
     "read_lines",
     "read_own",
     "read_tsv",
@@ -437,7 +437,7 @@ def _places(path: Path, names: Sequence[str], *columns: str | None) -> list[int]
     return [-1 if column is None else list(names).index(column) for column in columns]
 
 
-def own(
+def load_own(
     path: Path,
     *,
     label: str | None = None,
@@ -499,13 +499,13 @@ def own(
     )
 
 
-def own_rows(
+def load_further(
     path: Path, state: Mapping[str, Any], on_bad: Literal["error", "skip"] = "error"
 ) -> tuple[Data, list[str]]:
     """Further texts read with a training run's state, all as ``pretrain``; keys are file names or ``file:row``.
 
     Raises:
-        UserError: as `own`.
+        UserError: as `load_own`.
     """
     rows, bad = read_own(path, state["column"], None, None, on_bad)
     data = _own_data(path, rows, tokens_of(state), state["length"])
@@ -513,7 +513,7 @@ def own_rows(
     return replace(data, notes=notes, state=state), [row.key for row in rows]
 
 
-def own_marked(
+def load_further_labelled(
     path: Path,
     state: Mapping[str, Any],
     *,
@@ -522,7 +522,7 @@ def own_marked(
     column: str = "",
     group: str | None = None,
 ) -> Marked:
-    """Further texts with labels; ``label``, ``column`` and ``group`` as in `own`, the rest as in `own_rows`."""
+    """Further texts with labels: ``label``, ``column`` and ``group`` as in `load_own`, the rest as `load_further`."""
     rows, bad = read_own(path, column or state["column"], label, group, on_bad)
     data = _own_data(path, rows, tokens_of(state), state["length"])
     data = replace(data, notes=(*data.notes, *skipped_note("texts", bad, len(rows) + len(bad))), state=state)

@@ -154,7 +154,7 @@ class FeatureExtractor:
         if packed:
             path = unpacked(path, self.modality, self.state).path
         reader = importlib.import_module(f"dabsmix.modalities.{self.modality}")
-        data, keys = reader.own_rows(path, self.state, on_bad)
+        data, keys = reader.load_further(path, self.state, on_bad)
         if data.specs != self.specs:
             raise UserError(f"{path} is read as {data.specs}, and the encoder reads {self.specs}")
         return data, keys

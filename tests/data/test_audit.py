@@ -159,7 +159,7 @@ def test_values_of_a_table() -> None:
     findings = [each for each in audit(data) if each.check == "values" and each.split == "test"]
     told = {each.message.partition(":")[0]: each for each in findings}
     assert told["1 rows have infinite values"].rows == (int(labelled.test.rows[3]),)
-    assert told["1 rows have a code that is no category"].rows == (int(labelled.test.rows[4]),)
+    assert told["1 rows have a code that is not a category"].rows == (int(labelled.test.rows[4]),)
     assert told["1 rows hold nothing but empty cells"].severity == "warning"
     assert told["columns that are constant"].message.endswith(": 1")
     assert told["4 empty cells, in columns 0, 1, 2, 3"].severity == "info"

@@ -278,7 +278,7 @@ def test_a_hostile_archive_is_refused_and_nothing_is_unpacked(server: Server, tm
 @pytest.mark.parametrize("file", ["set.zip", "set.tar.gz"])
 def test_a_page_instead_of_an_archive_is_refused(server: Server, tmp_path: Path, file: str) -> None:
     server.files[file] = b"<html>please sign in</html>"
-    with pytest.raises(UserError, match="no zip or tar archive"):
+    with pytest.raises(UserError, match="neither a zip nor a tar archive"):
         fetch(Download((server.url(file),), file), tmp_path)
     assert left(tmp_path) == []
 

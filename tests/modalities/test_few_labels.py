@@ -44,7 +44,7 @@ def check(data: Data, has_label: NDArray[np.bool_]) -> None:
 
 def test_a_table_with_empty_label_cells(tmp_path: Path) -> None:
     frame().drop(columns="who").to_csv(tmp_path / "t.csv", index=False)
-    data = tabular.own(tmp_path / "t.csv", label="y")
+    data = tabular.load_own(tmp_path / "t.csv", label="y")
     check(data, frame()["y"].notna().to_numpy())
     assert data.require_labelled().task.classes == ("no", "yes")
     # standardised by what pretraining sees
@@ -56,7 +56,7 @@ def test_a_quantity_with_empty_cells(tmp_path: Path) -> None:
     table = frame()
     table["y"] = table["z"].where(table["y"].notna())
     table.to_csv(tmp_path / "t.csv", index=False)
-    data = tabular.own(tmp_path / "t.csv", label="y", ignore="who")
+    data = tabular.load_own(tmp_path / "t.csv", label="y", ignore="who")
     assert data.require_labelled().task.kind == "regression"
     label = data.require_labelled().train.label
     assert label is not None
@@ -69,7 +69,7 @@ def test_a_quantity_with_empty_cells(tmp_path: Path) -> None:
 def test_groups_stay_together(suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"t.{suffix}"
     frame().to_csv(path, index=False) if suffix == "csv" else frame().to_parquet(path)
-    data = tabular.own(path, label="y", group="who")
+    data = tabular.load_own(path, label="y", group="who")
     pretrain, train, validation, test = (set(frame()["who"].to_numpy()[part].tolist()) for part in rows(data))
     assert not pretrain & (validation | test)
     assert not train & (validation | test)
@@ -80,7 +80,7 @@ def test_a_skipped_row_and_an_empty_label_are_two_things(tmp_path: Path) -> None
     lines = frame().drop(columns="who").to_csv(index=False).splitlines()
     lines.insert(5, "1,2")
     (tmp_path / "t.csv").write_text("\n".join(lines) + "\n")
-    data = tabular.own(tmp_path / "t.csv", label="y", on_bad="skip")
+    data = tabular.load_own(tmp_path / "t.csv", label="y", on_bad="skip")
     check(data, frame()["y"].notna().to_numpy())
     assert any(note.startswith("1 of 201 rows were skipped") for note in data.notes)
 
@@ -88,7 +88,7 @@ def test_a_skipped_row_and_an_empty_label_are_two_things(tmp_path: Path) -> None
 def test_texts_with_empty_label_cells(tmp_path: Path) -> None:
     table = pd.DataFrame({"text": [f"text number {i}" for i in range(N)], "y": frame()["y"]})
     table.to_csv(tmp_path / "t.csv", index=False)
-    data = text.own(tmp_path / "t.csv", label="y", vocab_size=300, length=16)
+    data = text.load_own(tmp_path / "t.csv", label="y", vocab_size=300, length=16)
     check(data, frame()["y"].notna().to_numpy())
 
 
@@ -101,7 +101,7 @@ def test_sequences_with_empty_labels(suffix: str, tmp_path: Path) -> None:
     else:
         headers = (f">r{i}" + ("" if pd.isna(y) else f" y={y}") for i, y in enumerate(table["y"]))
         (tmp_path / "reads.fasta").write_text("".join(f"{h}\n{r}\n" for h, r in zip(headers, reads, strict=True)))
-    data = sequence.own(tmp_path / f"reads{suffix}", label="y", length=16)
+    data = sequence.load_own(tmp_path / f"reads{suffix}", label="y", length=16)
     check(data, table["y"].notna().to_numpy())
     assert any("sequences fill all 16 symbols" in note for note in data.notes)
 
@@ -114,7 +114,7 @@ def test_readings_with_empty_label_cells(tmp_path: Path) -> None:
         parts.append(pd.DataFrame({"time": np.arange(128), "group": person, "x": reading, "activity": activity}))
     table = pd.concat(parts)
     table.to_csv(tmp_path / "r.csv", index=False)
-    data = sensor.own(tmp_path / "r.csv", label="activity", window=16)
+    data = sensor.load_own(tmp_path / "r.csv", label="activity", window=16)
     labelled = data.require_labelled()
     assert labelled.task.classes == ("sit", "walk")
     assert sum(map(len, labelled.splits.values())) == 12 * 4
@@ -143,7 +143,7 @@ def test_a_table_that_lacks_images(tmp_path: Path) -> None:
         Image.fromarray(np.random.default_rng(number).integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(path)
 
     has_label = pictures(tmp_path, write, ".png")
-    check(image.own(tmp_path, label="kind", labels="labels.csv", size=16, patch=8), has_label)
+    check(image.load_own(tmp_path, label="kind", labels="labels.csv", size=16, patch=8), has_label)
 
 
 def test_a_table_that_lacks_sounds(tmp_path: Path) -> None:
@@ -153,14 +153,14 @@ def test_a_table_that_lacks_sounds(tmp_path: Path) -> None:
         soundfile.write(path, np.random.default_rng(number).normal(0, 0.1, 4000), 4000)
 
     has_label = pictures(tmp_path, write, ".wav")
-    data = spectrogram.own(tmp_path, label="kind", labels="labels.csv", rate=4000, mels=16)
+    data = spectrogram.load_own(tmp_path, label="kind", labels="labels.csv", rate=4000, mels=16)
     check(data, has_label)
 
 
 def test_no_label_at_all_is_said(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("x,y\n1,\n2,\n3,\n")
     with pytest.raises(UserError, match="--label y: every cell is empty"):
-        tabular.own(tmp_path / "t.csv", label="y")
+        tabular.load_own(tmp_path / "t.csv", label="y")
 
 
 def test_a_class_with_one_example_is_named(tmp_path: Path) -> None:
@@ -170,6 +170,6 @@ def test_a_class_with_one_example_is_named(tmp_path: Path) -> None:
         (tmp_path / kind).mkdir()
         for number in range(count):
             Image.new("RGB", (16, 16), (number, 0, 0)).save(tmp_path / kind / f"{number}.png")
-    notes = image.own(tmp_path, label="folder", size=16, patch=8).notes
+    notes = image.load_own(tmp_path, label="folder", size=16, patch=8).notes
     assert "Classes with one example, which cannot be both trained on and scored: 'yak'." in notes
     assert "None of the test images has the class 'yak'." in notes

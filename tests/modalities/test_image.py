@@ -23,9 +23,9 @@ from dabsmix.modalities.image import (
     file_pixels,
     four_fifths,
     load,
+    load_further,
+    load_own,
     opened,
-    own,
-    own_rows,
     resized,
     stored,
 )
@@ -122,9 +122,9 @@ def test_images_that_an_older_version_refused_are_read_anew(tmp_path: Path, monk
     with monkeypatch.context() as old:
         old.setattr(image_module, "REFUSED_ONCE", "of no version")
         old.setattr(image_module, "opened", refused)
-        assert len(own(folder, on_bad="skip", size=8).pretrain) == 5
+        assert len(load_own(folder, on_bad="skip", size=8).pretrain) == 5
     for _ in range(2):
-        data = own(folder, on_bad="skip", size=8)
+        data = load_own(folder, on_bad="skip", size=8)
         assert len(data.pretrain) == 6
         assert data.pretrain.batch(np.array([3]))[0].max() == 120
 
@@ -255,7 +255,7 @@ def rows(data: Data) -> tuple[int, ...]:
 
 
 def test_images_without_a_label_are_for_pretraining_alone(tmp_path: Path) -> None:
-    data = own(folders(tmp_path / "photos", {"cat": 6, "dog": 4}), size=16, patch=8)
+    data = load_own(folders(tmp_path / "photos", {"cat": 6, "dog": 4}), size=16, patch=8)
     assert data.specs == (Grid(3, (16, 16), (8, 8)),)
     assert len(data.pretrain) == 10
     assert data.labelled is None
@@ -264,7 +264,7 @@ def test_images_without_a_label_are_for_pretraining_alone(tmp_path: Path) -> Non
 
 
 def test_class_folders_are_labels(tmp_path: Path) -> None:
-    data = own(folders(tmp_path / "photos", {"cat": 30, "dog": 20}), label="folder")
+    data = load_own(folders(tmp_path / "photos", {"cat": 30, "dog": 20}), label="folder")
     labelled = data.require_labelled()
     assert labelled.task == Task("classes", "accuracy", ("cat", "dog"))
     assert rows(data) == (36, 36, 4, 10)
@@ -278,17 +278,17 @@ def test_a_csv_gives_labels_and_groups(tmp_path: Path) -> None:
     root = folders(tmp_path / "photos", {"all": 40})
     lines = [f"all/{number:02d}.png,{'cat' if number % 2 else 'dog'},place{number // 4}" for number in range(40)]
     (tmp_path / "labels.csv").write_text("\n".join(["file,kind,place", *reversed(lines)]))
-    data = own(root, label="kind", labels=str(tmp_path / "labels.csv"), group="place")
+    data = load_own(root, label="kind", labels=str(tmp_path / "labels.csv"), group="place")
     parts = data.require_labelled().splits.values()
     for split in parts:
         assert split.label is not None
         assert (split.label == (split.rows % 2 == 0)).all()  # cat 0, dog 1
     places = [set((split.rows // 4).tolist()) for split in parts]
     assert sum(map(len, places)) == len(set.union(*places)) == 10, "a place in two splits"
-    ungrouped = own(root, label="kind", labels=str(tmp_path / "labels.csv"))
+    ungrouped = load_own(root, label="kind", labels=str(tmp_path / "labels.csv"))
     assert ungrouped.fingerprint == data.fingerprint
     (tmp_path / "labels.csv").write_text("\n".join(["file,kind,place", *lines]).replace("place1,", "place2,"))
-    assert own(root, label="kind", labels=str(tmp_path / "labels.csv")).fingerprint != data.fingerprint
+    assert load_own(root, label="kind", labels=str(tmp_path / "labels.csv")).fingerprint != data.fingerprint
 
 
 GOOD = "file,kind,place\n" + "".join(f"all/{n:02d}.png,{'ab'[n % 2]},p{n % 5}\n" for n in range(20))
@@ -321,7 +321,7 @@ def test_what_is_wrong_with_labels_is_one_line(
     table = tmp_path / "labels.csv"
     table.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(UserError, match=message) as error:
-        own(root, **{"label": "kind", "labels": str(table), **options})
+        load_own(root, **{"label": "kind", "labels": str(table), **options})
     assert "\n" not in str(error.value)
 
 
@@ -329,9 +329,9 @@ def test_damaged_images_are_named_or_listed_and_unlabelled_ones_pretrained_on(tm
     root = folders(tmp_path / "photos", {"cat": 20, "dog": 20})
     (root / "cat/03.png").write_bytes((root / "cat/03.png").read_bytes()[:-300])
     with pytest.raises(UserError, match=r"cat/03\.png: damaged image"):
-        own(root, label="folder")
+        load_own(root, label="folder")
     noise(root / "stray.png", 9)
-    data = own(root, label="folder", on_bad="skip")
+    data = load_own(root, label="folder", on_bad="skip")
     assert sum(rows(data)[1:]) == 39
     (note,) = [note for note in data.notes if "skipped" in note]
     assert note.startswith("1 of 41 images were skipped")
@@ -343,40 +343,40 @@ def test_damaged_images_are_named_or_listed_and_unlabelled_ones_pretrained_on(tm
     assert 40 in data.pretrain.rows
     assert data.pretrain.label is None
     assert (data.pretrain.inputs[0][data.pretrain.rows].sum(axis=(1, 2, 3)) > 0).all()
-    assert len(own(root, on_bad="skip").pretrain) == 40
+    assert len(load_own(root, on_bad="skip").pretrain) == 40
 
 
 def test_no_image_or_none_that_is_whole_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no file below it ends in"):
-        own(tmp_path / "empty")
+        load_own(tmp_path / "empty")
     (tmp_path / "empty/a.png").write_bytes(b"nothing")
     with pytest.raises(UserError, match="none of the 1 images can be used"):
-        own(tmp_path / "empty", on_bad="skip")
+        load_own(tmp_path / "empty", on_bad="skip")
 
 
 def test_further_images_are_read_alike(tmp_path: Path) -> None:
     root = folders(tmp_path / "photos", {"cat": 30, "dog": 20})
-    data = own(root, label="folder", size=16, patch=4)
+    data = load_own(root, label="folder", size=16, patch=4)
     state = json.loads(json.dumps(data.state))
-    further, keys = own_rows(root / "dog", state)
+    further, keys = load_further(root / "dog", state)
     assert keys == [f"{number:02d}.png" for number in range(20)]
     assert further.specs == data.specs
     assert further.labelled is None
     (expected,) = data.normalise((torch.from_numpy(data.pretrain.inputs[0][np.arange(30, 50)]),))
     (found,) = further.normalise(further.pretrain.batch(np.arange(20)))
     assert torch.equal(found, expected)
-    one, (key,) = own_rows(root / "dog/07.png", state)
+    one, (key,) = load_further(root / "dog/07.png", state)
     assert key == "07.png"
     assert torch.equal(one.normalise(one.pretrain.batch(np.arange(1)))[0][0], expected[7])
     noise(root / "dog/05.png", 3, (1, 1))
     (root / "dog/05.png").write_bytes(b"gone")
     with pytest.raises(UserError, match=r"dog/05\.png"):
-        own_rows(root / "dog", state)
+        load_further(root / "dog", state)
 
 
 def test_nothing_is_written_beside_the_images(tmp_path: Path) -> None:
     root = folders(tmp_path / "photos", {"cat": 5, "dog": 5})
     before = sorted(path for path, _, _ in os.walk(root)), walk(root, IMAGE_SUFFIXES)
-    own(root)
+    load_own(root)
     assert (sorted(path for path, _, _ in os.walk(root)), walk(root, IMAGE_SUFFIXES)) == before

@@ -14,7 +14,7 @@ from PIL import Image
 
 from dabsmix.data.domain import Data
 from dabsmix.errors import UserError
-from dabsmix.modalities.image import own as own_images
+from dabsmix.modalities.image import load_own as own_images
 from dabsmix.source import Source, absolute, load
 from dabsmix.verbs.embed import FeatureExtractor
 

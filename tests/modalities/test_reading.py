@@ -33,7 +33,7 @@ def test_dates_become_days_since_1970(tmp_path: Path) -> None:
     table = pd.DataFrame({"when": when.dt.strftime("%Y-%m-%dT%H:%M"), "x": range(1, 2 * N, 2), "y": ["a", "b"] * 30})
     table.loc[3, "when"] = None
     table.to_csv(tmp_path / "t.csv", index=False)
-    data = tabular.own(tmp_path / "t.csv", label="y")
+    data = tabular.load_own(tmp_path / "t.csv", label="y")
     expected = (when - pd.Timestamp(0)) / pd.Timedelta(days=1)
     assert np.isnan(column(data, 0)[3])
     np.testing.assert_allclose(np.delete(column(data, 0), 3), expected.drop(3), atol=3 / 1440)
@@ -41,12 +41,12 @@ def test_dates_become_days_since_1970(tmp_path: Path) -> None:
     # further rows, of a Parquet file with real timestamps, are read alike
     again = pd.DataFrame({"when": when, "x": range(1, 2 * N, 2)})
     again.to_parquet(tmp_path / "more.parquet")
-    further, _ = tabular.own_rows(tmp_path / "more.parquet", data.state)
+    further, _ = tabular.load_further(tmp_path / "more.parquet", data.state)
     np.testing.assert_allclose(column(further, 0), expected, atol=3 / 1440)
     (tmp_path / "t.csv").write_text((tmp_path / "t.csv").read_text() + "soon,1,a\n")
     with pytest.raises(UserError, match="row 62: column 'when' holds 'soon' among dates"):
-        tabular.own(tmp_path / "t.csv", label="y")
-    coded = tabular.own(tmp_path / "more.parquet", categorical="when")
+        tabular.load_own(tmp_path / "t.csv", label="y")
+    coded = tabular.load_own(tmp_path / "more.parquet", categorical="when")
     assert coded.state["columns"][0][1] is not None, "as categories where that is asked for"
 
 
@@ -57,12 +57,12 @@ def test_semicolons_and_decimal_commas(tmp_path: Path) -> None:
         *(f"{value};{'uv'[i % 2]};{'ab'[i % 2]}".replace(".", ",") for i, value in enumerate(numbers)),
     ]
     (tmp_path / "t.csv").write_text("\n".join(lines) + "\n")
-    unaware = tabular.own(tmp_path / "t.csv", label="y")
+    unaware = tabular.load_own(tmp_path / "t.csv", label="y")
     assert said(unaware, "Column 'price' looks like numbers with a decimal comma", 'decimal: ","')
-    data = tabular.own(tmp_path / "t.csv", label="y", decimal=",")
+    data = tabular.load_own(tmp_path / "t.csv", label="y", decimal=",")
     np.testing.assert_allclose(column(data, 0), numbers, rtol=1e-6)
     assert not said(data, "decimal comma")
-    again, _ = tabular.own_rows(tmp_path / "t.csv", data.state)
+    again, _ = tabular.load_further(tmp_path / "t.csv", data.state)
     np.testing.assert_allclose(column(again, 0), numbers, rtol=1e-6)
 
 
@@ -70,13 +70,13 @@ def test_latin_1_and_another_separator(tmp_path: Path) -> None:
     lines = ["Größe|Ort|y", *(f"{i}.5|{'Zürich' if i % 2 else 'Köln'}|{'ab'[i % 2]}" for i in range(N))]
     (tmp_path / "t.csv").write_bytes("\n".join(lines).encode("latin-1"))
     with pytest.raises(UserError, match=r"t\.csv: not in utf-8; name its encoding .*latin-1"):
-        tabular.own(tmp_path / "t.csv", label="y")
-    data = tabular.own(tmp_path / "t.csv", label="y", encoding="latin-1", separator="|")
+        tabular.load_own(tmp_path / "t.csv", label="y")
+    data = tabular.load_own(tmp_path / "t.csv", label="y", encoding="latin-1", separator="|")
     assert data.state["columns"] == [["Größe", None], ["Ort", ["Köln", "Zürich"]]]
     # not in the header, but further down
     (tmp_path / "u.csv").write_bytes(b"x,y\n" + b"1,a\n2,b\n" * 20 + "3,ü\n".encode("latin-1"))
     with pytest.raises(UserError, match=r"u\.csv: not in utf-8"):
-        tabular.own(tmp_path / "u.csv", label="y")
+        tabular.load_own(tmp_path / "u.csv", label="y")
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_latin_1_and_another_separator(tmp_path: Path) -> None:
 def test_options_that_cannot_be_meant(option: dict[str, str], message: str, tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("x,y\n1,a\n2,b\n")
     with pytest.raises(UserError) as caught:
-        tabular.own(tmp_path / "t.csv", **option)  # type: ignore[arg-type]  # by name
+        tabular.load_own(tmp_path / "t.csv", **option)  # type: ignore[arg-type]  # by name
     assert message in str(caught.value)
 
 
@@ -107,7 +107,7 @@ def test_what_is_odd_about_columns_is_said(tmp_path: Path) -> None:
         }
     )
     table.to_csv(tmp_path / "t.csv", index=False)
-    data = tabular.own(tmp_path / "t.csv", label="y")
+    data = tabular.load_own(tmp_path / "t.csv", label="y")
     assert said(data, "Column 'number' counts the rows", "`ignore`")
     assert said(data, "Column 'constant' has one value")
     assert said(data, "Column 'empty' is empty")
@@ -126,7 +126,7 @@ def test_what_is_odd_about_columns_is_said(tmp_path: Path) -> None:
 def test_many_skipped_rows_are_counted_by_reason(tmp_path: Path) -> None:
     lines = ["x,z,y", *(f"{i},{i % 7},{'ab'[i % 2]}" for i in range(N)), *["1,2"] * 8, *["inf,2,a"] * 4]
     (tmp_path / "t.csv").write_text("\n".join(lines) + "\n")
-    data = tabular.own(tmp_path / "t.csv", label="y", on_bad="skip")
+    data = tabular.load_own(tmp_path / "t.csv", label="y", on_bad="skip")
     (note,) = (note for note in data.notes if "skipped" in note)
     assert note == (
         "12 of 72 rows were skipped: 2 cells where the table has 3 columns: 8 (the first: t.csv: row 62); "
@@ -149,17 +149,17 @@ def test_jittered_times_and_gaps_are_said_and_a_rate_evens_them_out(tmp_path: Pa
     jittered = [np.cumsum(rng.uniform(0.05, 0.15, size=300)) for _ in range(3)]
     jittered[1][150:] += 0.5
     path = recordings(tmp_path / "r.csv", jittered)
-    data = sensor.own(path, window=16)
+    data = sensor.load_own(path, window=16)
     assert said(data, "Readings are not evenly spaced", "`rate: ")
     assert said(data, "Gaps of more than 1.5 times the usual step within a group: 1.", "`max_gap`")
     assert data.summary[0] == "900 readings of 1 channels in 3 groups:"
-    even = sensor.own(path, window=16, rate=20)
+    even = sensor.load_own(path, window=16, rate=20)
     stored = np.asarray(even.pretrain.inputs[0][np.arange(4)])[:, 0]  # 4 windows of the first person
     at = jittered[0][0] + np.arange(64) / 20
     expected = np.interp(at, jittered[0], np.sin(jittered[0]))
     np.testing.assert_allclose(stored.ravel(), expected, atol=1e-6)
     assert not said(even, "evenly spaced")
-    _, keys = sensor.own_rows(path, even.state)
+    _, keys = sensor.load_further(path, even.state)
     assert len(keys) == len(even.pretrain)
     rows = [int(key.rsplit(":", 1)[1]) for key in keys[:3]]
     assert rows == [2 + int(np.searchsorted(jittered[0], at[16 * i] + 1e-9, side="right")) - 1 for i in range(3)]
@@ -169,9 +169,9 @@ def test_a_gap_ends_a_recording_where_that_is_asked_for(tmp_path: Path) -> None:
     even = np.arange(64) * 0.1
     broken = np.concatenate([even[:20], even[20:] + 1.0])  # one second is missing, a window lasts 1.6
     path = recordings(tmp_path / "r.csv", [broken, even])
-    assert len(sensor.own(path, window=16).pretrain) == 8
-    assert len(sensor.own(path, window=16, max_gap=0.5).pretrain) == 1 + 2 + 4
-    dropped = sensor.own(path, window=16, max_gap=0.5).notes
+    assert len(sensor.load_own(path, window=16).pretrain) == 8
+    assert len(sensor.load_own(path, window=16, max_gap=0.5).pretrain) == 1 + 2 + 4
+    dropped = sensor.load_own(path, window=16, max_gap=0.5).notes
     assert any("16 of 128 readings are in no window (12.5%)" in note for note in dropped)
 
 
@@ -179,7 +179,7 @@ def test_a_gap_ends_a_recording_where_that_is_asked_for(tmp_path: Path) -> None:
 def test_numbers_that_cannot_be_meant(option: dict[str, float], tmp_path: Path) -> None:
     path = recordings(tmp_path / "r.csv", [np.arange(64) * 0.1])
     with pytest.raises(UserError, match=next(iter(option))):
-        sensor.own(path, window=16, **option)  # type: ignore[arg-type]  # by name
+        sensor.load_own(path, window=16, **option)  # type: ignore[arg-type]  # by name
 
 
 # --- columns as flags

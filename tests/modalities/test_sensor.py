@@ -12,8 +12,8 @@ from dabsmix.errors import UserError
 from dabsmix.modalities.sensor import (
     Windows,
     fill_gaps,
-    own,
-    own_rows,
+    load_further,
+    load_own,
     read_numbers,
     runs,
     window_starts,
@@ -161,7 +161,7 @@ def table(people: int = 8, bout: int = 40, seed: int = 0) -> pd.DataFrame:
 def test_own_recordings_are_split_by_group_into_windows_of_one_label(tmp_path: Path) -> None:
     frame = table()
     frame.to_csv(tmp_path / "r.csv", index=False)
-    data = own(tmp_path / "r.csv", label="activity", window=16, patch=4)
+    data = load_own(tmp_path / "r.csv", label="activity", window=16, patch=4)
     assert data.specs == (Grid(2, (16,), (4,)),)
     labelled = data.require_labelled()
     assert labelled.task.classes == ("sit", "walk")
@@ -185,7 +185,7 @@ def test_own_recordings_are_split_by_group_into_windows_of_one_label(tmp_path: P
 
 def test_own_recordings_without_a_label_only_pretrain(tmp_path: Path) -> None:
     table().drop(columns="activity").to_parquet(tmp_path / "r.parquet")
-    data = own(tmp_path / "r.parquet", window=16)
+    data = load_own(tmp_path / "r.parquet", window=16)
     assert data.labelled is None
     assert len(data.pretrain) == 8 * 10
     assert data.pretrain.label is None
@@ -194,12 +194,12 @@ def test_own_recordings_without_a_label_only_pretrain(tmp_path: Path) -> None:
 def test_further_files_are_read_as_the_training_ones(tmp_path: Path) -> None:
     frame = table()
     frame.to_csv(tmp_path / "r.csv", index=False)
-    state = json.loads(json.dumps(own(tmp_path / "r.csv", window=16, stride=8, ignore="activity").state))
+    state = json.loads(json.dumps(load_own(tmp_path / "r.csv", window=16, stride=8, ignore="activity").state))
     reordered = frame[["y", "x", "group", "time"]].iloc[:160]
     (tmp_path / "new").mkdir()
     for name in ("b", "a"):
         reordered.to_csv(tmp_path / "new" / f"{name}.csv", index=False)
-    data, keys = own_rows(tmp_path / "new", state)
+    data, keys = load_further(tmp_path / "new", state)
     assert len(keys) == len(data.pretrain) == 2 * 19
     assert keys[:2] == ["a.csv:2", "a.csv:10"]  # rows as an editor counts them, the header being the first
     assert keys[19] == "b.csv:2"
@@ -214,14 +214,14 @@ def test_dates_serve_as_times(tmp_path: Path) -> None:
     frame = table(people=2)
     frame["time"] = [f"{date:%Y-%m-%dT%H:%M:%S.%f}" for date in pd.to_datetime(frame["time"], unit="s")]
     frame.to_csv(tmp_path / "r.csv", index=False)
-    assert len(own(tmp_path / "r.csv", window=16, ignore=["activity"]).pretrain) == 2 * 10
+    assert len(load_own(tmp_path / "r.csv", window=16, ignore=["activity"]).pretrain) == 2 * 10
 
 
 def test_a_leap_in_time_begins_another_recording(tmp_path: Path) -> None:
     frame = table(people=1)
     frame.loc[80:, "time"] += 60
     frame.to_csv(tmp_path / "r.csv", index=False)
-    data = own(tmp_path / "r.csv", window=32, ignore="activity")
+    data = load_own(tmp_path / "r.csv", window=32, ignore="activity")
     store = data.pretrain.inputs[0]
     assert isinstance(store, Windows)
     assert store.starts.tolist() == [0, 32, 80, 112]
@@ -249,7 +249,7 @@ def test_a_bad_cell_is_reported_with_file_and_row(
     path = tmp_path / "r.csv"
     broken(table(), 100, column, value).to_csv(path, index=False)
     with pytest.raises(UserError, match=message) as caught:
-        own(path, label="activity", window=16)
+        load_own(path, label="activity", window=16)
     assert str(path) in str(caught.value)
 
 
@@ -260,13 +260,13 @@ def test_a_ragged_row_is_reported_with_its_number(tmp_path: Path) -> None:
     lines[50] += ",1"
     path.write_text("\n".join(lines) + "\n")
     with pytest.raises(UserError, match="row 51: 6 cells where the table has 5 columns"):
-        own(path, label="activity", window=16)
+        load_own(path, label="activity", window=16)
 
 
 def test_skipped_rows_are_listed_and_no_window_reaches_across(tmp_path: Path) -> None:
     path = tmp_path / "r.csv"
     broken(table(people=3), 30, "x", "abc").to_csv(path, index=False)
-    data = own(path, on_bad="skip", window=16, ignore="activity")
+    data = load_own(path, on_bad="skip", window=16, ignore="activity")
     store = data.pretrain.inputs[0]
     assert isinstance(store, Windows)
     # reading 30 is gone: what was 31 is now 30, and a recording begins there
@@ -280,19 +280,21 @@ def test_what_cannot_be_meant_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "r.csv"
     table().to_csv(path, index=False)
     with pytest.raises(UserError, match=r"no column 'activty' \(did you mean 'activity'\?\)"):
-        own(path, label="activty")
+        load_own(path, label="activty")
     with pytest.raises(UserError, match="window 16, stride 16, patch 5"):
-        own(path, label="activity", window=16, patch=5)
+        load_own(path, label="activity", window=16, patch=5)
     with pytest.raises(UserError, match="longest stretch of one group and label has 40"):
-        own(path, label="activity", window=64)
+        load_own(path, label="activity", window=64)
     with pytest.raises(UserError, match="column 'activity' holds 'sit', not a number"):
-        own(path, window=16)
+        load_own(path, window=16)
     table().assign(activity="sit").to_csv(path, index=False)
     with pytest.raises(UserError, match="every row that has one holds 'sit'"):
-        own(path, label="activity", window=16)
+        load_own(path, label="activity", window=16)
 
 
 @pytest.mark.parametrize(("window", "patch"), [(128, 2), (320, 5), (64, 1), (100, 2), (7, 1), (131, 131)])
 def test_segments_are_at_most_64_a_window(tmp_path: Path, window: int, patch: int) -> None:
     table(people=2, bout=80).to_csv(tmp_path / "r.csv", index=False)
-    assert own(tmp_path / "r.csv", window=window, stride=10, ignore="activity").specs == (Grid(2, (window,), (patch,)),)
+    assert load_own(tmp_path / "r.csv", window=window, stride=10, ignore="activity").specs == (
+        Grid(2, (window,), (patch,)),
+    )

@@ -8,7 +8,7 @@ import pytest
 
 from dabsmix.errors import UserError
 from dabsmix.modalities import sequence
-from dabsmix.modalities.sequence import Alphabet, own, own_rows, records
+from dabsmix.modalities.sequence import Alphabet, load_further, load_own, records
 
 
 @pytest.fixture(autouse=True)
@@ -56,7 +56,7 @@ def fasta(path: Path, count: int = 40) -> list[str]:
 
 def test_own_fasta(tmp_path: Path) -> None:
     texts = fasta(tmp_path / "reads.fasta")
-    data = own(tmp_path / "reads.fasta", label="kind", group="genome", length=64)
+    data = load_own(tmp_path / "reads.fasta", label="kind", group="genome", length=64)
     labelled = data.require_labelled()
     assert labelled.task.classes == ("a", "b")
     assert sum(map(len, labelled.splits.values())) == 40
@@ -66,7 +66,7 @@ def test_own_fasta(tmp_path: Path) -> None:
     row = int(labelled.test.rows[0])
     ids = labelled.test.batch(np.array([0]))[0][0]
     assert "".join(" ACGT"[each] for each in ids).rstrip() == texts[row][:64]
-    again, keys = own_rows(tmp_path / "reads.fasta", data.state)
+    again, keys = load_further(tmp_path / "reads.fasta", data.state)
     assert keys[:2] == ["read0", "read1"]
     assert again.specs == data.specs
 
@@ -77,13 +77,13 @@ def test_own_table_lines_and_the_alphabet(tmp_path: Path) -> None:
     (tmp_path / "reads.csv").write_text(table)
     (tmp_path / "reads.txt").write_text("\n".join(texts))
     for path, label in (("reads.csv", "kind"), ("reads.txt", None)):
-        data = own(tmp_path / path, label=label)
+        data = load_own(tmp_path / path, label=label)
         assert data.state["alphabet"] == "ACGT"
         assert len(data.pretrain) == (40 if label is None else len(data.require_labelled().train))
     with pytest.raises(UserError, match="symbol 'T' is not in the alphabet"):
-        own(tmp_path / "reads.txt", alphabet="ACG")
+        load_own(tmp_path / "reads.txt", alphabet="ACG")
     (tmp_path / "odd.txt").write_text("\n".join([*texts, "ACN"]))
-    data = own(tmp_path / "odd.txt", alphabet="ACGT", on_bad="skip")
+    data = load_own(tmp_path / "odd.txt", alphabet="ACGT", on_bad="skip")
     assert len(data.pretrain) == 40
     assert any("1 of 41 sequences were skipped" in note for note in data.notes)
 
@@ -92,9 +92,9 @@ def test_bad_fasta(tmp_path: Path) -> None:
     path = tmp_path / "reads.fa"
     path.write_text(">a kind=x\nACGT\n>b\nAC\n>c kind=y\n\n")
     with pytest.raises(UserError, match=r"has no word kind=\.\.\. in its header"):
-        own(path, label="kind", group="kind")
+        load_own(path, label="kind", group="kind")
     with pytest.raises(UserError, match=r"3 \(c\) is empty"):
-        own(path)
+        load_own(path)
     path.write_text("ACGT\n")
     with pytest.raises(UserError, match="begins with a header line"):
-        own(path)
+        load_own(path)

@@ -14,7 +14,18 @@ from upstream_speech import tone, write_sound
 from dabsmix.data.domain import Split, Task
 from dabsmix.data.standardise import Standardise
 from dabsmix.errors import UserError
-from dabsmix.modalities.spectrogram import LARGE, Clips, Form, duration, load, log_mel, own, own_rows, read_clip, small
+from dabsmix.modalities.spectrogram import (
+    LARGE,
+    Clips,
+    Form,
+    duration,
+    load,
+    load_further,
+    load_own,
+    log_mel,
+    read_clip,
+    small,
+)
 from dabsmix.spec import Grid
 
 TINY = Form(rate=2000, samples=630, fft=256, hop=90, mels=8, patch=4)
@@ -261,13 +272,13 @@ def write_own(folder: Path, n: int = 40) -> Path:
 
 def test_own_class_folders(tmp_path: Path) -> None:
     path = write_own(tmp_path / "sounds")
-    data = own(path, label="folder", rate=8000, seconds=0.4, mels=32)
+    data = load_own(path, label="folder", rate=8000, seconds=0.4, mels=32)
     assert data.specs == (Grid(1, (32, 32), (8, 8)),)
     labelled = data.require_labelled()
     assert labelled.task.classes == ("hum", "whistle")
     parts = labelled.splits.values()
     assert sorted(int(row) for part in parts for row in part.rows) == list(range(40))
-    further, keys = own_rows(path, json.loads(json.dumps(data.state)))
+    further, keys = load_further(path, json.loads(json.dumps(data.state)))
     for part in parts:
         assert [labelled.task.classes[code] for code in label(part)] == [keys[row].split("/")[0] for row in part.rows]
     assert further.specs == data.specs
@@ -280,7 +291,7 @@ def test_own_table_of_labels_and_groups(tmp_path: Path) -> None:
     files = sorted(file.relative_to(path).as_posix() for file in path.rglob("*.wav"))
     lines = [f"s{i % 8},{file},{'yn'[i % 2]}" for i, file in enumerate(files)]
     (tmp_path / "labels.csv").write_text("\n".join(["who,file,answer", *lines]))
-    data = own(path, label="answer", labels=str(tmp_path / "labels.csv"), group="who", rate=8000, mels=32)
+    data = load_own(path, label="answer", labels=str(tmp_path / "labels.csv"), group="who", rate=8000, mels=32)
     groups = [set(part.group.tolist()) for part in data.require_labelled().splits.values() if part.group is not None]
     assert len(groups) == 3
     assert len(set.union(*groups)) == sum(len(each) for each in groups) == 8
@@ -288,9 +299,9 @@ def test_own_table_of_labels_and_groups(tmp_path: Path) -> None:
 
 def test_own_without_labels_and_a_single_file(tmp_path: Path) -> None:
     path = write_own(tmp_path / "sounds")
-    data = own(path, rate=8000, mels=32)
+    data = load_own(path, rate=8000, mels=32)
     assert (len(data.pretrain), data.labelled) == (40, None)
-    one, keys = own_rows(path / "hum" / "00.wav", data.state)
+    one, keys = load_further(path / "hum" / "00.wav", data.state)
     assert (len(one.pretrain), keys) == (1, ["00.wav"])
 
 
@@ -299,8 +310,8 @@ def test_damaged_own_sounds_are_named_or_counted(tmp_path: Path) -> None:
     (path / "hum" / "04.wav").write_text("no sound")
     write_sound(path / "stray.wav", tone(0.4, 8000, 90), 8000)
     with pytest.raises(UserError, match=r"hum/04\.wav: damaged sound file"):
-        own(path, label="folder", rate=8000, mels=32)
-    data = own(path, label="folder", rate=8000, mels=32, on_bad="skip")
+        load_own(path, label="folder", rate=8000, mels=32)
+    data = load_own(path, label="folder", rate=8000, mels=32, on_bad="skip")
     assert sum(len(part) for part in data.require_labelled().splits.values()) == 39
     (note,) = (note for note in data.notes if "skipped" in note)
     assert "1 of 41 sounds were skipped" in note
@@ -311,13 +322,13 @@ def test_damaged_own_sounds_are_named_or_counted(tmp_path: Path) -> None:
 def test_mistakes_are_told(tmp_path: Path) -> None:
     path = write_own(tmp_path / "sounds", 4)
     with pytest.raises(UserError, match="files have no column 'kind': --label folder"):
-        own(path, label="kind")
+        load_own(path, label="kind")
     with pytest.raises(UserError, match="name its column of classes with --label"):
-        own(path, labels="labels.csv")
+        load_own(path, labels="labels.csv")
     with pytest.raises(UserError, match=r"mels 30, patch 8: .*a multiple of patch"):
-        own(path, mels=30)
+        load_own(path, mels=30)
     with pytest.raises(UserError, match="all sounds with a label have 'hum'"):
-        own(write_own(tmp_path / "one", 1), label="folder", rate=8000, mels=32)
+        load_own(write_own(tmp_path / "one", 1), label="folder", rate=8000, mels=32)
     (tmp_path / "none").mkdir()
     with pytest.raises(UserError, match="no file below it ends in"):
-        own(tmp_path / "none")
+        load_own(tmp_path / "none")

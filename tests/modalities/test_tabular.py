@@ -18,7 +18,7 @@ from dabsmix.modalities import columns as columns_module
 from dabsmix.modalities import tables
 from dabsmix.modalities.columns import scan
 from dabsmix.modalities.tables import Source
-from dabsmix.modalities.tabular import own, own_rows
+from dabsmix.modalities.tabular import load_further, load_own
 from dabsmix.spec import Table
 
 HEADER = "age,city,income,code,person,y"
@@ -72,7 +72,7 @@ def test_values_equal_a_plain_reading_whatever_the_format(raw_name: str, table: 
             path.write_text("\ufeff" + text.replace(",", ";"), encoding="utf-8")
         case "people.parquet":
             pd.read_csv(table).to_parquet(path)
-    data = own(path, label="y", categorical="code", ignore=["person"])
+    data = load_own(path, label="y", categorical="code", ignore=["person"])
     with table.open() as stream:
         rows = list(csv.DictReader(stream))
     labelled = data.require_labelled()
@@ -99,11 +99,11 @@ def test_reading_a_few_bytes_at_a_time_gives_the_same(table: Path, monkeypatch: 
     lines = table.read_text().splitlines()
     lines.insert(120, "1,2")
     write(table, lines)
-    whole = own(table, label="y", on_bad="skip")
+    whole = load_own(table, label="y", on_bad="skip")
     monkeypatch.setattr(tables, "BLOCK", 200)
     monkeypatch.setattr(columns_module, "CHUNK", 7)
     monkeypatch.setenv("DABSMIX_CACHE", str(table.parent / "another"))
-    small = own(table, label="y", on_bad="skip")
+    small = load_own(table, label="y", on_bad="skip")
     assert (small.notes, small.specs) == (whole.notes, whole.specs)
     np.testing.assert_allclose(
         read(small, small.require_labelled().test), read(whole, whole.require_labelled().test), rtol=1e-5
@@ -114,16 +114,16 @@ def test_statistics_are_those_of_training_rows_alone(tmp_path: Path) -> None:
     values = np.arange(100.0)
     path = tmp_path / "t.csv"
     pd.DataFrame({"x": values, "y": np.arange(100) % 2}).to_csv(path, index=False)
-    data = own(path, label="y")
+    data = load_own(path, label="y")
     before = dict(data.state)
     values[data.require_labelled().test.rows] *= 1e6  # what the test holds changes nothing
     pd.DataFrame({"x": values, "y": np.arange(100) % 2}).to_csv(path, index=False)
-    assert dict(own(path, label="y").state) == before
+    assert dict(load_own(path, label="y").state) == before
 
 
 def test_constant_and_empty_columns_stay_finite(tmp_path: Path) -> None:
     lines = ["x,constant,empty,y", *(f"{i},0.1,,{i % 2}" for i in range(50))]
-    data = own(write(tmp_path / "t.csv", lines), label="y")
+    data = load_own(write(tmp_path / "t.csv", lines), label="y")
     values = read(data, data.require_labelled().train)
     assert np.abs(values[:, 1]).max() < 1e-3
     assert np.isnan(values[:, 2]).all()
@@ -132,10 +132,10 @@ def test_constant_and_empty_columns_stay_finite(tmp_path: Path) -> None:
 def test_category_that_training_rows_lack_is_missing_and_counted(tmp_path: Path) -> None:
     lines = ["c,g,y", *(f"{'uv'[i % 2]},{i // 10},{i % 2}" for i in range(100))]
     path = write(tmp_path / "t.csv", lines)
-    test_group = own(path, label="y", group="g").require_labelled().test.rows[0] // 10
+    test_group = load_own(path, label="y", group="g").require_labelled().test.rows[0] // 10
     for i in range(4):
         lines[1 + test_group * 10 + i] = f"new,{test_group},{i % 2}"
-    data = own(write(path, lines), label="y", group="g")
+    data = load_own(write(path, lines), label="y", group="g")
     assert data.specs == (Table(1, (2,)),)
     assert np.isnan(read(data, data.require_labelled().test)).sum() == 4
     assert any(note.startswith("4 cells hold a category that no training row has") for note in data.notes)
@@ -158,24 +158,24 @@ def test_kinds(lines: list[str], kinds: list[tuple[str, ...] | None], tmp_path: 
 
 
 def test_numbers_that_are_codes_stay_numeric_unless_named(table: Path) -> None:
-    assert own(table, label="y", ignore="person").specs == (Table(4, (0, 3, 0, 0)),)
-    assert own(table, label="y", ignore="person", categorical="code,age").specs[0].cardinalities[3] == 3  # type: ignore[union-attr]  # a table
+    assert load_own(table, label="y", ignore="person").specs == (Table(4, (0, 3, 0, 0)),)
+    assert load_own(table, label="y", ignore="person", categorical="code,age").specs[0].cardinalities[3] == 3  # type: ignore[union-attr]  # a table
 
 
 def test_text_as_various_as_the_rows_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "t.csv", ["name,y", *(f"n{i},{i % 2}" for i in range(200))])
     with pytest.raises(UserError, match=r"column 'name' holds at least 200 different texts.*option `ignore`"):
-        own(path, label="y")
+        load_own(path, label="y")
 
 
 def test_what_counts_as_missing(tmp_path: Path) -> None:
     lines = ["x,c,y", *(f"{i},u,{i % 2}" for i in range(40)), "?, ?,0", " NA ,nan,1", ",,0"]
     path = write(tmp_path / "t.csv", lines)
-    data = own(path, missing="?")
+    data = load_own(path, missing="?")
     assert data.specs == (Table(3, (0, 1, 0)),)
     assert np.isnan(read(data, data.pretrain)[-3:, :2]).all()
     with pytest.raises(UserError, match=r"row 42: column 'x' holds '\?' among numbers \(a mark of empty cells"):
-        own(path)
+        load_own(path)
 
 
 # --- bad rows
@@ -194,14 +194,14 @@ BAD = {
 @pytest.mark.parametrize("line", BAD)
 def test_bad_row_is_refused_with_file_and_row_or_skipped_and_listed(line: str, tmp_path: Path) -> None:
     lines = generated()
-    good = own(write(tmp_path / "good.csv", lines), label="y", group="person")
+    good = load_own(write(tmp_path / "good.csv", lines), label="y", group="person")
     lines.insert(100, line)  # the header is row 1, so this is row 101
     path = write(tmp_path / "people.csv", lines)
     with pytest.raises(UserError) as caught:
-        own(path, label="y", group="person")
+        load_own(path, label="y", group="person")
     assert str(caught.value).startswith(f"{path}: row 101: {BAD[line]}")
     assert "\n" not in str(caught.value)
-    data = own(path, label="y", group="person", on_bad="skip")
+    data = load_own(path, label="y", group="person", on_bad="skip")
     assert data.notes[-1].startswith(f"1 of 301 rows were skipped: people.csv: row 101: {BAD[line]}")
     np.testing.assert_allclose(read(data, data.require_labelled().train), read(good, good.require_labelled().train))
 
@@ -210,12 +210,12 @@ def test_row_numbers_after_skipped_rows_are_those_of_the_file(tmp_path: Path) ->
     lines = generated(60)
     for place, line in ((10, "short"), (20, "1,2,3"), (40, "50,Bern,inf,0,p1,a")):
         lines.insert(place, line)
-    data = own(write(tmp_path / "t.csv", lines), label="y", on_bad="skip")
+    data = load_own(write(tmp_path / "t.csv", lines), label="y", on_bad="skip")
     assert all(f"row {number}:" in data.notes[-1] for number in (11, 21, 41))
 
 
 def test_many_skipped_rows_are_counted_and_the_first_listed(tmp_path: Path) -> None:
-    data = own(write(tmp_path / "t.csv", [*generated(60), *["x"] * 50]), label="y", on_bad="skip")
+    data = load_own(write(tmp_path / "t.csv", [*generated(60), *["x"] * 50]), label="y", on_bad="skip")
     (note,) = (note for note in data.notes if "skipped" in note)
     assert note.startswith(
         "50 of 110 rows were skipped: 1 cells where the table has 6 columns: 50 (the first: t.csv: row"
@@ -238,7 +238,7 @@ def test_damaged_csv(content: bytes, message: str, tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_bytes(content)
     with pytest.raises(UserError, match=message) as caught:
-        own(path)
+        load_own(path)
     assert str(path) in str(caught.value)
 
 
@@ -247,14 +247,14 @@ def test_damaged_parquet_and_gzip(table: Path, tmp_path: Path) -> None:
         path = tmp_path / name
         path.write_bytes(gzip.compress(table.read_bytes())[:600])
         with pytest.raises(UserError, match=rf"{name}: cannot be read as"):
-            own(path, label="y")
+            load_own(path, label="y")
 
 
 def test_bad_csv_leaves_nothing_in_the_cache(table: Path, tmp_path: Path) -> None:
     write(table, [*generated(), "1"])
     for _ in range(2):
         with pytest.raises(UserError, match="row 302"):
-            own(table, label="y")
+            load_own(table, label="y")
 
 
 # --- options
@@ -262,23 +262,23 @@ def test_bad_csv_leaves_nothing_in_the_cache(table: Path, tmp_path: Path) -> Non
 
 def test_unknown_columns_are_answered_with_the_nearest(table: Path) -> None:
     with pytest.raises(UserError, match=r"--label 'incom'.*did you mean 'income'.*there are: age, city, income"):
-        own(table, label="incom")
+        load_own(table, label="incom")
     for option in ("group", "ignore", "categorical"):
         with pytest.raises(UserError, match=rf"{option} 'persn'.*did you mean 'person'"):
-            own(table, **{option: "persn"})  # type: ignore[arg-type]  # one of several options
+            load_own(table, **{option: "persn"})  # type: ignore[arg-type]  # one of several options
 
 
 def test_a_column_asked_for_twice_or_none_left(table: Path) -> None:
     with pytest.raises(UserError, match="'y' is asked for twice"):
-        own(table, label="y", ignore="y")
+        load_own(table, label="y", ignore="y")
     with pytest.raises(UserError, match="no column is left"):
-        own(table, label="y", ignore="age,city,income,code,person")
+        load_own(table, label="y", ignore="age,city,income,code,person")
 
 
 def test_constant_label(tmp_path: Path) -> None:
     path = write(tmp_path / "t.csv", ["x,y", *(f"{i},7" for i in range(50))])
     with pytest.raises(UserError, match="--label y: every row holds '7'"):
-        own(path, label="y")
+        load_own(path, label="y")
 
 
 @pytest.mark.parametrize(
@@ -293,7 +293,7 @@ def test_constant_label(tmp_path: Path) -> None:
     ],
 )
 def test_what_the_label_is_taken_for(labels: list[str], expected: Task, tmp_path: Path) -> None:
-    data = own(write(tmp_path / "t.csv", ["x,y", *(f"{i},{y}" for i, y in enumerate(labels))]), label="y")
+    data = load_own(write(tmp_path / "t.csv", ["x,y", *(f"{i},{y}" for i, y in enumerate(labels))]), label="y")
     labelled = data.require_labelled()
     assert labelled.task == expected
     label = labelled.test.label
@@ -308,15 +308,15 @@ def test_what_the_label_is_taken_for(labels: list[str], expected: Task, tmp_path
 
 
 def test_the_task_can_be_stated(table: Path) -> None:
-    assert own(table, label="code", task="regression").require_labelled().task == Task("regression", "spearman")
-    task = own(table, label="age", task="classes").require_labelled().task
+    assert load_own(table, label="code", task="regression").require_labelled().task == Task("regression", "spearman")
+    task = load_own(table, label="age", task="classes").require_labelled().task
     assert task.kind == "classes"
     with pytest.raises(UserError, match="task=regression: the label 'y' holds text such as 'a'"):
-        own(table, label="y", task="regression")
+        load_own(table, label="y", task="regression")
 
 
 def test_groups_are_kept_whole(table: Path) -> None:
-    data = own(table, label="y", group="person")
+    data = load_own(table, label="y", group="person")
     groups = [set(split.group.tolist()) for split in data.require_labelled().splits.values()]  # type: ignore[union-attr]  # there are groups
     assert sum(map(len, groups)) == len(set.union(*groups)) == 30
     assert data.specs == (Table(4, (0, 3, 0, 0)),)  # neither the group nor the label is a feature
@@ -324,19 +324,19 @@ def test_groups_are_kept_whole(table: Path) -> None:
 
 def test_a_class_that_a_split_lacks_is_said(tmp_path: Path) -> None:
     lines = ["x,g,y", *(f"{i},{i // 10},{'abc'[min(i // 10, 2)]}" for i in range(100))]
-    data = own(write(tmp_path / "t.csv", lines), label="y", group="g")
+    data = load_own(write(tmp_path / "t.csv", lines), label="y", group="g")
     assert any(note.startswith("None of the test rows has the class") for note in data.notes)
 
 
 def test_without_a_label_every_row_is_pretrained_on(table: Path) -> None:
-    data = own(table)
+    data = load_own(table)
     assert len(data.pretrain) == 300
     assert data.labelled is None
 
 
 def test_too_few_rows(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="2 rows in 2 classes: each class needs two"):
-        own(write(tmp_path / "t.csv", ["x,y", "1,a", "2,b"]), label="y")
+        load_own(write(tmp_path / "t.csv", ["x,y", "1,a", "2,b"]), label="y")
 
 
 def test_folder_of_tables_does_not_depend_on_the_order_of_columns(table: Path, tmp_path: Path) -> None:
@@ -345,37 +345,37 @@ def test_folder_of_tables_does_not_depend_on_the_order_of_columns(table: Path, t
     folder.mkdir()
     frame.iloc[:100].to_csv(folder / "b.csv", index=False)
     frame.iloc[100:][list(reversed(frame.columns))].to_parquet(folder / "c.parquet", index=False)
-    data, whole = own(folder, label="y"), own(table, label="y")
+    data, whole = load_own(folder, label="y"), load_own(table, label="y")
     np.testing.assert_array_equal(read(data, data.require_labelled().test), read(whole, whole.require_labelled().test))
     frame.rename(columns={"age": "years"}).to_csv(folder / "a.csv", index=False)
     with pytest.raises(UserError, match=r"other columns than .*: age, years"):
-        own(folder, label="y")
+        load_own(folder, label="y")
 
 
 def test_not_a_table(tmp_path: Path) -> None:
     (tmp_path / "x.xlsx").write_bytes(b"PK")
     with pytest.raises(UserError, match="should end in one of"):
-        own(tmp_path / "x.xlsx")
+        load_own(tmp_path / "x.xlsx")
     with pytest.raises(UserError, match="no table in this folder"):
-        own(tmp_path)
+        load_own(tmp_path)
     with pytest.raises(UserError, match="no such file"):
-        own(tmp_path / "gone.csv")
+        load_own(tmp_path / "gone.csv")
 
 
 # --- further files
 
 
 def test_further_rows_are_read_as_the_training_run_did(table: Path, tmp_path: Path) -> None:
-    data = own(table, label="y", group="person", categorical="code")
+    data = load_own(table, label="y", group="person", categorical="code")
     state = json.loads(json.dumps(data.state))  # as a run's record gives it back
-    again, keys = own_rows(table, state)
+    again, keys = load_further(table, state)
     assert keys == [f"people.csv:{row}" for row in range(2, 302)]
     assert (again.specs, again.labelled) == (data.specs, None)
     labelled = data.require_labelled()
     np.testing.assert_array_equal(read(again, again.pretrain)[labelled.test.rows], read(data, labelled.test))
     # without label and group, columns in another order, one city unheard of
     further = write(tmp_path / "more.csv", ["code,city,age,income", "1,Genf,40,3000", "2,Bern,,"])
-    few, keys = own_rows(further, state)
+    few, keys = load_further(further, state)
     assert keys == ["more.csv:2", "more.csv:3"]
     values = read(few, few.pretrain)
     assert np.isnan(values).tolist() == [[False, True, False, False], [True, False, True, False]]
@@ -383,7 +383,7 @@ def test_further_rows_are_read_as_the_training_run_did(table: Path, tmp_path: Pa
 
 
 def test_further_rows_that_do_not_fit(table: Path, tmp_path: Path) -> None:
-    state: dict[str, Any] = dict(own(table, label="y", ignore="person").state)
+    state: dict[str, Any] = dict(load_own(table, label="y", ignore="person").state)
     cases = {
         "age,city,code\n1,Bern,1\n": "no column 'income'",
         "age,city,income,code,height\n1,Bern,1,1,1\n": "column 'height' is not among",
@@ -395,4 +395,4 @@ def test_further_rows_that_do_not_fit(table: Path, tmp_path: Path) -> None:
         path = tmp_path / "more.csv"
         path.write_text(text)
         with pytest.raises(UserError, match=message):
-            own_rows(path, state)
+            load_further(path, state)

@@ -18,7 +18,7 @@ from upstream_text import WORDS, sentence, write_bert_vocab, write_xlm_roberta
 
 from dabsmix.data.domain import Data, Split
 from dabsmix.errors import UserError
-from dabsmix.modalities.text import BERT, as_int64, own, own_rows, read_lines, read_tsv
+from dabsmix.modalities.text import BERT, as_int64, load_further, load_own, read_lines, read_tsv
 from dabsmix.modalities.tokenizer import Tokenizer, tokenizer, train_tokenizer
 from dabsmix.source import Source, load
 from dabsmix.spec import Tokens
@@ -241,7 +241,7 @@ def write_table(path: Path, n: int = 60) -> pd.DataFrame:
 def test_own_table_with_labels_and_groups(tmp_path: Path, kind: str) -> None:
     path = tmp_path / f"posts.{kind}"
     frame = write_table(path)
-    data = own(path, label="kind", column="body", group="author", vocab_size=300, length=24)
+    data = load_own(path, label="kind", column="body", group="author", vocab_size=300, length=24)
     assert data.specs == (Tokens(24, data.specs[0].vocab, 0),)  # type: ignore[union-attr]  # text has tokens
     labelled = data.require_labelled()
     assert labelled.task.classes == ("bad", "good", "none of it")
@@ -257,7 +257,7 @@ def test_own_table_with_labels_and_groups(tmp_path: Path, kind: str) -> None:
 
 def test_tokenizer_is_trained_on_what_pretraining_sees(tmp_path: Path) -> None:
     frame = write_table(tmp_path / "posts.csv")
-    data = own(tmp_path / "posts.csv", label="kind", column="body", vocab_size=300)
+    data = load_own(tmp_path / "posts.csv", label="kind", column="body", vocab_size=300)
     expected = train_tokenizer(frame["body"].iloc[data.pretrain.rows], 300)
     assert Tokenizer.from_state(data.state["tokenizer"]).digest == expected.digest
 
@@ -276,10 +276,10 @@ def test_the_tokenizer_option_looks_below_the_data_root(tmp_path: Path, monkeypa
 
 def test_own_rows_are_read_as_in_training(tmp_path: Path) -> None:
     write_table(tmp_path / "posts.csv")
-    data = own(tmp_path / "posts.csv", column="body", vocab_size=300, length=24)
+    data = load_own(tmp_path / "posts.csv", column="body", vocab_size=300, length=24)
     assert data.labelled is None
     state = json.loads(json.dumps(data.state))
-    further, keys = own_rows(tmp_path / "posts.csv", state)
+    further, keys = load_further(tmp_path / "posts.csv", state)
     assert keys[:2] == ["posts.csv:2", "posts.csv:3"]
     assert further.specs == data.specs
     assert np.array_equal(stored(further.pretrain), stored(data.pretrain))
@@ -287,14 +287,14 @@ def test_own_rows_are_read_as_in_training(tmp_path: Path) -> None:
 
 def test_own_lines_and_folders(tmp_path: Path) -> None:
     (tmp_path / "lines.txt").write_text("\n".join(texts(9)))
-    assert len(own(tmp_path / "lines.txt").pretrain) == 9
+    assert len(load_own(tmp_path / "lines.txt").pretrain) == 9
     for name in ("b/2.txt", "b/1.txt", "a/x.txt", "a/y.txt", "a/z.txt", "b/3.txt"):
         (tmp_path / "docs" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "docs" / name).write_text(f"text of {name}\nand more")
-    data = own(tmp_path / "docs", label="folder", length=32)
+    data = load_own(tmp_path / "docs", label="folder", length=32)
     labelled = data.require_labelled()
     assert labelled.task.classes == ("a", "b")
-    _, keys = own_rows(tmp_path / "docs", data.state)
+    _, keys = load_further(tmp_path / "docs", data.state)
     assert keys == ["a/x.txt", "a/y.txt", "a/z.txt", "b/1.txt", "b/2.txt", "b/3.txt"]
     assert [("a", "b")[code] for code in label(labelled.train)] == [keys[row][0] for row in data.pretrain.rows]
 
@@ -312,8 +312,8 @@ def bad_table(tmp_path: Path) -> Path:
 def test_bad_rows_are_named_or_counted(tmp_path: Path) -> None:
     path = bad_table(tmp_path)
     with pytest.raises(UserError, match=r"bad.csv:22: no text"):
-        own(path, label="kind")
-    data = own(path, label="kind", on_bad="skip")
+        load_own(path, label="kind")
+    data = load_own(path, label="kind", on_bad="skip")
     assert "3 of 26 texts were skipped: bad.csv:22: no text; bad.csv:25: 1 cells" in data.notes[-1]
     assert "bad.csv:25: 1 cells where the table has 2 columns; bad.csv:26: 3 cells" in data.notes[-1]
     assert any(note.startswith("2 of 23 texts have no label: pretraining sees 2 of them") for note in data.notes)
@@ -322,7 +322,7 @@ def test_bad_rows_are_named_or_counted(tmp_path: Path) -> None:
 
 def give(tmp_path: Path, content: str, name: str = "t.csv", **options: Any) -> Data:
     (tmp_path / name).write_text(content)
-    return own(tmp_path / name, **options)
+    return load_own(tmp_path / name, **options)
 
 
 def test_mistakes_are_told(tmp_path: Path) -> None:
