@@ -342,7 +342,7 @@ def _begin_with(config: PretrainConfig, encoder: Encoder) -> tuple[PretrainConfi
             raise UserError(f"--init {config.init}: the encoder of {start.path} is {found_digest}, not {digest}")
         init, weights = f"{start.path}@{found_digest}", start.encoder().state_dict()
     taken = take(encoder, weights)
-    if not any(name.startswith("blocks.") for name in taken.taken):
+    if len(taken.taken) < len(taken.left):
         raise UserError(f"--init {config.init}: its shape is not that of --encoder {config.encoder}; choose that one")
     line = f"{len(taken.taken)} of {len(taken.taken + taken.left)} weights are those of {init}"
     if taken.left:
