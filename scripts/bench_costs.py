@@ -1,26 +1,31 @@
 """Seconds and memory of a pretraining step, for every algorithm and every encoder.
 
-    python scripts/bench_costs.py                    # two tables in Markdown, a few minutes on one CPU core
-    python scripts/bench_costs.py --domain digits
+    OMP_NUM_THREADS=1 python scripts/bench_costs.py        # two tables in Markdown, some minutes on one CPU core
+    OMP_NUM_THREADS=1 python scripts/bench_costs.py --domain digits
 
-Each measurement is a process of its own with one thread. On a CPU, seconds are CPU time of the process, which other
-work on the machine changes little, and memory is the largest resident size, what Python and torch take included (some
-500 MiB); on a GPU they are wall time and the most that torch had allocated.
+Each measurement is a process of its own. Seconds are its CPU time, which other work on the machine changes little on
+one thread; memory is its largest resident size, what Python and torch take included (some 500 MiB).
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
+import multiprocessing
 import resource
-import subprocess
-import sys
 import tempfile
 import time
+from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
-from typing import Any
+
+from dabsmix.config import PretrainConfig
+from dabsmix.errors import UserError
+from dabsmix.model.shapes import ENCODERS
+from dabsmix.registry import algorithms
+from dabsmix.run import commit
+from dabsmix.source import Source
+from dabsmix.training import accelerate
+from dabsmix.verbs.pretrain import pretrain
 
 SKIPPED, MEASURED = 2, 4
 """Steps before the measured ones, and these."""
@@ -32,59 +37,35 @@ BATCH, ENCODER_BATCH = 32, 8
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--domain", default="cifar10", help="default: %(default)s, 64 tokens")
-    parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)  # algorithm, encoder, batch: a process of its own
+    parser.add_argument("--encoders", nargs="*", default=list(ENCODERS), help="default: all")
     options = parser.parse_args()
-    if options.one:
-        algo, encoder, batch = options.one
-        print(json.dumps(measure(options.domain, algo, encoder, int(batch))))
-        return
-    from dabsmix.model.shapes import ENCODERS
-    from dabsmix.registry import algorithms
-    from dabsmix.run import commit
-
-    print("| algorithm, encoder `tiny` | encoder's weights | ms a step | memory, MiB |\n|---|---|---|---|")
-    for name in algorithms():
-        if name != "none":
-            _line(name, _measured("--one", name, "tiny", str(BATCH)))
-    print("\n| encoder, algorithm `simclr` | encoder's weights | ms a step | memory, MiB |\n|---|---|---|---|")
-    for name in ENCODERS:
-        _line(name, _measured("--one", "simclr", name, str(ENCODER_BATCH)))
-    print(f"\n{options.domain}, batches of {BATCH} and of {ENCODER_BATCH}; commit {commit()}")
+    table(options.domain, BATCH, [(name, name, "tiny") for name in algorithms() if name != "none"])
+    table(options.domain, ENCODER_BATCH, [(name, "simclr", name) for name in options.encoders])
+    print(f"\ncommit {commit()}")
 
 
-def _measured(*words: str) -> dict[str, Any] | None:
-    """None where the algorithm or the encoder does not take these data."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, __file__, *sys.argv[1:], *words], capture_output=True, text=True, env=environment
+def table(domain: str, batch_size: int, cells: list[tuple[str, str, str]]) -> None:
+    """One line for each (title, algorithm, encoder)."""
+    print(
+        f"\n| {domain}, batches of {batch_size} | encoder's weights | CPU ms a step | memory, MiB |\n|---|---|---|---|"
     )
-    return json.loads(done.stdout) if done.returncode == 0 else None
+    for title, algo, encoder in cells:
+        here, there = multiprocessing.Pipe(duplex=False)
+        child = multiprocessing.get_context("fork").Process(
+            target=measure, args=(there, domain, algo, encoder, batch_size)
+        )
+        child.start()
+        there.close()
+        try:
+            weights, seconds, memory = here.recv()
+            print(f"| {title} | {weights:,} | {1000 * seconds:.0f} | {memory / 2**20:.0f} |", flush=True)
+        except EOFError:
+            print(f"| {title} | – | – | – |", flush=True)  # it does not take these data
+        child.join()
 
 
-def _line(name: str, found: dict[str, Any] | None) -> None:
-    cells = ["–"] * 3
-    if found is not None:
-        cells = [f"{found['weights']:,}", f"{1000 * found['seconds']:.0f}", f"{found['memory'] / 2**20:.0f}"]
-    print(f"| {name} | {' | '.join(cells)} |", flush=True)
-
-
-def measure(domain: str, algo: str, encoder: str, batch_size: int) -> dict[str, Any]:
-    import torch
-
-    from dabsmix.config import PretrainConfig
-    from dabsmix.source import Source
-    from dabsmix.training import accelerate
-    from dabsmix.verbs.pretrain import pretrain
-
-    accelerator = accelerate()
-    on_gpu = accelerator.device.type == "cuda"
+def measure(answer: Connection, domain: str, algo: str, encoder: str, batch_size: int) -> None:
     marks: list[float] = []
-
-    def mark(_: int) -> None:
-        if on_gpu:
-            torch.cuda.synchronize()
-        marks.append(time.perf_counter() if on_gpu else time.process_time())
-
     with tempfile.TemporaryDirectory() as folder:
         config = PretrainConfig(
             Source(domain),
@@ -97,11 +78,13 @@ def measure(domain: str, algo: str, encoder: str, batch_size: int) -> dict[str, 
             checkpoint_every=1_000_000,
             out=Path(folder),
         )
-        run = pretrain(config, accelerator=accelerator, observe=mark)
+        try:
+            run = pretrain(config, accelerator=accelerate(), observe=lambda _: marks.append(time.process_time()))
+        except UserError:
+            return
     steps = [after - before for before, after in zip(marks[SKIPPED - 1 : -2], marks[SKIPPED:-1], strict=True)]
-    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    memory = torch.cuda.max_memory_allocated() if on_gpu else resident
-    return {"weights": run.record.parameters, "seconds": median(steps), "memory": memory}
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    answer.send((run.record.parameters, median(steps), memory))
 
 
 if __name__ == "__main__":

@@ -50,6 +50,7 @@ needs_onnx = pytest.mark.skipif(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["torch", pytest.param("onnx", marks=needs_onnx)])
 def test_a_program_gives_the_features_of_raw_examples(kind: str, digits: Run, tmp_path: Path) -> None:
     path = export(ExportConfig(kind, digits.path, tmp_path))
@@ -69,6 +70,7 @@ def test_a_program_gives_the_features_of_raw_examples(kind: str, digits: Run, tm
     assert said["largest_difference"] <= 1e-4
 
 
+@pytest.mark.slow
 def test_a_table_s_categories_and_empty_cells_are_exported_too(table: Run, tmp_path: Path) -> None:
     path = export(ExportConfig("torch", table.path, tmp_path))
     extractor = dabsmix.load_encoder(table)
