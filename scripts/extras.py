@@ -6,41 +6,45 @@ pip install '.[test,docs,slurm,track,export]' && python scripts/extras.py
 from __future__ import annotations
 
 import re
+import tomllib
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
 
 from packaging.requirements import Requirement
 
+REPOSITORY = Path(__file__).resolve().parent.parent
+
 
 def main() -> None:
-    own = distribution("dabsmix")
-    base = brought(own, "")
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    base = brought(project["dependencies"])
     print("| extra | packages | MiB | the largest |\n|---|---|---|---|")
     print(line("(none)", base))
-    for extra in sorted(own.metadata.get_all("Provides-Extra") or ()):
-        print(line(f"`[{extra}]`", {name: each for name, each in brought(own, extra).items() if name not in base}))
+    for extra, requirements in project["optional-dependencies"].items():
+        more = brought(requirements)
+        print(line(f"`[{extra}]`", {name: more[name] for name in more if name not in base}))
 
 
-def brought(own: Distribution, extra: str) -> dict[str, float]:
-    """The packages that an extra needs, base included, with what each weighs in MiB; 0 where it is not installed."""
+def brought(requirements: list[str]) -> dict[str, float]:
+    """The packages that these need, themselves included, with what each weighs in MiB; 0 where it is not installed."""
     found: dict[str, float] = {}
-    waiting = [(own, extra)]
+    waiting = [(text, "") for text in requirements]
     while waiting:
-        package, of = waiting.pop()
-        for text in package.requires or ():
-            requirement = Requirement(text)
-            if requirement.marker is not None and not requirement.marker.evaluate({"extra": of}):
-                continue
-            name = re.sub(r"[-_.]+", "-", requirement.name).lower()
-            if name in found:
-                continue
-            try:
-                needed = distribution(name)
-            except PackageNotFoundError:
-                found[name] = 0.0
-                continue
-            found[name] = weight(needed)
-            waiting += [(needed, ""), *((needed, each) for each in requirement.extras)]
+        text, of = waiting.pop()
+        requirement = Requirement(text)
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": of}):
+            continue
+        name = re.sub(r"[-_.]+", "-", requirement.name).lower()
+        if name in found:
+            continue
+        try:
+            package = distribution(name)
+        except PackageNotFoundError:
+            found[name] = 0.0
+            continue
+        found[name] = weight(package)
+        for each in ("", *requirement.extras):
+            waiting += [(needed, each) for needed in package.requires or ()]
     return found
 
 
