@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 
 import markdown2
@@ -33,6 +34,8 @@ PAGES = {
     "CHANGELOG.md": ("changelog.html", "Changelog"),
 }
 """Those of the menu, in its order; further guides in docs/ follow from their names."""
+
+PICTURES = (".png", ".svg")
 
 EXTRAS = ["fenced-code-blocks", "tables", "header-ids"]
 
@@ -68,6 +71,10 @@ def main() -> None:
 def guides(out: Path) -> None:
     """A page for each of `PAGES`, and for every other guide."""
     out.mkdir(parents=True, exist_ok=True)
+    for picture in (path for path in (REPOSITORY / "docs").rglob("*") if path.suffix in PICTURES):
+        place = out / picture.relative_to(REPOSITORY)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(picture, place)
     pages = PAGES | {
         f"docs/{path.name}": (f"{path.stem}.html", path.stem.replace("-", " ").capitalize())
         for path in sorted((REPOSITORY / "docs").glob("*.md"))
@@ -100,6 +107,8 @@ def with_pages(text: str, source: str, pages: dict[str, tuple[str, str]]) -> str
         place = Path(os.path.normpath(Path(source).parent / target)).as_posix() if target else source
         if place in pages:
             return f"[{words}]({pages[place][0]}{anchor})"
+        if place.endswith(PICTURES) and (REPOSITORY / place).exists():
+            return f"[{words}]({place})"
         if not (REPOSITORY / place).exists():
             raise SystemExit(f"{source}: links to {target}, which is not in the repository")
         return words
