@@ -72,9 +72,9 @@ def guides(out: Path) -> None:
     """A page for each of `PAGES`, and for every other guide."""
     out.mkdir(parents=True, exist_ok=True)
     for picture in (path for path in (REPOSITORY / "docs").rglob("*") if path.suffix in PICTURES):
-        place = out / picture.relative_to(REPOSITORY)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(picture, place)
+        copy = out / picture.relative_to(REPOSITORY)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(picture, copy)
     pages = PAGES | {
         f"docs/{path.name}": (f"{path.stem}.html", path.stem.replace("-", " ").capitalize())
         for path in sorted((REPOSITORY / "docs").glob("*.md"))
