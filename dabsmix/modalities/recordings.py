@@ -18,7 +18,7 @@ from dabsmix.errors import UserError, did_you_mean
 from dabsmix.modalities.columns import Column, encoded, refuse, scan
 from dabsmix.modalities.tables import Source, blocks, column_names
 
-__all__ = ["Recordings", "kept", "read", "resampled", "stretches", "summarise"]
+__all__ = ["Recordings", "read", "read_once", "resampled", "stretches", "summarise"]
 
 # T readings, C channels
 
@@ -52,14 +52,14 @@ class Recordings:
 ARRAYS = ("readings", "file", "row", "seconds", "group", "label")
 
 
-def kept(
+def read_once(
     key: str,
     sources: Sequence[Source],
     channels: Sequence[str],
     others: Sequence[str],
     on_bad: Literal["error", "skip"],
 ) -> Recordings:
-    """`read`, from the cache where it is there; ``key`` is the files' fingerprint."""
+    """What `read` gives, kept in the cache; ``key`` is the files' fingerprint."""
 
     def build(folder: Path) -> None:
         found = read(sources, channels, others, on_bad)

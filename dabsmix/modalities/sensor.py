@@ -18,7 +18,7 @@ from dabsmix.data.standardise import Standardise
 from dabsmix.errors import UserError, did_you_mean
 from dabsmix.modalities.augmentation import SensorViews
 from dabsmix.modalities.files import Marked, division_notes, skipped_note
-from dabsmix.modalities.recordings import kept, read, resampled, stretches, summarise
+from dabsmix.modalities.recordings import read, read_once, resampled, stretches, summarise
 from dabsmix.modalities.tables import Source, column_names, table_files, table_sources
 from dabsmix.spec import Grid
 
@@ -194,32 +194,21 @@ def load_own(
     """
     stride = window if stride is None else stride
     patch = patch or token_length(window)
-    if window < 2 or stride < 1 or patch < 1 or window % patch:
-        raise UserError(f"window {window}, stride {stride}, patch {patch}: positive, and the patch divides the window")
-    for name, value in (("rate", rate), ("max_gap", max_gap)):
-        if value is not None and not value > 0:
-            raise UserError(f"option {name}: {value} is not above 0")
+    _check_options(window, stride, patch, rate, max_gap)
     reading: dict[str, Any] = {"separator": separator, "decimal": decimal, "encoding": encoding}
     sources = tuple(Source(file, **reading) for file in table_files(path))
     left_out = [name.strip() for name in (ignore.split(",") if isinstance(ignore, str) else ignore) if name.strip()]
     others = (time, group) if label is None else (time, group, label)
-    names = column_names(sources[0])
-    for name in (*others, *left_out):
-        if name not in names:
-            raise UserError(f"{path}: no column {name!r}{did_you_mean(name, names)}; there are: {', '.join(names)}")
-    channels = [name for name in names if name not in {*others, *left_out}]
-    if not channels or len(set(others)) < len(others):
-        raise UserError(f"{path}: time, group and label are columns of their own, and one more must be a channel")
+    channels = _channels(path, column_names(sources[0]), others, left_out)
     source = fingerprint(path if path.is_dir() else path.parent, [each.path for each in sources])
     by_default = reading == dict(separator="", decimal=".", encoding="utf-8")
-    found = kept(source if by_default else f"{source} {reading}", sources, channels, others, on_bad)
-    if label is not None and len(found.classes) < 2:
-        held = f"every row that has one holds {found.classes[0]!r}" if found.classes else "every cell is empty"
-        raise UserError(f"--label {label}: {held}; there is nothing to predict")
-    summary, flags = summarise(found, channels)
-    bounds = stretches(found, sources, time, window, max_gap, by_label=label is not None)
+    recordings = read_once(source if by_default else f"{source} {reading}", sources, channels, others, on_bad)
+    if label is not None:
+        _check_classes(label, recordings.classes)
+    summary, flags = summarise(recordings, channels)
+    bounds = stretches(recordings, sources, time, window, max_gap, by_label=label is not None)
     if rate is not None:
-        found, bounds = resampled(found, bounds, rate)
+        recordings, bounds = resampled(recordings, bounds, rate)
         flags = ()  # of what the user has seen to
     starts = window_starts(bounds, window, stride)
     if len(starts) < 2:
@@ -227,16 +216,16 @@ def load_own(
             f"{path}: {len(starts)} windows of {window} readings, the longest stretch of one group and label has "
             f"{np.diff(bounds).max()}; sort rows by group and time, or set a shorter window"
         )
-    windows, members = Windows(found.readings, starts, window), found.group[starts]
-    whole = Split((windows,), np.arange(len(starts)), None if label is None else found.label[starts], members)
+    windows, members = Windows(recordings.readings, starts, window), recordings.group[starts]
+    whole = Split((windows,), np.arange(len(starts)), None if label is None else recordings.label[starts], members)
     pretrain, labelled = whole, None
     notes = [
-        *_unused_note(starts, window, len(found.row)),
-        *skipped_note("rows", found.skipped, len(found.row) + len(found.skipped)),
+        *_unused_note(starts, window, len(recordings.row)),
+        *skipped_note("rows", recordings.skipped, len(recordings.row) + len(recordings.skipped)),
         *flags,
     ]
     if label is not None:
-        task, of_window = Task("classes", "accuracy", found.classes), found.label[starts]
+        task, of_window = Task("classes", "accuracy", recordings.classes), recordings.label[starts]
         parts = divide_labelled(of_window >= 0, group=members)
         labelled = Labelled(task, whole.take(parts.train), whole.take(parts.validation), whole.take(parts.test))
         pretrain = whole.take(parts.pretrain).drop_partial_label()
@@ -263,13 +252,38 @@ def load_own(
             "reading": reading,
             "mean": standardise.mean,
             "std": standardise.std,
-            "skipped": list(found.skipped),
+            "skipped": list(recordings.skipped),
         },
         names=lambda rows: [
             f"{sources[file].path.name}:{row}"
-            for file, row in zip(found.file[starts[rows]], found.row[starts[rows]], strict=True)
+            for file, row in zip(recordings.file[starts[rows]], recordings.row[starts[rows]], strict=True)
         ],
     )
+
+
+def _check_options(window: int, stride: int, patch: int, rate: float | None, max_gap: float | None) -> None:
+    if window < 2 or stride < 1 or patch < 1 or window % patch:
+        raise UserError(f"window {window}, stride {stride}, patch {patch}: positive, and the patch divides the window")
+    for name, value in (("rate", rate), ("max_gap", max_gap)):
+        if value is not None and not value > 0:
+            raise UserError(f"option {name}: {value} is not above 0")
+
+
+def _channels(path: Path, names: Sequence[str], others: Sequence[str], left_out: Sequence[str]) -> list[str]:
+    """The columns of readings: all but time, group, label and those that are left out."""
+    for name in (*others, *left_out):
+        if name not in names:
+            raise UserError(f"{path}: no column {name!r}{did_you_mean(name, names)}; there are: {', '.join(names)}")
+    channels = [name for name in names if name not in {*others, *left_out}]
+    if not channels or len(set(others)) < len(others):
+        raise UserError(f"{path}: time, group and label are columns of their own, and one more must be a channel")
+    return channels
+
+
+def _check_classes(label: str, classes: Sequence[str]) -> None:
+    if len(classes) < 2:
+        held = f"every row that has one holds {classes[0]!r}" if classes else "every cell is empty"
+        raise UserError(f"--label {label}: {held}; there is nothing to predict")
 
 
 def _unused_note(starts: NDArray[np.int64], window: int, readings: int) -> list[str]:
@@ -311,9 +325,7 @@ def load_further_labelled(
 ) -> Marked:
     """Windows of further tables, each within one group and one label; the rest as `load_further`."""
     further, keys, code, classes = _further(path, state, on_bad, label)
-    if len(classes) < 2:
-        held = f"every row that has one holds {classes[0]!r}" if classes else "every cell is empty"
-        raise UserError(f"--label {label}: {held}; there is nothing to predict")
+    _check_classes(label, classes)
     return Marked(further, keys, "windows", Task("classes", "accuracy", classes), code, further.pretrain.group)
 
 
@@ -325,26 +337,28 @@ def _further(
     others = (state["time"], state["group"], *([] if label is None else [label]))
     if label in (*state["channels"], state["time"], state["group"]):
         raise UserError(f"--label {label}: the run reads this column as an input; name another")
-    found = read(sources, state["channels"], others, on_bad)
+    recordings = read(sources, state["channels"], others, on_bad)
     window = int(state["window"])
-    bounds = stretches(found, sources, state["time"], window, state.get("max_gap"), by_label=label is not None)
+    bounds = stretches(recordings, sources, state["time"], window, state.get("max_gap"), by_label=label is not None)
     if rate := state.get("rate"):
-        found, bounds = resampled(found, bounds, rate)
+        recordings, bounds = resampled(recordings, bounds, rate)
     starts = window_starts(bounds, window, int(state["stride"]))
     if not len(starts):
         raise UserError(f"{sources[0].path}: no group has {window} readings in a row, which is the run's window")
     further = Data(
         specs=(Grid(len(state["channels"]), (window,), (int(state["patch"]),)),),
-        pretrain=Split((Windows(found.readings, starts, window),), np.arange(len(starts)), None, found.group[starts]),
+        pretrain=Split(
+            (Windows(recordings.readings, starts, window),), np.arange(len(starts)), None, recordings.group[starts]
+        ),
         labelled=None,
         fingerprint="",  # nothing is kept of what is read only once
         normalise=Standardise(tuple(state["mean"]), tuple(state["std"])),
         notes=(
-            *_unused_note(starts, window, len(found.row)),
-            *skipped_note("rows", found.skipped, len(found.row) + len(found.skipped)),
+            *_unused_note(starts, window, len(recordings.row)),
+            *skipped_note("rows", recordings.skipped, len(recordings.row) + len(recordings.skipped)),
         ),
         state=dict(state),
     )
-    places = zip(found.file[starts], found.row[starts], strict=True)
+    places = zip(recordings.file[starts], recordings.row[starts], strict=True)
     keys = [f"{sources[file].path.name}:{row}" for file, row in places]
-    return further, keys, found.label[starts], found.classes
+    return further, keys, recordings.label[starts], recordings.classes

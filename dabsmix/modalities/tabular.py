@@ -161,15 +161,9 @@ def load_own(
     """
     reading: dict[str, Any] = {"separator": separator, "decimal": decimal, "encoding": encoding}
     sources = tuple(Source(file, **reading) for file in table_files(path))
-    names = _same_columns(sources)
     coded, left_out, empty = _listed(categorical), _listed(ignore), _listed(missing)
+    features = _features(path, _same_columns(sources), label, group, coded, left_out)
     others = tuple(each for each in (label, group) if each is not None)
-    _known(names, path, {"--label": [label], "group": [group], "categorical": coded, "ignore": left_out})
-    if clash := [name for name in others if others.count(name) > 1 or name in left_out]:
-        raise UserError(f"column {clash[0]!r} is asked for twice: as label, as group or to be left out; choose one")
-    features = [name for name in names if name not in {*others, *left_out}]
-    if not features:
-        raise UserError(f"{path}: no column is left beside the label, the group and the ignored ones")
     source = fingerprint(path if path.is_dir() else path.parent, [each.path for each in sources])
     dates = frozenset(date_columns(sources, empty)) & set(features) - set(coded)
     # what readers of before did otherwise, so that what they prepared is not found
@@ -237,6 +231,29 @@ def load_own(
         state=_state(fitted, matrix, left_out, empty, reading),
         names=_row_names(matrix, sources),
     )
+
+
+def _features(
+    path: Path,
+    names: tuple[str, ...],
+    label: str | None,
+    group: str | None,
+    coded: Sequence[str],
+    left_out: Sequence[str],
+) -> list[str]:
+    """The columns that are read as inputs: all but the label, the group and those that are left out.
+
+    Raises:
+        UserError: a column is unknown or asked for twice, or none is left.
+    """
+    others = [each for each in (label, group) if each is not None]
+    _known(names, path, {"--label": [label], "group": [group], "categorical": coded, "ignore": left_out})
+    if clash := [name for name in others if others.count(name) > 1 or name in left_out]:
+        raise UserError(f"column {clash[0]!r} is asked for twice: as label, as group or to be left out; choose one")
+    features = [name for name in names if name not in {*others, *left_out}]
+    if not features:
+        raise UserError(f"{path}: no column is left beside the label, the group and the ignored ones")
+    return features
 
 
 def _row_names(matrix: Matrix, sources: tuple[Source, ...]) -> Callable[[NDArray[np.int64]], list[str]]:
