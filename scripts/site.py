@@ -49,7 +49,6 @@ nav a { margin-right: 1rem; white-space: nowrap; }
 table { border-collapse: collapse; display: block; overflow-x: auto; }
 th, td { border: 1px solid color-mix(in srgb, currentColor 25%, transparent); padding: .25rem .6rem; text-align: left; }
 code { font-size: .9em; }
-img { max-width: 100%; background: white; }
 pre { background: color-mix(in srgb, currentColor 7%, transparent); padding: .7rem; overflow-x: auto; }
 </style></head><body>
 <nav>{% for place, name in menu %}<a href="{{ place }}">{{ name }}</a> {% endfor %}
@@ -86,11 +85,6 @@ def guides(out: Path) -> None:
         text = from_notebook(text) if source.endswith(".ipynb") else text
         html = markdown2.markdown(with_pages(text, source, pages), extras=EXTRAS)
         (out / place).write_text(PAGE.render(title=title, menu=pages.values(), body=Markup(html)), encoding="utf-8")
-    for picture in (REPOSITORY / "docs").rglob("*"):
-        if picture.suffix in PICTURES:
-            place = out / picture.relative_to(REPOSITORY)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(picture, place)
 
 
 def from_notebook(text: str) -> str:
@@ -106,7 +100,7 @@ def from_notebook(text: str) -> str:
 
 
 def with_pages(text: str, source: str, pages: dict[str, tuple[str, str]]) -> str:
-    """Links between files of the repository become links between pages and pictures; other files are only named."""
+    """Links between files of the repository become links between pages; a file without a page is named, not linked."""
 
     def link(found: re.Match[str]) -> str:
         words, target, anchor = found[1], found[2], found[3] or ""
