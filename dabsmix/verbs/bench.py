@@ -480,7 +480,7 @@ def _fill(cell: Cell, chosen: Chosen) -> str:
     if plan.precision == "fp32":
         from dabsmix.verbs.transfer import transfer
 
-        transfer(asked, accelerator=_accelerator("fp32"))
+        transfer(asked, accelerator=_accelerator("fp32"), answer=False)  # the matrix has `none` itself
     else:
         _child([sys.executable, "-m", "dabsmix", "transfer", *_transfer_words(asked)])
     seconds = {"pretraining": run.record.seconds or 0.0, "transfer": time.perf_counter() - began}

@@ -66,6 +66,7 @@ def transfer(
     data: Data | None = None,
     say: Callable[[str], None] = lambda _: None,
     observe: Observe = lambda path, network, data: None,
+    answer: bool = True,
 ) -> list[TransferRecord]:
     """Score each run's encoder on each task and write ``transfer/TASK.json`` with the predictions beside it.
 
@@ -77,6 +78,7 @@ def transfer(
         data: loaded data to score on, in place of tasks.
         say: called with what the user should know, in complete sentences.
         observe: called with the path of a record before it is written, the finetuned network behind it, and the data.
+        answer: whether to score three random encoders beside each run, which answers whether pretraining helped.
 
     Raises:
         UserError: there is no such run, it is unfinished, its encoder does not fit the data, or they have no labels.
@@ -98,7 +100,7 @@ def transfer(
             for task, source in tasks:
                 try:
                     given = data if source is None else read_as(run, source)
-                    records.append(_transfer_to(task, name, run, config, given, accelerator, say, observe))
+                    records.append(_transfer_to(task, name, run, config, given, accelerator, say, observe, answer))
                 except UserError as error:
                     if len(runs) * len(tasks) == 1:
                         raise
@@ -118,6 +120,7 @@ def _transfer_to(
     accelerator: Accelerator,
     say: Callable[[str], None],
     observe: Observe,
+    answer: bool,
 ) -> TransferRecord:
     # What to score on, and what is scored.
     data, batch_size = load_task(task, name, run, config, given)
@@ -158,9 +161,8 @@ def _transfer_to(
     if config.supervised and "supervised" not in beside:
         beside["supervised"] = supervised(encoder, data, accelerator=accelerator, watch=progress, mix=mix)
     if before is not None and not missing:
-        record = replace(
-            before, yardsticks=beside, gains=_gains(before, {}, path, run, encoder, data, rules, accelerator)
-        )
+        gains = _gains(before, {}, path, run, encoder, data, rules, accelerator) if answer else before.gains
+        record = replace(before, yardsticks=beside, gains=gains)
         if record == before:
             say(f"{path}: scored already")
         elif accelerator.is_main_process:
@@ -212,7 +214,8 @@ def _transfer_to(
     if trained is not None and trained.el2n is not None:
         el2n = {"row": data.labelled.train.rows, "el2n": trained.el2n}
     predictions = earlier_predictions | scored.predictions
-    record = replace(record, gains=_gains(record, predictions, path, run, encoder, data, rules, accelerator))
+    if answer:
+        record = replace(record, gains=_gains(record, predictions, path, run, encoder, data, rules, accelerator))
     if accelerator.is_main_process:
         first = before is None and data.labelled.task.kind != "tokens"
         write_transfer(

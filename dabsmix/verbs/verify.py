@@ -70,7 +70,7 @@ def verify(
             mine = [row for row in rows if (row.task, row.protocol) == (task, protocol)]
             labels = shares(mine[0]) or tuple(dict.fromkeys(row.label_fraction for row in mine))
             config = TransferConfig(run=(copy,), task=(task,), protocol=protocol, labels=labels, data_root=data_root)  # type: ignore[arg-type]  # a row's protocol was checked
-            (record,) = transfer(config, accelerator=accelerator, say=say)
+            (record,) = transfer(config, accelerator=accelerator, say=say, answer=False)
             values = {(each.probe, each.label_fraction, each.metric): each.value for each in record.results}
             for row in mine:
                 value = values[row.probe, row.label_fraction, row.metric]
