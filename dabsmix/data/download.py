@@ -35,6 +35,7 @@ ATTEMPTS = 4
 """Tries per mirror in a row that bring nothing."""
 PAUSE = 1.0
 """Seconds before the second try, doubled before each further one."""
+MOST, ROOM = 100, 2**30  # an archive unpacks to at most so many times its size, and so many bytes
 CHUNK = 1 << 20
 
 
@@ -320,16 +321,21 @@ def _unpack(archive: Path, nested: Sequence[str]) -> None:
 
 
 def _extract(archive: Path, into: Path) -> None:
+    unpacked = 0
     if zipfile.is_zipfile(archive):
         with zipfile.ZipFile(archive) as zipped:
             for info in zipped.infolist():
                 _refuse_outside(archive, info.filename)
+                unpacked += info.file_size
+                _refuse_bomb(archive, unpacked)
                 if not info.filename.startswith("__MACOSX/"):  # what a Mac adds of its own
                     zipped.extract(info, into)
     else:
         with tarfile.open(archive) as tar:
             for member in tar:
                 _refuse_outside(archive, member.name)
+                unpacked += member.size
+                _refuse_bomb(archive, unpacked)
                 tar.extract(member, into, filter="data")
             while tar.fileobj is not None and tar.fileobj.read(CHUNK):
                 pass  # to the end, where the sum of a compressed stream lies: tarfile stops before it
@@ -339,6 +345,14 @@ def _refuse_outside(archive: Path, member: str) -> None:
     name = PurePosixPath(member.replace("\\", "/"))
     if name.is_absolute() or ".." in name.parts or any(":" in part for part in name.parts[:1]):
         raise UserError(f"{archive}: refused, its member {member!r} would leave the folder; delete the archive")
+
+
+def _refuse_bomb(archive: Path, unpacked: int) -> None:
+    if unpacked > MOST * archive.stat().st_size + ROOM:
+        raise UserError(
+            f"{archive}: refused, it unpacks to more than {unpacked:,} bytes, as no archive of data of this size does; "
+            "delete it"
+        )
 
 
 def _move(source: Path, target: Path) -> None:

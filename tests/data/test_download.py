@@ -275,6 +275,26 @@ def test_a_hostile_archive_is_refused_and_nothing_is_unpacked(server: Server, tm
     assert left(tmp_path) == [f"root/{file}", f"root/{file}.sha256"]
 
 
+@pytest.mark.parametrize("file", ["bomb.zip", "bomb.tar.gz"])
+def test_an_archive_that_unpacks_to_far_too_much_is_refused(
+    server: Server, tmp_path: Path, file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dabsmix.data.download.ROOM", 0)
+    whole = io.BytesIO()
+    if file.endswith("zip"):
+        with zipfile.ZipFile(whole, "w", zipfile.ZIP_DEFLATED) as zipped_file:
+            zipped_file.writestr("zeros", bytes(2_000_000))
+    else:
+        with tarfile.open(fileobj=whole, mode="w:gz") as tar:
+            header = tarfile.TarInfo("zeros")
+            header.size = 2_000_000
+            tar.addfile(header, io.BytesIO(bytes(2_000_000)))
+    server.files[file] = whole.getvalue()
+    with pytest.raises(UserError, match="unpacks to more than 2,000,000 bytes"):
+        fetch(Download((server.url(file),), file), tmp_path / "root")
+    assert left(tmp_path) == [f"root/{file}", f"root/{file}.sha256"]
+
+
 @pytest.mark.parametrize("file", ["set.zip", "set.tar.gz"])
 def test_a_page_instead_of_an_archive_is_refused(server: Server, tmp_path: Path, file: str) -> None:
     server.files[file] = b"<html>please sign in</html>"
