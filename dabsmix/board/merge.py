@@ -37,8 +37,13 @@ def merge(csv_path: Path, others: Sequence[Path]) -> int:
                     f"{row.record}: {row.task} {row.probe} at {row.label_fraction} is {row.value}, and "
                     f"{first.value} in {first.record}: remove one of the two"
                 )
+        sources = dict.fromkeys(row.record for row in added)
+        for source in sources:
+            there = csv_path.parent / "runs" / source.name / "run.json"
+            if there.exists() and there.read_bytes() != (source / "run.json").read_bytes():
+                raise UserError(f"{there} and {source / 'run.json'} differ: submit that run's further scores instead")
         keep_labels(csv_path, [*rows, *added])
-        for source in dict.fromkeys(row.record for row in added):
+        for source in sources:
             stems = sorted(path.stem for path in (source / "transfer").glob("*.json"))
             write_record(source, csv_path.parent / "runs" / source.name, stems)
         content = f"{','.join(COLUMNS)}\n{text([*rows, *added])}"

@@ -95,13 +95,17 @@ def _recipe(config: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
-def scores(folder: Path) -> dict[str, list[dict[str, Any]]]:
+def scores(folder: Path, of: Path | None = None) -> dict[str, list[dict[str, Any]]]:
     """The rows that a folder backs, by transfer file, as cells; those of the submission are missing.
+
+    Args:
+        folder: holds the transfer files.
+        of: holds ``run.json`` and ``config.yaml`` if that is another folder: the record of the very same encoder.
 
     Raises:
         UserError: a file is missing or damaged, or lacks an entry.
     """
-    run, config, results = read_record(folder), config_of(folder), transfers(folder)
+    run, config, results = read_record(of or folder), config_of(of or folder), transfers(folder)
     found: dict[str, list[dict[str, Any]]] = {}
     place = "run.json"
     try:

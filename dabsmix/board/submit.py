@@ -49,12 +49,13 @@ def submit(run_dir: Path, by: str, csv_path: Path) -> list[Row]:
     run = read_record(run_dir)
     if run.status != "finished":
         raise UserError(f"{run_dir}: its status is {run.status!r}, not 'finished': continue it with --resume")
-    scores = board_record.scores(run_dir)
+    name = forgery.record_name(run)
+    record = csv_path.parent / "runs" / name
+    # the same encoder, bit for bit, may have been trained and submitted before: its first record stands
+    scores = board_record.scores(run_dir, record if (record / "run.json").exists() else None)
     if not any(scores.values()):
         raise UserError(f"{run_dir} has no transfer results: run `dabsmix transfer --run {run_dir}` first")
     _check_encoder(run_dir, run.encoder_sha256)
-    name = forgery.record_name(run)
-    record = csv_path.parent / "runs" / name
     stamp: dict[str, Any] = {"run": name, "by": by, "date": datetime.now(UTC).date().isoformat(), "record": record}
     offered = {stem: [Row(**cells, **stamp) for cells in each] for stem, each in scores.items()}
     for stem, rows in offered.items():
@@ -141,7 +142,8 @@ def _new(file: str, rows: list[Row], known: dict[tuple[str, ...], Row]) -> list[
 def write_record(run_dir: Path, record: Path, stems: list[str]) -> None:
     """Copy what the rows can be checked against; what backs earlier rows stays as it is."""
     for name in ("run.json", "config.yaml"):
-        _copy(run_dir / name, record / name)
+        if not (record / name).exists():
+            _copy(run_dir / name, record / name)
     for stem in stems:
         source = run_dir / "transfer" / f"{stem}.json"
         number, kept = 1, stem

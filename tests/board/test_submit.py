@@ -135,6 +135,17 @@ def test_same_run_twice_is_refused_and_a_further_task_is_added(tmp_path: Path) -
     assert validate(board) == []
 
 
+def test_the_same_encoder_trained_again_adds_to_its_first_record(tmp_path: Path) -> None:
+    board = tmp_path / "results.csv"
+    submit(write_run(tmp_path / "first"), "Ada", board)
+    again = write_run(tmp_path / "again")
+    edit(again / "run.json", device="another machine", seconds=99.0)
+    write_transfer(again, "mnist")
+    rows = submit(again, "Bob", board)
+    assert {(row.task, row.device) for row in rows} == {("mnist", "cpu")}
+    assert validate(board) == []
+
+
 def test_another_score_of_the_same_probe_is_refused_and_a_further_share_is_added(tmp_path: Path) -> None:
     run, board = write_run(tmp_path), tmp_path / "results.csv"
     submit(run, "Ada", board)
