@@ -234,17 +234,13 @@ def _resampled(
 
 
 def _aggregate(name: str, columns: list[_Drawn]) -> Aggregate:
-    whole = np.concatenate([each.measured for each in columns])
-    resampled = np.concatenate([each.resampled for each in columns], axis=1)
-    low, high = np.quantile([_interquartile_mean(each) for each in resampled], [0.025, 0.975])
-    improvement = float(np.mean([each.improvement for each in columns]))
-    return Aggregate(name, _interquartile_mean(whole), float(low), float(high), improvement)
-
-
-def _interquartile_mean(values: NDArray[np.float64]) -> float:
     from scipy.stats import trim_mean
 
-    return float(trim_mean(values, 0.25))
+    whole = np.concatenate([each.measured for each in columns])
+    resampled = np.concatenate([each.resampled for each in columns], axis=1)
+    low, high = np.quantile(trim_mean(resampled, 0.25, axis=1), [0.025, 0.975])
+    improvement = float(np.mean([each.improvement for each in columns]))
+    return Aggregate(name, float(trim_mean(whole, 0.25)), float(low), float(high), improvement)
 
 
 # --- as text

@@ -16,12 +16,18 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="no 
 BOARD = Path(__file__).parents[2] / "leaderboard" / "results.csv"
 
 
-@pytest.fixture(scope="module", params=["light", "dark", "phone"])
-def view(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, list[str]]]:
-    """Our own board's page as opened, and what the console said."""
-    file = tmp_path_factory.mktemp("page") / "index.html"
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Our own board's page."""
+    path = tmp_path_factory.mktemp("page") / "index.html"
     modality = {"digits": "image", "uci_har": "sensor"}
-    file.write_text(page(read(BOARD), modality=lambda domain: modality.get(domain, "other")), encoding="utf-8")
+    path.write_text(page(read(BOARD), modality=lambda domain: modality.get(domain, "other")), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(params=["light", "dark", "phone"])
+def view(request: pytest.FixtureRequest, file: Path) -> Iterator[tuple[Any, list[str]]]:
+    """The page as opened, and what the console said."""
     settings: dict[str, Any] = {"viewport": {"width": 390, "height": 844}} if request.param == "phone" else {}
     settings |= {"color_scheme": "dark"} if request.param == "dark" else {}
     with playwright.sync_playwright() as driver:
