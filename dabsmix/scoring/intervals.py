@@ -247,7 +247,7 @@ def _crossed(sides: Sequence[Sequence[Measured]]) -> Estimate:
     for side, s, r in zip(sides, of_seeds, residual, strict=True):
         if len(side) > 1:
             parts += (s > r) * s**2 / (len(side) - 1)
-            parts += (1 - units_count - (s > r)) ** 2 * r**2 / ((len(side) - 1) * min(free, units - 1.0))
+            parts += (1 - units_count - (s > r)) ** 2 * r**2 / ((len(side) - 1) * max(min(free, units - 1.0), 1.0))
     value = float(np.mean([run.value for run in sides[0]]))
     return Estimate(value, variance, variance**2 / parts if parts else math.inf)
 

@@ -13,6 +13,8 @@ from dabsmix.scoring import random_init
 from dabsmix.scoring.results import Gain, TransferRecord, read_transfer
 from dabsmix.verbs import transfer as module
 
+pytestmark = pytest.mark.answered
+
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,8 @@ from dabsmix.errors import UserError
 from dabsmix.verbs import transfer as module
 from dabsmix.verbs.report import report
 
+pytestmark = pytest.mark.answered
+
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
