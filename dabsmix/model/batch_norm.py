@@ -57,7 +57,9 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.momentum is not None
+        assert self.num_batches_tracked is not None
         with torch.no_grad():
+            self.num_batches_tracked.add_(1)
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(var * n / max(n - 1, 1), self.momentum)
         scale = torch.rsqrt(var + self.eps) * self.weight
