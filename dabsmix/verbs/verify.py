@@ -28,14 +28,15 @@ class Verified(NamedTuple):
 
 
 def rows_of(run: Run, csv_path: Path) -> list[Row]:
-    """The rows that the leaderboard has of a run, by its configuration's hash.
+    """The rows that the leaderboard has of a run: one configuration may have another encoder on another machine.
 
     Raises:
         UserError: there are none.
     """
-    rows = [row for row in read(csv_path) if row.config_hash == run.record.config_hash]
+    ours = (run.record.config_hash, run.record.encoder_sha256)
+    rows = [row for row in read(csv_path) if (row.config_hash, row.encoder_sha256) == ours]
     if not rows:
-        raise UserError(f"{csv_path} has no row of {run.path} (config hash {run.record.config_hash})")
+        raise UserError(f"{csv_path} has no row of {run.path} (config hash {ours[0]}, encoder {ours[1][:12]})")
     return rows
 
 
