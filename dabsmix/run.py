@@ -171,11 +171,18 @@ class Run:
             folder.chmod(0o755)
             for number in count(1):
                 path = out / (name if number == 1 else f"{name}-{number}")
+                if path.exists():
+                    continue
                 _write_json(folder / "run.json", asdict(record) | {"name": path.name})
-                with suppress(OSError):  # another process may have made it a moment ago
-                    if not path.exists():
-                        folder.rename(path)
-                        break
+                try:
+                    folder.rename(path)
+                    break
+                except OSError:
+                    if not path.exists():  # else another process made it a moment ago
+                        raise
+        except OSError as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise UserError(f"cannot make a folder in {out}: {error.strerror}; choose another --out") from error
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise

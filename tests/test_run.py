@@ -1,5 +1,6 @@
 """A run's folder: files whole or not at all, one line for every mistake, an encoder loaded strictly."""
 
+import errno
 import json
 import os
 import pickle
@@ -99,6 +100,16 @@ def test_folders_are_numbered_and_never_shared(tmp_path: Path) -> None:
     names = [run.path.name for run in runs]
     assert names == ["digits-emix-s0", "digits-emix-s0-2", "digits-emix-s0-3"]
     assert [run.record.name for run in runs] == names
+
+
+def test_a_folder_that_cannot_be_renamed_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def rename(self: Path, target: Path) -> Path:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(UserError, match="Permission denied; choose another --out"):
+        make_run(tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_out_that_is_a_file_or_a_dangling_link_is_one_line(tmp_path: Path) -> None:
