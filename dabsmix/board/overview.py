@@ -135,7 +135,8 @@ def _overview(
             section.task,
             modality(section.domain),
             block.metric,
-            next((line.budget for line in block.lines if line.part == "ranked"), ""),
+            # steps and batch, which a column shares; each algorithm has its own rate
+            next((line.budget.partition(",")[0] for line in block.lines if line.part == "ranked"), ""),
             None if none is None else none.mean,
         )
         for (section, block), none in zip(blocks, random, strict=True)
