@@ -29,7 +29,7 @@ from dabsmix.board.record import transfers
 from dabsmix.config import TransferConfig
 from dabsmix.data.domain import Data
 from dabsmix.run import read_record
-from dabsmix.scoring.features import each_row
+from dabsmix.scoring.features import Normalise, each_row
 from dabsmix.scoring.finetune import Network
 from dabsmix.scoring.intervals import Measured, compare, holm, interval, measure
 from dabsmix.scoring.metrics import metric
@@ -65,7 +65,8 @@ def noise(x: Tensor, generator: torch.Generator, std: float) -> Tensor:
 def blur(x: Tensor, generator: torch.Generator) -> Tensor:
     """The mean of each three neighbours along every axis."""
     pool: Any = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[x.ndim - 3]
-    return pool(x, 3, stride=1, padding=1, count_include_pad=False)  # type: ignore[no-any-return]
+    pooled: torch.Tensor = pool(x, 3, stride=1, padding=1, count_include_pad=False)
+    return pooled
 
 
 def rotation(x: Tensor, generator: torch.Generator, degrees: float) -> Tensor:
@@ -85,6 +86,11 @@ def deformations(data: Data) -> dict[str, Deform]:
     return plain | turned if len(data.specs[0].size) == 2 else plain
 
 
+def normalised_and(deform: Deform, generator: torch.Generator, data: Data) -> Normalise:
+    """Normalises inputs as the data are, and deforms them."""
+    return lambda x: (deform(data.normalise(x)[0], generator),)
+
+
 def deformed(path: Path, network: Network, data: Data) -> None:
     """Keep a network's scores of the test split under each deformation, beside the record."""
     test, found = data.require_labelled().test, {}
@@ -95,12 +101,12 @@ def deformed(path: Path, network: Network, data: Data) -> None:
             network,
             (network.task.num_outputs,),
             test,
-            lambda x, deform=deform, generator=generator: (deform(data.normalise(x)[0], generator),),  # type: ignore[misc]
+            normalised_and(deform, generator, data),
             accelerate(),
         )
         found[name] = network.task.scores(scores, network.center, network.scale).numpy()
     if found:
-        np.savez_compressed(path.with_suffix(".deformed.npz"), **found)  # type: ignore[arg-type]  # its stub
+        np.savez_compressed(path.with_suffix(".deformed.npz"), **found)  # type: ignore[arg-type]  # its stub takes any keyword for a flag
 
 
 # --- what is to be done
