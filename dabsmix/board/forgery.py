@@ -132,9 +132,9 @@ def check_record(record: Path, name: str | None = None) -> list[str]:
     if name is not None and name != record_name(run):
         problems.append(f"the folder is {name!r}, its run.json gives {record_name(run)!r}")
     if len(set(run.encoder_sha256)) < 8:
-        problems.append(f"encoder_sha256 {run.encoder_sha256!r} is no digest")
+        problems.append(f"encoder_sha256 {run.encoder_sha256!r} is not a digest")
     if run.commit and not re.fullmatch(r"[0-9a-f]{40}(\+dirty)?", run.commit):
-        problems.append(f"commit {run.commit!r} is no commit")
+        problems.append(f"commit {run.commit!r} is not a commit")
     for stem, transfer in found.items():
         problems += [f"transfer/{stem}.json: {problem}" for problem in _transfer_problems(stem, transfer, run)]
     return problems

@@ -241,6 +241,6 @@ def _unpacked(arrays: Sequence[Any], row: Row, transfer: TransferRecord) -> Pred
             return None  # those need scores
         classes = max(int(drawn.max(initial=0)), int(label.max(initial=0)), len(transfer.classes) - 1) + 1
         if drawn.ndim != 2 or label.ndim != 1 or drawn.min(initial=0) < 0 or classes > MAX_CLASSES:
-            raise UserError(f"{row.record}: the predictions of {row.task} hold numbers that are no classes")
+            raise UserError(f"{row.record}: the predictions of {row.task} hold numbers that are not classes")
         drawn = np.eye(classes, dtype=np.float32)[drawn]
     return Predictions(tuple(drawn), label, group)

@@ -171,7 +171,7 @@ def parse(cells: list[str], records: Path) -> Row:
                     raise ValueError  # Python reads 1_000 and other scripts' digits as numbers, a spreadsheet does not
                 values[name] = {"true": True, "false": False}[cell] if kind is bool else kind(cell)
         except (KeyError, ValueError):
-            raise ValueError(f"{name} {cell!r} is no {kind.__name__}") from None
+            raise ValueError(f"{name} {cell!r} is not {'an' if kind is int else 'a'} {kind.__name__}") from None
     return Row(**values, record=records / values["run"])
 
 
@@ -196,7 +196,7 @@ def _typed(name: str, value: Any) -> Any:
     if name == "label_fraction" and not str(value).endswith("/class"):
         return f"{float(value):g}"  # 0.10 and 0.1 are one
     if _TYPES[name] in (int, float) and isinstance(value, str | bool):
-        raise ValueError(f"{name} {value!r} is no number")
+        raise ValueError(f"{name} {value!r} is not a number")
     if name == "train_flops":
         return float(f"{value:.4g}")
     return round(float(value), _DIGITS[name]) if name in _DIGITS else _TYPES[name](value)
@@ -217,18 +217,18 @@ def problems(row: Row) -> list[str]:
         (least <= row.value <= most, f"{row.metric} {row.value} is outside [{least:g}, {most:g}]"),
         (row.n >= 1, f"n {row.n} must be at least 1"),
         (row.units is None or 1 <= row.units <= row.n, f"units {row.units} must be 1 to n, {row.n}"),
-        (row.train_flops is None or 0 <= row.train_flops < math.inf, f"train_flops {row.train_flops} is no count"),
+        (row.train_flops is None or 0 <= row.train_flops < math.inf, f"train_flops {row.train_flops} is not a count"),
         (row.seed >= 0 and row.steps >= 0, f"seed {row.seed} and steps {row.steps} must not be negative"),
         (row.batch_size >= 1 and row.parameters >= 1, "batch_size and parameters must be at least 1"),
         (row.lr >= 0 and row.seconds >= 0, f"lr {row.lr} and seconds {row.seconds} must not be negative"),
         (row.test_reads >= 1, f"test_reads {row.test_reads} must be at least 1"),
         (_is_fraction(row.label_fraction), f"label_fraction {row.label_fraction!r}: a share up to 1, or like 5/class"),
-        (_is_date(row.date), f"date {row.date!r} is no past day like 2026-01-31"),
-        (_is_object(row.hyper), f"hyper {row.hyper!r} is no JSON object"),
-        (re.fullmatch("[0-9a-f]{64}", row.encoder_sha256) is not None, "encoder_sha256 is no sha256 in hex"),
+        (_is_date(row.date), f"date {row.date!r} is not a past day like 2026-01-31"),
+        (_is_object(row.hyper), f"hyper {row.hyper!r} is not a JSON object"),
+        (re.fullmatch("[0-9a-f]{64}", row.encoder_sha256) is not None, "encoder_sha256 is not a sha256 in hex"),
         (
             re.fullmatch(r"[A-Za-z0-9._-]{0,199}[A-Za-z0-9_-]", row.run) is not None,
-            f"run {row.run!r}: no folder's name",
+            f"run {row.run!r} is not a folder's name",
         ),
     ]
     for name in (name for name, kind in _TYPES.items() if kind is str and name != "hyper"):

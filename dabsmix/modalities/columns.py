@@ -236,7 +236,7 @@ def scan(
                 if len(seen) <= MAX_CATEGORIES or name in many:
                     seen.update(pc.unique(text).drop_null().to_pylist())
     if not filled:
-        raise UserError(f"{sources[0].path}: there is no row in it")
+        raise UserError(f"{sources[0].path}: it holds no rows")
     columns = {}
     for name, count in filled.items():
         if name in dates:

@@ -430,7 +430,7 @@ def _to_parquet(packed: _Packed, folder: Path) -> None:
                 writer = pyarrow.parquet.ParquetWriter(folder / "rows.parquet", schema)
             writer.write_table(pa.Table.from_pylist(plain, schema=schema))
         if writer is None:
-            raise UserError(f"{packed.name}: there is no row in it")
+            raise UserError(f"{packed.name}: it holds no rows")
     except (pa.ArrowException, OverflowError) as error:
         raise UserError(f"{packed.name}: cannot be read as a table ({' '.join(str(error).split())})") from error
     finally:

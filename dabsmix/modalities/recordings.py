@@ -88,7 +88,7 @@ def read(
         on_bad: ``skip`` leaves bad rows out and lists them.
 
     Raises:
-        UserError: a column is missing, a row is bad, a time cannot be read as one, or there is no row.
+        UserError: a column is missing, a row is bad, a time cannot be parsed, or there are no rows.
     """
     wanted = (*channels, *others)
     for source in sources:

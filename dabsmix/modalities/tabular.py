@@ -342,7 +342,7 @@ def load_further(
         skipped += [f"{source.path.name}: row {row}: {reason}" for row, reason in sorted(left_out)]
     x = np.concatenate(values)
     if not len(x):
-        raise UserError(f"{sources[0].path}: there is no row in it")
+        raise UserError(f"{sources[0].path}: it holds no rows")
     further = Data(
         specs=(fitted.spec,),
         pretrain=Split((x,), np.arange(len(x))),

@@ -228,7 +228,7 @@ def test_many_skipped_rows_are_counted_and_the_first_listed(tmp_path: Path) -> N
     ("content", "message"),
     [
         (b"", "line 1 is empty"),
-        (b"a,b\n", "no row in it"),
+        (b"a,b\n", "it holds no rows"),
         (b"a,a\n1,2\n", "two columns are called 'a'"),
         (b"a,b\n1,\xff\xfe\n", "not in utf-8; name its encoding"),
         (b'a,b\n1,"x\n2,3\n4,5\n', "is a quote not closed|cells where"),
@@ -389,7 +389,7 @@ def test_further_rows_that_do_not_fit(table: Path, tmp_path: Path) -> None:
         "age,city,income,code,height\n1,Bern,1,1,1\n": "column 'height' is not among",
         "age,city,income,code\n1,Bern,1\n": "row 2: 3 cells",
         "age,city,income,code\nx,Bern,1,1\n": "row 2: column 'age' holds 'x'",
-        "age,city,income,code\n": "no row in it",
+        "age,city,income,code\n": "it holds no rows",
     }
     for text, message in cases.items():
         path = tmp_path / "more.csv"
