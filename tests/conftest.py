@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 # Before anything imports torch or accelerate. Two workers of pytest-xdist take one core each: threads that wait for a
-# busy core are many times slower than one thread.
-os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
+# busy core are many times slower than one thread. Workers inherit what their parent set here, so they overwrite it.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ["ACCELERATE_USE_CPU"] = "true"
 os.environ["HF_HUB_OFFLINE"] = "1"
 for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
