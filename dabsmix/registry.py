@@ -108,14 +108,21 @@ class _Source:
 
     @classmethod
     def of(cls, module: str) -> _Source | None:
-        """The source of this module, or None if there is no such module."""
+        """The source of this module, or None if there is no such module.
+
+        Raises:
+            UserError: the source is not Python.
+        """
         try:
             spec = importlib.util.find_spec(module)
-        except ModuleNotFoundError:
+        except ImportError:  # no such module, or a name that begins with a dot
             return None
         if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
-            return None
-        return cls(module, spec.origin, ast.parse(Path(spec.origin).read_text(encoding="utf-8")))
+            return None  # modules of the interpreter itself have 'frozen' or 'built-in' for a path
+        try:
+            return cls(module, spec.origin, ast.parse(Path(spec.origin).read_bytes()))
+        except (SyntaxError, ValueError) as error:
+            raise UserError(f"{spec.origin} is not Python: {error}") from None
 
     def find_class(self, name: str) -> ast.ClassDef | None:
         """The class of this name, in any case."""
@@ -193,12 +200,15 @@ def algorithm_class(name: str) -> type[Algorithm]:
 
     Raises:
         UserError: there is no such algorithm, its class is not an `Algorithm`, or it has hyperparameters that cannot be
-            read from its source.
+            read from its source, or what its module imports is missing.
     """
     from dabsmix.pretext.algorithm import Algorithm
 
     node, source = _lineage(name)[0]
-    cls = getattr(importlib.import_module(source.module), node.name)
+    try:
+        cls = getattr(importlib.import_module(source.module), node.name)
+    except ImportError as error:
+        raise UserError(f"{source.path} cannot be imported: {error}") from error
     if not (isinstance(cls, type) and issubclass(cls, Algorithm)):
         raise UserError(f"{source.path}: {node.name} is not a subclass of dabsmix.pretext.algorithm.Algorithm")
     unread = _keywords(cls) - {flag.name for flag in algorithm_flags(name)}

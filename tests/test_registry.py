@@ -151,6 +151,10 @@ def test_one_name_for_two_algorithms_is_refused(package: Callable[[str, str], Pa
     [
         ("dmxi", "unknown algorithm 'dmxi' .did you mean 'dmix'.*contdmix"),
         ("nowhere.at_all:Foo", "no module 'nowhere.at_all' in this folder"),
+        ("os:system", "no module 'os' in this folder"),
+        (".relative:Foo", "no module '.relative' in this folder"),
+        ("theirs.torn:Foo", "torn.py is not Python: .*line 1"),
+        ("theirs.lacks:Lacks", "lacks.py cannot be imported: No module named 'nowhere'"),
         ("theirs.rotate:Spin", "no class 'Spin'"),
         ("theirs.other:Other", "Other is not a subclass"),
     ],
@@ -158,6 +162,8 @@ def test_one_name_for_two_algorithms_is_refused(package: Callable[[str, str], Pa
 def test_what_is_not_there_is_named(package: Callable[[str, str], Path], name: str, message: str) -> None:
     package("rotate", OURS)
     package("other", "class Other:\n    pass\n")
+    package("torn", "def (:\n")
+    package("lacks", "import nowhere\n\nclass Lacks:\n    pass\n")
     with pytest.raises(UserError, match=message) as raised:
         plugins.algorithm_class(name)
     assert "\n" not in str(raised.value)

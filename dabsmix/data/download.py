@@ -228,8 +228,7 @@ def _fetch_piece(url: str, download: Download, path: Path) -> None:
         resumed = re.match(rf"bytes {offset}-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
         if not (offset and response.status == 206 and resumed):
             offset = 0  # a server that ignores Range sends everything
-        length = response.headers.get("Content-Length")
-        total = offset + int(length) if length else None
+        total = None if response.length is None else offset + response.length  # None if the header is not a number
         etag = response.headers.get("ETag", "")
         validator = response.headers.get("Last-Modified", "") if etag.startswith("W/") or not etag else etag
         origin.write_text(f"{url}\n{validator}", encoding="utf-8")

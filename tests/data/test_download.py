@@ -29,6 +29,7 @@ class Server(ThreadingHTTPServer):
         self.cuts = 0
         self.cut_after = 300_000
         self.knows_range = True
+        self.length: str | None = None  # sent in place of the true Content-Length
         self.requests: list[tuple[str, str | None]] = []
 
     def url(self, name: str) -> str:
@@ -55,7 +56,7 @@ class Handler(BaseHTTPRequestHandler):
         else:
             self.send_response(200)
         self.send_header("ETag", etag)
-        self.send_header("Content-Length", str(len(content) - start))
+        self.send_header("Content-Length", self.server.length or str(len(content) - start))
         self.end_headers()
         body = content[start:]
         if self.server.cuts > 0:
@@ -122,6 +123,12 @@ def test_a_file_that_changed_on_the_server_is_not_glued_together(server: Server,
     (tmp_path / ".data.bin.origin").write_text(f'{item.urls[0]}\n"of the old file"')
     server.files["data.bin"] = CONTENT
     assert fetch(item, tmp_path).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("length", ["a lot", "-5", "1e6"])
+def test_a_length_that_is_not_a_number_is_not_believed(server: Server, tmp_path: Path, length: str) -> None:
+    server.files["data.bin"], server.length = CONTENT, length
+    assert fetch(Download((server.url("data.bin"),), "data.bin"), tmp_path).read_bytes() == CONTENT
 
 
 def test_the_second_mirror_serves_when_the_first_does_not(server: Server, tmp_path: Path) -> None:
