@@ -197,6 +197,8 @@ def test_what_submit_refuses(tmp_path: Path) -> None:
 
     refused(write_run(tmp_path / "a"), "--by", by="  ")
     refused(write_run(tmp_path / "a2"), "--by", by="two\nlines")
+    for number, by in enumerate(("=1+1", "+1", "-1", "@SUM(1)")):  # a spreadsheet would compute them
+        refused(write_run(tmp_path / f"a{number + 3}"), "by", by=by)
     refused(write_run(tmp_path / "b", tasks=()), "dabsmix transfer --run")
     refused(tmp_path / "nowhere", "holds no run.json")
     run = write_run(tmp_path / "c")

@@ -161,6 +161,19 @@ def test_no_flipped_bit_passes(run: Run, whole: bytes) -> None:
     assert passed < 10
 
 
+def test_no_flipped_bit_of_the_encoder_passes(tmp_path: Path) -> None:
+    finished = go(tmp_path)
+    path = finished.path / "encoder.safetensors"
+    content, rng = path.read_bytes(), np.random.default_rng(0)
+    for _ in range(25):
+        path.write_bytes(content)
+        flip(path, int(rng.integers(8 * len(content))))
+        with pytest.raises(UserError, match="encoder"):
+            finished.encoder()
+    path.write_bytes(content)
+    finished.encoder()
+
+
 # --- what lies beside
 
 

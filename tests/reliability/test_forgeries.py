@@ -267,7 +267,7 @@ def mutated(content: str, rng: random.Random) -> str:
     return "\n".join(lines) + "\n"
 
 
-@pytest.mark.parametrize("count", [4, pytest.param(500, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [4, pytest.param(1000, marks=pytest.mark.slow)])
 def test_no_mutation_of_the_csv_is_a_traceback(board: Path, count: int) -> None:
     content, rng = board.read_text(), random.Random(0)
     for _ in range(count):
