@@ -39,7 +39,7 @@ YARDSTICKS = {
     "majority": "majority class",
     "patches": "random patches",
     "patches_narrow": "random patches (narrow)",
-    "statistics": "statistics over time",
+    "statistics": "channel statistics",
     "spectrum": "power spectrum",
     "words": "tf-idf of words",
     "words_narrow": "tf-idf of words (narrow)",
