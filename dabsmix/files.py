@@ -56,7 +56,8 @@ def sweep(folder: Path) -> None:
 def unwritable(path: Path, error: OSError) -> UserError:
     """The error for a file that cannot be written."""
     reason = error.strerror or str(error)
-    return UserError(f"cannot write {path}: {reason}; free some space there or choose another folder")
+    other = "set $DABSMIX_CACHE to" if path.is_relative_to(cache_folder()) else "choose"
+    return UserError(f"cannot write {path}: {reason}; free some space there or {other} another folder")
 
 
 def sha256(path: Path) -> str:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from dabsmix.files import cached, parsed
+from dabsmix.errors import UserError
+from dabsmix.files import cached, parsed, write
 
 
 def test_values_are_computed_once_per_key(cache: Path) -> None:
@@ -60,3 +61,13 @@ def test_values_of_another_type_are_named(values: object, says: str) -> None:
 
 def test_unknown_entries_are_ignored_and_missing_ones_have_their_default() -> None:
     assert parsed(Mixed, {"name": "a", "size": 2, "colour": "red"}) == Mixed("a", 2)
+
+
+def test_a_cache_that_cannot_be_written_names_its_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("DABSMIX_CACHE", str(tmp_path / "file"))
+    with pytest.raises(UserError, match=r"set \$DABSMIX_CACHE to another folder"):
+        write(tmp_path / "file" / "kind" / "x.json", lambda path: path.write_text("{}"))
+    (tmp_path / "other").touch()
+    with pytest.raises(UserError, match="choose another folder"):
+        write(tmp_path / "other" / "x.json", lambda path: path.write_text("{}"))

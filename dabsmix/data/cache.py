@@ -125,6 +125,9 @@ def prepared(name: str, key: str, build: Callable[[Path], None]) -> Path:
 
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(_explained(error) or _refused(error)) from error
+    try:
         with FileLock(final.with_suffix(".lock")):
             if (final / COMPLETE).is_file() and (damaged := check(final)):
                 log.warning("%s is damaged (%s): the data are prepared again", final, ", ".join(damaged))
@@ -256,9 +259,11 @@ def _explained(error: OSError) -> str | None:
     inside = error.filename is None or Path(os.fsdecode(error.filename)).is_relative_to(cache)
     if error.errno in FULL:
         return f"{cache}: disk full while preparing data; make room or set $DABSMIX_CACHE to another disk"
-    if error.errno in FORBIDDEN and inside:
-        return f"{cache}: cannot write prepared data ({error.strerror}); set $DABSMIX_CACHE to a folder of yours"
-    return None
+    return _refused(error) if error.errno in FORBIDDEN and inside else None
+
+
+def _refused(error: OSError) -> str:
+    return f"{cache_folder()}: cannot write prepared data ({error.strerror}); set $DABSMIX_CACHE to a folder of yours"
 
 
 def allocate(path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> NDArray[Any]:

@@ -216,6 +216,13 @@ def test_a_cache_that_is_no_folder_is_one_line(cache: Path) -> None:
         prepared("set", "key", never)
 
 
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="no /proc, where nobody may create a folder")
+def test_a_cache_whose_parent_cannot_be_written_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DABSMIX_CACHE", "/proc/nowhere/dabsmix")
+    with pytest.raises(UserError, match=r"/proc/nowhere/dabsmix: cannot write.*DABSMIX_CACHE"):
+        prepared("set", "key", never)
+
+
 def test_space_is_reserved_before_it_is_written(tmp_path: Path) -> None:
     array = allocate(tmp_path / "x.npy", np.float32, (np.int64(1000), 100))  # type: ignore[arg-type]  # as callers do
     assert array.shape == (1000, 100)
