@@ -141,7 +141,7 @@ def _new(file: str, rows: list[Row], known: dict[tuple[str, ...], Row]) -> list[
 
 def write_record(run_dir: Path, record: Path, stems: list[str]) -> None:
     """Copy what the rows can be checked against; what backs earlier rows stays as it is."""
-    for name in ("run.json", "config.yaml"):
+    for name in ("config.yaml", "run.json"):  # run.json last: with it the record counts as begun
         if not (record / name).exists():
             _copy(run_dir / name, record / name)
     for stem in stems:
@@ -164,7 +164,7 @@ def _copy(source: Path, target: Path) -> None:
 
 @contextmanager
 def locked(csv_path: Path) -> Iterator[None]:
-    """Hold the leaderboard; a folder that cannot be written is the user's to mend."""
+    """Hold the leaderboard; a folder that cannot be written is the user's to fix."""
     from filelock import FileLock, Timeout
 
     try:
