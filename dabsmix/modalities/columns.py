@@ -1,8 +1,9 @@
-"""A table's columns: from cells of text to one float32 matrix on disk, and from there to what the encoder reads.
+"""Cells of text to numbers: a table's columns become one float32 matrix on disk, and from it the encoder's input.
 
-On disk lie numbers as they are and categories as codes, NaN where a cell is empty. What the encoder reads is made of
-it on the device by ``Data.normalise``: numbers in training standard deviations, categories by their place among the
-training rows' categories. A category that no training row has is read as missing.
+`tables` gives the cells; this module knows which column is numeric, a date or categorical, and knows no task and no
+split. The matrix holds numbers unchanged and categories as codes, NaN where a cell is empty. ``Data.normalise`` turns
+it into the encoder's input on the device: numbers are standardised by the training rows, and a category becomes its
+index among the categories of the training rows. A category that no training row has is read as missing.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ __all__ = [
 ]
 
 VERSION = 1
-"""Of what is written here; a change makes prepared data of an older version unfindable."""
+"""Part of the cache key: raise it when the same files would give another matrix."""
 
 NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$|^[+-]?inf(inity)?$"
 
@@ -51,18 +52,22 @@ DATE = r"^\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}(:\d{2}(\.\d+)?)?( ?(Z|[+-]\d{2}:?\d{
 """A date as ISO 8601 writes it."""
 
 MOSTLY = 0.9
-"""A column is numeric where this share of its filled cells are numbers; another cell in it is then an error."""
+"""A column is numeric if at least this share of its filled cells are numbers; any other cell is then an error."""
 
 MAX_CATEGORIES = 10_000
 
 CHUNK = 1 << 18
-"""Rows that are looked at together: bounds the memory, changes nothing else."""
+"""Rows that are processed together. It bounds the memory and changes nothing else."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column and how its cells become numbers: by themselves, as days since 1970-01-01 UTC where they are dates, or
-    by their place among ``categories``.
+    """A column and how its cells become numbers.
+
+    Attributes:
+        name: its name in the file.
+        categories: the texts whose index stands for them; None for numbers and dates.
+        dates: whether cells are dates, which become days since 1970-01-01 UTC.
     """
 
     name: str
@@ -102,12 +107,12 @@ class Matrix:
 
 
 def refuse(file: Path, row: int, reason: str) -> None:
-    """Report a bad row as the user's to fix."""
+    """Raise UserError for a bad row."""
     raise UserError(f"{file}: row {row}: {reason}; fix the row, or leave such rows out with --on-bad skip")
 
 
 def _numbers(text: Any) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """A string array's values ``(n,)``, NaN where there is none, and which filled cells are not numbers."""
+    """A string array's values ``(n,)``, NaN for empty cells, and a mask of the filled cells that are not numbers."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -122,7 +127,7 @@ def _numbers(text: Any) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
 
 
 def _days(text: Any) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Dates as days since 1970-01-01 UTC ``(n,)``, NaN where there is none, and which filled cells are not dates."""
+    """Dates as days since 1970-01-01 UTC ``(n,)``, NaN for empty cells; and which filled cells are not dates."""
     import pandas as pd
 
     dates = pd.to_datetime(text.to_pandas(), format="ISO8601", utc=True, errors="coerce")
@@ -131,7 +136,7 @@ def _days(text: Any) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
 
 
 def date_columns(sources: Sequence[Source], missing: tuple[str, ...] = ()) -> tuple[str, ...]:
-    """Columns that hold dates, as far as the beginning of the first file tells.
+    """Columns that hold dates, judged by the beginning of the first file.
 
     Raises:
         UserError: the file cannot be read.
@@ -140,18 +145,18 @@ def date_columns(sources: Sequence[Source], missing: tuple[str, ...] = ()) -> tu
     import pyarrow.compute as pc
 
     for block in blocks(sources[0], lambda *bad: None, missing):
-        found = []
+        names = []
         for name, text in block.cells.items():
             filled = len(text) - text.null_count
-            like = pc.sum(pc.match_substring_regex(text, DATE)).as_py() or 0
-            if filled and like >= MOSTLY * filled and not pa.types.is_null(text.type):
-                found.append(name)
-        return tuple(found)
+            dates = pc.sum(pc.match_substring_regex(text, DATE)).as_py() or 0
+            if filled and dates >= MOSTLY * filled and not pa.types.is_null(text.type):
+                names.append(name)
+        return tuple(names)
     return ()
 
 
 def _codes(text: Any, categories: tuple[str, ...]) -> tuple[NDArray[np.float64], int]:
-    """Places among the categories ``(n,)``, NaN for an empty or unknown cell, and how many cells are unknown."""
+    """Indices into the categories ``(n,)``, NaN for an empty or unknown cell, and how many cells are unknown."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -163,33 +168,36 @@ def _codes(text: Any, categories: tuple[str, ...]) -> tuple[NDArray[np.float64],
 def _encode(
     block: Block, columns: Iterable[Column], filled: frozenset[str]
 ) -> tuple[NDArray[np.float64], dict[int, str], int]:
-    """A block's values ``(n, columns)``, what is wrong at which of its places, and how many categories are unknown."""
+    """A block's values ``(n, columns)``, what is wrong in which row, and how many cells have an unknown category.
+
+    The rows of the block are counted from 0.
+    """
     values, unknown = [], 0
     wrong: dict[int, str] = {}
     for column in columns:
         text = block.cells[column.name]
         if column.dates:
             each, odd = _days(text)
-            for place in np.flatnonzero(odd):
-                held = text[int(place)].as_py()
-                wrong.setdefault(int(place), f"column {column.name!r} holds {held!r} among dates (ISO 8601)")
+            for i in np.flatnonzero(odd):
+                cell = text[int(i)].as_py()
+                wrong.setdefault(int(i), f"column {column.name!r} holds {cell!r} among dates (ISO 8601)")
         elif column.categories is None:
             each, odd = _numbers(text)
             with np.errstate(over="ignore"):
                 infinite = np.isinf(each.astype(np.float32))
-            for place in np.flatnonzero(odd | infinite):
+            for i in np.flatnonzero(odd | infinite):
                 reason = (
-                    "among numbers (a mark of empty cells is named in pretrain's option `missing`)"
-                    if odd[place]
-                    else "infinite as float32"
+                    "among numbers (if it stands for an empty cell, name it in pretrain's option `missing`)"
+                    if odd[i]
+                    else "which is infinite as float32"
                 )
-                wrong.setdefault(int(place), f"column {column.name!r} holds {text[int(place)].as_py()!r} {reason}")
+                wrong.setdefault(int(i), f"column {column.name!r} holds {text[int(i)].as_py()!r} {reason}")
         else:
             each, count = _codes(text, column.categories)
             unknown += count
         if column.name in filled:
-            for place in np.flatnonzero(np.isnan(each)):
-                wrong.setdefault(int(place), f"column {column.name!r} is empty")
+            for i in np.flatnonzero(np.isnan(each)):
+                wrong.setdefault(int(i), f"column {column.name!r} is empty")
         values.append(each)
     return np.stack(values, axis=1) if values else np.empty((len(block.rows), 0)), wrong, unknown
 
@@ -203,12 +211,12 @@ def scan(
     many: frozenset[str] = frozenset(),
     dates: frozenset[str] = frozenset(),
 ) -> dict[str, Column]:
-    """Which columns are numeric and which categories the others have; categories in the order of their text.
+    """Which columns are numeric, and the categories of the others in the order of their text.
 
     Args:
         sources: files with the same columns.
         missing: texts that stand for an empty cell.
-        leave_out: columns that are not looked at.
+        leave_out: columns to ignore.
         categorical: columns that are categorical although their cells are numbers.
         many: columns that may have any number of categories.
         dates: columns that hold dates.
@@ -236,7 +244,7 @@ def scan(
                 if len(seen) <= MAX_CATEGORIES or name in many:
                     seen.update(pc.unique(text).drop_null().to_pylist())
     if not filled:
-        raise UserError(f"{sources[0].path}: it holds no rows")
+        raise UserError(f"{sources[0].path}: the table has no rows")
     columns = {}
     for name, count in filled.items():
         if name in dates:
@@ -263,15 +271,15 @@ def encoded(
     missing: tuple[str, ...] = (),
     filled: frozenset[str] = frozenset(),
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float64], int]]:
-    """A file's rows, a bounded number at a time: their numbers, their values ``(n, columns)``, unknown categories.
+    """A file's rows, a bounded number at a time: numbers, values ``(n, columns)`` and the count of unknown categories.
 
-    Bad rows (infinite, a word among numbers, empty where a column has to be ``filled``) go to ``on_row`` and are left
-    out where it returns.
+    Bad rows (an infinite value, a word among numbers, an empty cell in a column that has to be ``filled``) are passed
+    to ``on_row``; if that returns, they are left out.
     """
     for block in blocks(source, on_row, missing):
         values, wrong, unknown = _encode(block, columns, filled)
-        for place in sorted(wrong):
-            on_row(block.path, int(block.rows[place]), wrong[place])
+        for i in sorted(wrong):
+            on_row(block.path, int(block.rows[i]), wrong[i])
         keep = np.ones(len(block.rows), dtype=bool)
         keep[list(wrong)] = False
         yield block.rows[keep], values[keep], unknown
@@ -287,11 +295,11 @@ def store(
     missing: tuple[str, ...] = (),
     filled: frozenset[str] = frozenset(),
 ) -> Matrix:
-    """The files' rows, one after another, as a matrix in the cache; read only where it is not there yet.
+    """The files' rows, one after another, as a matrix in the cache. The files are read only if it is not there yet.
 
     Args:
         name: of the folder in the cache.
-        key: states what the contents depend on: fingerprint and options.
+        key: states everything that the contents depend on: fingerprint and options.
         sources: the files.
         columns: gives the feature columns and the others; called only when the files are read.
         on_bad: ``skip`` leaves bad rows out and lists them.
@@ -299,7 +307,7 @@ def store(
         filled: columns that may not be empty.
 
     Raises:
-        UserError: a bad row, a file that cannot be read, or no row at all.
+        UserError: a row is bad, a file cannot be read, or no row is left.
     """
 
     def build(folder: Path) -> None:
@@ -309,15 +317,15 @@ def store(
         with (folder / "x.f32").open("wb") as x, (folder / "extra.f64").open("wb") as extra:
             for source in sources:
                 lengths.append(0)
-                left_out: list[tuple[int, str]] = []
-                on_row = refuse if on_bad == "error" else partial(listed, left_out)
+                bad_rows: list[tuple[int, str]] = []
+                on_row = refuse if on_bad == "error" else partial(listed, bad_rows)
                 for rows, values, _ in encoded(source, (*features, *others), on_row, missing, filled):
                     lengths[-1] += len(rows)
                     x.write(values[:, : len(features)].astype(np.float32).tobytes())
                     extra.write(values[:, len(features) :].tobytes())
-                skipped += [f"{source.path.name}: row {row}: {reason}" for row, reason in sorted(left_out)]
+                skipped += [f"{source.path.name}: row {row}: {reason}" for row, reason in sorted(bad_rows)]
         if not sum(lengths):
-            raise UserError(f"{sources[0].path}: no row that can be used; {len(skipped)} were skipped")
+            raise UserError(f"{sources[0].path}: none of its rows can be used; {len(skipped)} were skipped")
         text = {
             "columns": [column.plain() for column in features],
             "others": [column.plain() for column in others],
@@ -335,9 +343,9 @@ def store(
     return Matrix(x, extra, features, others, tuple(text["skipped"]), tuple(text["lengths"]))
 
 
-def listed(left_out: list[tuple[int, str]], file: Path, row: int, reason: str) -> None:
-    """Take note of a bad row, which is left out."""
-    left_out.append((row, reason))
+def listed(bad_rows: list[tuple[int, str]], file: Path, row: int, reason: str) -> None:
+    """Add a bad row, which is left out, to a list."""
+    bad_rows.append((row, reason))
 
 
 # --- from numbers to what the encoder reads
@@ -345,19 +353,19 @@ def listed(left_out: list[tuple[int, str]], file: Path, row: int, reason: str) -
 
 @dataclass(frozen=True)
 class Fitted:
-    """Columns as training rows have them.
+    """Columns with the statistics and categories of the training rows.
 
     Attributes:
         columns: with the training rows' categories only.
-        mean, std: of numeric columns over the training rows' filled cells; 0 and 1 elsewhere.
-        places: for each column the training code of each stored code, -1 where no training row has it; empty where
-            the column is numeric or the codes are training codes already.
+        mean, std: of numeric columns over the training rows' filled cells; 0 and 1 for other columns.
+        codes: for each column the training code of every stored code, -1 if no training row has it; empty if the column
+            is numeric or its stored codes are training codes already.
     """
 
     columns: tuple[Column, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    places: tuple[tuple[int, ...], ...]
+    codes: tuple[tuple[int, ...], ...]
 
     @property
     def spec(self) -> Table:
@@ -369,47 +377,47 @@ class Fitted:
         """``Data.normalise`` of stored rows ``(B, columns)``."""
         import torch
 
-        coded = [j for j, place in enumerate(self.places) if place]
-        sizes = [len(self.places[j]) for j in coded]
-        table = [float("nan") if code < 0 else float(code) for j in coded for code in self.places[j]]
+        coded = [j for j, codes in enumerate(self.codes) if codes]
+        sizes = [len(self.codes[j]) for j in coded]
+        table = [float("nan") if code < 0 else float(code) for j in coded for code in self.codes[j]]
         offsets = [sum(sizes[:i]) for i in range(len(sizes))]
 
         standardise = Standardise(self.mean, self.std)
 
         @cache
         def on(device: torch.device) -> tuple[Tensor, ...]:
-            places = (torch.tensor(each, dtype=torch.long, device=device) for each in (coded, offsets))
-            return torch.tensor(table, dtype=torch.float32, device=device), *places
+            indices = (torch.tensor(each, dtype=torch.long, device=device) for each in (coded, offsets))
+            return torch.tensor(table, dtype=torch.float32, device=device), *indices
 
         def normalise(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             (x,), (out,) = inputs, standardise(inputs)
             if coded:
                 codes, columns, starts = on(x.device)
                 stored = x[:, columns]
-                found = codes[stored.nan_to_num(nan=0.0).long() + starts]
-                out[:, columns] = torch.where(stored.isnan(), stored, found)
+                training_codes = codes[stored.nan_to_num(nan=0.0).long() + starts]
+                out[:, columns] = torch.where(stored.isnan(), stored, training_codes)
             return (out,)
 
         return normalise
 
     def unseen(self, x: NDArray[np.float32], rows: NDArray[np.int64]) -> int:
-        """Filled cells of these rows whose category no training row has."""
+        """How many filled cells of these rows have a category that no training row has."""
         count = 0
-        gone = [(j, np.array(place) < 0) for j, place in enumerate(self.places) if min(place, default=0) < 0]
-        for start in range(0, len(rows) if gone else 0, CHUNK):
+        incomplete = [(j, np.array(codes) < 0) for j, codes in enumerate(self.codes) if min(codes, default=0) < 0]
+        for start in range(0, len(rows) if incomplete else 0, CHUNK):
             chunk = x[rows[start : start + CHUNK]]
-            for j, is_gone in gone:
-                codes = chunk[:, j]
-                count += int(is_gone[codes[~np.isnan(codes)].astype(np.int64)].sum())
+            for j, is_unseen in incomplete:
+                stored = chunk[:, j]
+                count += int(is_unseen[stored[~np.isnan(stored)].astype(np.int64)].sum())
         return count
 
 
 def fit(name: str, key: str, matrix: Matrix, rows: NDArray[np.int64], as_is: Collection[str] = ()) -> Fitted:
-    """Statistics and categories of the training rows, kept in the cache.
+    """Statistics and categories of the training rows, stored in the cache.
 
     Args:
         name: of the folder in the cache.
-        key: as the matrix's.
+        key: the key of the matrix.
         matrix: the table.
         rows: the training rows.
         as_is: numeric columns that are not standardised.
@@ -422,12 +430,12 @@ def fit(name: str, key: str, matrix: Matrix, rows: NDArray[np.int64], as_is: Col
 
     digest = hashlib.sha256(rows.tobytes()).hexdigest()
     folder = prepared(f"{name}-statistics", f"tabular-{VERSION}-{key}-{digest}", build)
-    found = json.loads((folder / "statistics.json").read_text(encoding="utf-8"))
-    return _fitted(matrix, found["mean"], found["std"], found["used"], as_is)
+    stored = json.loads((folder / "statistics.json").read_text(encoding="utf-8"))
+    return _fitted(matrix, stored["mean"], stored["std"], stored["used"], as_is)
 
 
 def fit_in_memory(matrix: Matrix, rows: NDArray[np.int64]) -> Fitted:
-    """As `fit`, for a table in memory: nothing is cached."""
+    """The same as `fit` for a table in memory; nothing is cached."""
     return _fitted(matrix, *_statistics(matrix, rows))
 
 
@@ -435,23 +443,23 @@ def _fitted(
     matrix: Matrix, means: list[float], stds: list[float], used_codes: list[list[int]], as_is: Collection[str] = ()
 ) -> Fitted:
     columns: list[Column] = []
-    places: list[tuple[int, ...]] = []
+    codes: list[tuple[int, ...]] = []
     for column, used in zip(matrix.columns, used_codes, strict=True):
         if column.categories is None:
             columns.append(column)
-            places.append(())
+            codes.append(())
         else:
             columns.append(Column(column.name, tuple(column.categories[code] for code in used)))
-            order = {code: place for place, code in enumerate(used)}
-            places.append(tuple(order.get(code, -1) for code in range(len(column.categories))))
-    left = [column.name in as_is for column in columns]
-    mean = tuple(0.0 if each else value for each, value in zip(left, means, strict=True))
-    std = tuple(1.0 if each else value for each, value in zip(left, stds, strict=True))
-    return Fitted(tuple(columns), mean, std, tuple(places))
+            training_code = {code: i for i, code in enumerate(used)}
+            codes.append(tuple(training_code.get(code, -1) for code in range(len(column.categories))))
+    unchanged = [column.name in as_is for column in columns]
+    mean = tuple(0.0 if each else value for each, value in zip(unchanged, means, strict=True))
+    std = tuple(1.0 if each else value for each, value in zip(unchanged, stds, strict=True))
+    return Fitted(tuple(columns), mean, std, tuple(codes))
 
 
 def _statistics(matrix: Matrix, rows: NDArray[np.int64]) -> tuple[list[float], list[float], list[list[int]]]:
-    """Means and standard deviations of numeric columns (0 and 1 elsewhere), and the codes that occur in the others."""
+    """Means and standard deviations of numeric columns (0 and 1 for others), and the codes that occur in the others."""
     numeric = np.array([column.categories is None for column in matrix.columns])
     used: list[set[int]] = [set() for _ in numeric]
     count, total, squares = (np.zeros(len(numeric)) for _ in range(3))

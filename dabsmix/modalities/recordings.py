@@ -1,4 +1,4 @@
-"""A user's tables of sensor readings: files to readings in their order, and the stretches that no window leaves."""
+"""A user's tables of sensor readings: files to readings in order, and the stretches that no window may cross."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from dabsmix.data.cache import prepared
 from dabsmix.errors import UserError, did_you_mean
-from dabsmix.modalities.columns import Column, encoded, refuse, scan
+from dabsmix.modalities.columns import Column, encoded, listed, refuse, scan
 from dabsmix.modalities.tables import Source, blocks, column_names
 
 __all__ = ["Recordings", "read", "read_once", "resampled", "stretches", "summarise"]
@@ -23,7 +23,7 @@ __all__ = ["Recordings", "read", "read_once", "resampled", "stretches", "summari
 # T readings, C channels
 
 VERSION = "1"
-"""Of what is kept in the cache."""
+"""Part of the cache key: raise it when the same files would give other readings."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class Recordings:
 
     Attributes:
         readings: float32 ``(T, C)``.
-        file, row: int64 ``(T,)``: which file, and which row of it.
-        seconds: float64 ``(T,)``, in the unit that the user's column has.
+        file, row: int64 ``(T,)``: the file, and the row in it.
+        seconds: float64 ``(T,)``, in the unit of the user's column.
         group, label: int64 ``(T,)``, codes; ``label`` is -1 where the cell is empty, and 0 without a label column.
         classes: the names of the labels.
         skipped: ``file: row N: what is wrong`` for every row that was left out.
@@ -59,16 +59,16 @@ def read_once(
     others: Sequence[str],
     on_bad: Literal["error", "skip"],
 ) -> Recordings:
-    """What `read` gives, kept in the cache; ``key`` is the files' fingerprint."""
+    """The result of `read`, stored in the cache; ``key`` is the files' fingerprint."""
 
     def build(folder: Path) -> None:
-        found = read(sources, channels, others, on_bad)
+        recordings = read(sources, channels, others, on_bad)
         for name in ARRAYS:
-            np.save(folder / f"{name}.npy", getattr(found, name))
-        text = {"classes": found.classes, "skipped": found.skipped}
+            np.save(folder / f"{name}.npy", getattr(recordings, name))
+        text = {"classes": recordings.classes, "skipped": recordings.skipped}
         (folder / "text.json").write_text(json.dumps(text), encoding="utf-8")
 
-    # before rows without a label were kept, `skip` left them out
+    # an earlier version left out rows without a label under `skip`
     unlabelled = ["rows without a label too"] if on_bad == "skip" and len(others) > 2 else []
     folder = prepared("own_sensor", json.dumps([VERSION, key, channels, others, on_bad, *unlabelled]), build)
     text = json.loads((folder / "text.json").read_text(encoding="utf-8"))
@@ -79,7 +79,7 @@ def read_once(
 def read(
     sources: Sequence[Source], channels: Sequence[str], others: Sequence[str], on_bad: Literal["error", "skip"]
 ) -> Recordings:
-    """The readings of these files, which have the same columns; no cell but a label's may be empty.
+    """The readings of these files, which have the same columns. Only cells of the label may be empty.
 
     Args:
         sources: the files.
@@ -90,52 +90,47 @@ def read(
     Raises:
         UserError: a column is missing, a row is bad, a time cannot be parsed, or there are no rows.
     """
-    wanted = (*channels, *others)
+    used = (*channels, *others)
     for source in sources:
         names = column_names(source)
-        if lacking := [name for name in wanted if name not in names]:
+        if absent := [name for name in used if name not in names]:
             raise UserError(
-                f"{source.path}: no column {lacking[0]!r}{did_you_mean(lacking[0], names)}; "
-                f"there are: {', '.join(names)}"
+                f"{source.path}: no column {absent[0]!r}{did_you_mean(absent[0], names)}; there are: {', '.join(names)}"
             )
     time, group = others[:2]
-    unused = {name for source in sources for name in column_names(source) if name not in wanted}
+    unused = {name for source in sources for name in column_names(source) if name not in used}
     if _holds_numbers(sources[0], time):
         scanned = scan(sources, leave_out=frozenset({*unused, time}), many=frozenset({group})) | {time: Column(time)}
     else:
         scanned = scan(sources, leave_out=frozenset(unused), many=frozenset({group, time}))
     if texts := [name for name in channels if scanned[name].categories is not None]:
-        held = (scanned[texts[0]].categories or ("",))[0]
-        raise UserError(f"{sources[0].path}: column {texts[0]!r} holds {held!r}, not a number; leave it out (`ignore`)")
-    columns = tuple(scanned[name] for name in wanted)
-    places, values, skipped = [], [], []
+        cell = (scanned[texts[0]].categories or ("",))[0]
+        raise UserError(f"{sources[0].path}: column {texts[0]!r} holds {cell!r}, not a number; leave it out (`ignore`)")
+    columns = tuple(scanned[name] for name in used)
+    origins, values, skipped = [], [], []
     for number, source in enumerate(sources):
-        left_out: list[tuple[int, str]] = []
-        on_row = refuse if on_bad == "error" else partial(_list, left_out)
-        for rows, cells, _ in encoded(source, columns, on_row, filled=frozenset(wanted[: len(channels) + 2])):
-            places.append(np.column_stack([np.full(len(rows), number), rows]))
+        bad_rows: list[tuple[int, str]] = []
+        on_row = refuse if on_bad == "error" else partial(listed, bad_rows)
+        for rows, cells, _ in encoded(source, columns, on_row, filled=frozenset(used[: len(channels) + 2])):
+            origins.append(np.column_stack([np.full(len(rows), number), rows]))
             values.append((cells[:, : len(channels)].astype(np.float32), cells[:, len(channels) :]))
-        skipped += [f"{source.path.name}: row {row}: {reason}" for row, reason in sorted(left_out)]
-    if not sum(len(place) for place in places):
-        raise UserError(f"{sources[0].path}: no row that can be used; {len(skipped)} were skipped")
-    place, rest = np.concatenate(places), np.concatenate([extra for _, extra in values])
-    label, classes = np.zeros(len(place), np.int64), tuple[str, ...]()
+        skipped += [f"{source.path.name}: row {row}: {reason}" for row, reason in sorted(bad_rows)]
+    if not sum(len(each) for each in origins):
+        raise UserError(f"{sources[0].path}: none of its rows can be used; {len(skipped)} were skipped")
+    origin, rest = np.concatenate(origins), np.concatenate([extra for _, extra in values])
+    label, classes = np.zeros(len(origin), np.int64), tuple[str, ...]()
     if len(others) > 2:
         label, classes = _classes(rest[:, 2], scanned[others[2]])
     return Recordings(
         readings=np.concatenate([readings for readings, _ in values]),
-        file=place[:, 0],
-        row=place[:, 1],
+        file=origin[:, 0],
+        row=origin[:, 1],
         seconds=_seconds(rest[:, 0], scanned[time], sources[0].path),
         group=np.unique(rest[:, 1], return_inverse=True)[1].astype(np.int64),
         label=label,
         classes=classes,
         skipped=tuple(skipped),
     )
-
-
-def _list(left_out: list[tuple[int, str]], file: Path, row: int, reason: str) -> None:
-    left_out.append((row, reason))
 
 
 def _holds_numbers(source: Source, column: str) -> bool:
@@ -158,8 +153,8 @@ def _seconds(values: NDArray[np.float64], column: Column, path: Path) -> NDArray
 
     dates = pd.to_datetime(list(column.categories), format="ISO8601", utc=True, errors="coerce")
     if dates.isna().any():
-        held = column.categories[int(np.flatnonzero(dates.isna())[0])]
-        raise UserError(f"{path}: column {column.name!r} holds {held!r}, neither a number nor a date (ISO 8601)")
+        cell = column.categories[int(np.flatnonzero(dates.isna())[0])]
+        raise UserError(f"{path}: column {column.name!r} holds {cell!r}, neither a number nor a date (ISO 8601)")
     seconds = (dates - dates.min()) / pd.Timedelta(seconds=1)
     return np.asarray(seconds, np.float64)[values.astype(np.int64)]
 
@@ -177,80 +172,81 @@ def _classes(values: NDArray[np.float64], column: Column) -> tuple[NDArray[np.in
 
 
 def stretches(
-    found: Recordings, sources: Sequence[Source], time: str, window: int, max_gap: float | None, *, by_label: bool
+    recordings: Recordings, sources: Sequence[Source], time: str, window: int, max_gap: float | None, *, by_label: bool
 ) -> NDArray[np.int64]:
-    """Where stretches of readings that belong together begin, and the number of readings: ``(stretches + 1,)``.
+    """Where each stretch of consecutive readings begins, followed by the number of readings: ``(stretches + 1,)``.
 
-    A new one begins with a file, a group or (``by_label``) a label, after rows that were left out, and where time
-    leaps by more than ``max_gap``; without that, by more than a window usually lasts.
+    A new stretch begins with each file, each group and (``by_label``) each label, after rows that were left out, and
+    where time jumps by more than ``max_gap``; by default, by more than the usual duration of a window.
 
     Raises:
         UserError: time does not ascend within a file and group.
     """
-    steps = np.diff(found.seconds)
-    together = (np.diff(found.file) == 0) & (np.diff(found.group) == 0)
+    steps = np.diff(recordings.seconds)
+    together = (np.diff(recordings.file) == 0) & (np.diff(recordings.group) == 0)
     if (back := np.flatnonzero(together & ~(steps > 0))).size:
-        place = back[0] + 1
-        before, after = found.seconds[place - 1 : place + 1]
+        index = back[0] + 1
+        before, after = recordings.seconds[index - 1 : index + 1]
+        source, row = sources[recordings.file[index]], recordings.row[index]
         raise UserError(
-            f"{sources[found.file[place]].path}: row {found.row[place]}: {time} goes from {before:g} to {after:g} "
-            f"within one group; sort the rows by group, then by {time}"
+            f"{source.path}: row {row}: {time} goes from {before:g} to {after:g} within one group; sort the rows by "
+            f"group, then by {time}"
         )
-    broken = ~together | (np.diff(found.row) > 1)
+    broken = ~together | (np.diff(recordings.row) > 1)
     if together.any():
         broken |= steps > (window * np.median(steps[together]) if max_gap is None else max_gap)
     if by_label:
-        broken |= np.diff(found.label) != 0
-    return np.concatenate([[0], np.flatnonzero(broken) + 1, [len(found.row)]])
+        broken |= np.diff(recordings.label) != 0
+    return np.concatenate([[0], np.flatnonzero(broken) + 1, [len(recordings.row)]])
 
 
-def resampled(found: Recordings, bounds: NDArray[np.int64], rate: float) -> tuple[Recordings, NDArray[np.int64]]:
+def resampled(recordings: Recordings, bounds: NDArray[np.int64], rate: float) -> tuple[Recordings, NDArray[np.int64]]:
     """Readings at ``rate`` per unit of time, interpolated linearly within each stretch, and where stretches begin.
 
     A reading has the file, row, group and label of the last one that was taken at or before its time.
 
     Args:
-        found: as they were taken.
+        recordings: as they were taken.
         bounds: of the stretches.
-        rate: readings per unit of the column of times; Hz where these are dates.
+        rate: readings per unit of the column of times; Hz if that column holds dates.
     """
     seconds, readings, before, lengths = [], [], [], [0]
     for start, end in pairwise(bounds):
-        taken = found.seconds[start:end]
+        taken = recordings.seconds[start:end]
         # half a step of slack, so that rounding in the times does not cost the last reading
         count = int(np.floor((taken[-1] - taken[0]) * rate + 1e-6)) + 1
         at = taken[0] + np.arange(count) / rate
         seconds.append(at)
-        channels = [np.interp(at, taken, channel) for channel in found.readings[start:end].T]
+        channels = [np.interp(at, taken, channel) for channel in recordings.readings[start:end].T]
         readings.append(np.stack(channels, axis=1).astype(np.float32))
         before.append(start + np.clip(np.searchsorted(taken, at + 1e-9, side="right") - 1, 0, None))
         lengths.append(count)
     index = np.concatenate(before)
     changed = replace(
-        found,
+        recordings,
         readings=np.concatenate(readings),
         seconds=np.concatenate(seconds),
-        file=found.file[index],
-        row=found.row[index],
-        group=found.group[index],
-        label=found.label[index],
+        file=recordings.file[index],
+        row=recordings.row[index],
+        group=recordings.group[index],
+        label=recordings.label[index],
     )
     return changed, np.cumsum(lengths)
 
 
-def summarise(found: Recordings, channels: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """What was read, line by line, and what a user should look at: for ``Data.summary`` and for ``Data.notes``."""
-    together = (np.diff(found.file) == 0) & (np.diff(found.group) == 0)
-    steps = np.diff(found.seconds)[together]
-    groups = len(np.unique(found.group))
-    lines = [f"{len(found.row)} readings of {len(channels)} channels in {groups} groups:"]
+def summarise(recordings: Recordings, channels: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Lines for ``Data.summary`` that say what was read, and for ``Data.notes`` that say what a user should check."""
+    together = (np.diff(recordings.file) == 0) & (np.diff(recordings.group) == 0)
+    steps = np.diff(recordings.seconds)[together]
+    groups = len(np.unique(recordings.group))
+    lines = [f"{len(recordings.row)} readings of {len(channels)} channels in {groups} groups:"]
     flags = []
     if len(steps):
         middle, (low, high) = float(np.median(steps)), np.percentile(steps, [5, 95])
         gaps = int((steps > 1.5 * middle).sum())
         lines.append(
-            f"  from one reading to the next {middle:.4g} (median; 5 % below {low:.4g}, 5 % above {high:.4g}), "
-            f"longer than 1.5 times that: {gaps}, the longest {steps.max():.4g}"
+            f"  from one reading to the next: {middle:.4g} (median; 5 % below {low:.4g}, 5 % above {high:.4g}); "
+            f"steps longer than 1.5 times the median: {gaps}, the longest {steps.max():.4g}"
         )
         if high > 1.1 * middle or low < 0.9 * middle:
             flags.append(
@@ -263,7 +259,7 @@ def summarise(found: Recordings, channels: Sequence[str]) -> tuple[tuple[str, ..
                 "shorter than a window, unless the option `max_gap` says otherwise."
             )
     width = max(map(len, channels))
-    for name, values in zip(channels, found.readings.T, strict=True):
+    for name, values in zip(channels, recordings.readings.T, strict=True):
         lines.append(f"  {name:<{width}}  {values.min():.6g} to {values.max():.6g}, mean {values.mean():.6g}")
         if values.min() == values.max():
             flags.append(f"Channel {name!r} is constant; leave it out with the option `ignore`.")

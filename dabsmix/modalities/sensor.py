@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,7 +19,7 @@ from dabsmix.data.standardise import Standardise
 from dabsmix.errors import UserError, did_you_mean
 from dabsmix.modalities.augmentation import SensorViews
 from dabsmix.modalities.files import Marked, division_notes, skipped_note
-from dabsmix.modalities.recordings import read, read_once, resampled, stretches, summarise
+from dabsmix.modalities.recordings import Recordings, read, read_once, resampled, stretches, summarise
 from dabsmix.modalities.tables import Source, column_names, table_files, table_sources
 from dabsmix.spec import Grid
 
@@ -39,11 +40,11 @@ __all__ = [
 # T readings, C channels, B windows
 
 TOKENS = 64
-"""About how many segments a user's window is cut into by default."""
+"""The most tokens that a user's window is cut into by default."""
 
 
 class Windows:
-    """Windows of ``length`` readings, cut when they are asked for: some microseconds each.
+    """Windows of ``length`` readings, cut when they are indexed, which takes some microseconds each.
 
     Args:
         readings: float32 ``(T, C)``, in memory or a memory map; all recordings, one after the other.
@@ -53,7 +54,7 @@ class Windows:
 
     def __init__(self, readings: NDArray[np.float32], starts: NDArray[np.int64], length: int) -> None:
         if len(starts) and not 0 <= starts.min() <= starts.max() <= len(readings) - length:
-            raise ValueError(f"a window of {length} readings leaves the {len(readings)} that there are")
+            raise ValueError(f"a window of {length} readings reaches beyond the {len(readings)} readings")
         self.starts = starts
         self.views = sliding_window_view(readings, length, axis=0)  # (T - length + 1, C, length), nothing is copied
 
@@ -66,7 +67,7 @@ class Windows:
 
 
 def runs(*keys: NDArray[Any]) -> NDArray[np.int64]:
-    """Where runs of equal keys begin, and after the last one the number of readings: ``(runs + 1,)``."""
+    """Where each run of equal keys begins, followed by the number of readings: ``(runs + 1,)``."""
     changes = np.zeros(len(keys[0]) - 1, dtype=bool)
     for key in keys:
         changes |= key[1:] != key[:-1]
@@ -74,31 +75,31 @@ def runs(*keys: NDArray[Any]) -> NDArray[np.int64]:
 
 
 def window_starts(bounds: NDArray[np.int64], length: int, stride: int) -> NDArray[np.int64]:
-    """First readings of windows every ``stride`` readings, none of which leaves its run (see `runs`)."""
+    """The first reading of each window, every ``stride`` readings; each window lies within one run (see `runs`)."""
     return np.concatenate([np.arange(start, end - length + 1, stride) for start, end in pairwise(bounds)]).astype(
         np.int64
     )
 
 
 def fill_gaps(readings: NDArray[np.float64], place: str) -> NDArray[np.float64]:
-    """Fill NaN within one recording ``(T, C)``: linearly between readings, at either end with the nearest reading.
+    """Fill NaN within one recording ``(T, C)``: linearly between readings, and at either end with the nearest reading.
 
     Raises:
-        UserError: a channel has no reading at all.
+        UserError: a channel has no readings.
     """
     time = np.arange(len(readings))
     out = readings.copy()
     for channel in range(readings.shape[1]):
         gap = np.isnan(readings[:, channel])
         if gap.all():
-            raise UserError(f"{place}: channel {channel + 1} holds no reading at all; leave the file out or fix it")
+            raise UserError(f"{place}: channel {channel + 1} holds no readings; leave the file out or fix it")
         if gap.any():
             out[gap, channel] = np.interp(time[gap], time[~gap], readings[~gap, channel])
     return out
 
 
 def read_numbers(path: Path, columns: int, *, gaps: bool = False) -> NDArray[np.float64]:
-    """A text file of numbers between blanks, without a header: ``(rows, columns)``.
+    """Read a text file of numbers separated by blanks, without a header: ``(rows, columns)``.
 
     Args:
         path: the file.
@@ -106,8 +107,8 @@ def read_numbers(path: Path, columns: int, *, gaps: bool = False) -> NDArray[np.
         gaps: whether ``NaN`` may stand for a reading that was not taken.
 
     Raises:
-        UserError: the file is missing, empty or truncated, a row has another number of columns, or a value is no
-            finite number; with file and row (counted from 1).
+        UserError: the file is missing, empty or truncated, a row has another number of columns, or a value is not a
+            finite number. The message names the file and the row (counted from 1).
     """
     import pandas as pd
 
@@ -121,7 +122,7 @@ def read_numbers(path: Path, columns: int, *, gaps: bool = False) -> NDArray[np.
     if (wrong := np.flatnonzero(widths != columns)).size:
         row = wrong[0]
         cut = "; the file is truncated" if row == len(widths) - 1 else ""
-        raise UserError(f"{path}, row {row + 1}: {widths[row]} columns where {columns} belong{cut}; fetch it again")
+        raise UserError(f"{path}, row {row + 1}: {widths[row]} columns, expected {columns}{cut}; fetch it again")
     try:
         frame = pd.read_csv(
             path, sep=r"\s+", header=None, dtype=np.float64, keep_default_na=False, na_values=["NaN"], quoting=3
@@ -169,121 +170,154 @@ def load_own(
     decimal: str = ".",
     encoding: str = "utf-8",
 ) -> Data:
-    """A table of sensor readings, or a folder of tables with the same columns; every other column is a channel.
+    """A table of sensor readings, or a folder of tables with the same columns.
 
-    Rows are sorted by group and, within it, by time. A window lies within one group and one label; where rows are left
-    out or time leaps by more than a window, another recording begins. A fifth of the groups are the test.
+    Every column is a channel, except those of time, group and label and the ignored ones. Rows are sorted by group
+    and, within a group, by time. A window lies within one group and one label. A new recording begins where rows were
+    left out and where time jumps by more than ``max_gap``. With a label, a fifth of the groups become the test part.
 
     Args:
         path: CSV or TSV with a header line, gzipped or not, or Parquet.
-        label: the column with the class of each reading; windows where it is empty are pretrained on, not scored.
-        on_bad: ``skip`` leaves bad rows out, counts and lists them.
-        time: the column of times: numbers, or dates as ISO 8601 has them.
-        group: the column that tells which readings belong together (person, machine, recording).
+        label: the column with the class of each reading; windows where it is empty are used for pretraining and are
+            not scored.
+        on_bad: ``skip`` leaves bad rows out, counts them and lists them.
+        time: the column of times: numbers, or ISO 8601 dates.
+        group: the column that says which readings belong together (person, machine, recording).
         window: readings in a window.
         stride: readings from one window to the next; by default a window's length.
-        patch: readings in a token; a divisor of the window. By default, what gives at most 64 tokens.
-        ignore: columns to leave out, comma separated or a list.
-        rate: readings per unit of time (Hz, where that is seconds) to which all are interpolated; by default they are
-            taken as they come.
-        max_gap: where time leaps by more than this, another recording begins; by default by more than a window lasts.
+        patch: readings in a token, a divisor of the window; by default the shortest with at most 64 tokens a window.
+        ignore: columns to leave out, separated by commas or as a list.
+        rate: readings per unit of time (Hz if the unit is seconds) to which all recordings are interpolated; by
+            default they keep their own rate.
+        max_gap: the longest step of time within a recording; by default, the duration of a window.
         separator, decimal, encoding: of CSV files, see `Source`.
 
     Raises:
-        UserError: an unknown column, a bad row, time that does not ascend, a label that is constant, no window.
+        UserError: a column is unknown, a row is bad, time does not ascend, the label is constant, or there are not two
+            windows.
     """
     stride = window if stride is None else stride
     patch = patch or token_length(window)
     _check_options(window, stride, patch, rate, max_gap)
     reading: dict[str, Any] = {"separator": separator, "decimal": decimal, "encoding": encoding}
     sources = tuple(Source(file, **reading) for file in table_files(path))
-    left_out = [name.strip() for name in (ignore.split(",") if isinstance(ignore, str) else ignore) if name.strip()]
+    ignored = [name.strip() for name in (ignore.split(",") if isinstance(ignore, str) else ignore) if name.strip()]
     others = (time, group) if label is None else (time, group, label)
-    channels = _channels(path, column_names(sources[0]), others, left_out)
+    channels = _channels(path, column_names(sources[0]), others, ignored)
     source = fingerprint(path if path.is_dir() else path.parent, [each.path for each in sources])
     by_default = reading == dict(separator="", decimal=".", encoding="utf-8")
     recordings = read_once(source if by_default else f"{source} {reading}", sources, channels, others, on_bad)
     if label is not None:
         _check_classes(label, recordings.classes)
     summary, flags = summarise(recordings, channels)
-    bounds = stretches(recordings, sources, time, window, max_gap, by_label=label is not None)
     if rate is not None:
-        recordings, bounds = resampled(recordings, bounds, rate)
-        flags = ()  # of what the user has seen to
+        flags = ()  # they are about steps of time, which resampling makes equal
+    state: dict[str, Any] = {
+        "time": time,
+        "group": group,
+        "channels": channels,
+        "window": window,
+        "stride": stride,
+        "patch": patch,
+        "rate": rate,
+        "max_gap": max_gap,
+        "reading": reading,
+    }
+    recordings, bounds = _cut(recordings, sources, state, by_label=label is not None)
     starts = window_starts(bounds, window, stride)
     if len(starts) < 2:
         raise UserError(
-            f"{path}: {len(starts)} windows of {window} readings, the longest stretch of one group and label has "
-            f"{np.diff(bounds).max()}; sort rows by group and time, or set a shorter window"
+            f"{path}: {len(starts)} windows of {window} readings; the longest recording of one group and label has "
+            f"{np.diff(bounds).max()} readings: sort rows by group and time, or set a shorter window"
         )
-    windows, members = Windows(recordings.readings, starts, window), recordings.group[starts]
-    whole = Split((windows,), np.arange(len(starts)), None if label is None else recordings.label[starts], members)
-    pretrain, labelled = whole, None
-    notes = [
-        *_unused_note(starts, window, len(recordings.row)),
-        *skipped_note("rows", recordings.skipped, len(recordings.row) + len(recordings.skipped)),
-        *flags,
-    ]
-    if label is not None:
-        task, of_window = Task("classes", "accuracy", recordings.classes), recordings.label[starts]
-        parts = divide_labelled(of_window >= 0, group=members)
-        labelled = Labelled(task, whole.take(parts.train), whole.take(parts.validation), whole.take(parts.test))
-        pretrain = whole.take(parts.pretrain).drop_partial_label()
-        notes = [*division_notes("windows", task, parts, of_window, len(starts), grouped=True), *notes]
-    standardise = Standardise.of(windows, pretrain.rows)
-    return Data(
-        specs=(Grid(len(channels), (window,), (patch,)),),
-        pretrain=pretrain,
-        labelled=labelled,
+    data = replace(
+        _windowed(recordings, starts, state),
         fingerprint=source,
+        summary=summary,
+        names=lambda rows: _keys(recordings, sources, starts[rows]),
+    )
+    data = replace(data, notes=(*data.notes, *flags))
+    if label is not None:
+        data = _divided(data, recordings.label[starts], recordings.classes)
+    standardise = Standardise.of(data.pretrain.inputs[0], data.pretrain.rows)
+    return replace(
+        data,
         normalise=standardise,
         augment=SensorViews(standardise).augment,
-        notes=tuple(notes),
-        summary=summary,
         state={
-            "time": time,
-            "group": group,
-            "channels": channels,
-            "window": window,
-            "stride": stride,
-            "patch": patch,
-            "rate": rate,
-            "max_gap": max_gap,
-            "reading": reading,
+            **state,
             "mean": standardise.mean,
             "std": standardise.std,
             "skipped": list(recordings.skipped),
         },
-        names=lambda rows: [
-            f"{sources[file].path.name}:{row}"
-            for file, row in zip(recordings.file[starts[rows]], recordings.row[starts[rows]], strict=True)
-        ],
     )
+
+
+def _cut(
+    recordings: Recordings, sources: Sequence[Source], state: Mapping[str, Any], *, by_label: bool
+) -> tuple[Recordings, NDArray[np.int64]]:
+    """Recordings at the rate that the state asks for, and the bounds that no window may cross (see `stretches`)."""
+    bounds = stretches(recordings, sources, state["time"], state["window"], state.get("max_gap"), by_label=by_label)
+    return resampled(recordings, bounds, state["rate"]) if state.get("rate") else (recordings, bounds)
+
+
+def _windowed(recordings: Recordings, starts: NDArray[np.int64], state: Mapping[str, Any]) -> Data:
+    """All windows as ``pretrain``, without labels and as they were read."""
+    window = int(state["window"])
+    windows = Windows(recordings.readings, starts, window)
+    return Data(
+        specs=(Grid(len(state["channels"]), (window,), (int(state["patch"]),)),),
+        pretrain=Split((windows,), np.arange(len(starts)), None, recordings.group[starts]),
+        labelled=None,
+        fingerprint="",
+        notes=(
+            *_unused_note(starts, window, len(recordings.row)),
+            *skipped_note("rows", recordings.skipped, len(recordings.row) + len(recordings.skipped)),
+        ),
+    )
+
+
+def _divided(data: Data, label: NDArray[np.int64], classes: tuple[str, ...]) -> Data:
+    """The windows divided in whole groups; ``label`` is that of each, -1 where it has none."""
+    task, whole = Task("classes", "accuracy", classes), replace(data.pretrain, label=label)
+    parts = divide_labelled(label >= 0, group=whole.group)
+    return replace(
+        data,
+        pretrain=whole.take(parts.pretrain).drop_partial_label(),
+        labelled=Labelled(task, whole.take(parts.train), whole.take(parts.validation), whole.take(parts.test)),
+        notes=(*division_notes("windows", task, parts, label, len(label), grouped=True), *data.notes),
+    )
+
+
+def _keys(recordings: Recordings, sources: Sequence[Source], starts: NDArray[np.int64]) -> list[str]:
+    """``file:row`` of each window's first reading."""
+    first = zip(recordings.file[starts], recordings.row[starts], strict=True)
+    return [f"{sources[file].path.name}:{row}" for file, row in first]
 
 
 def _check_options(window: int, stride: int, patch: int, rate: float | None, max_gap: float | None) -> None:
     if window < 2 or stride < 1 or patch < 1 or window % patch:
-        raise UserError(f"window {window}, stride {stride}, patch {patch}: positive, and the patch divides the window")
+        raise UserError(f"window {window}, stride {stride}, patch {patch}: each is positive, and patch divides window")
     for name, value in (("rate", rate), ("max_gap", max_gap)):
         if value is not None and not value > 0:
-            raise UserError(f"option {name}: {value} is not above 0")
+            raise UserError(f"option {name}: {value} is not positive")
 
 
-def _channels(path: Path, names: Sequence[str], others: Sequence[str], left_out: Sequence[str]) -> list[str]:
-    """The columns of readings: all but time, group, label and those that are left out."""
-    for name in (*others, *left_out):
+def _channels(path: Path, names: Sequence[str], others: Sequence[str], ignored: Sequence[str]) -> list[str]:
+    """The columns of readings: all but time, group, label and the ignored ones."""
+    for name in (*others, *ignored):
         if name not in names:
             raise UserError(f"{path}: no column {name!r}{did_you_mean(name, names)}; there are: {', '.join(names)}")
-    channels = [name for name in names if name not in {*others, *left_out}]
+    channels = [name for name in names if name not in {*others, *ignored}]
     if not channels or len(set(others)) < len(others):
-        raise UserError(f"{path}: time, group and label are columns of their own, and one more must be a channel")
+        raise UserError(f"{path}: time, group and label must be different columns, and at least one other a channel")
     return channels
 
 
 def _check_classes(label: str, classes: Sequence[str]) -> None:
     if len(classes) < 2:
-        held = f"every row that has one holds {classes[0]!r}" if classes else "every cell is empty"
-        raise UserError(f"--label {label}: {held}; there is nothing to predict")
+        fault = f"every row that has one holds {classes[0]!r}" if classes else "every cell is empty"
+        raise UserError(f"--label {label}: {fault}; there is nothing to predict")
 
 
 def _unused_note(starts: NDArray[np.int64], window: int, readings: int) -> list[str]:
@@ -294,11 +328,14 @@ def _unused_note(starts: NDArray[np.int64], window: int, readings: int) -> list[
     if not unused:
         return []
     share = f"{unused / readings:.1%}"
-    return [f"{unused} of {readings} readings are in no window ({share}): their stretch is too short, or ends."]
+    return [
+        f"{unused} of {readings} readings ({share}) are in no window: their recording is shorter than a window, or "
+        "ends before the next one is full."
+    ]
 
 
 def token_length(window: int) -> int:
-    """Readings in a token where nobody says otherwise: the fewest that give at most 64 tokens a window."""
+    """Readings in a token by default: the fewest that give at most 64 tokens a window."""
     return next((size for size in range(-(-window // TOKENS), window) if window % size == 0), window)
 
 
@@ -307,7 +344,7 @@ def load_further(
 ) -> tuple[Data, list[str]]:
     """Windows of further tables, all in order as ``pretrain``; a key is ``file:row`` of a window's first reading.
 
-    Labels are not looked at: a window lies within one group.
+    Labels are ignored: a window lies within one group, whatever labels its readings have.
 
     Args:
         data: files as in `load_own`, or a table in memory.
@@ -323,7 +360,7 @@ def load_further(
 def load_further_labelled(
     path: Path, state: Mapping[str, Any], *, label: str, on_bad: Literal["error", "skip"] = "error"
 ) -> Marked:
-    """Windows of further tables, each within one group and one label; the rest as `load_further`."""
+    """Windows of further tables, each within one group and one label; otherwise as `load_further`."""
     further, keys, code, classes = _further(path, state, on_bad, label)
     _check_classes(label, classes)
     return Marked(further, keys, "windows", Task("classes", "accuracy", classes), code, further.pretrain.group)
@@ -332,33 +369,21 @@ def load_further_labelled(
 def _further(
     data: Path | pd.DataFrame, state: Mapping[str, Any], on_bad: Literal["error", "skip"], label: str | None
 ) -> tuple[Data, list[str], NDArray[np.int64], tuple[str, ...]]:
-    """Windows as a run cuts its own, their keys and labels, and the names of the labels."""
+    """Windows cut as the run's own were, their keys and labels, and the names of the labels."""
     sources = table_sources(data, state.get("reading"))
     others = (state["time"], state["group"], *([] if label is None else [label]))
     if label in (*state["channels"], state["time"], state["group"]):
         raise UserError(f"--label {label}: the run reads this column as an input; name another")
     recordings = read(sources, state["channels"], others, on_bad)
-    window = int(state["window"])
-    bounds = stretches(recordings, sources, state["time"], window, state.get("max_gap"), by_label=label is not None)
-    if rate := state.get("rate"):
-        recordings, bounds = resampled(recordings, bounds, rate)
-    starts = window_starts(bounds, window, int(state["stride"]))
+    recordings, bounds = _cut(recordings, sources, state, by_label=label is not None)
+    starts = window_starts(bounds, int(state["window"]), int(state["stride"]))
     if not len(starts):
-        raise UserError(f"{sources[0].path}: no group has {window} readings in a row, which is the run's window")
-    further = Data(
-        specs=(Grid(len(state["channels"]), (window,), (int(state["patch"]),)),),
-        pretrain=Split(
-            (Windows(recordings.readings, starts, window),), np.arange(len(starts)), None, recordings.group[starts]
-        ),
-        labelled=None,
-        fingerprint="",  # nothing is kept of what is read only once
+        raise UserError(
+            f"{sources[0].path}: no group has {state['window']} readings in a row, the length of the run's window"
+        )
+    further = replace(
+        _windowed(recordings, starts, state),
         normalise=Standardise(tuple(state["mean"]), tuple(state["std"])),
-        notes=(
-            *_unused_note(starts, window, len(recordings.row)),
-            *skipped_note("rows", recordings.skipped, len(recordings.row) + len(recordings.skipped)),
-        ),
         state=dict(state),
     )
-    places = zip(recordings.file[starts], recordings.row[starts], strict=True)
-    keys = [f"{sources[file].path.name}:{row}" for file, row in places]
-    return further, keys, recordings.label[starts], recordings.classes
+    return further, _keys(recordings, sources, starts), recordings.label[starts], recordings.classes

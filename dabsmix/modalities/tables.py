@@ -1,4 +1,7 @@
-"""Table files, CSV and Parquet, to blocks of text cells: every row accounted for by file and number."""
+"""Table files to cells of text: CSV and Parquet are read in blocks of rows, each known by its file and number.
+
+Nothing here knows what a column means; `columns` turns the cells into numbers.
+"""
 
 from __future__ import annotations
 
@@ -38,16 +41,16 @@ CSV = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
 PARQUET = (".parquet", ".pq")
 
 EMPTY = ("", "NA", "N/A", "NaN", "nan", "NULL", "null")
-"""What stands for an empty cell, whatever the column."""
+"""Texts that stand for an empty cell in any column."""
 
 DECIMAL_COMMA = r"^[+-]?(\d+,\d*|,\d+)(e[+-]?\d+)?$"
 """A number with a decimal comma."""
 
 BLOCK = 1 << 24
-"""Bytes of text that are parsed at once; a Parquet batch has as many rows as this has hundreds. Bounds the memory."""
+"""Bytes of text that are parsed at once, and 100 times the rows of a Parquet batch. It bounds the memory."""
 
 Refuse = Callable[[Path, int, str], None]
-"""What to do with a bad row (file, number, what is wrong): raise, or count and list it."""
+"""Called with the file, number and fault of a bad row: raises, or returns to leave the row out."""
 
 
 @dataclass(frozen=True)
@@ -56,14 +59,14 @@ class Source:
 
     Attributes:
         path: CSV or TSV, gzipped or not, or Parquet.
-        header: column names of a file that does not state them itself.
-        skip: lines before the header, or before the first row where ``header`` is given.
-        frame: the rows where they are in memory, a pandas DataFrame; `path` is then what messages call it.
-        archived: the place of a CSV in a zip archive; `path` is then what messages call it.
-        separator: between the cells of a CSV; where empty, the most frequent of comma, semicolon and tab in its
-            first line.
-        decimal: the mark of decimals in a CSV.
-        encoding: of a CSV, as Python names it.
+        header: column names of a file without a header line.
+        skip: lines before the header, or before the first row if ``header`` is given.
+        frame: rows in memory, a pandas DataFrame; `path` is then its name in messages.
+        archived: a CSV in a zip archive; `path` is then its name in messages.
+        separator: separates the cells of a CSV; if empty, the most frequent of comma, semicolon and tab in the first
+            line.
+        decimal: the decimal mark of a CSV, a point or a comma.
+        encoding: of a CSV, by Python's name.
     """
 
     path: Path
@@ -83,7 +86,7 @@ class Source:
         try:
             codecs.lookup(self.encoding)
         except LookupError as error:
-            raise UserError(f"option encoding: {self.encoding!r} is not known; latin-1 or cp1252, say") from error
+            raise UserError(f"option encoding: {self.encoding!r} is not known; try latin-1 or cp1252") from error
 
 
 @dataclass(frozen=True)
@@ -92,9 +95,8 @@ class Block:
 
     Attributes:
         path: the file.
-        rows: int64 ``(n,)``, their numbers. Rows of a CSV count from 1, a header line included and blank lines not;
-            rows of a Parquet file count from 1.
-        cells: one string array ``(n,)`` per column, stripped, null where the cell is empty.
+        rows: int64 ``(n,)``, their numbers, counted from 1. A CSV's header line counts as a row; blank lines do not.
+        cells: one string array ``(n,)`` per column, without surrounding blanks; null for an empty cell.
     """
 
     path: Path
@@ -103,7 +105,7 @@ class Block:
 
 
 def table_sources(data: Path | pd.DataFrame, reading: Mapping[str, Any] | None = None) -> tuple[Source, ...]:
-    """The tables of a file, of a folder, or the one in memory; ``reading`` are fields of `Source` for CSV files.
+    """The tables of a file or a folder, or the one in memory; ``reading`` are fields of `Source` for CSV files.
 
     Raises:
         UserError: see `table_files`.
@@ -114,17 +116,17 @@ def table_sources(data: Path | pd.DataFrame, reading: Mapping[str, Any] | None =
 
 
 def table_files(path: Path) -> list[Path]:
-    """The table files that ``path`` names: itself, or all directly inside it, by name.
+    """The table files at ``path``: the file itself, or all that lie directly in the folder, sorted by name.
 
     Raises:
-        UserError: there is nothing, or nothing of a known kind.
+        UserError: there is no file, or none of a known kind.
     """
     known = (*CSV, *PARQUET)
     if path.is_dir():
-        found = sorted(each for each in path.iterdir() if each.name.lower().endswith(known))
-        if not found:
+        tables = sorted(each for each in path.iterdir() if each.name.lower().endswith(known))
+        if not tables:
             raise UserError(f"{path}: no table in this folder; looked for {', '.join(known)}")
-        return found
+        return tables
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     if not path.name.lower().endswith(known):
@@ -136,7 +138,7 @@ def column_names(source: Source) -> tuple[str, ...]:
     """The columns of a file, in its order.
 
     Raises:
-        UserError: the file is empty, damaged, or has two columns of one name.
+        UserError: the file is empty or damaged, or two columns have the same name.
     """
     if source.frame is not None:
         names = tuple(str(name) for name in source.frame.columns)
@@ -153,16 +155,16 @@ def column_names(source: Source) -> tuple[str, ...]:
 def blocks(
     source: Source, refuse: Refuse, missing: tuple[str, ...] = (), *, always: tuple[str, ...] = EMPTY
 ) -> Iterator[Block]:
-    """The rows of a file, a bounded number at a time, those with the wrong number of cells given to ``refuse``.
+    """The rows of a file, a bounded number at a time; ``refuse`` is called for rows with the wrong number of cells.
 
     Args:
         source: the file.
-        refuse: called with file, row number and reason; returns for a row that is to be left out.
-        missing: texts that stand for an empty cell, besides those that always do.
-        always: those that always do.
+        refuse: called with file, row number and reason; if it returns, the row is left out.
+        missing: further texts that stand for an empty cell.
+        always: the texts that do so in any table.
 
     Raises:
-        UserError: the file cannot be read, or a quote in it is never closed. What ``refuse`` raises passes through.
+        UserError: the file cannot be read, or a quote in it is never closed. What ``refuse`` raises is passed on.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -198,7 +200,7 @@ def _csv_batches(source: Source, refuse: Refuse) -> Iterator[tuple[NDArray[np.in
         bad.append(row)  # an exception would be lost inside Arrow
         return "skip"
 
-    def tell() -> None:
+    def report() -> None:
         while bad:
             row = bad.pop(0)
             left_out.append(row.number)
@@ -213,7 +215,7 @@ def _csv_batches(source: Source, refuse: Refuse) -> Iterator[tuple[NDArray[np.in
     try:
         reader = pyarrow.csv.open_csv(
             source.path if source.archived is None else source.archived.open("rb"),
-            # without threads Arrow tells the number of a bad row
+            # Arrow reports the number of a bad row only without threads
             read_options=pyarrow.csv.ReadOptions(
                 use_threads=False,
                 block_size=BLOCK,
@@ -229,15 +231,15 @@ def _csv_batches(source: Source, refuse: Refuse) -> Iterator[tuple[NDArray[np.in
             ),
         )
         for batch in reader:
-            tell()
-            # the handler has seen this block and perhaps the next: bad rows among these are known
+            report()
+            # the handler has seen this block and perhaps the next, so the bad rows of this block are known
             numbers = np.arange(first, first + batch.num_rows + len(left_out))
             rows = numbers[~np.isin(numbers, left_out)][: batch.num_rows]
             if len(rows):
                 first = int(rows[-1]) + 1
             yield rows, batch
     finally:
-        tell()
+        report()
 
 
 def _parquet_batches(source: Source, refuse: Refuse) -> Iterator[tuple[NDArray[np.int64], Any]]:
@@ -255,7 +257,7 @@ def _frame_batches(source: Source, refuse: Refuse) -> Iterator[tuple[NDArray[np.
 
     assert source.frame is not None
     names = column_names(source)
-    # a column at a time: what pandas guards for all columns together, such as their dtypes, is not needed here
+    # one column at a time is faster: operations on a whole DataFrame check all of its dtypes
     columns = [pa.array(source.frame.iloc[:, j], from_pandas=True).cast(pa.string()) for j in range(len(names))]
     table = pa.table(columns, names=list(names))
     first = 1
@@ -275,7 +277,7 @@ def _parquet(path: Path) -> Any:
 
 
 def _header(source: Source) -> tuple[tuple[str, ...], str]:
-    """The first line's cells after ``skip``, and what separates them: tab, semicolon or comma, the most frequent."""
+    """The cells of the first line after ``skip``, and their separator."""
     try:
         encoding = "utf-8-sig" if is_utf8(source.encoding) else source.encoding
         packed = source.path.name.lower().endswith(".gz")
@@ -289,21 +291,21 @@ def _header(source: Source) -> tuple[tuple[str, ...], str]:
         raise _unreadable(source, error) from error
     line = lines[-1].strip("\r\n")
     if not line:
-        raise UserError(f"{source.path}: line {len(lines)} is empty; the table should begin there")
+        raise UserError(f"{source.path}: line {len(lines)} is empty, where the table should begin")
     delimiter = source.separator or max(",;\t", key=line.count)
     return tuple(name.strip() for name in next(csv.reader([line], delimiter=delimiter))), delimiter
 
 
 def is_utf8(encoding: str) -> bool:
-    """Whether this is one of the names of UTF-8."""
+    """Whether this is a name of UTF-8."""
     return codecs.lookup(encoding).name == "utf-8"
 
 
 def _unreadable(source: Source, error: BaseException) -> UserError:
-    """One line with the remedy; a text in another encoding is recognised by what the readers say about it."""
+    """One line with the remedy; another encoding is recognised by the reader's own message."""
     if isinstance(error, UnicodeDecodeError) or "utf8" in str(error).lower():
         return UserError(
-            f"{source.path}: not in {source.encoding}; name its encoding in the options, for example "
+            f"{source.path}: not encoded as {source.encoding}; name its encoding in the options, for example "
             "`encoding: latin-1` or `encoding: cp1252`, or convert the file (a table of labels has no such option)"
         )
     return UserError(f"{source.path}: cannot be read as a table ({_one_line(error)}); fix it or fetch it again")

@@ -1,4 +1,7 @@
-"""Tables: upstream files of numbers, and a user's own CSV and Parquet files with columns of any kind."""
+"""Tables as data sets: `tables` reads files to cells of text, `columns` turns cells into numbers, and this module adds
+the task, the splits and the state of a run. It serves upstream's files of numbers, and a user's own CSV and Parquet
+files with columns of any kind.
+"""
 
 from __future__ import annotations
 
@@ -45,21 +48,21 @@ MANY = 20
 
 
 def numeric_table(name: str, key: str, source: Source, label: str, classes: int, first: int) -> Matrix:
-    """A table of numbers alone, no cell empty, kept in the cache.
+    """Read a table in which every cell is a number, and store it in the cache.
 
     Args:
         name: of the folder in the cache.
         key: the file's fingerprint.
         source: the file.
-        label: its one column that is not a feature.
-        classes: the label is a whole number, one of this many.
-        first: the least of them.
+        label: the one column that is not a feature.
+        classes: how many classes there are; the label is a whole number.
+        first: the number of the first class.
 
     Returns:
-        The table; its ``extra`` holds the label less ``first``: 0, 1, ... ``classes - 1``.
+        The table; its ``extra`` holds the label minus ``first``: 0, 1, ... ``classes - 1``.
 
     Raises:
-        UserError: the file is damaged, or a label is none of these.
+        UserError: the file is damaged, or a label is not one of the classes.
     """
     names = column_names(source)
     features = tuple(Column(each) for each in names if each != label)
@@ -90,18 +93,18 @@ def supervised(
     state: Mapping[str, Any] | None = None,
     names: Callable[[NDArray[np.int64]], list[str]] | None = None,
 ) -> Data:
-    """A table with its labels as `Data`.
+    """A labelled table as `Data`.
 
     Args:
         matrix: the table.
-        fitted: its columns as the training rows have them.
+        fitted: its columns, with the statistics and categories of the training rows.
         task: what the label is.
-        rows: of the training, validation and test part.
+        rows: those of the training, the validation and the test part.
         label: ``(n,)``, of every row of the table.
         source: fingerprint of the files.
         notes, summary: as in `Data`.
         group: int64 ``(n,)``, of every row of the table.
-        pretrain: rows to pretrain on, some of them without a label; by default the training part.
+        pretrain: rows to pretrain on, some of which have no label; by default the training part.
         state, names: as in `Data`.
     """
     whole = Split((matrix.x,), np.arange(len(label)), label, group)
@@ -116,7 +119,7 @@ def supervised(
         normalise=fitted.normalise(),
         notes=(*notes, *_unseen_note(sum(fitted.unseen(matrix.x, part) for part in rows[1:]))),
         summary=summary,
-        state=_state(fitted, matrix, (), (), {}) if state is None else state,
+        state=_state(fitted, matrix) if state is None else state,
         names=names,
     )
 
@@ -140,96 +143,125 @@ def load_own(
 ) -> Data:
     """A table file, or a folder of table files with the same columns.
 
-    With a label a fifth of the labelled rows (or groups) are the test; rows whose label is empty are pretrained on and
-    not scored.
+    With a label, a fifth of the labelled rows (or groups) become the test part. Rows whose label is empty are used for
+    pretraining and are not scored. A column of dates (ISO 8601) becomes days since 1970-01-01 UTC in float32, which is
+    exact to about three minutes.
 
     Args:
         path: CSV or TSV with a header line, gzipped or not, or Parquet.
         label: the column to predict.
-        on_bad: ``skip`` leaves bad rows out, counts and lists them.
-        group: the column that tells which rows belong together (patient, device, day); it is not a feature.
-        categorical: columns whose numbers are codes, comma separated or a list.
+        on_bad: ``skip`` leaves bad rows out, counts them and lists them.
+        group: the column that says which rows belong together (patient, device, day); it is not a feature.
+        categorical: columns whose numbers are codes, separated by commas or as a list.
         ignore: columns to leave out.
         missing: texts that stand for an empty cell, such as ``?``.
-        task: what the label is; ``auto`` takes a number with many different values for a quantity.
+        task: what the label is; ``auto`` treats a number with many different values as a quantity.
         separator, decimal, encoding: of CSV files, see `Source`.
-
-    A column of dates (ISO 8601) becomes days since 1970-01-01 UTC, in float32: exact to about three minutes.
 
     Raises:
         UserError: an unknown column, a bad row, a label that is constant, or too few rows to divide.
     """
     reading: dict[str, Any] = {"separator": separator, "decimal": decimal, "encoding": encoding}
     sources = tuple(Source(file, **reading) for file in table_files(path))
-    coded, left_out, empty = _listed(categorical), _listed(ignore), _listed(missing)
-    features = _features(path, _same_columns(sources), label, group, coded, left_out)
+    coded, ignored, empty = _listed(categorical), _listed(ignore), _listed(missing)
+    features = _features(path, _same_columns(sources), label, group, coded, ignored)
     others = tuple(each for each in (label, group) if each is not None)
-    source = fingerprint(path if path.is_dir() else path.parent, [each.path for each in sources])
     dates = frozenset(date_columns(sources, empty)) & set(features) - set(coded)
-    # what readers of before did otherwise, so that what they prepared is not found
-    new = [
-        *(["rows without a label too"] if on_bad == "skip" and label else []),
-        *([f"dates {sorted(dates)}"] if dates else []),
-        *([reading] if reading != dict(separator="", decimal=".", encoding="utf-8") else []),
-    ]
-    if dates:
-        source = digest([source, *sorted(dates)])
-    key = json.dumps([source, label, group, coded, left_out, empty, on_bad, *new])
-
+    source, key = _identity(path, sources, dates, reading, [label, group, coded, ignored, empty, on_bad])
     grouping = frozenset([group] if group else [])
 
     def columns() -> tuple[tuple[Column, ...], tuple[Column, ...]]:
-        found = scan(
+        scanned = scan(
             sources,
             empty,
-            leave_out=frozenset(left_out),
+            leave_out=frozenset(ignored),
             categorical=frozenset(coded),
             many=grouping,
             dates=dates,
         )
-        return tuple(found[name] for name in features), tuple(found[name] for name in others)
+        return tuple(scanned[name] for name in features), tuple(scanned[name] for name in others)
 
     matrix = store("own_tabular", key, sources, columns, on_bad=on_bad, missing=empty, filled=grouping)
-    summary, flags = summarise(matrix)
-    notes = (*skipped_note("rows", matrix.skipped, len(matrix.x) + len(matrix.skipped)), *flags)
     members = None if group is None else matrix.extra[:, others.index(group)].astype(np.int64)
-    everything = np.arange(len(matrix.x))
     if label is None:
-        fitted = fit("own_tabular", key, matrix, everything)
-        whole = Split((matrix.x,), everything, group=members)
-        return Data(
-            specs=(fitted.spec,),
-            pretrain=whole,
-            labelled=None,
-            fingerprint=source,
-            normalise=fitted.normalise(),
-            notes=notes,
-            summary=summary,
-            state=_state(fitted, matrix, left_out, empty, reading),
-        )
-    target, target_task, decided = _target(matrix, label, task)
-    has_label = ~np.isnan(matrix.extra[:, others.index(label)])
-    classes = target if target_task.kind == "classes" else None
-    parts = divide_labelled(has_label, label=classes, group=members)
-    fitted = fit("own_tabular", key, matrix, parts.pretrain)
+        data = _unlabelled(matrix, fit("own_tabular", key, matrix, np.arange(len(matrix.x))), source, members)
+    else:
+        data = _labelled(matrix, partial(fit, "own_tabular", key, matrix), source, members, label, task)
+        data = replace(data, names=_row_names(matrix, sources))
+    summary, flags = summarise(matrix)
+    return replace(
+        data,
+        notes=(*data.notes, *skipped_note("rows", matrix.skipped, len(matrix.x) + len(matrix.skipped)), *flags),
+        summary=summary,
+        state={**data.state, "ignored": list(ignored), "missing": list(empty), "reading": reading},
+    )
+
+
+def _identity(
+    path: Path, sources: Sequence[Source], dates: frozenset[str], reading: Mapping[str, Any], options: list[Any]
+) -> tuple[str, str]:
+    """The fingerprint of the files as they are read, and the cache key of the matrix made from them.
+
+    What was introduced later enters only where it is used, so that matrices prepared before are still found.
+
+    Args:
+        path: file or folder.
+        sources: the files.
+        dates: the columns that are read as dates.
+        reading: how CSV files are read.
+        options: label, group, categorical, ignored, missing, on_bad.
+    """
+    source = fingerprint(path if path.is_dir() else path.parent, [each.path for each in sources])
+    if dates:
+        source = digest([source, *sorted(dates)])
+    label, on_bad = options[0], options[-1]
+    later = [
+        *(["rows without a label too"] if on_bad == "skip" and label else []),
+        *([f"dates {sorted(dates)}"] if dates else []),
+        *([reading] if reading != dict(separator="", decimal=".", encoding="utf-8") else []),
+    ]
+    return source, json.dumps([source, *options, *later])
+
+
+def _unlabelled(matrix: Matrix, fitted: Fitted, source: str, group: NDArray[np.int64] | None = None) -> Data:
+    """A whole table to pretrain on."""
+    return Data(
+        specs=(fitted.spec,),
+        pretrain=Split((matrix.x,), np.arange(len(matrix.x)), group=group),
+        labelled=None,
+        fingerprint=source,
+        normalise=fitted.normalise(),
+        state=_state(fitted, matrix),
+    )
+
+
+def _labelled(
+    matrix: Matrix,
+    fit_rows: Callable[[NDArray[np.int64]], Fitted],
+    source: str,
+    group: NDArray[np.int64] | None,
+    label: str,
+    kind: Literal["auto", "classes", "regression"],
+) -> Data:
+    """A table divided by us; statistics and categories are those of the rows that pretraining sees."""
+    target, task, decided = _target(matrix, label, kind)
+    by_class = task.kind == "classes"
+    has_label = ~np.isnan(matrix.extra[:, [column.name for column in matrix.others].index(label)])
+    parts = divide_labelled(has_label, label=target if by_class else None, group=group)
     return supervised(
         matrix,
-        fitted,
-        target_task,
+        fit_rows(parts.pretrain),
+        task,
         parts[1:],
         target,
         source=source,
         notes=(
-            *division_notes("rows", target_task, parts, target, len(target), grouped=group is not None),
+            *division_notes("rows", task, parts, target, len(target), grouped=group is not None),
             *decided,
-            *(imbalance_note(target_task.classes, target) if target_task.kind == "classes" else ()),
-            *notes,
+            *(imbalance_note(task.classes, target) if by_class else ()),
         ),
-        summary=summary,
-        group=members,
+        group=group,
         pretrain=None if has_label.all() else parts.pretrain,
-        state=_state(fitted, matrix, left_out, empty, reading),
-        names=_row_names(matrix, sources),
     )
 
 
@@ -239,18 +271,18 @@ def _features(
     label: str | None,
     group: str | None,
     coded: Sequence[str],
-    left_out: Sequence[str],
+    ignored: Sequence[str],
 ) -> list[str]:
-    """The columns that are read as inputs: all but the label, the group and those that are left out.
+    """The columns that are read as inputs: all but the label, the group and the ignored ones.
 
     Raises:
-        UserError: a column is unknown or asked for twice, or none is left.
+        UserError: a column is unknown or has two roles, or none is left.
     """
     others = [each for each in (label, group) if each is not None]
-    _known(names, path, {"--label": [label], "group": [group], "categorical": coded, "ignore": left_out})
-    if clash := [name for name in others if others.count(name) > 1 or name in left_out]:
-        raise UserError(f"column {clash[0]!r} is asked for twice: as label, as group or to be left out; choose one")
-    features = [name for name in names if name not in {*others, *left_out}]
+    _check_names(names, path, {"--label": [label], "group": [group], "categorical": coded, "ignore": ignored})
+    if clash := [name for name in others if others.count(name) > 1 or name in ignored]:
+        raise UserError(f"column {clash[0]!r} is named twice among label, group and ignore; choose one")
+    features = [name for name in names if name not in {*others, *ignored}]
     if not features:
         raise UserError(f"{path}: no column is left beside the label, the group and the ignored ones")
     return features
@@ -259,16 +291,16 @@ def _features(
 def _row_names(matrix: Matrix, sources: tuple[Source, ...]) -> Callable[[NDArray[np.int64]], list[str]]:
     """``file:row`` of every row of the matrix, from which bad ones were left out."""
     skipped: dict[str, set[int]] = {}
-    for each in matrix.skipped:
-        if found := re.match(r"(.*?): row (\d+): ", each):
-            skipped.setdefault(found[1], set()).add(int(found[2]))
+    for line in matrix.skipped:
+        if match := re.match(r"(.*?): row (\d+): ", line):
+            skipped.setdefault(match[1], set()).add(int(match[2]))
     ends = np.cumsum(matrix.lengths)
 
     def in_file(number: int) -> NDArray[np.int64]:
         name = sources[number].path.name
-        left_out, first = skipped.get(name, set()), 1 if name.lower().endswith(PARQUET) else 2
-        rows = np.arange(first, first + matrix.lengths[number] + len(left_out))
-        return rows[~np.isin(rows, list(left_out))]
+        bad_rows, first = skipped.get(name, set()), 1 if name.lower().endswith(PARQUET) else 2
+        rows = np.arange(first, first + matrix.lengths[number] + len(bad_rows))
+        return rows[~np.isin(rows, list(bad_rows))]
 
     @cache
     def numbers() -> NDArray[np.int64]:
@@ -291,24 +323,16 @@ def load_frame(frame: pd.DataFrame) -> Data:
     columns = tuple(scan((source,)).values())
     x = np.concatenate([cells.astype(np.float32) for _, cells, _ in encoded(source, columns, refuse)])
     matrix = Matrix(x, np.empty((len(x), 0)), columns, (), (), (len(x),))
-    everything = np.arange(len(x))
-    fitted = fit_in_memory(matrix, everything)
-    return Data(
-        specs=(fitted.spec,),
-        pretrain=Split((x,), everything),
-        labelled=None,
-        fingerprint=hashlib.sha256(x.tobytes() + repr(columns).encode()).hexdigest(),
-        normalise=fitted.normalise(),
-        state=_state(fitted, matrix, (), (), {}),
-    )
+    digest = hashlib.sha256(x.tobytes() + repr(columns).encode()).hexdigest()
+    return _unlabelled(matrix, fit_in_memory(matrix, np.arange(len(x))), digest)
 
 
 def load_further(
     data: Path | pd.DataFrame, state: Mapping[str, Any], on_bad: Literal["error", "skip"] = "error"
 ) -> tuple[Data, list[str]]:
-    """Further tables with the columns of a training run, all rows in order as ``pretrain``; keys are ``file:row``.
+    """Further tables with the columns of a training run: all rows in order as ``pretrain``, keyed by ``file:row``.
 
-    The label and group columns, and those that were ignored, may be there or not.
+    The label, the group and the ignored columns may be present or absent.
 
     Args:
         data: files as in `load_own`, or a table in memory.
@@ -326,28 +350,28 @@ def load_further(
     skipped: list[str] = []
     for source in sources:
         names = column_names(source)
-        if lacking := [name for name in expected if name not in names]:
+        if absent := [name for name in expected if name not in names]:
             raise UserError(
-                f"{source.path}: no column {lacking[0]!r}{did_you_mean(lacking[0], names)}, which the run was "
+                f"{source.path}: no column {absent[0]!r}{did_you_mean(absent[0], names)}, which the run was "
                 f"trained on; there are: {', '.join(names)}"
             )
         if new := [name for name in names if name not in {*expected, *state["others"], *state["ignored"]}]:
-            raise UserError(f"{source.path}: column {new[0]!r} is not among those of the training data; take it out")
-        left_out: list[tuple[int, str]] = []
-        on_row = refuse if on_bad == "error" else partial(listed, left_out)
+            raise UserError(f"{source.path}: the training data have no column {new[0]!r}; remove it")
+        bad_rows: list[tuple[int, str]] = []
+        on_row = refuse if on_bad == "error" else partial(listed, bad_rows)
         for rows, cells, unknown in encoded(source, columns, on_row, tuple(state["missing"])):
             keys += [f"{source.path.name}:{row}" for row in rows]
             values.append(cells.astype(np.float32))
             unseen += unknown
-        skipped += [f"{source.path.name}: row {row}: {reason}" for row, reason in sorted(left_out)]
+        skipped += [f"{source.path.name}: row {row}: {reason}" for row, reason in sorted(bad_rows)]
     x = np.concatenate(values)
     if not len(x):
-        raise UserError(f"{sources[0].path}: it holds no rows")
+        raise UserError(f"{sources[0].path}: the table has no rows")
     further = Data(
         specs=(fitted.spec,),
         pretrain=Split((x,), np.arange(len(x))),
         labelled=None,
-        fingerprint="",  # nothing is kept of what is read only once
+        fingerprint="",  # data that are read only once are not cached
         normalise=fitted.normalise(),
         notes=(*_unseen_note(unseen), *skipped_note("rows", skipped, len(x) + len(skipped))),
         state=dict(state),
@@ -367,38 +391,37 @@ def load_further_labelled(
 ) -> Marked:
     """Rows of further tables with labels.
 
-    ``label``, ``group``, ``ignore`` and ``task`` are those of `load_own`, the rest those of `load_further`.
+    ``label``, ``group``, ``ignore`` and ``task`` are as in `load_own`, the other arguments as in `load_further`.
 
     Raises:
-        UserError: the label is a column that the encoder reads, or see `load_own` and `load_further`.
+        UserError: the encoder reads the label's column as an input, or as `load_own` and `load_further`.
     """
     sources, missing = table_sources(path, state.get("reading")), tuple(state["missing"])
-    beside = [name for name in (label, group) if name is not None]
+    others = [name for name in (label, group) if name is not None]
     names = _same_columns(sources)
-    _known(names, path, {"--label": [label], "group": [group], "ignore": _listed(ignore)})
+    _check_names(names, path, {"--label": [label], "group": [group], "ignore": _listed(ignore)})
     if label in [name for name, *_ in state["columns"]]:
         raise UserError(f"--label {label}: the encoder reads this column as an input; pretrain without it (ignore)")
-    state = {**state, "others": [*state["others"], *beside], "ignored": [*state["ignored"], *_listed(ignore)]}
+    state = {**state, "others": [*state["others"], *others], "ignored": [*state["ignored"], *_listed(ignore)]}
     data, keys = load_further(path, state, on_bad)
-    left_out = frozenset(name for name in names if name not in beside)
-    scanned = scan(sources, missing, leave_out=left_out, many=frozenset(beside[1:]))
-    columns = tuple(scanned[name] for name in beside)
-    place, found = {key: row for row, key in enumerate(keys)}, np.full((len(keys), len(beside)), np.nan)
+    inputs = frozenset(name for name in names if name not in others)
+    scanned = scan(sources, missing, leave_out=inputs, many=frozenset(others[1:]))
+    columns = tuple(scanned[name] for name in others)
+    row_of, extra = {key: row for row, key in enumerate(keys)}, np.full((len(keys), len(others)), np.nan)
     for source in sources:
-        for rows, values, _ in encoded(source, columns, refuse if on_bad == "error" else _left_out, missing):
-            there = [place.get(f"{source.path.name}:{row}", -1) for row in rows]
-            kept = np.array(there) >= 0
-            found[np.array(there)[kept]] = values[kept]
+        for rows, values, _ in encoded(source, columns, refuse if on_bad == "error" else _reported, missing):
+            target_rows = np.array([row_of.get(f"{source.path.name}:{row}", -1) for row in rows])
+            extra[target_rows[target_rows >= 0]] = values[target_rows >= 0]
     empty = np.empty((len(keys), 0), np.float32)
-    target, target_task, decided = _target(Matrix(empty, found, (), columns, (), ()), label, task)
-    if group is not None and (lacking := np.flatnonzero(np.isnan(found[:, 1]))).size:
-        raise UserError(f"{path}: {keys[lacking[0]]}: {group} is empty; fill it in")
-    members = None if group is None else codes([str(value) for value in found[:, 1]])
+    target, target_task, decided = _target(Matrix(empty, extra, (), columns, (), ()), label, task)
+    if group is not None and (ungrouped := np.flatnonzero(np.isnan(extra[:, 1]))).size:
+        raise UserError(f"{path}: {keys[ungrouped[0]]}: {group} is empty; fill it in")
+    members = None if group is None else codes([str(value) for value in extra[:, 1]])
     return Marked(data, keys, "rows", target_task, target, members, decided)
 
 
-def _left_out(file: Path, row: int, reason: str) -> None:
-    """A bad row, of which the reader of the features has told already."""
+def _reported(file: Path, row: int, reason: str) -> None:
+    """Ignore a bad row: reading the features has already reported it."""
 
 
 def _unseen_note(count: int) -> tuple[str, ...]:
@@ -412,9 +435,9 @@ def _listed(names: str | Sequence[str]) -> tuple[str, ...]:
     return tuple(part.strip() for part in parts if part.strip())
 
 
-def _known(names: tuple[str, ...], path: Path, options: Mapping[str, Iterable[str | None]]) -> None:
-    for option, wanted in options.items():
-        for name in wanted:
+def _check_names(names: tuple[str, ...], path: Path, options: Mapping[str, Iterable[str | None]]) -> None:
+    for option, columns in options.items():
+        for name in columns:
             if name is not None and name not in names:
                 raise UserError(
                     f"{option} {name!r}: {path} has no such column{did_you_mean(name, names)}; "
@@ -428,12 +451,12 @@ def _same_columns(sources: tuple[Source, ...]) -> tuple[str, ...]:
     for other in others:
         if set(column_names(other)) != set(names):
             differing = sorted(set(column_names(other)) ^ set(names))
-            raise UserError(f"{other.path}: other columns than {first.path}: {', '.join(differing)}")
+            raise UserError(f"{other.path}: its columns differ from those of {first.path}: {', '.join(differing)}")
     return names
 
 
 def _target(matrix: Matrix, label: str, task: str) -> tuple[NDArray[Any], Task, tuple[str, ...]]:
-    """The labels in the form that the task states, the task, and what was decided without being told."""
+    """The labels in the form that the task states, the task, and a note on what was decided here."""
     column = next(each for each in matrix.others if each.name == label)
     values = matrix.extra[:, matrix.others.index(column)]
     filled = ~np.isnan(values)
@@ -442,18 +465,18 @@ def _target(matrix: Matrix, label: str, task: str) -> tuple[NDArray[Any], Task, 
         raise UserError(f"--label {label}: every cell is empty; leave the label out, or fill some in")
     if len(distinct) < 2:
         held = column.categories[int(distinct[0])] if column.categories else f"{distinct[0]:g}"
-        raise UserError(f"--label {label}: every row holds {held!r}; there is nothing to predict from")
+        raise UserError(f"--label {label}: every row holds {held!r}; there is nothing to predict")
     whole = bool((distinct == np.round(distinct)).all())
     counted = any(np.array_equal(distinct, np.arange(first, first + len(distinct))) for first in (0, 1))
     many = column.categories is None and len(distinct) > MANY and not counted
     if task == "regression" and column.categories is not None:
         raise UserError(f"option task=regression: the label {label!r} holds text such as {column.categories[0]!r}")
     if task == "regression" or (task == "auto" and many):
-        said = (
+        note = (
             f"The label {label!r} has {len(distinct)} different values and is predicted as a quantity; "
             "option task=classes predicts each value as a class.",
         )
-        return values.astype(np.float32), Task("regression", "spearman"), () if task == "regression" else said
+        return values.astype(np.float32), Task("regression", "spearman"), () if task == "regression" else note
     if column.categories is not None:
         names = [column.categories[int(code)] for code in distinct]
     else:
@@ -463,16 +486,15 @@ def _target(matrix: Matrix, label: str, task: str) -> tuple[NDArray[Any], Task, 
     return classes, Task("classes", "accuracy", tuple(names)), ()
 
 
-def _state(
-    fitted: Fitted, matrix: Matrix, ignored: tuple[str, ...], missing: tuple[str, ...], reading: Mapping[str, Any]
-) -> dict[str, Any]:
+def _state(fitted: Fitted, matrix: Matrix) -> dict[str, Any]:
+    """``Data.state``, where no column was ignored and files are read by default."""
     return {
         "columns": [column.plain() for column in fitted.columns],
         "mean": list(fitted.mean),
         "std": list(fitted.std),
         "others": [column.name for column in matrix.others],
-        "ignored": list(ignored),
-        "missing": list(missing),
-        "reading": dict(reading),
+        "ignored": [],
+        "missing": [],
+        "reading": {},
         "skipped": list(matrix.skipped),
     }

@@ -1,4 +1,4 @@
-"""Text: samples to rows of token ids, tokenised once into a memory map; GLUE-like tasks; a user's own texts."""
+"""Text: samples tokenised once into memory-mapped rows of token ids, tasks such as GLUE's, and a user's own texts."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ __all__ = [
 ]
 
 LENGTH = 128
-"""Tokens a sample, of DABS (Tamkin et al. 2021) and so of every text domain here: an encoder's positions are fixed."""
+"""Tokens per sample in DABS (Tamkin et al. 2021), and in every text domain here: an encoder's positions are fixed."""
 
 BERT = "bert-base-uncased"
 BERT_FILE = Download(
@@ -73,10 +73,10 @@ XLM_ROBERTA_FILE = Download(
     ("https://huggingface.co/FacebookAI/xlm-roberta-base/resolve/main/tokenizer.json",), f"{XLM_ROBERTA}/tokenizer.json"
 )
 HUGGING_FACE = "huggingface/datasets 040102f, datasets/{}/dataset_infos.json"
-"""Where the checksums of the text sets are published, the set's name to be filled in."""
+"""Where the checksums of the text sets are published; ``{}`` stands for the name of the set."""
 
 BATCH = 4096
-"""Samples that are tokenised at once: bounds the memory, changes nothing else."""
+"""Samples that are tokenised at once. It bounds the memory and changes nothing else."""
 
 # Part of every cache key: raise it when the same texts would give other rows.
 PREPARATION = 1
@@ -97,7 +97,7 @@ def corpus(name: str, source: str, tokens: Tokenizer, read: Callable[[], Iterabl
         name: the domain's.
         source: their `identity`.
         tokens: the tokenizer.
-        read: reads the samples in their order; called twice, to count and to tokenise.
+        read: yields the samples in order; called twice, to count and to tokenise.
         notes: what a reader of a score has to know.
 
     Raises:
@@ -109,7 +109,7 @@ def corpus(name: str, source: str, tokens: Tokenizer, read: Callable[[], Iterabl
 
     rows = _stored(prepared(name, _key(source, tokens, LENGTH), build), "rows")
     if not len(rows):
-        raise UserError(f"{name}: not one text in its files; are they complete?")
+        raise UserError(f"{name}: its files hold no text; are they complete?")
     return _unlabelled(rows, tokens, source, *notes)
 
 
@@ -127,7 +127,7 @@ def _unlabelled(rows: NDArray[np.int32], tokens: Tokenizer, source: str, *notes:
 
 @dataclass(frozen=True)
 class Texts:
-    """Samples in their order and their labels, in the form that the task states."""
+    """Samples in order, and their labels in the form that the task states."""
 
     samples: list[Sample]
     label: NDArray[Any]
@@ -143,17 +143,17 @@ def labelled(
     *notes: str,
     phrases: bool = False,
 ) -> Data:
-    """A task over texts or pairs of texts, as GLUE's.
+    """A task over texts or pairs of texts, such as those of GLUE.
 
     Under ``dabs`` training takes the whole training part and the validation part *is* the test part: DABS reports the
-    split that it watches. Else validation is carved from train. The pairs that share their first text (premise,
-    question) are one group, and go to one side.
+    split that it watches. Otherwise validation is carved from train. Pairs that share their first text (premise,
+    question) form one group, which is never divided.
 
     Args:
         name: the domain's.
         source: the texts' `identity`.
         tokens: the tokenizer.
-        read: ``read("train")`` and ``read("test")`` give the parts; called only where nothing is prepared yet.
+        read: ``read("train")`` and ``read("test")`` give the parts; called only if they are not prepared yet.
         task: what is predicted.
         protocol: ``v1`` or ``dabs``.
         notes: what a reader of a score has to know.
@@ -186,10 +186,11 @@ def labelled(
     validation = test
     if protocol != "dabs":
         if phrases:
-            kept, held = _carve_sentences(np.asarray(train.inputs[0]), tokens.pad)
+            fitted, held_out = _carve_sentences(np.asarray(train.inputs[0]), tokens.pad)
         else:
-            kept, held = carve(len(train), label=train.label if task.kind == "classes" else None, group=train.group)
-        train, validation = train.take(kept), train.take(held)
+            classes = train.label if task.kind == "classes" else None
+            fitted, held_out = carve(len(train), label=classes, group=train.group)
+        train, validation = train.take(fitted), train.take(held_out)
     return Data(
         specs=(Tokens(LENGTH, tokens.vocab, tokens.pad),),
         pretrain=train,
@@ -206,11 +207,15 @@ def labelled(
 
 
 def _carve_sentences(rows: NDArray[np.int32], pad: int | None) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Rows that train and rows that validate: a tenth of the sentences, each with its phrases. Shared phrases train."""
+    """Rows for training, and rows for validation: a tenth of the sentences, each with its phrases.
+
+    Phrases of several sentences stay in training.
+    """
     root = roots(Sequences.of(rows, pad))
-    alone = np.flatnonzero(root != SEVERAL)
-    _, held = carve(len(alone), group=root[alone])
-    return np.setdiff1d(np.arange(len(rows)), alone[held]), alone[held]
+    of_one_sentence = np.flatnonzero(root != SEVERAL)
+    _, held_out = carve(len(of_one_sentence), group=root[of_one_sentence])
+    validation = of_one_sentence[held_out]
+    return np.setdiff1d(np.arange(len(rows)), validation), validation
 
 
 def _check(name: str, task: Task, train: Texts, test: Texts) -> None:
@@ -223,10 +228,10 @@ def _check(name: str, task: Task, train: Texts, test: Texts) -> None:
 
 
 def _groups(samples: list[Sample]) -> NDArray[np.int64]:
-    """The pairs that share their first text have one number; single texts stand alone."""
-    known: dict[str, int] = {}
+    """One number for all pairs that share their first text; every single text has its own."""
+    first: dict[str, int] = {}
     return np.array(
-        [n if isinstance(sample, str) else known.setdefault(sample[0], n) for n, sample in enumerate(samples)], np.int64
+        [n if isinstance(sample, str) else first.setdefault(sample[0], n) for n, sample in enumerate(samples)], np.int64
     )
 
 
@@ -250,17 +255,17 @@ def _key(source: str, tokens: Tokenizer, length: int) -> str:
 
 
 def _stored(folder: Path, part: str) -> NDArray[np.int32]:
-    # a plain array over the map: np.memmap's own bookkeeping would be paid at every batch
+    # a plain array over the memory map: indexing np.memmap itself costs more, at every batch
     return np.asarray(np.load(folder / f"{part}.npy", mmap_mode="r"))
 
 
 def _cut_note(rows: NDArray[np.int32], tokens: Tokenizer) -> str:
     full = int(np.count_nonzero(rows[:, -1] != tokens.pad))
-    return f"{full} of {len(rows)} samples fill all {rows.shape[1]} tokens; what lies beyond is cut."
+    return f"{full} of {len(rows)} samples fill all {rows.shape[1]} tokens; the rest of a longer one is cut."
 
 
 def as_int64(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """``Data.normalise`` of text: ids are stored as int32 and read as int64."""
+    """``Data.normalise`` of text: ids are stored as int32 and the encoder reads int64."""
     return tuple(x.long() for x in inputs)
 
 
@@ -268,13 +273,13 @@ def as_int64(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 
 def read_lines(file: Path) -> Iterator[tuple[int, str]]:
-    """Line numbers from 1 and the lines of a UTF-8 file, without byte order mark and line end.
+    """The lines of a UTF-8 file, numbered from 1, without byte order mark and line ends.
 
     Raises:
-        UserError: the file is missing, cannot be read, or a line of it is not UTF-8.
+        UserError: the file is missing or cannot be read, or one of its lines is not UTF-8.
     """
     try:
-        # only "\\n" ends a line: upstream's files hold other characters that Python would split at
+        # only "\\n" ends a line: upstream's files hold other characters at which Python would split
         with file.open("rb") as stream:
             for number, line in enumerate(stream, start=1):
                 try:
@@ -288,15 +293,15 @@ def read_lines(file: Path) -> Iterator[tuple[int, str]]:
 
 
 def read_tsv(file: Path, columns: Sequence[str], header: Sequence[str] = ()) -> Iterator[tuple[int, list[str]]]:
-    """Line numbers and the wanted cells of a tab-separated file without quoting, as GLUE's are.
+    """Line numbers and the cells of some columns of a tab-separated file without quoting, such as GLUE's.
 
     Args:
-        file: its first line names the columns unless ``header`` does.
-        columns: which cells, in which order.
-        header: the columns of a file that does not name them.
+        file: its first line names the columns unless ``header`` is given.
+        columns: the columns to read, in the order of the result.
+        header: the columns of a file whose first line does not name them.
 
     Raises:
-        UserError: the file lacks a column, a row has another number of cells, or see `read_lines`.
+        UserError: the file lacks a column, a row has another number of cells, or the file is not as `read_lines` needs.
     """
     names = list(header)
     for number, line in read_lines(file):
@@ -305,7 +310,9 @@ def read_tsv(file: Path, columns: Sequence[str], header: Sequence[str] = ()) -> 
             names = cells
             missing = [column for column in columns if column not in names]
             if missing:
-                raise UserError(f"{file}:{number}: no column {missing[0]!r} among {', '.join(names)}; is it this file?")
+                raise UserError(
+                    f"{file}:{number}: no column {missing[0]!r} among {', '.join(names)}; is this the right file?"
+                )
             continue
         if len(cells) != len(names):
             raise UserError(f"{file}:{number}: {len(cells)} cells where the table has {len(names)}; fix the row")
@@ -316,7 +323,7 @@ def read_tsv(file: Path, columns: Sequence[str], header: Sequence[str] = ()) -> 
 
 
 class OwnText(NamedTuple):
-    """One text: what it is called (file name, or ``file:row``), and its class and group, empty where there is none."""
+    """One text: its key (file name, or ``file:row``), and its class and group, which are empty if it has none."""
 
     key: str
     text: str
@@ -327,44 +334,45 @@ class OwnText(NamedTuple):
 def read_own(
     path: Path, column: str, label: str | None, group: str | None, on_bad: Literal["error", "skip"]
 ) -> tuple[list[OwnText], list[str]]:
-    """The texts of a folder of ``.txt`` files, of the lines of one, or of a table; and what was skipped and why.
+    """The texts of a folder of ``.txt`` files, of the lines of one such file, or of a table; and what was skipped.
 
     Args:
         path: the folder or file.
         column: a table's column of texts.
-        label: a table's column of classes; ``folder`` for a folder of class folders; None where none is wanted.
+        label: a table's column of classes; ``folder`` for a folder of class folders; None to read no classes.
         group: a table's column of groups, or None.
-        on_bad: ``error`` raises at the first text that is empty or broken, or lacks its group; ``skip`` leaves it out.
+        on_bad: ``error`` raises at the first text that is empty or broken or has no group; ``skip`` leaves it out.
 
     Raises:
-        UserError: an unknown column, no text at all, or see ``on_bad``.
+        UserError: a column is unknown, there is no text, or a text is bad and ``on_bad`` is ``error``.
     """
-    found: list[OwnText] = []
-    bad: list[str] = []
-    for key, text, of_class, of_group, fault in _candidates(path, column, label, group):
-        if not fault and not text.strip():
+    texts: list[OwnText] = []
+    skipped: list[str] = []
+    for text, fault in _candidates(path, column, label, group):
+        if not fault and not text.text.strip():
             fault = "no text"
-        if not fault and group is not None and of_group in EMPTY:
+        if not fault and group is not None and text.group in EMPTY:
             fault = f"no {group}"
         if not fault:
-            found.append(OwnText(key, text, "" if of_class in EMPTY else of_class, of_group))
+            texts.append(text._replace(label="") if text.label in EMPTY else text)
         elif on_bad == "error":
-            raise UserError(f"{path}: {key}: {fault}; fix it, or leave such texts out with --on-bad skip")
+            raise UserError(f"{path}: {text.key}: {fault}; fix it, or leave such texts out with --on-bad skip")
         else:
-            bad.append(f"{key}: {fault}")
-    if not found:
-        raise UserError(f"{path}: not one text in it" + (f"; the first fault: {bad[0]}" if bad else ""))
-    return found, bad
+            skipped.append(f"{text.key}: {fault}")
+    if not texts:
+        raise UserError(f"{path}: it holds no text" + (f"; the first fault: {skipped[0]}" if skipped else ""))
+    return texts, skipped
 
 
-Candidate = tuple[str, str, str, str, str]
-"""Key, text, class, group, and what is wrong; empty where nothing is."""
+Candidate = tuple[OwnText, str]
+"""A text and what is wrong with it; the latter is empty if nothing is."""
 
 
 def _candidates(path: Path, column: str, label: str | None, group: str | None) -> Iterator[Candidate]:
     name = path.name.lower()
     if path.is_file() and name.endswith((*CSV, *PARQUET)):
-        yield from (_parquet if name.endswith(PARQUET) else _csv)(path, column, label, group)
+        rows = _parquet_rows(path, (column, label, group)) if name.endswith(PARQUET) else _csv_rows(path)
+        yield from _from_table(path, rows, column, label, group)
         return
     if group or label not in (None, "folder"):
         raise UserError(f"{path}: plain texts have no column {group or label!r}; give a table, or --label folder")
@@ -374,18 +382,39 @@ def _candidates(path: Path, column: str, label: str | None, group: str | None) -
                 text, fault = (path / file).read_text(encoding="utf-8-sig"), ""
             except (OSError, UnicodeDecodeError) as error:
                 text, fault = "", f"cannot be read as UTF-8 ({error})"
-            yield file, text, file.split("/")[0] if "/" in file else "", "", fault
+            yield OwnText(file, text, file.split("/")[0] if "/" in file else "", ""), fault
     elif label:
         raise UserError(f"{path}: the lines of a file have no class; give a table and its column with --label")
     else:
         for number, line in read_lines(path):
-            yield f"{path.name}:{number}", line.strip(), "", "", ""
+            yield OwnText(f"{path.name}:{number}", line.strip(), "", ""), ""
 
 
-def _csv(path: Path, column: str, label: str | None, group: str | None) -> Iterator[Candidate]:
-    """Rows count from 1, the header included.
+Cells = tuple[int, Sequence[str]]
+"""The number of a row and its cells."""
 
-    A cell may span lines, as texts do. Arrow, which reads the other tables, would then take a quote that is never
+
+def _from_table(
+    path: Path, rows: Iterator[Cells], column: str, label: str | None, group: str | None
+) -> Iterator[Candidate]:
+    """The texts of a table, of which the first of the ``rows`` names the columns."""
+    _, names = next(rows)
+    for each in (column, label, group):
+        if each is not None and each not in names:
+            raise UserError(f"{path}: no column {each!r} among {', '.join(names)}")
+    indices = [None if each is None else list(names).index(each) for each in (column, label, group)]
+    for number, cells in rows:
+        key = f"{path.name}:{number}"
+        if len(cells) == len(names):
+            yield OwnText(key, *("" if index is None else cells[index] for index in indices)), ""
+        else:
+            yield OwnText(key, "", "", ""), f"{len(cells)} cells where the table has {len(names)} columns"
+
+
+def _csv_rows(path: Path) -> Iterator[Cells]:
+    """The rows of a CSV or TSV file, gzipped or not; rows count from 1, and the first is the header.
+
+    A cell may span lines, as texts do. Arrow, which reads the other tables, would then mistake a quote that is never
     closed for a text that lasts to the end of the file; the csv module refuses it.
     """
     import gzip
@@ -397,44 +426,30 @@ def _csv(path: Path, column: str, label: str | None, group: str | None) -> Itera
             first = stream.readline()
             stream.seek(0)
             reader = csv.reader(stream, delimiter=max(",;\t", key=first.count), strict=True)
-            names = [name.strip() for name in next(reader, [])]
-            places = _places(path, names, column, label, group)
+            yield 1, [name.strip() for name in next(reader, [])]
             for number, cells in enumerate(reader, start=2):
-                if len(cells) == len(names):
-                    text, of_class, of_group = (cells[place].strip() if place >= 0 else "" for place in places)
-                    yield f"{path.name}:{number}", text, of_class, of_group, ""
-                else:
-                    fault = f"{len(cells)} cells where the table has {len(names)} columns"
-                    yield f"{path.name}:{number}", "", "", "", fault
+                yield number, [cell.strip() for cell in cells]
     except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: cannot be read as a table ({error}); fix it") from error
 
 
-def _parquet(path: Path, column: str, label: str | None, group: str | None) -> Iterator[Candidate]:
+def _parquet_rows(path: Path, columns: Sequence[str | None]) -> Iterator[Cells]:
+    """The rows of a Parquet file, counted from 1, after its column names; cells of other columns are left empty."""
     import pyarrow as pa
     import pyarrow.parquet
 
     try:
         file = pyarrow.parquet.ParquetFile(path)
-        places = _places(path, file.schema_arrow.names, column, label, group)
-        wanted = sorted({file.schema_arrow.names[place] for place in places if place >= 0})
+        names = file.schema_arrow.names
+        yield 0, names
         number = 0
-        for batch in file.iter_batches(columns=wanted):
+        for batch in file.iter_batches(columns=[name for name in names if name in columns]):
             for row in batch.to_pylist():
                 number += 1
-                cells = ("" if name is None or row[name] is None else str(row[name]) for name in (column, label, group))
-                text, of_class, of_group = cells
-                yield f"{path.name}:{number}", text, of_class, of_group, ""
+                cells = (row.get(name) for name in names)
+                yield number, ["" if cell is None else str(cell) for cell in cells]
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{path}: cannot be read as Parquet ({' '.join(str(error).split())}); fix it") from error
-
-
-def _places(path: Path, names: Sequence[str], *columns: str | None) -> list[int]:
-    """Where these columns stand, -1 for None."""
-    for column in columns:
-        if column is not None and column not in names:
-            raise UserError(f"{path}: no column {column!r} among {', '.join(names)}")
-    return [-1 if column is None else list(names).index(column) for column in columns]
 
 
 def load_own(
@@ -449,27 +464,29 @@ def load_own(
     length: int = LENGTH,
     group: str | None = None,
 ) -> Data:
-    """Texts, each a sample. With a label a fifth of the labelled ones (or of the groups) are the test.
+    """Texts, one sample each. With a label, a fifth of the labelled texts (or of the groups) become the test part.
 
-    Texts without a label are pretrained on and not scored.
+    Texts without a label are used for pretraining and are not scored.
 
     Args:
-        path: a folder of ``.txt`` files, one text each; one ``.txt`` file, a text a line; or a CSV, TSV or Parquet.
-        label: a table's column of classes; ``folder`` where each class has a folder of its own.
-        on_bad: ``skip`` leaves out texts that are empty, counts and lists them.
-        root: the data root, where tokenizers lie; by default `data_root`'s.
+        path: a folder of ``.txt`` files with one text each, a ``.txt`` file with one text per line, or a CSV, TSV or
+            Parquet file.
+        label: a table's column of classes; ``folder`` if each class has its own folder.
+        on_bad: ``skip`` leaves out texts that are empty, counts them and lists them.
+        root: the data root, where tokenizers lie; by default that of `data_root`.
         column: a table's column of texts.
-        tokenizer: name or file of one; where empty, one is trained on the texts that pretraining sees.
-        vocab_size: of the trained tokenizer, at most.
-        length: tokens a sample.
-        group: a table's column that tells which texts belong together (author, source, thread).
+        tokenizer: its name or file; if empty, one is trained on the texts that pretraining sees.
+        vocab_size: the most tokens that a trained tokenizer has.
+        length: tokens per sample.
+        group: a table's column that says which texts belong together (author, source, thread).
 
     Raises:
-        UserError: an unknown column, a bad row, only one class, no text, or see `tokenizer` and `train_tokenizer`.
+        UserError: a column is unknown, a row is bad, there is no text or only one class, or the tokenizer cannot be
+            found or trained.
     """
     if length < 3:
-        raise UserError(f"length {length}: a sample needs room for a token between its two special ones")
-    rows, bad = read_own(path, column, label, group, on_bad)
+        raise UserError(f"length {length}: a sample has two special tokens and at least one other; give 3 or more")
+    rows, skipped = read_own(path, column, label, group, on_bad)
     seen = np.arange(len(rows))
     notes: tuple[str, ...] = ()
     if label is not None:
@@ -480,12 +497,7 @@ def load_own(
         parts = divide_labelled(code >= 0, label=code, group=groups, seeds=(0, 0))
         seen = parts.pretrain
         notes = division_notes("texts", task, parts, code, len(rows), grouped=group is not None)
-    tokens = _own_tokenizer(
-        tokenizer,
-        root,
-        (rows[row].text for row in seen),
-        vocab_size,
-    )
+    tokens = _own_tokenizer(tokenizer, root, (rows[row].text for row in seen), vocab_size)
     data = _own_data(path, rows, tokens, length)
     if label is not None:
         whole = replace(data.pretrain, label=code, group=groups)
@@ -493,8 +505,8 @@ def load_own(
         data = replace(data, pretrain=whole.take(seen).drop_partial_label(), labelled=labelled)
     return replace(
         data,
-        notes=(*notes, *data.notes, *skipped_note("texts", bad, len(rows) + len(bad))),
-        state={"column": column, "length": length, "tokenizer": tokens.state(), "skipped": bad},
+        notes=(*notes, *data.notes, *skipped_note("texts", skipped, len(rows) + len(skipped))),
+        state={"column": column, "length": length, "tokenizer": tokens.state(), "skipped": skipped},
         names=named([row.key for row in rows]),
     )
 
@@ -507,9 +519,9 @@ def load_further(
     Raises:
         UserError: as `load_own`.
     """
-    rows, bad = read_own(path, state["column"], None, None, on_bad)
+    rows, skipped = read_own(path, state["column"], None, None, on_bad)
     data = _own_data(path, rows, tokens_of(state), state["length"])
-    notes = (*data.notes, *skipped_note("texts", bad, len(rows) + len(bad)))
+    notes = (*data.notes, *skipped_note("texts", skipped, len(rows) + len(skipped)))
     return replace(data, notes=notes, state=state), [row.key for row in rows]
 
 
@@ -522,31 +534,31 @@ def load_further_labelled(
     column: str = "",
     group: str | None = None,
 ) -> Marked:
-    """Further texts with labels: ``label``, ``column`` and ``group`` as in `load_own`, the rest as `load_further`."""
-    rows, bad = read_own(path, column or state["column"], label, group, on_bad)
+    """Further texts with labels: ``label``, ``column`` and ``group`` as in `load_own`, otherwise as `load_further`."""
+    rows, skipped = read_own(path, column or state["column"], label, group, on_bad)
     data = _own_data(path, rows, tokens_of(state), state["length"])
-    data = replace(data, notes=(*data.notes, *skipped_note("texts", bad, len(rows) + len(bad))), state=state)
+    data = replace(data, notes=(*data.notes, *skipped_note("texts", skipped, len(rows) + len(skipped))), state=state)
     groups = [row.group for row in rows] if group else None
     return marked(data, [row.key for row in rows], "texts", path, [row.label for row in rows], groups)
 
 
 def tokens_of(state: Mapping[str, Any]) -> Tokenizer:
-    """The tokenizer of a training run: as its state holds it, or by its name where it is a published one.
+    """The tokenizer of a training run: stored in the run's state, or by its name if it is a published one.
 
     Raises:
-        UserError: it is not where tokenizers are looked for, or is another one there.
+        UserError: a published tokenizer is not on this machine, or differs from the run's.
     """
-    known = state["tokenizer"]
-    if "tokenizer" in known:
-        return Tokenizer.from_state(known)
-    found = tokenizer(known["name"], data_root(None))
-    if found.digest != known["digest"]:
-        raise UserError(f"tokenizer {known['name']}: not the one that the run was trained with; fetch that one again")
-    return found
+    recorded = state["tokenizer"]
+    if "tokenizer" in recorded:
+        return Tokenizer.from_state(recorded)
+    published = tokenizer(recorded["name"], data_root(None))
+    if published.digest != recorded["digest"]:
+        raise UserError(f"tokenizer {recorded['name']}: differs from the one of the run; fetch the run's version")
+    return published
 
 
 def _named(tokens: Tokenizer, length: int) -> dict[str, Any]:
-    """For ``Data.state``, where the tokenizer is a published one."""
+    """For ``Data.state``, if the tokenizer is a published one."""
     return {"column": "text", "length": length, "tokenizer": {"name": tokens.name, "digest": tokens.digest}}
 
 

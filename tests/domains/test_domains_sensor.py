@@ -242,8 +242,8 @@ def test_pamap2_says_which_activities_nobody_trains(generated: Path, tmp_path: P
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda lines: [*lines[:-1], lines[-1][:50]], r"row 6840: 8 columns where 54 belong; the file is truncated"),
-        (lambda lines: [*lines[:9], lines[9] + " 1", *lines[10:]], "row 10: 55 columns where 54 belong"),
+        (lambda lines: [*lines[:-1], lines[-1][:50]], r"row 6840: 8 columns, expected 54; the file is truncated"),
+        (lambda lines: [*lines[:9], lines[9] + " 1", *lines[10:]], "row 10: 55 columns, expected 54"),
         (lambda lines: [lines[0].replace("8.38 0 ", "8.38 99 "), *lines[1:]], "row 1: time 8.38, activity 99"),
         (lambda lines: [lines[0].replace("8.38 0 ", "8.38 NaN "), *lines[1:]], "row 1: time 8.38, activity nan"),
         (lambda lines: [lines[0].replace("NaN", "n/a", 1), *lines[1:]], "row 1: 'n/a' is not a finite number"),

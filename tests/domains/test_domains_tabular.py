@@ -144,7 +144,7 @@ def test_higgs_pretraining_never_sees_a_test_row_of_the_transfer_set(tmp_path: P
         (0, "", "column 'class_label' is empty"),
         (5, "", "column 'missing_energy_phi' is empty"),
         (5, "nan", "column 'missing_energy_phi' is empty"),
-        (5, "-inf", "column 'missing_energy_phi' holds '-inf' infinite as float32"),
+        (5, "-inf", "column 'missing_energy_phi' holds '-inf' which is infinite as float32"),
         (5, "x", "column 'missing_energy_phi' holds 'x' among numbers"),
         (5, "1,2", "30 cells where the table has 29 columns"),
     ],

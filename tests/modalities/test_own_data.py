@@ -248,7 +248,7 @@ def empty_cell(made: Made) -> str:
 
 def infinite_cell(made: Made) -> str:
     edit(made.path, 77, lambda cells: [*cells[:3], "inf", *cells[4:]])
-    return r"walk\.csv: row 77: column 'body_acc_y' holds 'inf' infinite as float32"
+    return r"walk\.csv: row 77: column 'body_acc_y' holds 'inf' which is infinite as float32"
 
 
 def short_row(made: Made) -> str:
@@ -310,7 +310,7 @@ def test_bad_data_are_named_or_skipped_and_listed(made: Made, spoil: Callable[[M
         ({"windw": 64}, "unknown option 'windw' (did you mean 'window'?); sensor data take: time, group, window"),
         ({"window": "long"}, "window is 'long', not int; fix the line"),
         ({"window": 64.5}, "window is 64.5, not int"),
-        ({"patch": 7}, "the patch divides the window"),
+        ({"patch": 7}, "patch divides window"),
         ({"time": "clock"}, "no column 'clock'"),
     ],
 )

@@ -69,13 +69,13 @@ def test_semicolons_and_decimal_commas(tmp_path: Path) -> None:
 def test_latin_1_and_another_separator(tmp_path: Path) -> None:
     lines = ["Größe|Ort|y", *(f"{i}.5|{'Zürich' if i % 2 else 'Köln'}|{'ab'[i % 2]}" for i in range(N))]
     (tmp_path / "t.csv").write_bytes("\n".join(lines).encode("latin-1"))
-    with pytest.raises(UserError, match=r"t\.csv: not in utf-8; name its encoding .*latin-1"):
+    with pytest.raises(UserError, match=r"t\.csv: not encoded as utf-8; name its encoding .*latin-1"):
         tabular.load_own(tmp_path / "t.csv", label="y")
     data = tabular.load_own(tmp_path / "t.csv", label="y", encoding="latin-1", separator="|")
     assert data.state["columns"] == [["Größe", None], ["Ort", ["Köln", "Zürich"]]]
     # not in the header, but further down
     (tmp_path / "u.csv").write_bytes(b"x,y\n" + b"1,a\n2,b\n" * 20 + "3,ü\n".encode("latin-1"))
-    with pytest.raises(UserError, match=r"u\.csv: not in utf-8"):
+    with pytest.raises(UserError, match=r"u\.csv: not encoded as utf-8"):
         tabular.load_own(tmp_path / "u.csv", label="y")
 
 
@@ -130,7 +130,7 @@ def test_many_skipped_rows_are_counted_by_reason(tmp_path: Path) -> None:
     (note,) = (note for note in data.notes if "skipped" in note)
     assert note == (
         "12 of 72 rows were skipped: 2 cells where the table has 3 columns: 8 (the first: t.csv: row 62); "
-        "column 'x' holds 'inf' infinite as float32: 4 (the first: t.csv: row 70); run.json lists them all."
+        "column 'x' holds 'inf' which is infinite as float32: 4 (the first: t.csv: row 70); run.json lists them all."
     )
 
 
@@ -172,7 +172,7 @@ def test_a_gap_ends_a_recording_where_that_is_asked_for(tmp_path: Path) -> None:
     assert len(sensor.load_own(path, window=16).pretrain) == 8
     assert len(sensor.load_own(path, window=16, max_gap=0.5).pretrain) == 1 + 2 + 4
     dropped = sensor.load_own(path, window=16, max_gap=0.5).notes
-    assert any("16 of 128 readings are in no window (12.5%)" in note for note in dropped)
+    assert any("16 of 128 readings (12.5%) are in no window" in note for note in dropped)
 
 
 @pytest.mark.parametrize("option", [{"stride": 0}, {"rate": 0}, {"max_gap": -1.0}])

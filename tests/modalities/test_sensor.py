@@ -63,7 +63,7 @@ def test_a_window_is_its_readings_with_channels_first(tmp_path: Path) -> None:
 
 
 def test_a_window_beyond_the_readings_is_refused() -> None:
-    with pytest.raises(ValueError, match="leaves the 10"):
+    with pytest.raises(ValueError, match="beyond the 10 readings"):
         Windows(np.zeros((10, 1), np.float32), np.array([7]), 4)
 
 
@@ -101,9 +101,9 @@ def test_numbers_are_read_with_any_blanks_between(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("1 2\n3\n4 5\n", r"row 2: 1 columns where 2 belong; fetch"),
-        ("1 2\n3 4 5\n6 7\n", r"row 2: 3 columns where 2 belong; fetch"),
-        ("1 2\n3 4\n5", r"row 3: 1 columns where 2 belong; the file is truncated"),
+        ("1 2\n3\n4 5\n", r"row 2: 1 columns, expected 2; fetch"),
+        ("1 2\n3 4 5\n6 7\n", r"row 2: 3 columns, expected 2; fetch"),
+        ("1 2\n3 4\n5", r"row 3: 1 columns, expected 2; the file is truncated"),
         ("1 2\n\n3 4\n", r"row 2: 0 columns"),
         ("1 2\n3 four\n", r"row 2: 'four' is not a finite number"),
         ("1 2\n3 NaN\n", r"row 2: 'NaN' is not a finite number"),
@@ -180,7 +180,7 @@ def test_own_recordings_are_split_by_group_into_windows_of_one_label(tmp_path: P
             assert lines["group"].nunique() == 1
             (x,) = part.batch(np.array([place]))
             np.testing.assert_array_equal(x[0].numpy(), lines[["x", "y"]].to_numpy(np.float32).T)
-    assert "256 of 1280 readings are in no window" in " ".join(data.notes)
+    assert "256 of 1280 readings (20.0%) are in no window" in " ".join(data.notes)
 
 
 def test_own_recordings_without_a_label_only_pretrain(tmp_path: Path) -> None:
@@ -237,7 +237,7 @@ def broken(frame: pd.DataFrame, row: int, column: str, value: str | int | None) 
     ("column", "value", "message"),
     [
         ("x", "abc", "row 102: column 'x' holds 'abc'"),
-        ("x", "inf", "row 102: column 'x' holds 'inf' infinite"),
+        ("x", "inf", "row 102: column 'x' holds 'inf' which is infinite"),
         ("y", None, "row 102: column 'y' is empty"),
         ("group", None, "row 102: column 'group' is empty"),
         ("time", -1, "row 102: time goes from 9.9 to -1 within one group"),
@@ -283,7 +283,7 @@ def test_what_cannot_be_meant_is_refused(tmp_path: Path) -> None:
         load_own(path, label="activty")
     with pytest.raises(UserError, match="window 16, stride 16, patch 5"):
         load_own(path, label="activity", window=16, patch=5)
-    with pytest.raises(UserError, match="longest stretch of one group and label has 40"):
+    with pytest.raises(UserError, match="longest recording of one group and label has 40"):
         load_own(path, label="activity", window=64)
     with pytest.raises(UserError, match="column 'activity' holds 'sit', not a number"):
         load_own(path, window=16)

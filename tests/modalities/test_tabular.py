@@ -174,7 +174,7 @@ def test_what_counts_as_missing(tmp_path: Path) -> None:
     data = load_own(path, missing="?")
     assert data.specs == (Table(3, (0, 1, 0)),)
     assert np.isnan(read(data, data.pretrain)[-3:, :2]).all()
-    with pytest.raises(UserError, match=r"row 42: column 'x' holds '\?' among numbers \(a mark of empty cells"):
+    with pytest.raises(UserError, match=r"row 42: column 'x' holds '\?' among numbers \(if it stands for an empty"):
         load_own(path)
 
 
@@ -184,8 +184,8 @@ def test_what_counts_as_missing(tmp_path: Path) -> None:
 BAD = {
     "1,2": "2 cells where the table has 6 columns",
     "1,Bern,2,0,p1,a,7": "7 cells where the table has 6 columns",
-    "50,Bern,inf,0,p1,a": "column 'income' holds 'inf' infinite as float32",
-    "50,Bern,1e39,0,p1,a": "column 'income' holds '1e39' infinite as float32",
+    "50,Bern,inf,0,p1,a": "column 'income' holds 'inf' which is infinite as float32",
+    "50,Bern,1e39,0,p1,a": "column 'income' holds '1e39' which is infinite as float32",
     "fifty,Bern,1,0,p1,a": "column 'age' holds 'fifty' among numbers",
     "50,Bern,1,0,,a": "column 'person' is empty",
 }
@@ -228,9 +228,9 @@ def test_many_skipped_rows_are_counted_and_the_first_listed(tmp_path: Path) -> N
     ("content", "message"),
     [
         (b"", "line 1 is empty"),
-        (b"a,b\n", "it holds no rows"),
+        (b"a,b\n", "the table has no rows"),
         (b"a,a\n1,2\n", "two columns are called 'a'"),
-        (b"a,b\n1,\xff\xfe\n", "not in utf-8; name its encoding"),
+        (b"a,b\n1,\xff\xfe\n", "not encoded as utf-8; name its encoding"),
         (b'a,b\n1,"x\n2,3\n4,5\n', "is a quote not closed|cells where"),
     ],
 )
@@ -269,7 +269,7 @@ def test_unknown_columns_are_answered_with_the_nearest(table: Path) -> None:
 
 
 def test_a_column_asked_for_twice_or_none_left(table: Path) -> None:
-    with pytest.raises(UserError, match="'y' is asked for twice"):
+    with pytest.raises(UserError, match="'y' is named twice"):
         load_own(table, label="y", ignore="y")
     with pytest.raises(UserError, match="no column is left"):
         load_own(table, label="y", ignore="age,city,income,code,person")
@@ -348,7 +348,7 @@ def test_folder_of_tables_does_not_depend_on_the_order_of_columns(table: Path, t
     data, whole = load_own(folder, label="y"), load_own(table, label="y")
     np.testing.assert_array_equal(read(data, data.require_labelled().test), read(whole, whole.require_labelled().test))
     frame.rename(columns={"age": "years"}).to_csv(folder / "a.csv", index=False)
-    with pytest.raises(UserError, match=r"other columns than .*: age, years"):
+    with pytest.raises(UserError, match=r"differ from those of .*: age, years"):
         load_own(folder, label="y")
 
 
@@ -386,10 +386,10 @@ def test_further_rows_that_do_not_fit(table: Path, tmp_path: Path) -> None:
     state: dict[str, Any] = dict(load_own(table, label="y", ignore="person").state)
     cases = {
         "age,city,code\n1,Bern,1\n": "no column 'income'",
-        "age,city,income,code,height\n1,Bern,1,1,1\n": "column 'height' is not among",
+        "age,city,income,code,height\n1,Bern,1,1,1\n": "the training data have no column 'height'",
         "age,city,income,code\n1,Bern,1\n": "row 2: 3 cells",
         "age,city,income,code\nx,Bern,1,1\n": "row 2: column 'age' holds 'x'",
-        "age,city,income,code\n": "it holds no rows",
+        "age,city,income,code\n": "the table has no rows",
     }
     for text, message in cases.items():
         path = tmp_path / "more.csv"

@@ -330,13 +330,13 @@ def test_mistakes_are_told(tmp_path: Path) -> None:
         give(tmp_path, "words\na\n")
     with pytest.raises(UserError, match="all texts with a label have 'x'"):
         give(tmp_path, "text,kind\na,x\nb,x\n", label="kind")
-    with pytest.raises(UserError, match="not one text in it"):
+    with pytest.raises(UserError, match="it holds no text"):
         give(tmp_path, "text\n")
     with pytest.raises(UserError, match=r"t.txt:2: no text"):
         give(tmp_path, "a\n\nb\n", "t.txt")
     with pytest.raises(UserError, match="have no column 'kind'"):
         give(tmp_path, "a\nb\n", "t.txt", label="kind")
-    with pytest.raises(UserError, match="length 2: a sample needs room"):
+    with pytest.raises(UserError, match="length 2: a sample has two special tokens"):
         give(tmp_path, "text\na\n", length=2)
     with pytest.raises(UserError, match="cannot be read as a table"):
         give(tmp_path, 'text\n"never closed\n')

@@ -94,7 +94,7 @@ def test_mistakes_are_told(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=match):
             module.transfer(config, accelerator=accelerate())
 
-    fails("column 'clinic' is not among those of the training data")
+    fails("the training data have no column 'clinic'")
     fails("--label .sick.: .* has no such column", label=("sick",))
     fails("--label ward: the encoder reads this column", label=("ward",))
     fails("name the column that is to be predicted with --label", label=())
