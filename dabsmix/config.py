@@ -103,10 +103,16 @@ class PretrainConfig:
     """Embedding of numeric table columns: weights for each, or one Linear for all [v1: own, dabs: shared]."""
     seed: int = 0
     """Seed of weights, batches, partners, masks and dropout."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Precision of the encoder's arithmetic; weights and losses are always fp32."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Precision of the encoder's arithmetic; weights and losses are always fp32. fp16 is for GPUs without bf16: the
+    loss is scaled, and a step whose gradients overflow is skipped."""
     compile: bool = False
     """Apply torch.compile to the transformer's blocks."""
+    attention: Literal["fused", "fastest"] = "fused"
+    """Path of attention in bf16: torch's fused kernel, or what was measured as the fastest for device, length and mask.
+    On a CPU that is 1.5 to 7 times as fast and rounds otherwise; in fp32 and on a GPU the fused one is the fastest."""
+    dropout_masks: Literal["torch", "fast"] = "torch"
+    """Draws of dropout: torch's own, or faster ones, which are others. torch's take a third of a bf16 step on a CPU."""
     online: str | None = None
     """Another labelled data set with the same input, for the online probe [the pretraining data]."""
     online_every: int | None = None
@@ -115,6 +121,9 @@ class PretrainConfig:
     micro_batch: int | None = None
     """Examples per process whose activations are held at a time [all of them]. The loss still sees the whole batch, but
     activations are computed twice, and the draws of dropout differ."""
+    checkpoint_activations: bool = False
+    """Hold only the input of each transformer block, and compute the rest twice: less memory, a third more time, the
+    same numbers. For vit_base and larger."""
     evaluate_every: int | None = None
     """Steps between evaluations of the online probe on the validation split [a tenth of the steps]."""
     checkpoint_every: int | None = None
@@ -182,6 +191,8 @@ def resolve(
         raise UserError(f"--micro-batch {config.micro_batch}: must be at least 1")
     if config.online_every is not None and config.online_every < 1:
         raise UserError(f"--online-every {config.online_every}: must be at least 1")
+    if config.precision != "bf16":
+        config = replace(config, attention="fused")  # the fastest there, so that equal numbers have equal hashes
     if config.seed < 0:
         raise UserError(f"--seed {config.seed}: must be at least 0")
     if config.name is not None and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,149}", config.name):
@@ -216,8 +227,8 @@ def _steps(config: PretrainConfig, values: dict[str, Any], num_examples: int | N
     return int(epochs * max(1, num_examples // max(1, values["batch_size"])))
 
 
-NOT_IN_HASH = ("out", "data_root", "checkpoint_every", "checkpoint_minutes")
-"""Fields that change no number: where data and runs are, and when checkpoints are written."""
+NOT_IN_HASH = ("out", "data_root", "checkpoint_every", "checkpoint_minutes", "checkpoint_activations")
+"""Fields that change no number: where data and runs are, when checkpoints are written, what is computed twice."""
 
 NOT_KEPT = ("resume", "name", "device", "track")
 """Fields that ``config.yaml`` does not hold either: how one command is carried out, and the name of its folder."""
@@ -227,6 +238,9 @@ ADDED: Mapping[str, Any] = {
     "ignore": None,
     "online_every": None,
     "micro_batch": None,
+    "checkpoint_activations": False,
+    "attention": "fused",
+    "dropout_masks": "torch",
     "init": None,
     "checkpoint_minutes": 10.0,
     "epochs": None,
@@ -507,7 +521,7 @@ class BenchConfig:
     rates: tuple[float, ...] = ()
     """Learning rates to try with the first seed for a third of the steps; validation chooses one for each algorithm and
     data set."""
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Precision of the encoder's arithmetic in pretraining."""
     compile: bool = False
     """Apply torch.compile to the transformer's blocks."""

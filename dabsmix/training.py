@@ -6,7 +6,7 @@ import math
 import os
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
 from accelerate.state import AcceleratorState
 from torch import nn
 
@@ -22,16 +22,19 @@ def accelerate(precision: str = "fp32", device: str | None = None) -> Accelerato
     """Devices and processes. Queues and momentum copies are state of each process: DDP must not broadcast them.
 
     Args:
-        precision: ``fp32`` or ``bf16``.
+        precision: ``fp32``, ``bf16``, or ``fp16`` with a scaler of the loss.
         device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``; None for what Accelerate finds.
 
     Raises:
-        UserError: the device is not available; this process computes in the other precision or elsewhere already, as
-            Accelerate knows one of each per process.
+        UserError: the device is not available, or has no use for fp16; this process computes in another precision or
+            elsewhere already, as Accelerate knows one of each per process.
     """
     if device is not None:
         _choose(device)
-    mixed = "bf16" if precision == "bf16" else "no"
+    mixed = "no" if precision == "fp32" else precision
+    kind = PartialState(cpu=device == "cpu").device.type
+    if precision == "fp16" and kind != "cuda":
+        raise UserError(f"--precision fp16 is for CUDA GPUs without bf16, and this is a {kind}: use bf16 or fp32")
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != mixed:
         raise UserError(f"--precision {precision}: this process has used another one already; start a new process")
     accelerator = Accelerator(

@@ -55,6 +55,8 @@ class Encoder(nn.Module):
         micro_batch: if set, training holds the activations of at most this many examples at a time and computes them
             again in the backward pass. Features, and so contrasts and batch norms over them, are those of the
             whole batch (gradient caching; Gao et al. 2021). None holds all of them.
+        checkpoint_activations: whether training holds only what goes into each block, and computes what is inside it
+            again in the backward pass (Chen et al. 2016), dropout included. No number changes.
     """
 
     has_tokens: ClassVar[bool]
@@ -63,6 +65,7 @@ class Encoder(nn.Module):
     """Whether a feature depends on the batch, over all processes, in training mode; ``micro_batch`` is then refused."""
 
     micro_batch: int | None = None
+    checkpoint_activations: bool = False
     specs: tuple[Spec, ...]
     config: AnyConfig
     embedders: nn.ModuleList

@@ -60,7 +60,8 @@ def step_cost(config: PretrainConfig) -> StepCost:
             flops = _flops(algorithm, batch)
             continue
         began = time.perf_counter()
-        with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+        dtype = torch.float16 if config.precision == "fp16" else torch.bfloat16
+        with torch.autocast(device.type, dtype, enabled=config.precision != "fp32"):
             loss = algorithm(batch).value
         loss.backward()
         algorithm.after_step(step / (WARM + TIMED))

@@ -31,11 +31,12 @@ def test_a_gpu_gives_the_loss_and_gradients_of_the_cpu(name: str, kind: str) -> 
 
 
 @pytest.mark.parametrize("name", TRAINED)
-def test_bf16_on_a_gpu_is_finite(name: str) -> None:
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_on_a_gpu_is_finite(name: str, dtype: torch.dtype) -> None:
     algorithm = build(name, "image+text").float().cuda()
     batch = moved(batch_of("image+text", label=algorithm_class(name).needs_labels))
     views = tuple(tuple(x.float() if x.is_floating_point() else x for x in view) for view in batch.views)
-    with torch.autocast("cuda", torch.bfloat16):
+    with torch.autocast("cuda", dtype):
         loss = algorithm(batch._replace(views=views)).value
     loss.backward()
     assert loss.isfinite()

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from dabsmix.config import PretrainConfig
@@ -178,6 +179,68 @@ def test_interrupted_and_resumed_equals_uninterrupted(
         assert run.record.metrics[key] == whole.record.metrics[key]
 
 
+@pytest.mark.usefixtures("classes")
+def test_fast_paths_are_other_numbers_and_resumed_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fast: dict[str, Any] = dict(precision="bf16", attention="fastest", dropout_masks="fast")
+    whole = go(tmp_path / "whole", **fast)
+    interrupt(tmp_path / "cut", monkeypatch, after=17, **fast)
+    run = go(tmp_path / "cut", resume=True, **fast)
+    assert lines(run) == lines(whole)
+    assert weights(run) == weights(whole)
+    plain = go(tmp_path / "plain", precision="bf16")
+    each = [go(tmp_path / name, precision="bf16", **{name: fast[name]}) for name in ("attention", "dropout_masks")]
+    assert len({weights(other) for other in (whole, plain, *each)}) == 4
+    assert len({other.record.config_hash for other in (whole, plain, *each)}) == 4
+    assert run.metrics()[-1]["loss"] == pytest.approx(plain.metrics()[-1]["loss"], rel=0.1)
+
+
+@pytest.mark.usefixtures("classes")
+def test_what_changes_no_number_changes_no_hash(tmp_path: Path) -> None:
+    plain = go(tmp_path, steps=8)
+    for same in (dict(attention="fastest"), dict(checkpoint_activations=True)):  # in fp32 the fused path is the fastest
+        run = go(tmp_path, steps=8, **same)
+        assert weights(run) == weights(plain)
+        assert run.record.config_hash == plain.record.config_hash
+
+
+def scaled() -> Accelerator:
+    """An accelerator of fp16 on the CPU, where Accelerate makes no scaler; the scale is too large at first."""
+    AcceleratorState._reset_state()
+    accelerator = Accelerator(mixed_precision="fp16")
+    accelerator.native_amp, accelerator.scaler = True, torch.amp.grad_scaler.GradScaler("cpu", init_scale=2.0**22)
+    return accelerator
+
+
+@pytest.mark.usefixtures("classes")
+def test_fp16_scales_skips_what_overflows_and_keeps_its_scale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = replace(CONFIG, precision="fp16")
+    fp32 = lines(go(tmp_path / "fp32"))
+    whole = pretrain(replace(config, out=tmp_path / "whole"), accelerator=scaled())
+    assert whole.metrics()[0]["skipped"] > 0
+    assert whole.metrics()[-1]["skipped"] == 0
+    assert whole.metrics()[-1]["loss"] == pytest.approx(fp32[-1]["loss"], rel=0.15)
+
+    log = Run.log
+
+    def fatal(run: Run, line: Mapping[str, Any]) -> None:
+        log(run, line)
+        if line["step"] > 21:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "log", fatal)
+        with pytest.raises(Killed):
+            pretrain(replace(config, out=tmp_path / "cut"), accelerator=scaled())
+    run = pretrain(replace(config, out=tmp_path / "cut", resume=True), accelerator=scaled())
+    assert lines(run) == lines(whole)
+    assert weights(run) == weights(whole)
+
+
+def test_fp16_is_refused_on_a_cpu() -> None:
+    with pytest.raises(UserError, match="--precision fp16 is for CUDA GPUs without bf16, and this is a cpu: use bf16"):
+        accelerate("fp16")
+
+
 def test_killed_at_a_random_step_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
     config: dict[str, Any] = dict(
         domain="digits", algo="emix", encoder="tiny", steps=60, batch_size=8, evaluate_every=25
@@ -309,6 +372,17 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(
         go(tmp_path, batch_size=1)
     with pytest.raises(UserError, match="unknown encoder 'tinny'"):
         go(tmp_path, encoder="tinny")
+    for flag in ("attention", "dropout_masks"):
+        changes = {"attention": "fastest", "precision": "bf16"} if flag == "attention" else {flag: "fast"}
+        with pytest.raises(
+            UserError, match=f"--{flag.replace('_', '-')} .* is for transformers, and --encoder resnet18"
+        ):
+            pretrain(
+                replace(CONFIG, out=tmp_path, encoder="resnet18", **changes),  # type: ignore[arg-type]
+                accelerator=accelerate(),
+            )
+    with pytest.raises(UserError, match="--dropout-masks fast: --encoder vit_small has no dropout"):
+        go(tmp_path, encoder="vit_small", dropout_masks="fast")
     with pytest.raises(UserError, match="must be above 0"):
         go(tmp_path, hyper={"temperature": 0.0})
     numbers = np.arange(64, dtype=np.float32)
