@@ -3,7 +3,7 @@
 Of the N real tokens of each example ceil(rate · N) are set to zero, before positions are added. From the encoder's
 output h at a masked place, the raw input there is reconstructed. For each input, the mean over masked places of
 
-    patches      | x - W relu(h) |           the L2 norm of the difference of the flattened patch
+    patches      | x - W relu(h) |           the L2 norm of the difference of the flattened patch, where it was read
     word ids     CE(E h, x)                  E the table of token embeddings, all of the vocabulary
     columns      (x - w · relu(h))²          numeric
                  CE(E_j h, x)                categorical, E_j the embeddings of column j's categories
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from dabsmix.model.encoder import Embedded, Encoder, GridEmbed, TableEmbed, TokenEmbed
 from dabsmix.pretext.algorithm import Algorithm, Loss, check_positive, check_share
 from dabsmix.pretext.tokens import choose, corrupted, draw_order, mean_over
-from dabsmix.spec import Batch, Grid, Spec, Table
+from dabsmix.spec import Batch, Grid, PaddedGrid, Spec, Table
 
 __all__ = ["MAE"]
 
@@ -85,6 +85,8 @@ def _reconstruction(embedder: nn.Module, predictor: nn.Module, x: Tensor, hidden
     match embedder:
         case GridEmbed():
             difference = embedder.patches(x) - predictor(hidden)
+            if isinstance(embedder.spec, PaddedGrid):
+                difference = torch.where(difference.isnan(), 0.0, difference)
             return mean_over(torch.linalg.vector_norm(difference, dim=-1), masked)
         case TokenEmbed():
             logits = F.linear(

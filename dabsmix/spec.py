@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Batch", "Grid", "Spec", "Table", "Tokens", "describe"]
+__all__ = ["Batch", "Grid", "PaddedGrid", "Spec", "Table", "Tokens", "describe"]
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,23 @@ class Grid:
     def patch_dim(self) -> int:
         """The number of values in one patch, over all channels."""
         return self.channels * math.prod(self.patch)
+
+
+@dataclass(frozen=True)
+class PaddedGrid(Grid):
+    """A grid of one axis in which readings may be missing: recordings of different lengths, channels with gaps.
+
+    What was not read is NaN. A patch without any reading is padding; in any other, a missing reading is taken as 0,
+    which is the mean where readings are standardised.
+
+    Raises:
+        ValueError: see `Grid`, or there are several axes.
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.size) != 1:
+            raise ValueError(f"PaddedGrid has one axis, got {self.size}")
 
 
 @dataclass(frozen=True)

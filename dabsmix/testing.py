@@ -19,12 +19,13 @@ from dabsmix.model.encoder import EncoderConfig, Transformer, build_encoder
 from dabsmix.model.shapes import ResNetConfig
 from dabsmix.pretext.algorithm import Algorithm
 from dabsmix.registry import algorithm_class, algorithm_flags
-from dabsmix.spec import Batch, Grid, Spec, Table, Tokens
+from dabsmix.spec import Batch, Grid, PaddedGrid, Spec, Table, Tokens
 
 __all__ = ["SPECS", "check_algorithm", "check_domain", "random_batch", "random_inputs", "small_encoder"]
 
 SPECS: Mapping[str, tuple[Spec, ...]] = {
     "sensor": (Grid(3, (12,), (2,)),),
+    "sensor, padded": (PaddedGrid(3, (12,), (2,)),),
     "image": (Grid(3, (8, 8), (2, 2)),),
     "volume": (Grid(1, (4, 4, 4), (2, 2, 2)),),
     "table": (Table(6, (0, 4, 0, 0, 3, 0)),),
@@ -41,10 +42,16 @@ def small_encoder(specs: tuple[Spec, ...], *, dropout: float = 0.1, attend_paddi
 
 
 def random_inputs(specs: tuple[Spec, ...], size: int, generator: torch.Generator) -> tuple[Tensor, ...]:
-    """Normal values, uniform categories and ids; one cell in ten is empty; padded sequences of all lengths."""
+    """Normal values, uniform categories and ids; one cell or reading in ten is empty; padding of all lengths."""
 
     def one(spec: Spec) -> Tensor:
         match spec:
+            case PaddedGrid():
+                x = torch.randn(size, spec.channels, *spec.size, generator=generator)
+                length = torch.randint(2 * spec.patch[0], spec.size[0] + 1, (size, 1, 1), generator=generator)
+                missing = torch.rand(x.shape, generator=generator) < 0.1
+                missing[:, 0, : 2 * spec.patch[0]] = False  # at least two tokens are real
+                return x.masked_fill(missing | (torch.arange(spec.size[0]) >= length), torch.nan)
             case Grid():
                 return torch.randn(size, spec.channels, *spec.size, generator=generator)
             case Table():
@@ -214,7 +221,8 @@ def _check_examples(where: str, data: Data, split: Split, sample: int) -> None:
         match spec:
             case Grid():
                 expected = (torch.float32, (len(index), spec.channels, *spec.size))
-                assert x.isfinite().all(), f"{where}: not finite"
+                absent = x.isnan() if isinstance(spec, PaddedGrid) else torch.zeros_like(x, dtype=torch.bool)
+                assert (x.isfinite() | absent).all(), f"{where}: not finite"
             case Table():
                 expected = (torch.float32, (len(index), spec.num_features))
                 assert not x.isinf().any(), f"{where}: infinite"

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from dabsmix.data.containment import NGRAM, Sequences, inside
 from dabsmix.data.domain import Data, Split, Task
-from dabsmix.spec import Grid, Spec, Table, Tokens
+from dabsmix.spec import Grid, PaddedGrid, Spec, Table, Tokens
 from dabsmix.terminal import progress
 
 __all__ = ["Finding", "audit", "divided", "render"]
@@ -417,7 +417,7 @@ def _bad(spec: Spec, x: NDArray[Any]) -> dict[str, NDArray[np.bool_]]:
     match spec:
         case Grid():
             return {
-                "have NaN": np.isnan(flat).any(axis=1),
+                "have NaN": np.isnan(flat).any(axis=1) & (not isinstance(spec, PaddedGrid)),
                 "have infinite values": np.isinf(flat).any(axis=1),
                 "hold one value everywhere": (flat == flat[:, :1]).all(axis=1),
             }

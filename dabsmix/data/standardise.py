@@ -43,10 +43,10 @@ class Standardise:
     )
 
     @classmethod
-    def from_sums(cls, count: int, total: ArrayLike, squares: ArrayLike) -> Standardise:
+    def from_sums(cls, count: ArrayLike, total: ArrayLike, squares: ArrayLike) -> Standardise:
         """From the sums of ``count`` values and of their squares, ``(C,)`` by channel or ``()`` for all."""
-        mean = np.asarray(total) / count
-        variance = np.maximum(np.asarray(squares) / count - mean**2, 0)
+        mean = np.asarray(total) / np.maximum(count, 1)
+        variance = np.maximum(np.asarray(squares) / np.maximum(count, 1) - mean**2, 0)
         std = np.sqrt(np.where(is_constant(mean, np.sqrt(variance)), 1.0, variance))
         if mean.ndim == 0:
             return cls(float(mean), float(std))
@@ -54,12 +54,14 @@ class Standardise:
 
     @classmethod
     def of(cls, examples: Rows | NDArray[Any], rows: NDArray[np.int64]) -> Standardise:
-        """The statistics of these training examples, each ``(C, ...)``, summed in double precision."""
-        count, total, squares = 0, np.zeros(1), np.zeros(1)
+        """The statistics of these training examples, each ``(C, ...)``, summed in double precision; NaN is left out."""
+        count, total, squares = np.zeros(1), np.zeros(1), np.zeros(1)
         for part in np.array_split(rows, -(-len(rows) // CHUNK)):
             values = examples[part].astype(np.float64)
             values = np.moveaxis(values, 1, 0).reshape(values.shape[1], -1)
-            count += values.shape[1]
+            missing = np.isnan(values)
+            count = count + (~missing).sum(1)
+            values[missing] = 0
             total = total + values.sum(1)
             squares = squares + np.square(values).sum(1)
         return cls.from_sums(count, total, squares)

@@ -113,7 +113,8 @@ class SensorViews:
 
     Jitter adds normal noise of 0.05 standard deviations; scaling multiplies each channel by N(1, 0.1²); rotation turns
     the axes of every triaxial sensor by one uniform rotation about a uniform axis, as if the device were worn another
-    way; permutation cuts the window at three uniform places and puts the four pieces in random order.
+    way; permutation cuts the window at three uniform places and puts the four pieces in random order. What a padded
+    recording lacks (NaN) stays away, and its padding at the end stays there.
 
     Attributes:
         standardise: of the readings; a rotation acts on readings in their own unit.
@@ -145,9 +146,13 @@ class SensorViews:
         for first in self.triaxial:
             turned[:, first : first + 3] = rotation @ turned[:, first : first + 3]
         x = where((turned - mean) / std, x)
-        cuts = (uniform(0, 1, 3) * length).sort(dim=1).values
-        piece = (torch.arange(length, device=x.device)[:, None] >= cuts[:, None]).sum(dim=2)  # (B, T)
-        place = uniform(0, 1, 4).argsort(dim=1).gather(1, piece) * length + torch.arange(length, device=x.device)
+        time = torch.arange(length, device=x.device)
+        read = ~x.isnan().all(dim=1)
+        lengths = length - read.flip(1).long().argmax(dim=1, keepdim=True)  # (B, 1), without the padding at the end
+        cuts = (uniform(0, 1, 3) * lengths).sort(dim=1).values
+        piece = (time[:, None] >= cuts[:, None]).sum(dim=2)  # (B, T)
+        place = uniform(0, 1, 4).argsort(dim=1).gather(1, piece) * length + time
+        place = torch.where(time < lengths, place, 4 * length + time)
         order = place.argsort(dim=1)
         x = where(x.gather(2, order[:, None].expand(-1, channels, -1)), x)
         return x, *inputs[1:]

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from dabsmix.data.domain import Data, Split, as_stored
 from dabsmix.data.standardise import Standardise
 from dabsmix.errors import UserError
-from dabsmix.spec import Grid, Spec, Table, Tokens
+from dabsmix.spec import Grid, PaddedGrid, Spec, Table, Tokens
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -115,7 +115,7 @@ def stored(x: Any, spec: Spec) -> NDArray[Any]:
     """An array of examples in the very shape that a spec states, ``(n, ...)``.
 
     Raises:
-        UserError: it has another shape, is not numeric, or holds infinite values (or NaN, but in a table).
+        UserError: it has another shape, is not numeric, or holds infinite values (or NaN where nothing may be missing).
     """
     array = _array(x)
     shape: tuple[int, ...]
@@ -136,7 +136,7 @@ def stored(x: Any, spec: Spec) -> NDArray[Any]:
             raise UserError(f"token ids must be whole numbers from 0 to {spec.vocab - 1}")
         return array.astype(np.int32)
     array = array.astype(np.float32)
-    bad = np.isinf(array) if isinstance(spec, Table) else ~np.isfinite(array)
+    bad = np.isinf(array) if isinstance(spec, Table | PaddedGrid) else ~np.isfinite(array)
     if bad.any():
         row = int(np.argwhere(bad)[0][0])
         raise UserError(f"example {row} holds {array[bad][0]}; the encoder reads finite numbers: fix or leave it out")

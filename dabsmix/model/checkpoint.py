@@ -15,7 +15,7 @@ from dabsmix.errors import UserError
 from dabsmix.files import write
 from dabsmix.model.encoder import Encoder, build_encoder
 from dabsmix.model.shapes import AnyConfig, EncoderConfig, MLPConfig, ResNetConfig
-from dabsmix.spec import Grid, Spec, Table, Tokens, describe
+from dabsmix.spec import Grid, PaddedGrid, Spec, Table, Tokens, describe
 
 __all__ = ["load_encoder", "save_encoder"]
 
@@ -25,7 +25,7 @@ def _spec_to_json(spec: Spec) -> dict[str, Any]:
 
 
 def _spec_from_json(value: Mapping[str, Any]) -> Spec:
-    kinds: dict[str, Callable[..., Spec]] = {"Grid": Grid, "Table": Table, "Tokens": Tokens}
+    kinds: dict[str, Callable[..., Spec]] = {kind.__name__: kind for kind in (Grid, PaddedGrid, Table, Tokens)}
     fields = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items() if k != "kind"}
     return kinds[value["kind"]](**fields)
 

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from dabsmix.model.contract import Embedded, Encoder, Pooled, concatenate, mean_features, pool, with_cls
 from dabsmix.model.shapes import ENCODERS, AnyConfig, Columns, EncoderConfig, MLPConfig, encoder_config
-from dabsmix.spec import Grid, Spec, Table, Tokens, describe
+from dabsmix.spec import Grid, PaddedGrid, Spec, Table, Tokens, describe
 
 __all__ = [
     "ENCODERS",
@@ -67,14 +67,18 @@ class GridEmbed(nn.Module):
         return rearrange(x, self.pattern, **self.lengths)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """``(B, C, *size)`` to tokens ``(B, L, D)``; no padding.
+        """``(B, C, *size)`` to tokens ``(B, L, D)`` and which are real, ``(B, L)`` bool; None where all are.
 
         Raises:
             ValueError: the input has another shape than the spec.
         """
         if x.shape[1:] != (self.spec.channels, *self.spec.size):
             raise ValueError(f"expected (B, {self.spec.channels}, {self.spec.size}) for {self.spec}, got {x.shape}")
-        return self.linear(self.patches(x)), None
+        patches = self.patches(x)
+        if not isinstance(self.spec, PaddedGrid):
+            return self.linear(patches), None
+        missing = patches.isnan()
+        return self.linear(patches.masked_fill(missing, 0.0)), ~missing.all(dim=2)
 
 
 class TableEmbed(nn.Module):

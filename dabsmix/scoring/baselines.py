@@ -225,8 +225,9 @@ class RawReader:
         """float32 ``(B, D)``.
 
         Grids and sequences of tokens share 768 numbers evenly. A grid is flattened, after average pooling to its share
-        where it has more. Tokens give the count of each kept id. A table comes whole: its numeric columns, 0 for an
-        empty cell, a one-hot code of each category, and for each column whether the cell is empty.
+        where it has more; a missing reading is 0. Tokens give the count of each kept id. A table comes whole: its
+        numeric columns, 0 for an empty cell, a one-hot code of each category, and for each column whether the cell is
+        empty.
         """
         width = _width(self.specs)
         parts = [
@@ -269,7 +270,7 @@ def _most_frequent(count: Tensor, width: int) -> Tensor:
 def _read(spec: Spec, width: int, kept: Tensor | None, x: Tensor) -> Tensor:
     match spec:
         case Grid():
-            return _pooled(spec, width, x).flatten(1)
+            return _pooled(spec, width, x.nan_to_num(nan=0.0)).flatten(1)
         case Table():
             return _columns(spec, x)
         case Tokens():

@@ -201,6 +201,7 @@ def random_patches(spec: Grid, train: Tensor, width: int, seed: int = 0) -> Patc
 
 
 def _averaged(x: Tensor, size: tuple[int, ...]) -> Tensor:
+    x = _filled(x)
     return x if x.shape[2:] == size else POOL[len(size) - 1](x, size)
 
 
@@ -218,8 +219,19 @@ def _even(rows: Tensor, floor: float) -> Tensor:
     return (rows - mean) / (var + floor).sqrt()
 
 
+def _filled(x: Tensor) -> Tensor:
+    """With 0, the mean of a channel, in place of readings that are missing."""
+    return x.nan_to_num(nan=0.0)
+
+
 def _statistics(x: Tensor) -> Tensor:
-    """Five numbers over the last axis, ``(B, 5 · the other axes)``."""
+    """Five numbers over what was read of the last axis, ``(B, 5 · the other axes)``; 0 where nothing was."""
+    if x.isnan().any():
+        step = x.diff(dim=-1).abs().nanmean(dim=-1)
+        spread = (x - x.nanmean(dim=-1, keepdim=True)).square().nanmean(dim=-1).sqrt()
+        low, high = x.nan_to_num(nan=torch.inf).amin(dim=-1), x.nan_to_num(nan=-torch.inf).amax(dim=-1)
+        found = [part.flatten(1) for part in (x.nanmean(dim=-1), spread, low, high, step)]
+        return torch.cat(found, dim=1).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
     step = x.diff(dim=-1).abs().mean(dim=-1) if x.shape[-1] > 1 else torch.zeros_like(x[..., 0])
     each = (x.mean(dim=-1), x.std(dim=-1, correction=0), x.amin(dim=-1), x.amax(dim=-1), step)
     return torch.cat([part.flatten(1) for part in each], dim=1)
@@ -227,7 +239,7 @@ def _statistics(x: Tensor) -> Tensor:
 
 def _spectrum(x: Tensor) -> Tensor:
     """Log power in frequency bands of each channel of ``(B, channels, length)``, about 1,000 numbers at most."""
-    power = torch.fft.rfft(x, norm="ortho").abs().square()
+    power = torch.fft.rfft(_filled(x), norm="ortho").abs().square()
     bands = min(power.shape[-1], max(8, 1024 // x.shape[1]))
     return (F.adaptive_avg_pool1d(power, bands) + 1e-6).log().flatten(1)
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from twins import KINDS, SMALL, TRAINED, B, batch_of, build
 
 from dabsmix.errors import UserError
+from dabsmix.model.encoder import GridEmbed
 from dabsmix.pretext.algorithm import check_fit
 from dabsmix.registry import algorithm_class, algorithm_dabs, algorithm_flags, algorithms
 from dabsmix.spec import Batch, Grid
@@ -62,6 +63,25 @@ def test_padding_has_no_say(name: str) -> None:
     assert losses[0].item() == pytest.approx(losses[1].item(), rel=1e-12)
     losses[0].backward()
     assert not tables[0].table.weight.grad[0].any()
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_padding_of_recordings_has_no_say(name: str) -> None:
+    """Whatever token the padding of a recording gets, the loss is the same: with mixing, views and masks alike."""
+    hyper: dict[str, Any] = {"inputmix": 1} if algorithm_class(name).num_views == 2 else {}
+    one = build(name, "sensor, padded", **hyper)
+    batch = batch_of("sensor, padded", label=algorithm_class(name).needs_labels)
+    two = copy.deepcopy(one)
+
+    def spoil(module: Any, inputs: Any, out: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        tokens, real = out
+        assert not real.all()
+        return torch.where(real[..., None], tokens, 100.0), real
+
+    for module in two.modules():
+        if isinstance(module, GridEmbed):
+            module.register_forward_hook(spoil)
+    assert one(batch).value.item() == pytest.approx(two(batch).value.item(), rel=1e-12)
 
 
 @pytest.mark.parametrize("kind", KINDS)

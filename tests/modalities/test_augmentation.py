@@ -164,3 +164,16 @@ def test_a_quarter_turn_about_the_vertical_swaps_two_axes(monkeypatch: pytest.Mo
     expected = torch.stack([raw[:, 0], -raw[:, 2], raw[:, 1], raw[:, 3]], dim=1)
     expected = (expected - torch.tensor([1.0, 2.0, -1.0, 0.5])[:, None]) / torch.tensor([2.0, 0.5, 1.0, 3.0])[:, None]
     torch.testing.assert_close(view, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_padding_stays_at_the_end_of_a_recording_and_gaps_stay_gaps() -> None:
+    readings = torch.randn(64, 2, 20, generator=torch.Generator().manual_seed(0))
+    lengths = torch.arange(64) % 15 + 4
+    readings[torch.arange(20) >= lengths[:, None, None].expand(-1, 2, -1)] = torch.nan
+    readings[:, 1, 2] = torch.nan
+    views = SensorViews(Standardise((0.0, 0.0), (1.0, 1.0)))
+    (view,) = views.augment((readings,), torch.Generator().manual_seed(1))
+    read = ~view.isnan()
+    assert torch.equal(read[:, 0], torch.arange(20) < lengths[:, None])
+    assert torch.equal(read[:, 1].sum(dim=1), lengths - 1)
+    assert not torch.equal(read[:, 1], ~readings[:, 1].isnan())  # moved with its piece

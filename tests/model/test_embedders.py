@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dabsmix.model.encoder import GridEmbed, TableEmbed, TokenEmbed, make_embed
-from dabsmix.spec import Grid, Spec, Table, Tokens
+from dabsmix.spec import Grid, PaddedGrid, Spec, Table, Tokens
 
 GRIDS = [Grid(3, (10,), (5,)), Grid(2, (4, 6), (2, 3)), Grid(2, (4, 6, 4), (2, 3, 1))]
 
@@ -44,6 +44,24 @@ def test_grid_equals_the_loop(grid: Grid) -> None:
     assert mask is None
     assert tokens.shape == (3, grid.num_tokens, 7)
     torch.testing.assert_close(tokens, patches @ embed.linear.weight.T + embed.linear.bias)
+
+
+def test_a_padded_grid_is_a_grid_with_zeros_and_knows_which_patches_were_read() -> None:
+    embed = GridEmbed(PaddedGrid(2, (8,), (2,)), 7)
+    plain = GridEmbed(Grid(2, (8,), (2,)), 7)
+    plain.load_state_dict(embed.state_dict())
+    x = torch.randn(3, 2, 8)
+    full, all_real = embed(x)
+    assert torch.equal(full, plain(x)[0])
+    assert all_real is not None
+    assert all_real.all()
+    x[0, :, 3:] = torch.nan  # ends in the middle of its second patch
+    x[1, 0, 2:6] = torch.nan  # a gap in one of two channels
+    x[2, :, 2:4] = torch.nan  # a gap in both
+    tokens, real = embed(x)
+    assert torch.equal(tokens, plain(x.nan_to_num(nan=0.0))[0])
+    assert real is not None
+    assert real.tolist() == [[True, True, False, False], [True] * 4, [True, False, True, True]]
 
 
 @pytest.mark.parametrize("columns", ["own", "shared"])

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dabsmix.data.domain import Data, Labelled, Split, Task
 from dabsmix.scoring import baselines
-from dabsmix.scoring.classical import Patches, classical, fit_boosting, fit_words, random_patches
+from dabsmix.scoring.classical import Patches, _statistics, classical, fit_boosting, fit_words, random_patches
 from dabsmix.scoring.evaluate import score
 from dabsmix.scoring.heads import Features
 from dabsmix.scoring.linear import LinearGrid
@@ -184,3 +184,9 @@ def test_few_labels_are_as_many_where_not_all_rows_are_read(monkeypatch: pytest.
     found = baselines._of(few, data, RULES, ("1", "0.1", "5/class"), torch.device("cpu"))
     assert [label for chosen, _ in found for _, label in chosen] == ["1", "0.1", "5/class"]
     assert set(seen) == {100, 40, 10}
+
+
+def test_statistics_leave_out_what_was_not_read() -> None:
+    x = torch.randn(4, 2, 9)
+    short = torch.cat([x, torch.full((4, 2, 5), torch.nan)], dim=2)
+    torch.testing.assert_close(_statistics(short), _statistics(x))
