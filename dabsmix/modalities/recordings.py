@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,12 +18,50 @@ from dabsmix.errors import UserError, did_you_mean
 from dabsmix.modalities.columns import Column, encoded, listed, refuse, scan
 from dabsmix.modalities.tables import Source, blocks, column_names
 
-__all__ = ["Recordings", "read", "read_once", "resampled", "stretches", "summarise"]
+__all__ = [
+    "TOKENS",
+    "Recordings",
+    "Roles",
+    "channels_of",
+    "check_classes",
+    "read",
+    "read_once",
+    "resampled",
+    "runs",
+    "stretches",
+    "summarise",
+]
 
 # T readings, C channels
 
+TOKENS = 64
+"""The most tokens that a user's window is cut into by default."""
+
 VERSION = "1"
 """Part of the cache key: raise it when the same files would give other readings."""
+
+
+@dataclass(frozen=True)
+class Roles:
+    """Which columns of the files are read, and as what.
+
+    Attributes:
+        channels: the columns of readings, all numeric.
+        time, group, label, recording: the columns of these; None where there is none.
+        gaps: whether a channel's cell may be empty.
+    """
+
+    channels: Sequence[str]
+    time: str | None
+    group: str | None
+    label: str | None = None
+    recording: str | None = None
+    gaps: bool = False
+
+    @property
+    def others(self) -> tuple[str, ...]:
+        """The columns that are not channels, the label last."""
+        return tuple(name for name in (self.time, self.group, self.recording, self.label) if name is not None)
 
 
 @dataclass(frozen=True)
@@ -31,10 +69,12 @@ class Recordings:
     """Readings in the order of their files and rows.
 
     Attributes:
-        readings: float32 ``(T, C)``.
+        readings: float32 ``(T, C)``; NaN where a cell is empty and may be so.
         file, row: int64 ``(T,)``: the file, and the row in it.
-        seconds: float64 ``(T,)``, in the unit of the user's column.
-        group, label: int64 ``(T,)``, codes; ``label`` is -1 where the cell is empty, and 0 without a label column.
+        seconds: float64 ``(T,)``, in the unit of the user's column; without one, the row.
+        group, label: int64 ``(T,)``, codes; ``label`` is -1 where the cell is empty, and 0 without a label column;
+            ``group`` is the file without a column of groups.
+        recording: the code in the column of recordings; the file without one.
         classes: the names of the labels.
         skipped: ``file: row N: what is wrong`` for every row that was left out.
     """
@@ -45,6 +85,7 @@ class Recordings:
     seconds: NDArray[np.float64]
     group: NDArray[np.int64]
     label: NDArray[np.int64]
+    recording: NDArray[np.int64]
     classes: tuple[str, ...]
     skipped: tuple[str, ...]
 
@@ -52,82 +93,88 @@ class Recordings:
 ARRAYS = ("readings", "file", "row", "seconds", "group", "label")
 
 
-def read_once(
-    key: str,
-    sources: Sequence[Source],
-    channels: Sequence[str],
-    others: Sequence[str],
-    on_bad: Literal["error", "skip"],
-) -> Recordings:
+def read_once(key: str, sources: Sequence[Source], roles: Roles, on_bad: Literal["error", "skip"]) -> Recordings:
     """The result of `read`, stored in the cache; ``key`` is the files' fingerprint."""
+    plain = roles == Roles(roles.channels, roles.time, roles.group, roles.label)
+    names = ARRAYS if plain else (*ARRAYS, "recording")
 
     def build(folder: Path) -> None:
-        recordings = read(sources, channels, others, on_bad)
-        for name in ARRAYS:
+        recordings = read(sources, roles, on_bad)
+        for name in names:
             np.save(folder / f"{name}.npy", getattr(recordings, name))
         text = {"classes": recordings.classes, "skipped": recordings.skipped}
         (folder / "text.json").write_text(json.dumps(text), encoding="utf-8")
 
     # an earlier version left out rows without a label under `skip`
-    unlabelled = ["rows without a label too"] if on_bad == "skip" and len(others) > 2 else []
-    folder = prepared("own_sensor", json.dumps([VERSION, key, channels, others, on_bad, *unlabelled]), build)
+    further: list[Any] = ["rows without a label too"] if on_bad == "skip" and roles.label is not None else []
+    if not plain:  # an earlier version had neither gaps nor whole recordings
+        further.append(asdict(roles))
+    folder = prepared("own_sensor", json.dumps([VERSION, key, roles.channels, roles.others, on_bad, *further]), build)
     text = json.loads((folder / "text.json").read_text(encoding="utf-8"))
-    arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ARRAYS}
+    arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in names}
+    arrays.setdefault("recording", arrays["file"])
     return Recordings(**arrays, classes=tuple(text["classes"]), skipped=tuple(text["skipped"]))
 
 
-def read(
-    sources: Sequence[Source], channels: Sequence[str], others: Sequence[str], on_bad: Literal["error", "skip"]
-) -> Recordings:
-    """The readings of these files, which have the same columns. Only cells of the label may be empty.
+def read(sources: Sequence[Source], roles: Roles, on_bad: Literal["error", "skip"]) -> Recordings:
+    """The readings of these files, which have the same columns. Only cells of the label, and in gaps, may be empty.
 
     Args:
         sources: the files.
-        channels: the columns of readings, all numeric.
-        others: the columns of time and group, and of the label where there is one.
+        roles: their columns.
         on_bad: ``skip`` leaves bad rows out and lists them.
 
     Raises:
         UserError: a column is missing, a row is bad, a time cannot be parsed, or there are no rows.
     """
-    used = (*channels, *others)
+    channels, time = roles.channels, roles.time
+    used = (*channels, *roles.others)
     for source in sources:
         names = column_names(source)
         if absent := [name for name in used if name not in names]:
             raise UserError(
                 f"{source.path}: no column {absent[0]!r}{did_you_mean(absent[0], names)}; there are: {', '.join(names)}"
             )
-    time, group = others[:2]
     unused = {name for source in sources for name in column_names(source) if name not in used}
-    if _holds_numbers(sources[0], time):
-        scanned = scan(sources, leave_out=frozenset({*unused, time}), many=frozenset({group})) | {time: Column(time)}
+    many = frozenset(name for name in (roles.group, roles.recording) if name is not None)
+    if time is not None and _holds_numbers(sources[0], time):
+        scanned = scan(sources, leave_out=frozenset({*unused, time}), many=many) | {time: Column(time)}
     else:
-        scanned = scan(sources, leave_out=frozenset(unused), many=frozenset({group, time}))
+        scanned = scan(sources, leave_out=frozenset(unused), many=many | ({time} if time is not None else set()))
     if texts := [name for name in channels if scanned[name].categories is not None]:
         cell = (scanned[texts[0]].categories or ("",))[0]
         raise UserError(f"{sources[0].path}: column {texts[0]!r} holds {cell!r}, not a number; leave it out (`ignore`)")
     columns = tuple(scanned[name] for name in used)
+    filled = frozenset(name for name in used if name != roles.label and not (roles.gaps and name in channels))
     origins, values, skipped = [], [], []
     for number, source in enumerate(sources):
         bad_rows: list[tuple[int, str]] = []
         on_row = refuse if on_bad == "error" else partial(listed, bad_rows)
-        for rows, cells, _ in encoded(source, columns, on_row, filled=frozenset(used[: len(channels) + 2])):
+        for rows, cells, _ in encoded(source, columns, on_row, filled=filled):
             origins.append(np.column_stack([np.full(len(rows), number), rows]))
             values.append((cells[:, : len(channels)].astype(np.float32), cells[:, len(channels) :]))
         skipped += [f"{source.path.name}: row {row}: {reason}" for row, reason in sorted(bad_rows)]
     if not sum(len(each) for each in origins):
         raise UserError(f"{sources[0].path}: none of its rows can be used; {len(skipped)} were skipped")
-    origin, rest = np.concatenate(origins), np.concatenate([extra for _, extra in values])
+    origin = np.concatenate(origins)
+    rest = dict(zip(roles.others, np.concatenate([extra for _, extra in values]).T, strict=True))
     label, classes = np.zeros(len(origin), np.int64), tuple[str, ...]()
-    if len(others) > 2:
-        label, classes = _classes(rest[:, 2], scanned[others[2]])
+    if roles.label is not None:
+        label, classes = _classes(rest[roles.label], scanned[roles.label])
+
+    def code(column: str | None) -> NDArray[np.int64]:
+        if column is None:
+            return origin[:, 0]
+        return np.unique(rest[column], return_inverse=True)[1].astype(np.int64)
+
     return Recordings(
         readings=np.concatenate([readings for readings, _ in values]),
         file=origin[:, 0],
         row=origin[:, 1],
-        seconds=_seconds(rest[:, 0], scanned[time], sources[0].path),
-        group=np.unique(rest[:, 1], return_inverse=True)[1].astype(np.int64),
+        seconds=origin[:, 1] * 1.0 if time is None else _seconds(rest[time], scanned[time], sources[0].path),
+        group=code(roles.group),
         label=label,
+        recording=code(roles.recording),
         classes=classes,
         skipped=tuple(skipped),
     )
@@ -169,6 +216,32 @@ def _classes(values: NDArray[np.float64], column: Column) -> tuple[NDArray[np.in
     else:
         names = [f"{value:g}" for value in distinct]
     return label, tuple(names)
+
+
+def runs(*keys: NDArray[Any]) -> NDArray[np.int64]:
+    """Where each run of equal keys begins, followed by the number of readings: ``(runs + 1,)``."""
+    changes = np.zeros(len(keys[0]) - 1, dtype=bool)
+    for key in keys:
+        changes |= key[1:] != key[:-1]
+    return np.concatenate([[0], np.flatnonzero(changes) + 1, [len(keys[0])]])
+
+
+def channels_of(path: Path, names: Sequence[str], others: Sequence[str], ignored: Sequence[str]) -> list[str]:
+    """The columns of readings: all but time, group, label and the ignored ones."""
+    for name in (*others, *ignored):
+        if name not in names:
+            raise UserError(f"{path}: no column {name!r}{did_you_mean(name, names)}; there are: {', '.join(names)}")
+    channels = [name for name in names if name not in {*others, *ignored}]
+    if not channels or len(set(others)) < len(others):
+        raise UserError(f"{path}: time, group and label must be different columns, and at least one other a channel")
+    return channels
+
+
+def check_classes(label: str, classes: Sequence[str]) -> None:
+    """Refuse labels of fewer than two classes."""
+    if len(classes) < 2:
+        fault = f"every row that has one holds {classes[0]!r}" if classes else "every cell is empty"
+        raise UserError(f"--label {label}: {fault}; there is nothing to predict")
 
 
 def stretches(
@@ -230,12 +303,21 @@ def resampled(recordings: Recordings, bounds: NDArray[np.int64], rate: float) ->
         row=recordings.row[index],
         group=recordings.group[index],
         label=recordings.label[index],
+        recording=recordings.recording[index],
     )
     return changed, np.cumsum(lengths)
 
 
-def summarise(recordings: Recordings, channels: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Lines for ``Data.summary`` that say what was read, and for ``Data.notes`` that say what a user should check."""
+def summarise(
+    recordings: Recordings, channels: Sequence[str], *, windows: bool = True
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Lines for ``Data.summary`` that say what was read, and for ``Data.notes`` that say what a user should check.
+
+    Args:
+        recordings: the readings.
+        channels: the names of their channels.
+        windows: whether they are cut into windows, which gaps in time concern.
+    """
     together = (np.diff(recordings.file) == 0) & (np.diff(recordings.group) == 0)
     steps = np.diff(recordings.seconds)[together]
     groups = len(np.unique(recordings.group))
@@ -253,14 +335,18 @@ def summarise(recordings: Recordings, channels: Sequence[str]) -> tuple[tuple[st
                 f"Readings are not evenly spaced: 5 % of the steps are above {high:.4g}, 5 % below {low:.4g}, the "
                 f"median is {middle:.4g}; the option `rate: {1 / middle:.4g}` interpolates them."
             )
-        if gaps:
+        if gaps and windows:
             flags.append(
                 f"Gaps of more than 1.5 times the usual step within a group: {gaps}. Windows span those that are "
                 "shorter than a window, unless the option `max_gap` says otherwise."
             )
     width = max(map(len, channels))
-    for name, values in zip(channels, recordings.readings.T, strict=True):
-        lines.append(f"  {name:<{width}}  {values.min():.6g} to {values.max():.6g}, mean {values.mean():.6g}")
+    for name, channel in zip(channels, recordings.readings.T, strict=True):
+        values = channel[~np.isnan(channel)]
+        if not len(values):
+            raise UserError(f"channel {name!r} holds no reading at all; leave it out with the option `ignore`")
+        empty = f", {1 - len(values) / len(channel):.1%} empty" if len(values) < len(channel) else ""
+        lines.append(f"  {name:<{width}}  {values.min():.6g} to {values.max():.6g}, mean {values.mean():.6g}{empty}")
         if values.min() == values.max():
             flags.append(f"Channel {name!r} is constant; leave it out with the option `ignore`.")
     return tuple(lines), tuple(flags)

@@ -16,12 +16,24 @@ from dabsmix.data.cache import fingerprint
 from dabsmix.data.domain import Data, Labelled, Split, Task
 from dabsmix.data.splits import divide_labelled
 from dabsmix.data.standardise import Standardise
-from dabsmix.errors import UserError, did_you_mean
+from dabsmix.errors import UserError
 from dabsmix.modalities.augmentation import SensorViews
 from dabsmix.modalities.files import Marked, division_notes, skipped_note
-from dabsmix.modalities.recordings import Recordings, read, read_once, resampled, stretches, summarise
+from dabsmix.modalities.recordings import (
+    TOKENS,
+    Recordings,
+    Roles,
+    channels_of,
+    check_classes,
+    read,
+    read_once,
+    resampled,
+    runs,
+    stretches,
+    summarise,
+)
 from dabsmix.modalities.tables import Source, column_names, table_files, table_sources
-from dabsmix.spec import Grid
+from dabsmix.spec import Grid, PaddedGrid
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,9 +50,6 @@ __all__ = [
 ]
 
 # T readings, C channels, B windows
-
-TOKENS = 64
-"""The most tokens that a user's window is cut into by default."""
 
 
 class Windows:
@@ -64,14 +73,6 @@ class Windows:
     def __getitem__(self, rows: NDArray[np.int64], /) -> NDArray[np.float32]:
         """Windows ``(B, C, length)``, copied."""
         return self.views[self.starts[rows]]
-
-
-def runs(*keys: NDArray[Any]) -> NDArray[np.int64]:
-    """Where each run of equal keys begins, followed by the number of readings: ``(runs + 1,)``."""
-    changes = np.zeros(len(keys[0]) - 1, dtype=bool)
-    for key in keys:
-        changes |= key[1:] != key[:-1]
-    return np.concatenate([[0], np.flatnonzero(changes) + 1, [len(keys[0])]])
 
 
 def window_starts(bounds: NDArray[np.int64], length: int, stride: int) -> NDArray[np.int64]:
@@ -160,12 +161,15 @@ def load_own(
     on_bad: Literal["error", "skip"] = "error",
     time: str = "time",
     group: str = "group",
-    window: int = 128,
+    window: int | None = None,
     stride: int | None = None,
     patch: int | None = None,
     ignore: str | Sequence[str] = "",
     rate: float | None = None,
     max_gap: float | None = None,
+    recording: str = "",
+    labels: str = "",
+    gaps: Literal["error", "mask"] = "error",
     separator: str = "",
     decimal: str = ".",
     encoding: str = "utf-8",
@@ -175,6 +179,7 @@ def load_own(
     Every column is a channel, except those of time, group and label and the ignored ones. Rows are sorted by group
     and, within a group, by time. A window lies within one group and one label. A new recording begins where rows were
     left out and where time jumps by more than ``max_gap``. With a label, a fifth of the groups become the test part.
+    With ``recording``, each recording is one example instead, see `whole_recordings.load_own`.
 
     Args:
         path: CSV or TSV with a header line, gzipped or not, or Parquet.
@@ -183,32 +188,58 @@ def load_own(
         on_bad: ``skip`` leaves bad rows out, counts them and lists them.
         time: the column of times: numbers, or ISO 8601 dates.
         group: the column that says which readings belong together (person, machine, recording).
-        window: readings in a window.
+        window: readings in a window, 128 by default; with ``recording`` the most that are read of one, by default all.
         stride: readings from one window to the next; by default a window's length.
         patch: readings in a token, a divisor of the window; by default the shortest with at most 64 tokens a window.
         ignore: columns to leave out, separated by commas or as a list.
         rate: readings per unit of time (Hz if the unit is seconds) to which all recordings are interpolated; by
             default they keep their own rate.
         max_gap: the longest step of time within a recording; by default, the duration of a window.
+        recording: the column that tells recordings apart, or ``file`` if each file is one.
+        labels: with ``recording: file``, a CSV of the files' classes, as for images.
+        gaps: ``mask`` allows empty cells in a channel.
         separator, decimal, encoding: of CSV files, see `Source`.
 
     Raises:
         UserError: a column is unknown, a row is bad, time does not ascend, the label is constant, or there are not two
             windows.
     """
+    reading: dict[str, Any] = {"separator": separator, "decimal": decimal, "encoding": encoding}
+    if recording:
+        from dabsmix.modalities import whole_recordings
+
+        if stride is not None or max_gap is not None:
+            raise UserError("options stride and max_gap are of windows; leave them out with `recording`")
+        return whole_recordings.load_own(
+            path,
+            label=label,
+            on_bad=on_bad,
+            recording=recording,
+            time=time,
+            group=group,
+            length=window,
+            patch=patch,
+            ignored=_names(ignore),
+            rate=rate,
+            labels=labels,
+            gaps=gaps == "mask",
+            reading=reading,
+        )
+    if labels:
+        raise UserError(f"option labels: {labels} names the classes of files: it needs `recording: file`")
+    window = 128 if window is None else window
     stride = window if stride is None else stride
     patch = patch or token_length(window)
     _check_options(window, stride, patch, rate, max_gap)
-    reading: dict[str, Any] = {"separator": separator, "decimal": decimal, "encoding": encoding}
     sources = tuple(Source(file, **reading) for file in table_files(path))
-    ignored = [name.strip() for name in (ignore.split(",") if isinstance(ignore, str) else ignore) if name.strip()]
     others = (time, group) if label is None else (time, group, label)
-    channels = _channels(path, column_names(sources[0]), others, ignored)
+    channels = channels_of(path, column_names(sources[0]), others, _names(ignore))
     source = fingerprint(path if path.is_dir() else path.parent, [each.path for each in sources])
     by_default = reading == dict(separator="", decimal=".", encoding="utf-8")
-    recordings = read_once(source if by_default else f"{source} {reading}", sources, channels, others, on_bad)
+    roles = Roles(channels, time, group, label, gaps=gaps == "mask")
+    recordings = read_once(source if by_default else f"{source} {reading}", sources, roles, on_bad)
     if label is not None:
-        _check_classes(label, recordings.classes)
+        check_classes(label, recordings.classes)
     summary, flags = summarise(recordings, channels)
     if rate is not None:
         flags = ()  # they are about steps of time, which resampling makes equal
@@ -221,10 +252,11 @@ def load_own(
         "patch": patch,
         "rate": rate,
         "max_gap": max_gap,
+        **({"gaps": True} if roles.gaps else {}),
         "reading": reading,
     }
     recordings, bounds = _cut(recordings, sources, state, by_label=label is not None)
-    starts = window_starts(bounds, window, stride)
+    starts = _starts(recordings, bounds, state)
     if len(starts) < 2:
         raise UserError(
             f"{path}: {len(starts)} windows of {window} readings; the longest recording of one group and label has "
@@ -261,12 +293,22 @@ def _cut(
     return resampled(recordings, bounds, state["rate"]) if state.get("rate") else (recordings, bounds)
 
 
+def _starts(recordings: Recordings, bounds: NDArray[np.int64], state: Mapping[str, Any]) -> NDArray[np.int64]:
+    """The first readings of the windows; where there are gaps, of those in which anything was read."""
+    window = int(state["window"])
+    starts = window_starts(bounds, window, int(state["stride"]))
+    if not state.get("gaps"):
+        return starts
+    read_before = np.concatenate([[0], np.cumsum(~np.isnan(recordings.readings).all(axis=1))])
+    return starts[read_before[starts + window] > read_before[starts]]
+
+
 def _windowed(recordings: Recordings, starts: NDArray[np.int64], state: Mapping[str, Any]) -> Data:
     """All windows as ``pretrain``, without labels and as they were read."""
     window = int(state["window"])
     windows = Windows(recordings.readings, starts, window)
     return Data(
-        specs=(Grid(len(state["channels"]), (window,), (int(state["patch"]),)),),
+        specs=((PaddedGrid if state.get("gaps") else Grid)(len(state["channels"]), (window,), (int(state["patch"]),)),),
         pretrain=Split((windows,), np.arange(len(starts)), None, recordings.group[starts]),
         labelled=None,
         fingerprint="",
@@ -303,21 +345,8 @@ def _check_options(window: int, stride: int, patch: int, rate: float | None, max
             raise UserError(f"option {name}: {value} is not positive")
 
 
-def _channels(path: Path, names: Sequence[str], others: Sequence[str], ignored: Sequence[str]) -> list[str]:
-    """The columns of readings: all but time, group, label and the ignored ones."""
-    for name in (*others, *ignored):
-        if name not in names:
-            raise UserError(f"{path}: no column {name!r}{did_you_mean(name, names)}; there are: {', '.join(names)}")
-    channels = [name for name in names if name not in {*others, *ignored}]
-    if not channels or len(set(others)) < len(others):
-        raise UserError(f"{path}: time, group and label must be different columns, and at least one other a channel")
-    return channels
-
-
-def _check_classes(label: str, classes: Sequence[str]) -> None:
-    if len(classes) < 2:
-        fault = f"every row that has one holds {classes[0]!r}" if classes else "every cell is empty"
-        raise UserError(f"--label {label}: {fault}; there is nothing to predict")
+def _names(listed: str | Sequence[str]) -> list[str]:
+    return [name.strip() for name in (listed.split(",") if isinstance(listed, str) else listed) if name.strip()]
 
 
 def _unused_note(starts: NDArray[np.int64], window: int, readings: int) -> list[str]:
@@ -353,16 +382,39 @@ def load_further(
     Raises:
         UserError: a column is missing, a row is bad, time does not ascend, or there is no window.
     """
+    if state.get("recording"):
+        from dabsmix.modalities import whole_recordings
+
+        return whole_recordings.load_further(data, state, on_bad)
     further, keys, _, _ = _further(data, state, on_bad, None)
     return further, keys
 
 
 def load_further_labelled(
-    path: Path, state: Mapping[str, Any], *, label: str, on_bad: Literal["error", "skip"] = "error"
+    path: Path,
+    state: Mapping[str, Any],
+    *,
+    label: str,
+    on_bad: Literal["error", "skip"] = "error",
+    group: str | None = None,
+    labels: str = "",
 ) -> Marked:
-    """Windows of further tables, each within one group and one label; otherwise as `load_further`."""
+    """Windows of further tables, each within one group and one label; otherwise as `load_further`.
+
+    Args:
+        path, state, on_bad: see `load_further`.
+        label: the column of the class; for whole recordings also ``folder``, or with ``labels`` its column.
+        group, labels: for whole recordings, see `load_own`.
+    """
+    if state.get("recording"):
+        from dabsmix.modalities import whole_recordings
+
+        return whole_recordings.load_further_labelled(path, state, label, labels, group, on_bad)
+    if group is not None or labels:
+        what = "labels" if labels else "group"
+        raise UserError(f"option {what}: the run reads windows, grouped by {state['group']!r}; leave it out")
     further, keys, code, classes = _further(path, state, on_bad, label)
-    _check_classes(label, classes)
+    check_classes(label, classes)
     return Marked(further, keys, "windows", Task("classes", "accuracy", classes), code, further.pretrain.group)
 
 
@@ -371,12 +423,12 @@ def _further(
 ) -> tuple[Data, list[str], NDArray[np.int64], tuple[str, ...]]:
     """Windows cut as the run's own were, their keys and labels, and the names of the labels."""
     sources = table_sources(data, state.get("reading"))
-    others = (state["time"], state["group"], *([] if label is None else [label]))
     if label in (*state["channels"], state["time"], state["group"]):
         raise UserError(f"--label {label}: the run reads this column as an input; name another")
-    recordings = read(sources, state["channels"], others, on_bad)
+    gaps = bool(state.get("gaps"))
+    recordings = read(sources, Roles(state["channels"], state["time"], state["group"], label, gaps=gaps), on_bad)
     recordings, bounds = _cut(recordings, sources, state, by_label=label is not None)
-    starts = window_starts(bounds, int(state["window"]), int(state["stride"]))
+    starts = _starts(recordings, bounds, state)
     if not len(starts):
         raise UserError(
             f"{sources[0].path}: no group has {state['window']} readings in a row, the length of the run's window"
