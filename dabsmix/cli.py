@@ -411,6 +411,7 @@ def _leaderboard(config: LeaderboardConfig) -> None:
 def _verify(config: LeaderboardConfig) -> None:
     import tempfile
 
+    from dabsmix.board.record import ONLINE
     from dabsmix.run import Run
     from dabsmix.verbs.verify import rows_of, verify
 
@@ -426,6 +427,9 @@ def _verify(config: LeaderboardConfig) -> None:
             run = pretrain(asked, accelerator=accelerator, say=_say)
             same = run.record.encoder_sha256 == rows[0].encoder_sha256
             _say("the encoder trained again is " + ("the submitted one, bit for bit" if same else "another one"))
+        elif any(row.probe == ONLINE for row in rows):
+            rows = [row for row in rows if row.probe != ONLINE]
+            _say("the online score is not checked: its probe was not kept, so it takes --retrain")
         found = verify(rows, run, accelerator=accelerator, data_root=config.data_root, say=_say)
     for row, value, verdict in found:
         place = f"{row.task} {row.protocol} {row.probe} {row.label_fraction} {row.metric}"

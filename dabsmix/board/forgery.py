@@ -6,6 +6,7 @@ A record that passes may still be of an encoder that was trained otherwise: lead
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import stat
 import zipfile
@@ -18,11 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dabsmix.board.record import (
+    ONLINE,
     Predictions,
     agrees,
     config_of,
     predictions_file,
     predictions_of,
+    result_file,
     transfer_of,
     transfers,
     yardstick_predictions,
@@ -68,7 +71,9 @@ def check_files(record: Path) -> list[str]:
 
 
 def _below(record: Path) -> Iterator[Path]:
-    yield from (record / "run.json", record / "config.yaml", record / "transfer")
+    yield from (record / "run.json", record / "config.yaml")
+    scores = (record / "transfer", result_file(record, ONLINE), predictions_file(record, ONLINE))
+    yield from (path for path in scores if os.path.lexists(path))
     if not (record / "transfer").is_symlink() and (record / "transfer").is_dir():
         yield from sorted((record / "transfer").iterdir())
 
@@ -136,8 +141,23 @@ def check_record(record: Path, name: str | None = None) -> list[str]:
     if run.commit and not re.fullmatch(r"[0-9a-f]{40}(\+dirty)?", run.commit):
         problems.append(f"commit {run.commit!r} is not a commit")
     for stem, transfer in found.items():
-        problems += [f"transfer/{stem}.json: {problem}" for problem in _transfer_problems(stem, transfer, run)]
+        check = _online_problems(transfer, run) if stem == ONLINE else _transfer_problems(stem, transfer, run)
+        problems += [f"{result_file(record, stem).relative_to(record)}: {problem}" for problem in check]
     return problems
+
+
+def _online_problems(online: TransferRecord, run: RunRecord) -> Iterator[str]:
+    """Where the online score is not the one that the run's own log ends with."""
+    if online.encoder_sha256 != run.encoder_sha256:
+        yield "it is of another encoder"
+    if (online.task, online.protocol) != (run.online or run.domain, run.protocol):
+        yield f"task {online.task!r} under {online.protocol!r} is not what run.json says the online probe learned"
+    if [(each.probe, each.label_fraction) for each in online.results] != [(ONLINE, "1")]:
+        yield "it holds other results than one of the online probe with all labels"
+        return
+    logged, value = run.metrics.get("online_test"), online.headline.value
+    if not isinstance(logged, int | float) or not np.isclose(logged, value, rtol=1e-4, atol=2e-6):
+        yield f"its score is {value}, run.json's online_test is {logged}"
 
 
 def _transfer_problems(stem: str, transfer: TransferRecord, run: RunRecord) -> Iterator[str]:
@@ -227,6 +247,11 @@ def label_digest(label: NDArray[Any]) -> str:
     return hashlib.sha256(f"{plain.shape}".encode() + plain.tobytes()).hexdigest()
 
 
+def _scored_on(row: Row) -> tuple[str, str, str, bool]:
+    """Rows that share this were scored together: one transfer file backs them, or the online score."""
+    return row.task, row.data_fingerprint, row.protocol, row.probe == ONLINE
+
+
 class Compared:
     """What records of the same data must share, gathered record by record.
 
@@ -249,9 +274,8 @@ class Compared:
         known = self._encoders.setdefault(first.encoder_sha256, first.config_hash)
         if known != first.config_hash and first.algorithm != "none":  # no step was taken: many settings, one encoder
             found.append("another configuration has this very encoder")
-        for task in sorted({(row.task, row.data_fingerprint, row.protocol) for row in rows}):
-            of_task = [row for row in rows if (row.task, row.data_fingerprint, row.protocol) == task]
-            found += self._of_task(f"{task[0]} {task[1]}", of_task)
+        for task in sorted({_scored_on(row) for row in rows}):
+            found += self._of_task(f"{task[0]} {task[1]}", [row for row in rows if _scored_on(row) == task])
         return found
 
     def _of_task(self, data: str, rows: Sequence[Row]) -> list[str]:
@@ -268,6 +292,8 @@ class Compared:
                 found.append("labels.json has no digest of these data's test labels")
             if self.labels.setdefault(data, digest) != digest:
                 found.append("its test labels are not those that the data have")
+            if rows[0].probe == ONLINE:  # a probe that has learned little predicts one class, whatever the encoder
+                return found
             answers = hashlib.sha256(b"".join(scores.tobytes() for each in kept for scores in each.scores)).hexdigest()
             other = self._answers.setdefault(f"{data} {rows[0].protocol} {answers}", rows[0].encoder_sha256)
             if other != rows[0].encoder_sha256 and any(row.value < 1 for row in rows) and rows[0].algorithm != "none":

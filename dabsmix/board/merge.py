@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from dabsmix.board.record import transfers
 from dabsmix.board.row import COLUMNS, Row, read, text
 from dabsmix.board.submit import keep_labels, locked, validate, write_record
 from dabsmix.errors import UserError
@@ -44,8 +45,7 @@ def merge(csv_path: Path, others: Sequence[Path]) -> int:
                 raise UserError(f"{there} and {source / 'run.json'} differ: submit that run's further scores instead")
         keep_labels(csv_path, [*rows, *added])
         for source in sources:
-            stems = sorted(path.stem for path in (source / "transfer").glob("*.json"))
-            write_record(source, csv_path.parent / "runs" / source.name, stems)
+            write_record(source, csv_path.parent / "runs" / source.name, list(transfers(source)))
         content = f"{','.join(COLUMNS)}\n{text([*rows, *added])}"
         write(csv_path, lambda path: path.write_text(content, encoding="utf-8", newline="\n"))
     return len(added)

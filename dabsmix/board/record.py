@@ -18,12 +18,14 @@ from dabsmix.run import read_record
 from dabsmix.scoring.results import BY_CLASS, Result, TransferRecord, prediction_key, read_transfer, yardstick_key
 
 __all__ = [
+    "ONLINE",
     "Predictions",
     "agrees",
     "config_of",
     "predictions",
     "predictions_file",
     "predictions_of",
+    "result_file",
     "scores",
     "shares",
     "transfer_of",
@@ -36,6 +38,7 @@ _OF_RUN = (
     *("domain", "algorithm", "encoder", "seed", "views", "uses_labels", "steps", "batch_size", "version", "commit"),
     *("config_hash", "encoder_sha256", "parameters", "seconds", "device"),
 )
+ONLINE = "online"  # the probe, and the name of the file that holds its score
 MAX_DEPTH = 8  # of config.yaml: deep nesting takes hours to read, and a few lines of aliases are gigabytes
 MAX_CLASSES = 100_000  # a forged class number would take all memory
 _OF_TASK = ("task", "protocol", "data_fingerprint")
@@ -44,9 +47,11 @@ _NOT_IN_RECIPE = ("seed", "out", "data_root", "checkpoint_every", "checkpoint_mi
 
 
 def transfers(folder: Path) -> dict[str, TransferRecord]:
-    """The transfer results of a run's folder or record, by file name without suffix, in the order of the names."""
-    files = sorted((folder / "transfer").glob("*.json"))
-    return {path.stem: _parsed(path, path.stat().st_mtime_ns, path.stat().st_size) for path in files}
+    """The scores of a run's folder or record, by file name without suffix: transfer's by name, then the online one."""
+    stems = [path.stem for path in sorted((folder / "transfer").glob("*.json"))]
+    files = {stem: result_file(folder, stem) for stem in (*stems, ONLINE)}
+    there = {stem: path for stem, path in files.items() if path.is_file()}
+    return {stem: _parsed(path, path.stat().st_mtime_ns, path.stat().st_size) for stem, path in there.items()}
 
 
 @lru_cache(maxsize=1024)
@@ -55,14 +60,19 @@ def _parsed(path: Path, modified: int, size: int) -> TransferRecord:
     return read_transfer(path)
 
 
+def result_file(folder: Path, stem: str) -> Path:
+    """Where a transfer result lies, or the online score, which pretraining writes beside ``run.json``."""
+    return folder / f"{ONLINE}.json" if stem == ONLINE else folder / "transfer" / f"{stem}.json"
+
+
 def predictions_file(folder: Path, stem: str) -> Path:
     """Where the per-example predictions of a transfer result lie, if they were kept."""
-    return folder / "transfer" / f"{stem}.predictions.npz"
+    return result_file(folder, stem).with_name(f"{stem}.predictions.npz")
 
 
 def yardsticks_file(folder: Path, stem: str) -> Path:
     """Where the yardsticks' predictions of a transfer result lie, if they were kept."""
-    return folder / "transfer" / f"{stem}.yardsticks.npz"
+    return result_file(folder, stem).with_name(f"{stem}.yardsticks.npz")
 
 
 def config_of(folder: Path) -> dict[str, Any]:
@@ -116,7 +126,7 @@ def scores(folder: Path, of: Path | None = None) -> dict[str, list[dict[str, Any
         place = "config.yaml"
         of_run |= {"lr": config["lr"], "precision": config["precision"], "recipe": _recipe(config)}
         for stem, transfer in results.items():
-            place = f"transfer/{stem}.json"
+            place = result_file(folder, stem).relative_to(folder).as_posix()
             of_task = {name: getattr(transfer, name) for name in _OF_TASK}
             of_results = [
                 {name: getattr(result, name) for name in _OF_RESULT} | {"units": result.units or None}

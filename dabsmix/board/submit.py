@@ -60,7 +60,7 @@ def submit(run_dir: Path, by: str, csv_path: Path) -> list[Row]:
     offered = {stem: [Row(**cells, **stamp) for cells in each] for stem, each in scores.items()}
     for stem, rows in offered.items():
         for problem in (problem for row in rows for problem in board_row.problems(row)):
-            raise UserError(f"{run_dir / 'transfer' / stem}.json: {problem}")
+            raise UserError(f"{board_record.result_file(run_dir, stem)}: {problem}")
     folder_rows = [Row(**cells, **stamp | {"record": run_dir}) for each in scores.values() for cells in each]
     for problem in forgery.check_record(run_dir):
         raise UserError(f"{run_dir}: {problem}")
@@ -70,7 +70,7 @@ def submit(run_dir: Path, by: str, csv_path: Path) -> list[Row]:
         for folder in (csv_path.parent, record, record / "transfer"):
             sweep(folder)
         known = {row.key: row for row in read(csv_path)} if csv_path.exists() else {}
-        new = {stem: _new(f"{run_dir}/transfer/{stem}.json", rows, known) for stem, rows in offered.items()}
+        new = {stem: _new(board_record.result_file(run_dir, stem), rows, known) for stem, rows in offered.items()}
         added = [row for rows in new.values() for row in rows]
         if not added:
             raise UserError(f"{run_dir} is on {csv_path} already, as {name}; another seed makes another run")
@@ -126,7 +126,7 @@ def _check_encoder(run_dir: Path, expected: str) -> None:
         raise UserError(f"{path} has sha256 {found[:12]}, run.json says {expected[:12]}: it is not this run's encoder")
 
 
-def _new(file: str, rows: list[Row], known: dict[tuple[str, ...], Row]) -> list[Row]:
+def _new(file: Path, rows: list[Row], known: dict[tuple[str, ...], Row]) -> list[Row]:
     """The rows of a transfer file that are not on the board yet; a second look at the test split makes no new score."""
     if len({row.key for row in rows}) < len(rows):
         raise UserError(f"{file} holds two results of the same probe and label fraction: transfer again")
@@ -145,11 +145,13 @@ def write_record(run_dir: Path, record: Path, stems: list[str]) -> None:
         if not (record / name).exists():
             _copy(run_dir / name, record / name)
     for stem in stems:
-        source = run_dir / "transfer" / f"{stem}.json"
+        source = board_record.result_file(run_dir, stem)
         number, kept = 1, stem
-        while (target := record / "transfer" / f"{kept}.json").exists() and target.read_bytes() != source.read_bytes():
+        target = board_record.result_file(record, kept)
+        while target.exists() and target.read_bytes() != source.read_bytes():
             number += 1
             kept = f"{stem}-{number}"
+            target = board_record.result_file(record, kept)
         _copy(source, target)
         for file in (board_record.predictions_file, board_record.yardsticks_file):
             beside = file(run_dir, stem)

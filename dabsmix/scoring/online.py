@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -17,13 +18,27 @@ from dabsmix.data.batches import Batches, Raw
 from dabsmix.data.domain import Data, Labelled, Split, Task
 from dabsmix.distributed import gather
 from dabsmix.model.encoder import Encoder
+from dabsmix.scoring.evaluate import kept, result
 from dabsmix.scoring.features import features, token_features
-from dabsmix.scoring.metrics import Undefined, metric
+from dabsmix.scoring.metrics import Scores, Undefined, metric
+from dabsmix.scoring.results import TransferRecord, prediction_key
 
 __all__ = ["Online", "OnlineProbe", "watch_online"]
 
+NOTE = (
+    "Online scores are of a linear probe that learned while the encoder was trained. They are compared with each other "
+    "alone: the encoder moved beneath the probe, and no setting was chosen on validation."
+)
+
 # by protocol: steps between two updates of the probe, the same for every algorithm
 EVERY = {"v1": 10, "dabs": 1, "imix": 10}
+
+
+class Scored(NamedTuple):
+    """The online score on the test split as the leaderboard reads it, and every test example's prediction."""
+
+    record: TransferRecord
+    predictions: Mapping[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -82,14 +97,51 @@ class Online:
         encoder.train()
         return found
 
-    def score(self, encoder: Encoder, split: Split, accelerator: Accelerator) -> float:
-        """The task's metric on a whole split."""
-        assert split.label is not None
+    def predict(self, encoder: Encoder, split: Split, accelerator: Accelerator) -> Scores:
+        """Predictions on a whole split in the form of ``metrics.py``."""
         if self.probe.task.kind == "tokens":
             found = token_features(encoder, split, self.data.normalise, accelerator=accelerator, autocast=True)
         else:
             found = features(encoder, split, self.data.normalise, accelerator=accelerator, autocast=True).mean
-        return self.probe.score(found.to(accelerator.device), split.label)
+        return self.probe.predict(found.to(accelerator.device))
+
+    def validate(self, encoder: Encoder, accelerator: Accelerator) -> float:
+        """The task's metric on the validation split; NaN where it has no value there."""
+        split = self.labelled.validation
+        assert split.label is not None
+        return _score(self.probe.task, self.predict(encoder, split, accelerator), split.label)
+
+    def test(self, encoder: Encoder, task: str, protocol: str, accelerator: Accelerator) -> tuple[float, Scored | None]:
+        """The score on the test split, which is read here once, and what the leaderboard keeps of it.
+
+        Args:
+            encoder: trained.
+            task: the name of the data that the probe learned from.
+            protocol: the pretraining's, whose rules the probe follows.
+            accelerator: for its mixed precision and device.
+
+        Returns:
+            The task's metric, and the record with the predictions behind it; NaN and None where it has no value.
+        """
+        split, own = self.labelled.test, self.probe.task
+        assert split.label is not None
+        predicted = self.predict(encoder, split, accelerator)
+        value = _score(own, predicted, split.label)
+        if math.isnan(value):
+            return value, None
+        key = prediction_key("online", "1")
+        record = TransferRecord(
+            task=task,
+            protocol=protocol,
+            results=(result("online", "1", [predicted], split, own, {"every": self.every}),),
+            kind=own.kind,
+            classes=own.classes,
+            data_fingerprint=self.data.fingerprint,
+            notes=(NOTE,),
+            asked=(key,),
+        )
+        arrays = {key: kept([predicted], own), "label": split.label}
+        return value, Scored(record, arrays if split.group is None else arrays | {"group": split.group})
 
 
 def watch_online(
@@ -182,12 +234,20 @@ class OnlineProbe(nn.Module):
         return loss.detach()
 
     @torch.no_grad()
-    def score(self, features: Tensor, label: NDArray[Any]) -> float:
-        """The task's metric on a whole split's features, computed once; NaN where it has no value there."""
+    def predict(self, features: Tensor) -> Scores:
+        """Predictions from features ``(N, D)`` or of tokens ``(N, L, D)``, in the form of ``metrics.py``."""
         self.eval()
         outputs = self.head(self.norm(features.float().flatten(0, -2))).unflatten(0, features.shape[:-1])
-        outputs = self.task.scores(outputs, self.center, self.scale)
-        try:
-            return metric(self.task.metric)(outputs.double().cpu().numpy(), label)
-        except Undefined:  # no reason to end a training
-            return math.nan
+        found: Scores = self.task.scores(outputs, self.center, self.scale).double().cpu().numpy()
+        return found
+
+    def score(self, features: Tensor, label: NDArray[Any]) -> float:
+        """The task's metric on a whole split's features, computed once; NaN where it has no value there."""
+        return _score(self.task, self.predict(features), label)
+
+
+def _score(task: Task, predicted: Scores, label: NDArray[Any]) -> float:
+    try:
+        return metric(task.metric)(predicted, label)
+    except Undefined:  # no reason to end a training
+        return math.nan

@@ -23,6 +23,7 @@ from typing import Any, get_args
 import yaml
 from filelock import FileLock, Timeout
 
+from dabsmix.board.record import ONLINE
 from dabsmix.board.row import Row, read
 from dabsmix.board.submit import submit
 from dabsmix.config import BenchConfig, PretrainConfig, TransferConfig, as_plain, config_hash, resolve
@@ -244,7 +245,7 @@ def _tasks(source: Source) -> tuple[str, ...]:
 def _on_board(cell: Cell, key: str, rows: Sequence[Row]) -> bool:
     """Whether every task has a row for every share of the labels that the plan names."""
     protocol = cell.plan.protocol
-    own = [row for row in rows if row.config_hash == key and protocol in (None, row.protocol)]
+    own = [row for row in rows if row.config_hash == key and row.probe != ONLINE and protocol in (None, row.protocol)]
     scored = {(row.task, row.label_fraction) for row in own}
     shares = cell.plan.labels or tuple({row.label_fraction for row in own}) or ("1",)
     shares = tuple(share if "/" in share else f"{float(share):g}" for share in shares)

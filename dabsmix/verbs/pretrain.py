@@ -32,6 +32,7 @@ from dabsmix.registry import algorithm_class
 from dabsmix.run import Run, RunRecord, commit, device_name, newest_run, readable_runs
 from dabsmix.scoring.collapse import collapsed, health
 from dabsmix.scoring.online import Online, watch_online
+from dabsmix.scoring.results import write_transfer
 from dabsmix.source import Source, batch_size, load, modality_of
 from dabsmix.spec import Batch, Table, describe
 from dabsmix.terminal import Bar
@@ -145,14 +146,20 @@ def pretrain(
 
         # What came of it.
         metrics = run.metrics()[-1] if algorithm.trains and accelerator.is_main_process else {}
+        scored = None
         if online is not None and algorithm.trains:
-            metrics["online_test"] = online.score(encoder, online.labelled.test, accelerator)
+            task = config.online or source.name
+            metrics["online_test"], scored = online.test(encoder, task, source.protocol, accelerator)
         if accelerator.is_main_process:
             save_encoder(run.path / "encoder.safetensors", encoder, config.encoder)
+            digest = sha256(run.path / "encoder.safetensors")
+            if scored is not None:
+                record = replace(scored.record, run=run.path.name, encoder_sha256=digest)
+                write_transfer(run.path / "online.json", record, scored.predictions)
             run.update(
                 status="finished",
                 seconds=round(state.seconds, 1),
-                encoder_sha256=sha256(run.path / "encoder.safetensors"),
+                encoder_sha256=digest,
                 metrics=metrics,
             )
             if algorithm.trains and collapsed(metrics, start, encoder.width):
@@ -271,7 +278,7 @@ def _train(
                     line |= health(encoder, data, accelerator)
                 _check_finite(line, state.step, recipe, run)
                 if evaluate and online is not None:
-                    line["online_validation"] = online.score(encoder, online.labelled.validation, accelerator)
+                    line["online_validation"] = online.validate(encoder, accelerator)
                 now = time.perf_counter()
                 rate = (state.step - logged_step) * batches.batch_size / (now - logged_at)
                 logged_at, logged_step = now, state.step

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from dabsmix.board.record import agrees, shares
+from dabsmix.board.record import ONLINE, agrees, shares
 from dabsmix.board.row import Row, read
 from dabsmix.config import TransferConfig
 from dabsmix.errors import UserError
@@ -50,6 +50,9 @@ def verify(
 ) -> list[Verified]:
     """Score a run's encoder once more, in a temporary folder, as each of the rows says that it was scored.
 
+    The probe of an online score is not kept: the row is held against the run's own online score, so it is verified only
+    where the run was trained again.
+
     Args:
         rows: of the leaderboard, one run's; see `rows_of`.
         run: holds the encoder: the one that was submitted, or one that was trained again from its configuration.
@@ -67,16 +70,18 @@ def verify(
         copy.mkdir()
         for name in ("run.json", "config.yaml", "encoder.safetensors"):
             shutil.copy(run.path / name, copy)
-        for task, protocol in dict.fromkeys((row.task, row.protocol) for row in rows):
-            mine = [row for row in rows if (row.task, row.protocol) == (task, protocol)]
+        frozen = [row for row in rows if row.probe != ONLINE]
+        for task, protocol in dict.fromkeys((row.task, row.protocol) for row in frozen):
+            mine = [row for row in frozen if (row.task, row.protocol) == (task, protocol)]
             labels = shares(mine[0]) or tuple(dict.fromkeys(row.label_fraction for row in mine))
             config = TransferConfig(run=(copy,), task=(task,), protocol=protocol, labels=labels, data_root=data_root)  # type: ignore[arg-type]  # a row's protocol was checked
             (record,) = transfer(config, accelerator=accelerator, say=say, answer=False)
             values = {(each.probe, each.label_fraction, each.metric): each.value for each in record.results}
-            for row in mine:
-                value = values[row.probe, row.label_fraction, row.metric]
-                inside = row.low is not None and row.high is not None and row.low <= value <= row.high
-                verified.append(
-                    Verified(row, value, "equal" if agrees(row, value) else "inside" if inside else "outside")
-                )
-    return verified
+            verified += [_verified(row, values[row.probe, row.label_fraction, row.metric]) for row in mine]
+    online = float(run.record.metrics.get("online_test", "nan"))
+    return verified + [_verified(row, online) for row in rows if row.probe == ONLINE]
+
+
+def _verified(row: Row, value: float) -> Verified:
+    inside = row.low is not None and row.high is not None and row.low <= value <= row.high
+    return Verified(row, value, "equal" if agrees(row, value) else "inside" if inside else "outside")

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,12 @@ BOARD = Path(__file__).parents[2] / "leaderboard" / "results.csv"
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Our own board's page."""
+    """The page of our own board, with one row more that says it is an online score."""
     path = tmp_path_factory.mktemp("page") / "index.html"
     modality = {"digits": "image", "uci_har": "sensor"}
-    path.write_text(page(read(BOARD), modality=lambda domain: modality.get(domain, "other")), encoding="utf-8")
+    rows = read(BOARD)
+    rows.append(replace(rows[-1], probe="online"))
+    path.write_text(page(rows, modality=lambda domain: modality.get(domain, "other")), encoding="utf-8")
     return path
 
 
@@ -66,6 +69,10 @@ def test_it_sorts_filters_and_opens(view: tuple[Any, list[str]]) -> None:
     assert gains[-1] == ""  # what has no gain comes last, whichever way
     assert gains[0] != ""
 
+    assert "online" not in column(tab, "probe")
+    tab.select_option("#filters select[name=probe]", "online")
+    assert column(tab, "probe") == ["online"]
+    tab.select_option("#filters select[name=probe]", "")
     tab.select_option("#filters select[name=modality]", "sensor")
     assert set(column(tab, "data set")) == {"uci_har"}
     tab.fill("#filters input", "DMIX")

@@ -123,6 +123,17 @@ def test_what_is_on_the_board_is_not_done_again(tmp_path: Path, filled: list[str
     assert other.seconds is not None  # from the cell that was measured
 
 
+def test_an_online_score_alone_does_not_make_a_cell_done(tmp_path: Path) -> None:
+    asked = plan(tmp_path, algos=("shed",))
+    bench([asked], chosen_path=tmp_path / "c.json")
+    assert [each.state for each in dry_run([asked], chosen_path=tmp_path / "c.json")] == ["done"]
+    header, *lines = asked.leaderboard.read_text().splitlines(keepends=True)
+    online = [line for line in lines if ",online," in line]
+    assert len(online) == 1
+    asked.leaderboard.write_text(header + online[0])
+    assert [each.state for each in dry_run([asked], chosen_path=tmp_path / "c.json")] == ["missing"]
+
+
 def test_a_failure_is_kept_with_its_reason_and_the_rest_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

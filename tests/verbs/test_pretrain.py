@@ -76,7 +76,8 @@ def classes(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_run_holds_what_it_promises(tmp_path: Path) -> None:
     run = go(tmp_path)
     names = {p.name for p in run.path.iterdir()}
-    assert names == {"config.yaml", "run.json", "metrics.jsonl", "encoder.safetensors", "checkpoints", ".lock"}
+    whole = {"config.yaml", "run.json", "metrics.jsonl", "encoder.safetensors", "checkpoints", ".lock"}
+    assert names == whole | {"online.json", "online.predictions.npz"}
     assert run.finished
     logged = run.metrics()
     # every 20 steps, at scores (9), before checkpoints (7), and at the end

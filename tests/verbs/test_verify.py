@@ -34,7 +34,8 @@ def test_scores_computed_again_are_equal_or_said_to_be_elsewhere(
     run, csv = submitted
     found = verify(rows_of(run, csv), run, accelerator=accelerate())
     assert {each.verdict for each in found} == {"equal"}
-    assert len(found) == len(read(csv)) == 3
+    assert len(found) == len(read(csv)) == 4
+    assert [row.probe for row in read(csv)] == ["linear", "knn", "ridge", "online"]
 
     row = read(csv)[0]
     assert row.low is not None
@@ -48,9 +49,17 @@ def test_scores_computed_again_are_equal_or_said_to_be_elsewhere(
     assert status.value.code == 2
     out = capsys.readouterr()
     assert "the submitted one, bit for bit" in out.err
-    assert "1 of 3 scores" in out.err
+    assert "1 of 4 scores" in out.err
     assert f"outside  digits v1 linear 1 accuracy: 0.999 on the leaderboard, {row.value:.6g} now" in out.out
-    assert len(rest) == 2
+    assert len(rest) == 3
+    assert "equal    digits v1 online 1 accuracy" in out.out
+
+    monkeypatch.setattr(sys, "argv", [*words[:-2], str(run.path)])
+    with pytest.raises(SystemExit):
+        main()
+    out = capsys.readouterr()
+    assert "it takes --retrain" in out.err
+    assert "online" not in out.out
 
 
 def test_an_encoder_that_was_changed_is_refused(
