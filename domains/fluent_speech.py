@@ -40,7 +40,7 @@ def _read(target: str, folder: Path, protocol: str) -> Clips:
                     if "beyond" in row or None in row.values():
                         raise UserError(f"{table}:{reader.line_num}: not as many cells as the header; fix the row")
                     if row[target] not in classes:
-                        raise UserError(f"{table}:{reader.line_num}: {target} {row[target]!r} is none of the known")
+                        raise UserError(f"{table}:{reader.line_num}: {target} {row[target]!r} is not a known one")
                     files.append(row["path"])
                     label.append(classes.index(row[target]))
                     speaker.append(row["speakerId"])

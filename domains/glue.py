@@ -151,7 +151,7 @@ def _texts(table: Table, rows: Iterator[Row], *, whole: bool) -> Texts:
 
 def _code(file: Path, number: int, value: str, codes: dict[str, int]) -> int:
     if value not in codes:
-        raise UserError(f"{file}:{number}: label {value!r} is none of {', '.join(codes)}; fix or remove the row")
+        raise UserError(f"{file}:{number}: label {value!r} is not one of {', '.join(codes)}; fix or remove the row")
     return codes[value]
 
 

@@ -167,7 +167,7 @@ def test_images_in_every_form_give_the_same_features(tmp_path: Path) -> None:
         np.testing.assert_allclose(extractor.features(x), expected, atol=1e-5)
     np.testing.assert_allclose(extractor.features(pictures[0]), expected[:1], atol=1e-5)
     np.testing.assert_allclose(extractor.features(str(paths[3])), expected[3:4], atol=1e-5)
-    with pytest.raises(UserError, match="floats hold values from 0 to 1"):
+    with pytest.raises(UserError, match="floats must have values from 0 to 1"):
         extractor.features(arrays.astype(float))
     with pytest.raises(UserError, match="images of shape"):
         extractor.features(np.zeros((2, 5, 8, 8), np.uint8))
@@ -209,7 +209,7 @@ def test_sequences(tmp_path: Path) -> None:
     data = dabsmix.load(data=tmp_path / "genes.txt", modality="sequence", options={"length": 16})
     extractor = dabsmix.load_encoder(dabsmix.pretrain(data, "none", out=tmp_path, **SHORT))
     np.testing.assert_allclose(extractor.features(texts), extractor.features(tmp_path / "genes.txt"), atol=1e-5)
-    with pytest.raises(UserError, match="sequence 1: symbol 'X' at place 3 is none of"):
+    with pytest.raises(UserError, match="sequence 1: symbol 'X' at position 3 is not one of"):
         extractor.features(["ACGT", "ACXT"])
 
 
@@ -276,7 +276,7 @@ def test_frames_keep_their_categories_and_other_modalities_their_shapes() -> Non
     for modality, x in cases:
         estimator = dabsmix.SelfSupervised(modality, steps=2, batch_size=4, algorithm="emix")
         assert estimator.fit_transform(x).shape == (6, 64)
-    with pytest.raises(UserError, match="of arrays in memory there are"):
+    with pytest.raises(UserError, match="arrays in memory are read as"):
         dabsmix.SelfSupervised("spectrogram", steps=2).fit(np.zeros((4, 100)))
 
 

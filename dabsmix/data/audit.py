@@ -1,7 +1,7 @@
 """What may be wrong with a data set: duplicates, leaks between splits, groups, classes, values, order in the file.
 
-Every example is read once, a bounded number at a time. Duplicates are found by a 64-bit hash of the stored bytes (two
-different examples among ten million share one with a probability of 3e-6); values are looked at as the encoder gets
+Every example is read once, a bounded number at a time. Duplicates are found by a 64-bit hash of the stored bytes (the
+probability that two different examples among ten million share a hash is 3e-6). Values are checked as the encoder gets
 them, after ``Data.normalise``.
 """
 
@@ -27,10 +27,10 @@ BYTES = 1 << 25
 """Stored bytes that are read at once."""
 
 LISTED = 20
-"""Rows that a finding names."""
+"""The most rows, classes or names that a finding lists."""
 
 FEW_RUNS = 0.5
-"""Labels that change less often than this share of what a random order would give depend on the order."""
+"""Labels depend on the order if they change less often than this share of the changes in a random order."""
 
 Severity = Literal["error", "warning", "info"]
 
@@ -42,8 +42,8 @@ class Finding:
     Attributes:
         check: duplicates, leak, groups, overlap, splits, classes, values or order.
         severity: ``error`` spoils a score, ``warning`` may, ``info`` does not.
-        split: the split that it is about.
-        message: it, on one line.
+        split: the name of the split, or ``all``.
+        message: the finding, on one line.
         count: how many rows it concerns.
         rows: the first of them, by their number in the store (``Split.rows``).
     """
@@ -57,35 +57,35 @@ class Finding:
 
 
 def audit(data: Data) -> list[Finding]:
-    """All that is found in a data set, errors first."""
+    """All findings about a data set, errors first."""
     labelled = data.labelled
     splits = {"pretrain": data.pretrain, **(labelled.splits if labelled else {})}
     if labelled is not None and _same(labelled.train, data.pretrain):
         del splits["pretrain"]  # one split under two names
-    found = list(_sizes(data, splits))
+    findings = list(_sizes(data, splits))
     digests = {}
     for name, split in splits.items():
         values = _Values(data, name)
         digests[name] = _read(data, name, split, values)
-        found += values.findings(split)
-        found += _duplicates(name, split, digests[name])
-    found += _leaks(splits, digests)
-    found += _groups(splits)
-    found += _overlaps(data, splits)
+        findings += values.findings(split)
+        findings += _duplicates(name, split, digests[name])
+    findings += _leaks(splits, digests)
+    findings += _groups(splits)
+    findings += _overlaps(data, splits)
     if labelled is not None:
         for name, split in splits.items():
             if split.label is not None and len(split):
-                found += _classes(name, split, labelled.task)
+                findings += _classes(name, split, labelled.task)
                 # a user's own data are divided at random, so the order of the files, often by class, does no harm
                 if data.source is None or data.source.data is None:
-                    found += _order(name, split, labelled.task)
-    found += [Finding("reading", "info", "all", note) for note in data.notes]
+                    findings += _order(name, split, labelled.task)
+    findings += [Finding("reading", "info", "all", note) for note in data.notes]
     order = ("error", "warning", "info")
-    return sorted(found, key=lambda finding: order.index(finding.severity))
+    return sorted(findings, key=lambda finding: order.index(finding.severity))
 
 
 def divided(data: Data) -> tuple[str, ...]:
-    """How a data set is divided, in lines: examples and groups of each part, and what its labels are."""
+    """Lines that say how a data set is divided: examples and groups of each part, and the labels."""
     labelled = data.labelled
     splits = {"pretrain": data.pretrain, **(labelled.splits if labelled else {})}
     width = max(map(len, splits))
@@ -106,9 +106,9 @@ def divided(data: Data) -> tuple[str, ...]:
         lines.append(f"labels of {' / '.join(labelled.splits)}:")
         order = np.argsort(-counts.sum(axis=1), kind="stable")
         lines += [f"  {' / '.join(map(str, counts[code]))}  {task.classes[code]!r}" for code in order[:LISTED]]
-        lines += [f"  and {len(order) - LISTED} more classes, the rarest with {counts.sum(axis=1).min()} examples"] * (
-            len(order) > LISTED
-        )
+        if len(order) > LISTED:
+            rarest = counts.sum(axis=1).min()
+            lines.append(f"  and {len(order) - LISTED} more classes, the rarest with {rarest} examples")
     return tuple(lines)
 
 
@@ -129,16 +129,16 @@ def _same(first: Split, second: Split) -> bool:
     return same_stores and np.array_equal(first.rows, second.rows)
 
 
-def _finding(check: str, severity: Severity, name: str, split: Split, places: NDArray[Any], message: str) -> Finding:
-    """A finding about these places of a split."""
-    return Finding(check, severity, name, message, len(places), tuple(split.rows[places[:LISTED]].tolist()))
+def _finding(check: str, severity: Severity, name: str, split: Split, index: NDArray[Any], message: str) -> Finding:
+    """A finding about the examples at these indices of a split."""
+    return Finding(check, severity, name, message, len(index), tuple(split.rows[index[:LISTED]].tolist()))
 
 
 # --- reading
 
 
 def _batches(split: Split) -> Iterator[NDArray[np.int64]]:
-    """The places of a split, as many at a time as have `BYTES`."""
+    """The indices of a split, in batches of at most `BYTES` stored bytes."""
     if not len(split):
         return
     one = sum(np.asarray(store[split.rows[:1]]).nbytes for store in split.inputs)
@@ -148,18 +148,18 @@ def _batches(split: Split) -> Iterator[NDArray[np.int64]]:
 
 
 def _read(data: Data, name: str, split: Split, values: _Values) -> NDArray[np.uint64]:
-    """Each example's hash ``(n,)``; shows every batch to ``values`` on the way."""
+    """Each example's hash ``(n,)``; every batch is passed to ``values`` too."""
     digests = np.empty(len(split), np.uint64)
     total = sum(1 for _ in _batches(split))
-    for places in progress(f"reading {name}", _batches(split), total):
-        stored = split.batch(places)
+    for index in progress(f"reading {name}", _batches(split), total):
+        stored = split.batch(index)
         arrays = [x.numpy() for x in stored]
-        for i, place in enumerate(places):
+        for i, example in enumerate(index):
             digest = hashlib.blake2b(digest_size=8)
             for array in arrays:
                 digest.update(array[i].tobytes())
-            digests[place] = int.from_bytes(digest.digest(), "little")
-        values.see(places, [x.numpy() for x in data.normalise(stored)])
+            digests[example] = int.from_bytes(digest.digest(), "little")
+        values.see(index, [x.numpy() for x in data.normalise(stored)])
     return digests
 
 
@@ -173,37 +173,37 @@ def _sizes(data: Data, splits: dict[str, Split]) -> Iterator[Finding]:
     sizes = ", ".join(f"{len(split)} {name}" for name, split in splits.items())
     yield Finding("splits", "info", "all", f"rows: {sizes}")
     if data.labelled is None:
-        yield Finding("splits", "info", "all", "there are no labels: nothing to transfer to")
+        yield Finding("splits", "info", "all", "there are no labels, so there is nothing to transfer to")
 
 
 def _duplicates(name: str, split: Split, digests: NDArray[np.uint64]) -> Iterator[Finding]:
     _, inverse, counts = np.unique(digests, return_inverse=True, return_counts=True)
-    places = np.flatnonzero(counts[inverse] > 1)
-    if not len(places):
+    index = np.flatnonzero(counts[inverse] > 1)
+    if not len(index):
         return
     extra = int((counts - 1).sum())
-    message = f"{len(places)} rows are not alone: {extra} could go without an example being lost"
+    message = f"{len(index)} rows have a duplicate: {extra} could be removed without losing an example"
     if split.label is not None and split.label.ndim == 1:
-        order = places[np.argsort(inverse[places], kind="stable")]
+        order = index[np.argsort(inverse[index], kind="stable")]
         same = inverse[order][1:] == inverse[order][:-1]
         differing = same & (split.label[order][1:] != split.label[order][:-1])
         conflicts = len(np.unique(inverse[order][1:][differing]))
         message += f"; {conflicts} examples occur with different labels"
-    yield _finding("duplicates", "warning", name, split, places, message)
+    yield _finding("duplicates", "warning", name, split, index, message)
 
 
 def _leaks(splits: dict[str, Split], digests: dict[str, NDArray[np.uint64]]) -> Iterator[Finding]:
     for seen, held_out in _pairs(splits):
-        places = np.flatnonzero(np.isin(digests[held_out], digests[seen]))
-        if len(places):
-            share = f"{100 * len(places) / len(splits[held_out]):.2g} %"
+        index = np.flatnonzero(np.isin(digests[held_out], digests[seen]))
+        if len(index):
+            share = f"{100 * len(index) / len(splits[held_out]):.2g} %"
             severity: Severity = "error" if held_out == "test" else "warning"
-            message = f"{len(places)} of its examples ({share}) are in {seen} too"
-            yield _finding("leak", severity, held_out, splits[held_out], places, message)
+            message = f"{len(index)} of its examples ({share}) are in {seen} too"
+            yield _finding("leak", severity, held_out, splits[held_out], index, message)
 
 
 WORDS = 1000
-"""Tokens with a vocabulary at least this large are words."""
+"""Tokens of a vocabulary at least this large are taken for words."""
 
 MOST_TEXTS = 200_000
 """At most this many texts of a split are searched, which bounds the memory."""
@@ -212,7 +212,7 @@ MOST_TEXTS = 200_000
 def _overlaps(data: Data, splits: dict[str, Split]) -> Iterator[Finding]:
     """Held-out texts that lie inside a training text, or share `NGRAM` tokens in a row with one."""
     spec = data.specs[0]
-    # with a small alphabet, such as that of DNA, so few symbols in a row occur everywhere by chance
+    # in a small alphabet, such as that of DNA, any few symbols in a row occur everywhere by chance
     if len(data.specs) != 1 or not isinstance(spec, Tokens) or spec.vocab < WORDS or "train" not in splits:
         return
     texts = {
@@ -222,13 +222,13 @@ def _overlaps(data: Data, splits: dict[str, Split]) -> Iterator[Finding]:
     }
     for name in ("validation", "test"):
         if name in texts and not _same(splits[name], splits["train"]):
-            places = np.flatnonzero(inside(texts[name], texts["train"]))
-            share = len(places) / len(texts[name].length)
-            if len(places):
+            index = np.flatnonzero(inside(texts[name], texts["train"]))
+            share = len(index) / len(texts[name].length)
+            if len(index):
                 severity: Severity = "warning" if share > 0.1 else "info"
                 where = f"lie inside a training text, or share {NGRAM} tokens in a row with one"
-                message = f"{len(places)} texts ({share:.0%}) {where}"
-                yield _finding("overlap", severity, name, splits[name], places, message)
+                message = f"{len(index)} texts ({share:.0%}) {where}"
+                yield _finding("overlap", severity, name, splits[name], index, message)
 
 
 def _groups(splits: dict[str, Split]) -> Iterator[Finding]:
@@ -241,14 +241,14 @@ def _groups(splits: dict[str, Split]) -> Iterator[Finding]:
             continue
         shared = np.intersect1d(first, second)
         if len(shared):
-            places = np.flatnonzero(np.isin(second, shared))
+            index = np.flatnonzero(np.isin(second, shared))
             names = ", ".join(map(str, shared[:LISTED])) + (", ..." if len(shared) > LISTED else "")
             message = f"{len(shared)} of its groups are in {seen} too: {names}"
-            yield _finding("groups", "error", held_out, splits[held_out], places, message)
+            yield _finding("groups", "error", held_out, splits[held_out], index, message)
 
 
 def _pairs(splits: dict[str, Split]) -> Iterator[tuple[str, str]]:
-    """Splits of which the second should hold nothing of the first."""
+    """Pairs of splits that should have no example in common."""
     for seen in ("pretrain", "train", "validation"):
         for held_out in ("validation", "test"):
             if seen != held_out and {seen, held_out} <= splits.keys():
@@ -277,7 +277,7 @@ def _classes(name: str, split: Split, task: Task) -> Iterator[Finding]:
         outside = (label >= len(task.classes)) | (label < (-1 if task.kind == "tokens" else 0))
         wrong = np.flatnonzero(outside.reshape(len(label), -1).any(axis=1))
         if len(wrong):
-            yield _finding("classes", "error", name, split, wrong, f"{len(wrong)} labels are none of the classes")
+            yield _finding("classes", "error", name, split, wrong, f"{len(wrong)} labels are not a class number")
         counts = np.bincount(scored[(scored >= 0) & (scored < len(task.classes))], minlength=len(task.classes))
     absent = [task.classes[i] for i in np.flatnonzero(counts == 0)]
     if absent:
@@ -295,9 +295,9 @@ def _classes(name: str, split: Split, task: Task) -> Iterator[Finding]:
 
 
 def _order(name: str, split: Split, task: Task) -> Iterator[Finding]:
-    """Whether labels come in runs, in the order of the store's rows.
+    """Whether equal labels follow each other in the order of the store's rows.
 
-    A random order of n labels with class shares p has n(1 - Σp²) changes from one row to the next, nearly.
+    In a random order, n labels with class shares p change about n(1 - Σp²) times from one row to the next.
     """
     label = split.label
     assert label is not None
@@ -314,8 +314,8 @@ def _order(name: str, split: Split, task: Task) -> Iterator[Finding]:
             "order",
             "warning",
             name,
-            f"labels depend on the order in the file: they change {changes} times from one row to the next, about "
-            f"{expected:.0f} times in a random order; a part taken by position is not like the whole",
+            f"labels depend on the order in the file: they change {changes} times from one row to the next, and would "
+            f"change about {expected:.0f} times in a random order; a part taken by position is not representative",
         )
 
 
@@ -323,7 +323,7 @@ def _order(name: str, split: Split, task: Task) -> Iterator[Finding]:
 
 
 class _Values:
-    """Ranges of every column or channel, and rows with values that should not be, gathered batch by batch."""
+    """The range of every column or channel, and the rows with bad values, gathered batch by batch."""
 
     def __init__(self, data: Data, name: str) -> None:
         self.name = name
@@ -334,8 +334,8 @@ class _Values:
         self.empty: list[NDArray[np.int64]] = []
         self.wrong: dict[tuple[int, str], list[NDArray[np.int64]]] = {}
 
-    def see(self, places: NDArray[np.int64], inputs: Sequence[NDArray[Any]]) -> None:
-        """Take note of a batch: one array per input, in the shape its spec states."""
+    def see(self, index: NDArray[np.int64], inputs: Sequence[NDArray[Any]]) -> None:
+        """Add a batch: its indices in the split, and one array per input in the shape of its spec."""
         for i, (spec, x) in enumerate(zip(self.specs, inputs, strict=True)):
             parts = x.reshape(len(x), _columns(spec), -1)  # rows, columns or channels, the rest
             nan = np.isnan(parts)
@@ -349,14 +349,14 @@ class _Values:
             self.empty[i] += nan.any(axis=2).sum(axis=0)
             for what, bad in _bad(spec, x).items():
                 if bad.any():
-                    self.wrong.setdefault((i, what), []).append(places[bad])
+                    self.wrong.setdefault((i, what), []).append(index[bad])
 
     def findings(self, split: Split) -> Iterator[Finding]:
-        """What was seen in the whole split."""
-        for (i, what), found in self.wrong.items():
-            places = np.concatenate(found)
+        """The findings about the whole split."""
+        for (i, what), parts in self.wrong.items():
+            index = np.concatenate(parts)
             severity: Severity = "warning" if what.startswith("hold") else "error"
-            yield _finding("values", severity, self.name, split, places, f"{self._input(i)}{len(places)} rows {what}")
+            yield _finding("values", severity, self.name, split, index, f"{self._input(i)}{len(index)} rows {what}")
         for i, spec in enumerate(self.specs[: len(self.low)]):
             if isinstance(spec, Tokens):
                 continue
@@ -364,7 +364,7 @@ class _Values:
             constant = np.flatnonzero(self.low[i] >= self.high[i])
             if len(constant):
                 which = self._names(constant)
-                yield Finding("values", "warning", self.name, f"{self._input(i)}{unit} that are constant: {which}")
+                yield Finding("values", "warning", self.name, f"{self._input(i)}constant {unit}: {which}")
             gaps = np.flatnonzero(self.empty[i]) if isinstance(spec, Table) else np.empty(0, np.int64)
             if len(gaps):
                 cells = int(self.empty[i].sum())
@@ -383,9 +383,9 @@ class _Values:
     def _input(self, i: int) -> str:
         return f"input {i + 1}: " if len(self.specs) > 1 else ""
 
-    def _names(self, places: Iterable[int]) -> str:
-        named = [self.columns[j] if self.columns else str(j) for j in places]
-        return ", ".join(named[:LISTED]) + (f" and {len(named) - LISTED} more" if len(named) > LISTED else "")
+    def _names(self, columns: Iterable[int]) -> str:
+        names = [self.columns[j] if self.columns else str(j) for j in columns]
+        return ", ".join(names[:LISTED]) + (f" and {len(names) - LISTED} more" if len(names) > LISTED else "")
 
 
 def _columns(spec: Spec) -> int:
@@ -405,14 +405,14 @@ def _numeric(spec: Spec) -> NDArray[np.bool_]:
 
 
 def _extremes(x: NDArray[Any]) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
-    """``np.min`` and ``np.max`` with what they give for nothing."""
+    """``np.min`` and ``np.max``, each with its value for an empty array."""
     if np.issubdtype(x.dtype, np.floating):
         return (np.min, np.inf), (np.max, -np.inf)
     return (np.min, np.iinfo(x.dtype).max), (np.max, np.iinfo(x.dtype).min)
 
 
 def _bad(spec: Spec, x: NDArray[Any]) -> dict[str, NDArray[np.bool_]]:
-    """Rows ``(B,)`` with values that the spec does not allow, or with nothing in them, by what is wrong."""
+    """Masks ``(B,)`` of rows with values that the spec does not allow, or without content, by what is wrong."""
     flat = x.reshape(len(x), -1)
     match spec:
         case Grid():

@@ -1,4 +1,4 @@
-"""The training loader: which examples make up a step, and how it sees them, is a function of (seed, step) alone."""
+"""The training loader: the examples of a step, and the views of them, are a function of (seed, step) alone."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ AHEAD = 3  # batches read ahead by a thread while the device computes
 
 
 class Raw(NamedTuple):
-    """One step's examples on this process, as stored: inputs, labels where there are any, places in the split."""
+    """One step's examples on this process, as stored: inputs, labels if there are any, and indices into the split."""
 
     inputs: tuple[Tensor, ...]
     label: Tensor | None
@@ -30,7 +30,7 @@ class Raw(NamedTuple):
 
 
 def step_seed(seed: int, step: int, purpose: str = "", rank: int = 0) -> int:
-    """A 63-bit seed for one step, hashed so that neighbouring seeds and steps share nothing."""
+    """A 63-bit seed for one step, hashed so that neighbouring seeds and steps are independent."""
     digest = hashlib.blake2b(f"{seed}/{step}/{purpose}/{rank}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
@@ -38,14 +38,14 @@ def step_seed(seed: int, step: int, purpose: str = "", rank: int = 0) -> int:
 class Batches:
     """Global batches of a split, of which this process reads its share.
 
-    Each epoch is a fresh permutation of the split seeded by (seed, epoch); what is left over at its end is dropped.
+    Each epoch is a new permutation of the split seeded by (seed, epoch); an incomplete batch at its end is dropped.
     Step k's global batch is the same for every number of processes; process r reads the r-th of P equal parts.
 
     Args:
         split: the examples.
         batch_size: over all processes.
         seed: of the permutations.
-        rank, world_size: which part of how many.
+        rank, world_size: the number of this process, and how many there are.
 
     Raises:
         UserError: the batch is larger than the split, or does not divide by the number of processes.
@@ -65,16 +65,16 @@ class Batches:
         self.steps_per_epoch = len(split) // batch_size
         share = batch_size // world_size
         self._mine = slice(rank * share, (rank + 1) * share)
-        # the last epoch's permutation is asked for once a step
+        # the permutation of the current epoch is needed at every step
         self._permutation = lru_cache(maxsize=2)(self._draw_permutation)
 
     def _draw_permutation(self, epoch: int) -> NDArray[np.int64]:
         return np.random.default_rng(step_seed(self.seed, epoch, "epoch")).permutation(len(self.split))
 
     def index(self, step: int) -> NDArray[np.int64]:
-        """Places in the split of the step's global batch, int64 ``(batch_size,)``."""
-        epoch, place = divmod(step, self.steps_per_epoch)
-        start = place * self.batch_size
+        """Indices into the split of the step's global batch, int64 ``(batch_size,)``."""
+        epoch, step_of_epoch = divmod(step, self.steps_per_epoch)
+        start = step_of_epoch * self.batch_size
         return self._permutation(epoch)[start : start + self.batch_size]
 
     def read(self, step: int) -> Raw:
@@ -113,9 +113,9 @@ def make_views(data: Data, stored: tuple[Tensor, ...], augmented: int, seed: int
     """The views of a batch: the normalised inputs themselves, or several augmentations of them by the domain.
 
     Args:
-        data: normalises, and augments.
-        stored: one tensor per input, as `Raw` holds them.
-        augmented: how many augmented views to make; 0 for the inputs as they are.
+        data: has the functions that normalise and augment.
+        stored: one tensor per input, as in `Raw`.
+        augmented: how many augmented views to make; 0 for the normalised inputs.
         seed: of the augmentations, the same on every process.
     """
     inputs = data.normalise(stored)

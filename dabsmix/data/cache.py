@@ -26,10 +26,10 @@ __all__ = ["allocate", "check", "check_all", "fingerprint", "prepared"]
 log = logging.getLogger(__name__)
 
 COMPLETE = "complete"
-"""Name of the file, written last, without which a prepared folder does not count."""
+"""Name of the file that is written last; a prepared folder without it is ignored."""
 
 SUMS = "sums.json"
-"""Name of the file with the size, the time stamp and the sha256 of every other one of a prepared folder."""
+"""Name of the file with the size, time stamp and sha256 of every other file of a prepared folder."""
 
 FULL = {errno.ENOSPC, errno.EDQUOT}
 FORBIDDEN = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
@@ -39,13 +39,13 @@ FORBIDDEN = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
 
 
 def fingerprint(folder: Path | zipfile.Path, files: Iterable[Path | str]) -> str:
-    """Hex sha256 over the relative names, sizes and contents of files below ``folder``, whatever their order.
+    """Hex sha256 over the relative names, sizes and contents of files below ``folder``, in any order.
 
-    A file whose size and times are as when it was last hashed is not read again: a few microseconds each, where there
-    are a million of them.
+    A file whose size and times have not changed since it was last hashed is not read again, so that a million files
+    take a few microseconds each.
 
     Args:
-        folder: where the files lie; of files in a zip archive, all of the archive counts.
+        folder: where the files lie; for files in a zip archive, the whole archive is hashed.
         files: paths, or names relative to the folder, with "/".
 
     Raises:
@@ -59,10 +59,10 @@ def fingerprint(folder: Path | zipfile.Path, files: Iterable[Path | str]) -> str
     fresh: dict[str, list[Any]] = {}
     names = {file if isinstance(file, str) else file.relative_to(folder).as_posix() for file in files}
     for name in progress(f"reading {folder.name}", sorted(names)) if len(names) > 1 else names:
-        path = f"{folder}/{name}"  # a Path would cost ten times what the system does
+        path = f"{folder}/{name}"  # making a Path would take ten times as long as the system call
         try:
             stat = os.stat(path)
-            # ctime tells a file that was replaced by another of equal size and mtime (cp -p, tar)
+            # ctime reveals a file that was replaced by another of equal size and mtime (cp -p, tar)
             state = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
             if name in known and known[name][:-1] == state:
                 fresh[name] = known[name]
@@ -82,16 +82,16 @@ def _memory(folder: Path) -> Path:
 
 
 def _remembered(folder: Path) -> dict[str, list[Any]]:
-    """Name to [size, mtime, ctime, sha256] of the files of this folder that were hashed before."""
+    """[size, mtime, ctime, sha256] by name, for the files of this folder that were hashed before."""
     try:
-        found = json.loads(_memory(folder).read_text(encoding="utf-8"))
+        entries = json.loads(_memory(folder).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return entries if isinstance(entries, dict) else {}
 
 
 def _remember(folder: Path, entries: dict[str, list[Any]]) -> None:
-    """Keep the hashes. Without a writable cache they are computed again next time, which is only slower."""
+    """Store the hashes. Without a writable cache they are computed again the next time, which is only slower."""
     memory = _memory(folder)
     try:
         memory.parent.mkdir(parents=True, exist_ok=True)
@@ -107,16 +107,16 @@ def _remember(folder: Path, entries: dict[str, list[Any]]) -> None:
 
 
 def prepared(name: str, key: str, build: Callable[[Path], None]) -> Path:
-    """The folder that ``build`` filled for this name and key; builds it when there is none.
+    """The folder that ``build`` filled for this name and key; it is built if it does not exist.
 
     ``key`` states everything that the contents depend on: the fingerprint of the source, the preprocessing and its
-    version. ``build`` gets an empty folder and writes ``.npy`` files (large ones through `allocate`) to be read with
-    ``np.load(path, mmap_mode="r")``. It appears under its final name only when it is whole and on disk; several
-    processes may ask at once, one of them builds; what an interrupted build left is thrown away. Sizes are compared at
-    every call, contents where a time stamp has changed; what is damaged is built again.
+    version. ``build`` gets an empty folder and writes ``.npy`` files (large ones through `allocate`), to be read with
+    ``np.load(path, mmap_mode="r")``. The folder gets its final name only when it is complete and on disk. If several
+    processes need it at once, one of them builds it. The remains of an interrupted build are deleted. Every call
+    compares the sizes of the files, and the contents if a time stamp has changed; a damaged folder is built again.
 
     Raises:
-        UserError: the cache folder cannot be written or the disk is full. What ``build`` raises passes through.
+        UserError: the cache folder cannot be written or the disk is full. What ``build`` raises is passed on.
     """
     final = cache_folder() / name / hashlib.sha256(key.encode()).hexdigest()[:32]
     if (final / COMPLETE).is_file() and _unchanged(final):
@@ -136,9 +136,9 @@ def prepared(name: str, key: str, build: Callable[[Path], None]) -> Path:
                 _build(final, key, build)
     except OSError as error:
         if (final / COMPLETE).is_file() and not check(final):
-            return final  # in a cache that may be read only
+            return final  # the cache may be read-only
         if (line := _explained(error)) is None:
-            raise  # no fault of the cache's disk: one of the raw files, say
+            raise  # not a fault of the cache's disk, but for example of a raw file
         raise UserError(line) from error
     return final
 
@@ -163,18 +163,18 @@ def _build(final: Path, key: str, build: Callable[[Path], None]) -> None:
         raise
 
 
-# --- sums of what was prepared
+# --- checksums of prepared folders
 
 
 def check(folder: Path, *, thorough: bool = False) -> list[str]:
     """The names of the damaged files of a prepared folder.
 
     Args:
-        folder: what `prepared` returned.
-        thorough: read every file; otherwise only those whose time stamp is not the one they were written with.
+        folder: a folder that `prepared` returned.
+        thorough: whether to read every file; by default, only files whose time stamp has changed are read.
     """
     known = _sums(folder)
-    if known is None:  # prepared before there were sums
+    if known is None:  # prepared by a version without checksums
         if os.access(folder, os.W_OK):
             _write_sums(folder)
         return []
@@ -194,20 +194,20 @@ def check(folder: Path, *, thorough: bool = False) -> list[str]:
 
 
 def check_all() -> dict[Path, list[str]]:
-    """Every prepared folder of the cache with the names of its damaged files; from now on these folders do not count.
+    """Every prepared folder of the cache with the names of its damaged files; damaged folders will be built again.
 
     Raises:
         UserError: the mark of a damaged folder cannot be removed.
     """
-    found = {}
+    damaged = {}
     for mark in sorted(cache_folder().glob(f"*/*/{COMPLETE}")):
-        found[mark.parent] = check(mark.parent, thorough=True)
-        if found[mark.parent]:
+        damaged[mark.parent] = check(mark.parent, thorough=True)
+        if damaged[mark.parent]:
             try:
                 mark.unlink()
             except OSError as error:
                 raise UserError(f"{mark.parent} is damaged and cannot be removed: {error.strerror}") from error
-    return found
+    return damaged
 
 
 def _unchanged(folder: Path) -> bool:
@@ -224,14 +224,14 @@ def _unchanged(folder: Path) -> bool:
 
 def _sums(folder: Path) -> dict[str, list[Any]] | None:
     try:
-        found = json.loads((folder / SUMS).read_text(encoding="utf-8"))
-        return {str(name): [int(size), int(modified), str(digest)] for name, (size, modified, digest) in found.items()}
+        stored = json.loads((folder / SUMS).read_text(encoding="utf-8"))
+        return {str(name): [int(size), int(modified), str(digest)] for name, (size, modified, digest) in stored.items()}
     except (OSError, ValueError, TypeError, AttributeError):
         return None
 
 
 def _write_sums(folder: Path, digests: Mapping[str, str] = MappingProxyType({})) -> None:
-    """The sums of a folder's files, those in ``digests`` without reading them. A folder that is read-only has none."""
+    """Write the checksums of a folder's files; those in ``digests`` are not read. A read-only folder gets none."""
     entries = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
@@ -243,7 +243,7 @@ def _write_sums(folder: Path, digests: Mapping[str, str] = MappingProxyType({}))
 
 
 def _sync(path: Path) -> None:
-    """To the disk; a folder's entries too, where the system can open a folder."""
+    """Flush a file to the disk, or the entries of a folder if the system can open folders."""
     if os.name == "nt" and path.is_dir():
         return
     handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
@@ -254,7 +254,7 @@ def _sync(path: Path) -> None:
 
 
 def _explained(error: OSError) -> str | None:
-    """A fault of the cache's disk as one line with the remedy."""
+    """A fault of the cache's disk as one line with the remedy; None for any other error."""
     cache = cache_folder()
     inside = error.filename is None or Path(os.fsdecode(error.filename)).is_relative_to(cache)
     if error.errno in FULL:
@@ -267,9 +267,9 @@ def _refused(error: OSError) -> str:
 
 
 def allocate(path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> NDArray[Any]:
-    """A new ``.npy`` file as a writable memory map, its space reserved: a full disk is an OSError here and now.
+    """A new ``.npy`` file as a writable memory map with its space reserved, so that a full disk is an OSError here.
 
-    Without the reservation it would be a SIGBUS at some later write, which kills the process without a word.
+    Without the reservation it would be a SIGBUS at some later write, which kills the process without a message.
     """
     sizes = tuple(int(size) for size in shape)  # the header would spell a numpy integer as a call
     array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=sizes)
@@ -279,5 +279,5 @@ def allocate(path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> NDArray[An
                 os.posix_fallocate(stream.fileno(), 0, path.stat().st_size)
         except OSError as error:
             if error.errno in FULL:
-                raise  # any other: a file system that cannot reserve
+                raise  # any other error means that the file system cannot reserve space
     return array

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 __all__ = ["NGRAM", "SEVERAL", "Sequences", "inside", "roots"]
 
 SEVERAL = -1
-"""In place of a root: the sequence lies inside several others, none of which contains the others."""
+"""Instead of a root: the sequence lies inside several others, none of which contains the others."""
 
 NGRAM = 8
 """Two texts overlap if they share this many tokens in a row."""
@@ -35,7 +35,7 @@ class Sequences:
 
     @classmethod
     def of(cls, rows: NDArray[np.integer], pad: int | None) -> "Sequences":
-        """From stored rows ``(n, L)``. A token that begins every row, or ends every row, is left out ([CLS], [SEP])."""
+        """From stored rows ``(n, L)``, without a token that begins or ends every row ([CLS], [SEP])."""
         real = np.ones(rows.shape, bool) if pad is None else rows != pad
         last = rows.shape[1] - 1 - real[:, ::-1].argmax(axis=1)
         every = np.arange(len(rows))
@@ -43,16 +43,16 @@ class Sequences:
             real[every, last] = False
         if len(rows) > 1 and len(np.unique(rows[:, 0])) == 1:
             real[:, 0] = False
-        owner, place = np.nonzero(real)
-        return cls(rows[owner, place].astype(np.uint64), owner, real.sum(axis=1))
+        owner, position = np.nonzero(real)
+        return cls(rows[owner, position].astype(np.uint64), owner, real.sum(axis=1))
 
     def take(self, chosen: NDArray[np.bool_]) -> "Sequences":
-        """Only the chosen sequences, ``(n,)``; they keep their numbers, and the others have length 0."""
-        own = chosen[self.owner]
-        return Sequences(self.ids[own], self.owner[own], np.where(chosen, self.length, 0))
+        """Only the chosen sequences; they keep their numbers, and the others become empty. ``chosen`` is ``(n,)``."""
+        of_chosen = chosen[self.owner]
+        return Sequences(self.ids[of_chosen], self.owner[of_chosen], np.where(chosen, self.length, 0))
 
     def ngrams(self, n: int) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
-        """A hash of every ``n`` consecutive tokens of one sequence, and that sequence's number."""
+        """A hash of every ``n`` consecutive tokens of a sequence, and the number of that sequence."""
         count = len(self.ids) - n + 1
         if count <= 0:
             return np.zeros(0, np.uint64), np.zeros(0, np.int64)
@@ -64,35 +64,35 @@ class Sequences:
 
 
 def roots(texts: Sequences) -> NDArray[np.int64]:
-    """For each sequence the number of the longest that contains it, its own where none does, or `SEVERAL`, ``(n,)``."""
-    found = np.arange(len(texts.length))
+    """For each sequence the number of the longest one that contains it, or its own, or `SEVERAL`: ``(n,)``."""
+    root = np.arange(len(texts.length))
     longest = np.zeros(len(texts.length), bool)
     for n in np.unique(texts.length)[::-1]:
         now = np.flatnonzero(texts.length == n)
         if n == 0:
-            found[now] = SEVERAL
+            root[now] = SEVERAL
             continue
-        own, _ = texts.take(texts.length == n).ngrams(int(n))
+        whole, _ = texts.take(texts.length == n).ngrams(int(n))
         grams, owner = texts.take(longest).ngrams(int(n))
         order = np.lexsort((owner, grams))
         grams, owner = grams[order], owner[order]
-        first, end = np.searchsorted(grams, own), np.searchsorted(grams, own, side="right")
+        first, end = np.searchsorted(grams, whole), np.searchsorted(grams, whole, side="right")
         within = end > first
         one = owner[first[within]]
-        found[now[within]] = np.where(one == owner[end[within] - 1], one, SEVERAL)
+        root[now[within]] = np.where(one == owner[end[within] - 1], one, SEVERAL)
         # the first of equal sequences is their root
-        _, first_of, which = np.unique(own[~within], return_index=True, return_inverse=True)
+        _, first_of, which = np.unique(whole[~within], return_index=True, return_inverse=True)
         firsts = now[~within][first_of]
-        found[now[~within]] = firsts[which]
+        root[now[~within]] = firsts[which]
         longest[firsts] = True
-    return found
+    return root
 
 
 def inside(texts: Sequences, others: Sequences) -> NDArray[np.bool_]:
-    """Which sequences share `NGRAM` tokens in a row with one of the others or, if shorter, lie inside one, ``(n,)``."""
-    found = np.zeros(len(texts.length), bool)
+    """Which sequences share `NGRAM` tokens in a row with one of the others or, if shorter, lie inside one: ``(n,)``."""
+    overlaps = np.zeros(len(texts.length), bool)
     for n in range(1, NGRAM + 1):
         of_length = texts.length >= n if n == NGRAM else texts.length == n
         grams, owner = texts.take(of_length).ngrams(n)
-        found[owner[np.isin(grams, others.ngrams(n)[0])]] = True
-    return found
+        overlaps[owner[np.isin(grams, others.ngrams(n)[0])]] = True
+    return overlaps

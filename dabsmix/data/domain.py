@@ -1,7 +1,7 @@
 """What a data set is to the harness: splits of rows, a task, and where the raw files come from.
 
-A domain file (``domains/NAME.py``) declares ``DOMAINS``, a tuple of `Domain`. Importing one is cheap: no torch, no
-pandas, no file is touched before ``load``.
+A domain file (``domains/NAME.py``) declares ``DOMAINS``, a tuple of `Domain`. Importing it is cheap: it imports neither
+torch nor pandas, and reads no file before ``load``.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ __all__ = ["BATCH_SIZE", "Data", "Domain", "Labelled", "Rows", "Split", "Task", 
 
 
 BATCH_SIZE = 256
-"""Examples a step where the source of the data states no other."""
+"""Examples per step, unless the source of the data states another number."""
 
 
 class Rows(Protocol):
-    """Stored examples of one input: a numpy array or memory map, or anything that answers a whole batch at once."""
+    """Stored examples of one input: a numpy array, a memory map, or anything that is indexed by a whole batch."""
 
     def __len__(self) -> int:
         """How many rows there are."""
 
     def __getitem__(self, rows: NDArray[np.int64], /) -> NDArray[Any]:
-        """The rows asked for, stacked; in memory, free to change."""
+        """These rows, stacked into an array in memory that the caller may change."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Task:
 
     Attributes:
         kind: ``classes`` (labels int64 ``(n,)``), ``multilabel`` (labels uint8 ``(n, C)``), ``regression`` (labels
-            float32 ``(n,)``), ``tokens`` (one class per token: int64 ``(n, L)``, -1 where a token is not scored).
+            float32 ``(n,)``), ``tokens`` (one class per token: int64 ``(n, L)``, -1 for tokens that are not scored).
         metric: the main score, a name that ``metrics.metric`` knows.
         classes: the class names in label order; empty for regression.
     """
@@ -61,9 +61,9 @@ class Task:
         return max(1, len(self.classes))
 
     def target_scale(self, label: NDArray[Any]) -> tuple[float, float]:
-        """Mean and standard deviation of a regression's training labels, 1 where they are constant; else (0, 1).
+        """Mean and standard deviation (1 if constant) of a regression's training labels; (0, 1) for other tasks.
 
-        A head predicts the standardised target; `scores` gives it in its own unit again.
+        A head predicts the standardised target; `scores` converts it back to the unit of the labels.
         """
         return (float(label.mean()), float(label.std()) or 1.0) if self.kind == "regression" else (0.0, 1.0)
 
@@ -90,20 +90,20 @@ class Task:
                 return total / (label >= 0).sum().clamp(min=1)
 
     def scores(self, outputs: Tensor, center: float | Tensor = 0.0, scale: float | Tensor = 1.0) -> Tensor:
-        """A head's outputs as metrics take them: those of a regression ``(B,)``, in the unit of its labels."""
+        """A head's outputs as metrics expect them: for a regression ``(B,)``, in the unit of its labels."""
         return outputs[:, 0] * scale + center if self.kind == "regression" else outputs
 
 
 @dataclass(frozen=True)
 class Split:
-    """Rows of a data set, by number. Nothing is read before a batch is asked for.
+    """Rows of a data set, by number. Nothing is read before `batch` is called.
 
     Attributes:
         inputs: one store per input of the domain.
         rows: int64 ``(n,)``, this split's rows of the stores.
         label: the labels of these rows in the form that the task's kind states, or None.
         group: int64 ``(n,)``: rows of one group are not independent (subject, recording, patient, speaker);
-            None where each row stands alone. Intervals are bootstrapped over groups.
+            None if all rows are independent. Intervals count groups, not rows.
     """
 
     inputs: tuple[Rows, ...]
@@ -120,14 +120,14 @@ class Split:
         return len(self.rows)
 
     def batch(self, index: NDArray[np.int64]) -> tuple[Tensor, ...]:
-        """The examples at these places of the split, as stored: one CPU tensor per input, first axis ``len(index)``."""
+        """The examples at these indices of the split, as stored: one CPU tensor ``(len(index), ...)`` per input."""
         import torch
 
         rows = self.rows[index]
         return tuple(torch.from_numpy(np.ascontiguousarray(store[rows])) for store in self.inputs)
 
     def take(self, index: NDArray[np.int64]) -> Split:
-        """The part of this split at these places, in their order."""
+        """The part of this split at these indices, in their order."""
         return Split(
             self.inputs,
             self.rows[index],
@@ -136,15 +136,15 @@ class Split:
         )
 
     def drop_partial_label(self) -> Split:
-        """This split without its labels where some of its rows have none (-1 or NaN); else itself."""
+        """This split without its labels if some of its rows have none (-1 or NaN); otherwise itself."""
         if self.label is None:
             return self
-        lacking = np.isnan(self.label) if self.label.dtype.kind == "f" else self.label < 0
-        return Split(self.inputs, self.rows, None, self.group) if lacking.any() else self
+        unlabelled = np.isnan(self.label) if self.label.dtype.kind == "f" else self.label < 0
+        return Split(self.inputs, self.rows, None, self.group) if unlabelled.any() else self
 
 
 def as_stored(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """The default ``Data.normalise``: examples are stored as the specs state them."""
+    """The default ``Data.normalise``: examples are already stored as the specs state."""
     return inputs
 
 
@@ -154,9 +154,9 @@ class Labelled:
 
     Attributes:
         task: what is predicted.
-        train: what probes are fitted on.
-        validation: what they are chosen on; carved from the data set's training part, by group where there are groups.
-        test: what they are scored on, once.
+        train: probes are fitted on it.
+        validation: probes are chosen on it; carved from the data set's training part, by group if there are groups.
+        test: probes are scored on it, once.
 
     Raises:
         ValueError: a split has no labels.
@@ -184,20 +184,20 @@ class Data:
 
     Attributes:
         specs: one per input.
-        pretrain: what pretraining sees; its labels, if any, serve the online probe alone.
-        labelled: the task and its splits; None where the set has no labels.
-        normalise: stored inputs to what the specs state, a whole batch at a time and on whatever device it lies
-            (uint8 to float, standardising). Deterministic.
-        augment: the domain's own augmentation of this process's normalised inputs on their device, or None. The
-            generator is in the same state on every process: what is drawn for each example is drawn for the global
-            batch and cut by rank (`dabsmix.distributed.local`).
+        pretrain: what pretraining sees; its labels, if any, are used only by the online probe.
+        labelled: the task and its splits; None if the set has no labels.
+        normalise: converts stored inputs to what the specs state (uint8 to float, standardising), a whole batch at a
+            time and on the batch's device. Deterministic.
+        augment: the domain's augmentation of this process's normalised inputs on their device, or None. The generator
+            is in the same state on every process: random numbers are drawn for the global batch and cut by rank
+            (`dabsmix.distributed.local`).
         fingerprint: hex digest of the files that were read.
         notes: what a reader of a score has to know, in whole sentences.
-        summary: for a user's own data, what was read, line by line, to be shown before training.
-        state: all that further examples need to be read alike (options, statistics, category and class names,
+        summary: for a user's own data, lines about what was read, to show before training.
+        state: everything needed to read further examples the same way (options, statistics, category and class names,
             tokenizer); plain JSON values.
-        source: what was asked for; None where a domain's ``load`` was called by itself.
-        names: what these rows of the stores are called, such as a file's name; None where their number is all there is.
+        source: what was loaded; None if a domain's ``load`` was called directly.
+        names: a function from rows of the stores to their names, such as file names; None if rows have only numbers.
     """
 
     specs: tuple[Spec, ...]
@@ -213,7 +213,7 @@ class Data:
     names: Callable[[NDArray[np.int64]], list[str]] | None = None
 
     def __new__(cls, *values: Any, **named: Any) -> Self:
-        """Refuse the former fields train, validation, test and task, of which `labelled` took the place."""
+        """Refuse the former fields train, validation, test and task, which `labelled` replaced."""
         if named.keys() & {"train", "validation", "test", "task"} or isinstance((*values, None, None, None)[2], Split):
             raise TypeError(
                 "Data takes labelled=Labelled(task, train, validation, test), or labelled=None without labels, in "
@@ -222,10 +222,10 @@ class Data:
         return super().__new__(cls)
 
     def require_labelled(self) -> Labelled:
-        """`labelled`, for what needs labels.
+        """`labelled`, for callers that need labels.
 
         Raises:
-            ValueError: there are none.
+            ValueError: there are no labels.
         """
         if self.labelled is None:
             raise ValueError("these data have no labels")
@@ -241,21 +241,21 @@ class Domain:
         modality: image, spectrogram, sensor, tabular, text, or several joined with ``+``.
         title: one line: what it is and whose.
         licence: as the source states it, or "not stated".
-        folder: where its raw files lie under the data root, upstream's name; empty for embedded sets.
+        folder: of its raw files under the data root, by upstream's name; empty for embedded sets.
         load: ``load(folder, protocol)`` reads the raw files (``folder`` is the data root joined with `folder`) and
-            returns the splits; ``protocol`` is ``v1`` or ``dabs``, or another of transfer's protocols, for which
-            the data are v1's. Raises UserError for files that are missing or damaged.
-        downloads: what to fetch when the folder is missing.
+            returns the splits; ``protocol`` is ``v1`` or ``dabs``, or another protocol of transfer, for which the data
+            are those of v1. Raises UserError for files that are missing or damaged.
+        downloads: what to fetch if the folder is missing.
         manual: how to obtain the files where they cannot be fetched; its first word is ``register`` where an account
             or an agreement is needed; empty otherwise.
-        sizes: examples for training and for the test where the source states them: ``50,000 / 10,000``; else empty.
-            Under v1 validation is carved from the former, unless the source has one.
-        batch_size: the global batch that the source trains with.
+        sizes: examples for training and for the test, if the source states them: ``50,000 / 10,000``; otherwise empty.
+            Under v1 validation is carved from the training examples, unless the source has a validation part.
+        batch_size: the source's global batch size.
         transfers: names of the domains to transfer to; empty means itself.
-        stand_ins: other folders that will do where `folder` is missing, such as a small part of the set.
-        aliases: other names that it answers to, such as the name that DABS has for it.
-        needs: files under the data root that a load cannot do without, as patterns; ``a|b`` is either of two.
-        dabs: where DABS has the data set at another size only, the domain of that size: ``--protocol dabs`` names it.
+        stand_ins: other folders to use if `folder` is missing, such as a small part of the set.
+        aliases: other accepted names, such as DABS's name for it.
+        needs: files under the data root that a load requires, as patterns; ``a|b`` is either of two.
+        dabs: if DABS has the data set only at another size, the domain of that size, which ``--protocol dabs`` names.
         revisions: by protocol, how often the examples that pretraining sees have changed since the first release.
             It enters a run's configuration hash.
     """
@@ -278,10 +278,10 @@ class Domain:
     revisions: Mapping[str, int] = field(default_factory=dict)
 
     def present(self, root: Path) -> Path | None:
-        """The folder of raw files that is there under a data root, its own before a stand-in; None without one."""
+        """The folder of raw files that exists under a data root, its own before a stand-in; None if there is none."""
         return next((root / name for name in (self.folder, *self.stand_ins) if (root / name).exists()), None)
 
     def complete(self, root: Path) -> bool:
-        """Whether all the files that a load needs are there."""
+        """Whether all files that a load needs exist."""
         needed = all(any(any(root.glob(name)) for name in pattern.split("|")) for pattern in self.needs)
         return not self.folder or (self.present(root) is not None and needed)

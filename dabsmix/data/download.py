@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 TIMEOUT = 30.0
 """Seconds of silence after which a server counts as gone."""
 ATTEMPTS = 4
-"""Tries per mirror in a row that bring nothing."""
+"""Consecutive tries per mirror that bring no data before it is given up."""
 PAUSE = 1.0
 """Seconds before the second try, doubled before each further one."""
 MOST, ROOM = 100, 2**30  # an archive unpacks to at most so many times its size, and so many bytes
@@ -46,9 +46,9 @@ class Download:
     Attributes:
         urls: mirrors, tried in order.
         file: its name under the data root; an archive is unpacked beside itself.
-        checksum: ``md5:...`` or ``sha256:...``, empty where no published one can be cited.
+        checksum: ``md5:...`` or ``sha256:...``; empty if no published one can be cited.
         cited: where the checksum is published (library, file, version); empty without a checksum.
-        nested: archives inside the archive that are unpacked where they lie, unless a mirror has their contents itself.
+        nested: archives inside the archive, which are unpacked too; a mirror may have their contents instead.
     """
 
     urls: tuple[str, ...]
@@ -64,7 +64,7 @@ class Download:
 
 
 def fetch_all(downloads: Sequence[Download], root: Path) -> None:
-    """Fetch every file, and only then unpack the archives: a folder is there when nothing can fail for long.
+    """Fetch every file, and only then unpack the archives, so that a folder appears when little can still fail.
 
     Raises:
         UserError: see `fetch`.
@@ -76,21 +76,21 @@ def fetch_all(downloads: Sequence[Download], root: Path) -> None:
 
 
 def interrupted(downloads: Sequence[Download], root: Path) -> bool:
-    """Whether an earlier fetch of these began and did not finish."""
+    """Whether an earlier fetch of these files began and did not finish."""
     begun = any(_part(root / each.file).exists() or _record(root / each.file).exists() for each in downloads)
     return begun and not all(_finished(each, root) for each in downloads)
 
 
 def fetch(download: Download, root: Path, *, unpack: bool = True) -> Path:
-    """The path of the file under the data root; fetched, checked and unpacked unless that is done.
+    """The path of the file under the data root; it is fetched, checked and unpacked if that was not done before.
 
-    Several processes may ask at once; one of them works. Beside the file lies ``FILE.sha256``, in the form that
-    ``sha256sum -c`` reads, with a line that says what the sum was verified against, if anything; the sum of a first
-    download is what a later one is held to.
+    If several processes need it at once, one of them does the work. ``FILE.sha256`` is written beside the file, in the
+    format of ``sha256sum -c``, with a line that says what the checksum was verified against, if anything. A later
+    download is compared with the checksum of the first one.
 
     Raises:
-        UserError: no mirror answers, the sum is wrong, an archive is damaged or hostile, or the disk is full or
-            read-only; the message names the URLs, the file and where to put it by hand.
+        UserError: no mirror answers, the checksum is wrong, an archive is damaged or hostile, or the disk is full or
+            read-only. The message names the URLs, the file and where to put it by hand.
     """
     from filelock import FileLock
 
@@ -110,7 +110,7 @@ def fetch(download: Download, root: Path, *, unpack: bool = True) -> Path:
                     _unpack(path, download.nested)
             finally:
                 with contextlib.suppress(OSError):  # Windows keeps an open file
-                    lock.unlink()  # whoever waits for it finds the work done; nothing of ours stays in the data root
+                    lock.unlink()  # a waiting process finds the work done; the data root stays free of our files
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(
@@ -124,7 +124,7 @@ def fetch(download: Download, root: Path, *, unpack: bool = True) -> Path:
     return path
 
 
-# --- what is on disk: FILE, its .part while it is fetched, its .sha256, and for an archive .unpacked with what it held
+# --- on disk: FILE, its .part while it is fetched, its .sha256, and for an archive .unpacked, which lists its contents
 
 
 def _part(path: Path) -> Path:
@@ -161,11 +161,11 @@ def _write(path: Path, text: str) -> None:
 
 
 class _CutError(Exception):
-    """The transfer ended early; what came is kept."""
+    """The transfer ended early; the data received so far are kept."""
 
 
 NETWORK = (urllib.error.URLError, http.client.HTTPException, ssl.SSLError, TimeoutError, ConnectionError, _CutError)
-"""What a server or the way to it may do; other OSErrors are of the disk."""
+"""Faults of a server or of the connection to it; any other OSError is a fault of the disk."""
 
 
 def _fetch(download: Download, path: Path) -> None:
@@ -190,7 +190,7 @@ def _fetch(download: Download, path: Path) -> None:
 
 
 def _fetch_from(url: str, download: Download, path: Path) -> None:
-    """The whole file into the part, in as many pieces as the connection needs."""
+    """Fetch the whole file into the part, in as many pieces as the connection needs."""
     tries, pause = ATTEMPTS, PAUSE
     while True:
         before = _size(_part(path))
@@ -210,7 +210,7 @@ def _fetch_from(url: str, download: Download, path: Path) -> None:
 
 def _fetch_piece(url: str, download: Download, path: Path) -> None:
     part, origin = _part(path), _part(path).with_suffix(".origin")
-    # A part is only continued from where it came: same URL, and the server's word (If-Range) that the file is the same.
+    # A part is continued only from the same URL, and only if the server confirms (If-Range) that the file is the same.
     came_from, _, validator = origin.read_text(encoding="utf-8").partition("\n") if origin.exists() else ("", "", "")
     offset = _size(part) if came_from == url and validator else 0
     request = urllib.request.Request(url, headers={"User-Agent": "dabsmix"})
@@ -258,33 +258,33 @@ def _size(path: Path) -> int:
 # --- checking
 
 
-def _check(download: Download, found: Path, path: Path, source: str) -> None:
-    """Hold ``found``, to become ``path``, to the published sum or to that of the first download; then record it.
+def _check(download: Download, file: Path, path: Path, source: str) -> None:
+    """Compare ``file``, to become ``path``, with the published checksum or that of the first download; record it.
 
-    What fails is removed, unless someone put it there by hand.
+    A file that fails is removed, unless it was put there by hand.
     """
-    kind, _, wanted = download.checksum.partition(":")
-    known = _record(path).read_text(encoding="utf-8").split()[0] if _record(path).exists() else ""
-    verdict, sum256 = "", _digest(found, "sha256")
-    if wanted and (got := _digest(found, kind)) != wanted.lower():
-        verdict = f"its {kind} is {got}, {download.cited} has {wanted}"
-    elif not wanted and known and known != sum256:
-        verdict = f"its sha256 is {sum256}, that of the first download was {known} ({_record(path).name})"
-    elif download.is_archive and not (zipfile.is_zipfile(found) or tarfile.is_tarfile(found)):
-        verdict = "it is neither a zip nor a tar archive (a page of the server, perhaps)"
-    if verdict:
-        if found != path:
-            found.unlink()
-        raise UserError(f"{path} from {source}: {verdict}; fetch it by other means and put it there, or delete it")
-    if known == sum256:
+    kind, _, published = download.checksum.partition(":")
+    recorded = _record(path).read_text(encoding="utf-8").split()[0] if _record(path).exists() else ""
+    fault, sum256 = "", _digest(file, "sha256")
+    if published and (got := _digest(file, kind)) != published.lower():
+        fault = f"its {kind} is {got}, {download.cited} has {published}"
+    elif not published and recorded and recorded != sum256:
+        fault = f"its sha256 is {sum256}, that of the first download was {recorded} ({_record(path).name})"
+    elif download.is_archive and not (zipfile.is_zipfile(file) or tarfile.is_tarfile(file)):
+        fault = "it is neither a zip nor a tar archive (perhaps a page of the server)"
+    if fault:
+        if file != path:
+            file.unlink()
+        raise UserError(f"{path} from {source}: {fault}; fetch it by other means and put it there, or delete it")
+    if recorded == sum256:
         return
     note = (
         f"verified against {download.checksum} ({download.cited})"
-        if wanted
+        if published
         else f"unverified: first seen from {source}"
     )
     _write(_record(path), f"{sum256}  {path.name}\n# {note}\n")
-    if not wanted:
+    if not published:
         log.warning("%s: no published checksum; its sha256 is recorded in %s (unverified)", path, _record(path).name)
 
 
@@ -297,7 +297,7 @@ def _digest(path: Path, kind: str) -> str:
 
 
 def _unpack(archive: Path, nested: Sequence[str]) -> None:
-    """Into a folder beside, then entry by entry into place."""
+    """Unpack into a temporary folder beside the archive, then move each entry into place."""
     into = archive.with_name(f".{archive.name}.unpacking")
     shutil.rmtree(into, ignore_errors=True)
     into.mkdir()
@@ -312,7 +312,9 @@ def _unpack(archive: Path, nested: Sequence[str]) -> None:
             _move(into / name, archive.parent / name)
         _write(_marker(archive), "".join(f"{name}\n" for name in names))
     except tarfile.FilterError as error:
-        raise UserError(f"{archive}: refused, a member is a link or device out of it ({error}); delete it") from error
+        raise UserError(
+            f"{archive}: refused, a member is a device or a link out of the folder ({error}); delete it"
+        ) from error
     except (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError, RuntimeError) as error:
         raise UserError(f"{archive}: damaged archive ({error}); delete it and start again") from error
     finally:
@@ -327,7 +329,7 @@ def _extract(archive: Path, into: Path) -> None:
                 _refuse_outside(archive, info.filename)
                 unpacked += info.file_size
                 _refuse_bomb(archive, unpacked)
-                if not info.filename.startswith("__MACOSX/"):  # what a Mac adds of its own
+                if not info.filename.startswith("__MACOSX/"):  # added by macOS
                     zipped.extract(info, into)
     else:
         with tarfile.open(archive) as tar:
@@ -337,7 +339,7 @@ def _extract(archive: Path, into: Path) -> None:
                 _refuse_bomb(archive, unpacked)
                 tar.extract(member, into, filter="data")
             while tar.fileobj is not None and tar.fileobj.read(CHUNK):
-                pass  # to the end, where the sum of a compressed stream lies: tarfile stops before it
+                pass  # read to the end, where the checksum of a compressed stream is: tarfile stops before it
 
 
 def _refuse_outside(archive: Path, member: str) -> None:
@@ -355,7 +357,7 @@ def _refuse_bomb(archive: Path, unpacked: int) -> None:
 
 
 def _move(source: Path, target: Path) -> None:
-    """Rename; where both are folders, what they hold (archives of one data set share a top folder)."""
+    """Rename; if both are folders, move their entries (archives of one data set share a top folder)."""
     if source.is_dir() and target.is_dir():
         for entry in sorted(source.iterdir()):
             _move(entry, target / entry.name)

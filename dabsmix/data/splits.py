@@ -18,39 +18,39 @@ def carve(
     fraction: float = 0.1,
     seed: int = 0,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Places of the training and of the validation part among ``n`` rows, each ascending.
+    """Indices of the training and of the validation part among ``n`` rows, each ascending.
 
-    The result depends on the values and their order alone, so the caller brings rows in an order that no file system
-    decides. With ``group``, whole groups go to validation, drawn at random until the fraction is reached; else with
-    ``label`` (one class per row) every class gives its share, at least one row where it has two or more.
+    The result depends only on the values and their order, so the order of the rows must not depend on the file system.
+    With ``group``, whole groups go to validation, drawn at random until the fraction is reached. Otherwise, with
+    ``label`` (one class per row), every class gives its share, and at least one row if it has two or more.
 
     Raises:
         UserError: there are fewer than two groups, or one of the two parts would be empty.
     """
     rng = np.random.default_rng(seed)
-    wanted = max(1, round(fraction * n))
+    size = max(1, round(fraction * n))
     chosen = np.zeros(n, dtype=bool)
     if group is not None:
         names, inverse, counts = np.unique(group, return_inverse=True, return_counts=True)
         if len(names) < 2:
             raise UserError(
-                f"cannot carve a part to validate or test on from {len(names)} group: name another grouping"
+                f"cannot carve a validation or test part from {len(names)} group: name another column of groups"
             )
         order = rng.permutation(len(names))
-        taken = order[: np.searchsorted(np.cumsum(counts[order]), wanted) + 1]
+        taken = order[: np.searchsorted(np.cumsum(counts[order]), size) + 1]
         chosen = np.isin(inverse, taken)
         if chosen.all():
             chosen = inverse == order[0]
     elif label is not None:
         for value in np.unique(label):
-            places = np.flatnonzero(label == value)
-            share = max(round(fraction * len(places)), min(1, len(places) - 1))
-            chosen[rng.permutation(places)[:share]] = True
+            members = np.flatnonzero(label == value)
+            share = max(round(fraction * len(members)), min(1, len(members) - 1))
+            chosen[rng.permutation(members)[:share]] = True
     else:
-        chosen[rng.permutation(n)[:wanted]] = True
+        chosen[rng.permutation(n)[:size]] = True
     if chosen.all() or not chosen.any():
         of_what = "rows" if label is None else f"rows in {len(np.unique(label))} classes"
-        raise UserError(f"cannot carve a part to validate or test on from {n} {of_what}: each class needs two rows")
+        raise UserError(f"cannot carve a validation or test part from {n} {of_what}: each class needs two rows")
     return np.flatnonzero(~chosen), np.flatnonzero(chosen)
 
 
@@ -65,12 +65,12 @@ def divide(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Training and validation rows of a set whose training and test rows are fixed.
 
-    Under ``dabs`` the validation part *is* the test part: DABS reports the split that it watches. Else it is the
-    source's own, or carved from train.
+    Under ``dabs`` the validation part *is* the test part: DABS reports the split that it watches. Otherwise it is the
+    source's own, or is carved from train.
 
     Args:
         train, test: rows of the set.
-        protocol: the pretraining's.
+        protocol: of the pretraining.
         validation: rows of the source's own validation part, if it has one.
         label, group: of every row of the set, as for `carve`.
 
@@ -81,10 +81,10 @@ def divide(
         return train, test
     if validation is not None:
         return train, validation
-    kept, held = carve(
+    fitted, held_out = carve(
         len(train), label=None if label is None else label[train], group=None if group is None else group[train]
     )
-    return train[kept], train[held]
+    return train[fitted], train[held_out]
 
 
 def divide_in_three(
@@ -96,31 +96,31 @@ def divide_in_three(
     validation: float = 0.1,
     seeds: tuple[int, int] = (0, 1),
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Training, validation and test rows among ``n``, for a set that comes undivided.
+    """Training, validation and test rows among ``n``, for a set without splits.
 
     Args:
         n: how many rows there are.
         label, group: of every row, as for `carve`.
         test: share of all rows.
-        validation: share of what is left.
+        validation: share of the rows that are not in the test part.
         seeds: of the two draws.
 
     Raises:
         UserError: as `carve`.
     """
     rest, tested = carve(n, label=label, group=group, fraction=test, seed=seeds[0])
-    kept, held = carve(
+    fitted, held_out = carve(
         len(rest),
         label=None if label is None else label[rest],
         group=None if group is None else group[rest],
         fraction=validation,
         seed=seeds[1],
     )
-    return rest[kept], rest[held], tested
+    return rest[fitted], rest[held_out], tested
 
 
 class Parts(NamedTuple):
-    """Rows of a set of which some have a label: what pretraining sees, and the three parts that are scored with."""
+    """Rows of a set in which some have a label: those that pretraining sees, and those of the three labelled parts."""
 
     pretrain: NDArray[np.int64]
     train: NDArray[np.int64]
@@ -137,8 +137,8 @@ def divide_labelled(
 ) -> Parts:
     """Divide the labelled rows in three; pretraining sees the training part and the rows without a label.
 
-    Rows without a label whose group is in validation or test are not seen by pretraining, for they are not independent
-    of what is scored.
+    Pretraining does not see rows without a label whose group is in validation or test, because they are not independent
+    of the rows that are scored.
 
     Args:
         labelled: ``(n,)``, whether a row has a label.

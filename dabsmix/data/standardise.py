@@ -1,4 +1,4 @@
-"""Standardising inputs: less the training examples' mean, over their standard deviation, by channel or column."""
+"""Standardising inputs by the mean and standard deviation of the training examples, by channel or column."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ CHUNK = 1024
 
 
 def is_constant(mean: Any, std: Any) -> Any:
-    """Whether a spread is no more than what rounding leaves of a constant, elementwise; arrays or tensors.
+    """Whether a spread is no larger than the rounding errors of a constant, elementwise, for arrays or tensors.
 
-    Dividing by such a spread would blow rounding noise up to the size of a feature.
+    Dividing by such a spread would turn rounding errors into a feature.
     """
     return std <= 1e-6 * abs(mean)
 
@@ -33,7 +33,7 @@ class Standardise:
     """``Data.normalise`` of one input: ``(x - mean) / std`` in float32, on the device of the batch.
 
     Attributes:
-        mean, std: one number per channel or column, or one for all; ``std`` is 1 where training is constant.
+        mean, std: one number per channel or column, or one for all; ``std`` is 1 for constant ones.
     """
 
     mean: tuple[float, ...] | float
@@ -73,7 +73,7 @@ class Standardise:
         return ((x.float() - mean) / std,)
 
     def by_channel(self, x: Tensor) -> tuple[Tensor | float, Tensor | float]:
-        """Mean and standard deviation in a shape that goes with ``x (B, C, ...)``, and on its device."""
+        """Mean and standard deviation, in a shape that broadcasts with ``x (B, C, ...)`` and on its device."""
         import torch
 
         if isinstance(self.mean, float):

@@ -1,1 +1,5 @@
-"""What all data of one modality shares: from raw files to prepared arrays, and the input spec."""
+"""What all data sets of one modality share: how raw files become prepared arrays, and the spec of the encoder's input.
+
+Each of image, spectrogram, sensor, tabular, text and sequence has one module, which also reads a user's own files
+(`load_own`) and further files for a trained run (`load_further`). This room may import `data` and the ground floor.
+"""

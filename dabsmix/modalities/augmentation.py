@@ -1,9 +1,10 @@
 """Random views of spectrograms and of sensor windows, a whole batch at a time on its device (``--views augment``).
 
-Every draw is made for the examples of all processes from a generator that is in the same state on each, and cut by
-rank: the number of processes changes no view. Each change is made with probability 1/2, drawn for each example.
+Every draw is made for the examples of all processes, from a generator that is in the same state on each of them, and
+cut by rank, so that the number of processes changes no view. Each change happens with probability 1/2, independently
+for each example.
 
-B examples here, M mel bands, T frames or readings, C channels.
+Shapes: B examples on this process, M mel bands, T frames or readings, C channels.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ __all__ = ["SensorViews", "SoundViews", "draws", "mel_scale"]
 
 
 def draws(examples: Tensor, generator: torch.Generator) -> Callable[..., Tensor]:
-    """``uniform(low, high, *shape)``: a draw for each example, ``(B, *shape)``, of the global batch and cut by rank."""
+    """``uniform(low, high, *shape)`` draws ``(B, *shape)``: for the examples of the global batch, cut by rank."""
     import torch
 
     from dabsmix.distributed import local, world_size
@@ -40,15 +41,15 @@ def draws(examples: Tensor, generator: torch.Generator) -> Callable[..., Tensor]
 class SoundViews:
     """i-Mix's five augmentations of speech (Lee et al. 2021), on stored log-mel spectrograms.
 
-    The reference changes the wave and its short-time spectrum, of which decibels by mel band are what is left here.
-    Amplitude times 0.7 to 1.1 adds decibels; speed and pitch, by up to a fifth, move frames and frequencies alike; the
-    stretch, by up to a fifth, moves frames alone; the shift is by up to a quarter of the frames. What comes in from
-    outside is as low as the quietest place. Noise takes up to 0.45 of the amplitude; the reference takes it from
-    recordings of background noise, here it is white, as loud as the example on average.
+    The reference changes the wave and its short-time spectrum; here only decibels by mel band are stored. A factor of
+    0.7 to 1.1 of the amplitude adds decibels; a change of speed and pitch, by up to a fifth, moves frames and
+    frequencies; a stretch, by up to a fifth, moves frames only; a shift is by up to a quarter of the frames. Whatever
+    moves in from outside is as quiet as the quietest point. Noise takes up to 0.45 of the amplitude: in the reference
+    it comes from recordings of background noise, here it is white and on average as loud as the example.
 
     Attributes:
         standardise: of the decibels.
-        form: what the spectrograms look like.
+        form: of the spectrograms.
     """
 
     standardise: Standardise
@@ -71,7 +72,7 @@ class SoundViews:
         shift = sometimes(-frames // 4, frames // 4 + 1, 0).floor()
         noise = sometimes(0, 0.45, 0)
 
-        # where each place of the view comes from, in bands and frames of the example
+        # where each point of the view comes from, in bands and frames of the example
         floor = decibels.amin(dim=(2, 3), keepdim=True)
         time = (torch.arange(frames, device=decibels.device) - shift[:, None]) * (speed * stretch)[:, None]
         top = mel_scale(torch.tensor(self.form.rate / 2))
@@ -84,7 +85,7 @@ class SoundViews:
         loudness = (20 * amplitude.log10()).view(B, 1, 1, 1)
         power = 10 ** ((moved + floor + loudness) / 10)
 
-        # the power of white noise in one place has an exponential distribution
+        # the power of white noise at one point has an exponential distribution
         white = -torch.log1p(-uniform(0, 1, 1, mels, frames)) * power.mean(dim=(1, 2, 3), keepdim=True)
         share = noise.view(B, 1, 1, 1)
         power = power * (1 - share) ** 2 + white * share**2
@@ -112,13 +113,13 @@ class SensorViews:
     """Augmentations of wearables' signals (Um et al. 2017): jitter, scaling, rotation, permutation.
 
     Jitter adds normal noise of 0.05 standard deviations; scaling multiplies each channel by N(1, 0.1²); rotation turns
-    the axes of every triaxial sensor by one uniform rotation about a uniform axis, as if the device were worn another
-    way; permutation cuts the window at three uniform places and puts the four pieces in random order. What a padded
-    recording lacks (NaN) stays away, and its padding at the end stays there.
+    the axes of every triaxial sensor by a uniform angle about a uniform axis, as if the device were worn differently;
+    permutation cuts the window at three uniform points and puts the four pieces in random order. Missing readings (NaN)
+    stay missing, and the padding at the end of a recording stays at the end.
 
     Attributes:
         standardise: of the readings; a rotation acts on readings in their own unit.
-        triaxial: the first of the three channels of each sensor with three axes; where none is known, nothing rotates.
+        triaxial: the first of the three channels of each sensor with three axes; if empty, nothing is rotated.
     """
 
     standardise: Standardise
@@ -133,7 +134,7 @@ class SensorViews:
         B, channels, length = x.shape
         uniform = draws(x, generator)
 
-        def normal(*shape: int) -> Tensor:  # from uniform draws, so that they are of the global batch
+        def normal(*shape: int) -> Tensor:  # from uniform draws, which are those of the global batch
             return torch.erfinv(uniform(-1, 1, *shape).clamp(-1 + 1e-6, 1 - 1e-6)) * 2**0.5
 
         def where(changed: Any, x: Tensor) -> Tensor:
@@ -151,9 +152,9 @@ class SensorViews:
         lengths = length - read.flip(1).long().argmax(dim=1, keepdim=True)  # (B, 1), without the padding at the end
         cuts = (uniform(0, 1, 3) * lengths).sort(dim=1).values
         piece = (time[:, None] >= cuts[:, None]).sum(dim=2)  # (B, T)
-        place = uniform(0, 1, 4).argsort(dim=1).gather(1, piece) * length + time
-        place = torch.where(time < lengths, place, 4 * length + time)
-        order = place.argsort(dim=1)
+        position = uniform(0, 1, 4).argsort(dim=1).gather(1, piece) * length + time
+        position = torch.where(time < lengths, position, 4 * length + time)
+        order = position.argsort(dim=1)
         x = where(x.gather(2, order[:, None].expand(-1, channels, -1)), x)
         return x, *inputs[1:]
 

@@ -1,7 +1,7 @@
 """An image and a text as one example: COCO's pictures with a caption, or with a question and its answer.
 
-Images lie in one store and texts in another; several examples may share an image. As in DABS a text is 32 tokens of
-BERT's vocabulary, and a picture is squeezed to 480x640, cut to its middle square and resized.
+Images are in one store and texts in another; several examples may share an image. As in DABS, a text is 32 tokens of
+BERT's vocabulary, and a picture is squeezed to 480x640, cropped to its central square and resized.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ PREPARATION = 1
 
 @dataclass(frozen=True)
 class Examples:
-    """What the files say, in an order that no file system decides.
+    """The examples of a data set, in an order that does not depend on the file system.
 
     Attributes:
         files: the images, relative to the folder.
         tables: the files of texts and labels, relative to the folder.
         image: int64 ``(n,)``, each example's row in `files`; examples of one image are one group.
         texts: each example's text, or pair of texts.
-        label: of each example, as the task states.
+        label: of each example, in the form of the task's kind.
         train, validation, test: rows of the examples.
         task: what is predicted.
         notes: what a reader of a score has to know.
@@ -65,7 +65,7 @@ class Examples:
 
 @dataclass(frozen=True)
 class _Shared:
-    """The store of images, read by example: ``image[example]`` is the row in it."""
+    """The store of images, indexed by example: ``image[example]`` is the row in the store."""
 
     images: Rows
     image: NDArray[np.int64]
@@ -112,15 +112,15 @@ def sized_domains(
 def _load(name: str, read: Callable[[Path, str], Examples], side: int, patch: int, folder: Path, protocol: str) -> Data:
     tokens = tokenizer(BERT, folder.parent)
     examples = read(folder, protocol)
-    files = sorted(examples.files)  # whatever the order of the examples, the images are stored once
-    place = {file: row for row, file in enumerate(files)}
-    image = np.array([place[file] for file in examples.files], dtype=np.int64)[examples.image]
+    files = sorted(examples.files)  # so that the images are stored once, whatever the order of the examples
+    row_of = {file: row for row, file in enumerate(files)}
+    image = np.array([row_of[file] for file in examples.files], dtype=np.int64)[examples.image]
     listing = Listing(
         folder=folder,
         files=files,
         count=len(files),
         pixels=partial(_pixels, folder, files),
-        # the image domain divides and standardises images; labels and examples are put in their place below
+        # `load` divides and standardises the images; labels and texts are added below
         label=np.zeros(len(files), np.int64),
         train=np.unique(image[examples.train]),
         validation=np.unique(image[examples.validation]),
@@ -166,22 +166,22 @@ def _pixels(folder: Path, files: Sequence[str], row: int, side: int) -> NDArray[
 
 
 def extracted(name: str, folder: Path, tables: Sequence[str], extract: Callable[..., Any]) -> Any:
-    """``extract(*contents)`` of JSON files, kept: COCO's own take a quarter of a minute to read. Plain JSON values.
+    """``extract(*contents)`` of JSON files, plain JSON values, cached: COCO's files take a quarter of a minute to read.
 
     Raises:
-        UserError: a file is missing, damaged, or lacks what ``extract`` looks for.
+        UserError: a file is missing or damaged, or lacks a field that ``extract`` needs.
     """
     paths = [folder / table for table in tables]
 
     def build(into: Path) -> None:
         try:
             contents = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
-            kept = extract(*contents)
+            values = extract(*contents)
         except (OSError, ValueError) as error:
             raise UserError(f"{folder}: {' or '.join(tables)} cannot be read ({error}); fetch it again") from error
         except (KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{folder}: {' or '.join(tables)} lacks {error}; fetch it again") from error
-        (into / "kept.json").write_text(json.dumps(kept), encoding="utf-8")
+        (into / "kept.json").write_text(json.dumps(values), encoding="utf-8")
 
     ready = prepared(f"{name}_tables", f"{fingerprint(folder, tables)} {PREPARATION}", build)
     return json.loads((ready / "kept.json").read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""What every modality reads of a data set besides its content: folders, lists, sums of lists, a user's labels."""
+"""What every modality needs besides the content of files: folders, archives, lists, and a user's labels and splits."""
 
 from __future__ import annotations
 
@@ -47,27 +47,27 @@ __all__ = [
 ]
 
 LISTED = 20
-"""Names that a note lists."""
+"""The most names that a note lists."""
 
 Folder = Path | zipfile.Path
-"""Where examples lie: a folder, or a place in a zip archive, which joins and opens alike."""
+"""Where examples lie: a folder, or a folder in a zip archive, which has the same interface."""
 
 FEW = 5
-"""Skipped examples that a note names one by one; more are counted by reason."""
+"""Up to this many skipped examples are named one by one in a note; more are counted by reason."""
 
 
 def walk(folder: Path, suffixes: tuple[str, ...]) -> list[str]:
-    """All files below a folder with one of these endings, relative, with "/", sorted.
+    """All files below a folder with one of these suffixes: relative paths with "/", sorted.
 
-    Links are followed, but not one to a folder that holds it; files and folders whose name begins with a dot are left
-    out, and so is what is not a regular file, such as a pipe.
+    Links are followed, except a link to a folder that contains it. Files and folders whose name begins with a dot are
+    left out, and so is everything that is not a regular file, such as a pipe.
 
     Raises:
-        UserError: there is no such folder, or one below it cannot be read.
+        UserError: the folder does not exist, or a folder below it cannot be read.
     """
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; the data set is not there or has another layout")
-    found: list[str] = []
+        raise UserError(f"{folder}: no such folder; the data set is missing or has another layout")
+    files: list[str] = []
 
     def visit(path: str, prefix: str, above: frozenset[tuple[int, int]]) -> None:
         status = os.stat(path)
@@ -81,17 +81,17 @@ def walk(folder: Path, suffixes: tuple[str, ...]) -> list[str]:
                 if entry.is_dir():
                     visit(entry.path, f"{prefix}{entry.name}/", above | {here})
                 elif entry.name.lower().endswith(suffixes) and (entry.is_file() or not os.path.exists(entry.path)):
-                    found.append(prefix + entry.name)  # a link to nothing too: reading it is an error that names it
+                    files.append(prefix + entry.name)  # a broken link too: reading it gives an error that names it
 
     try:
         visit(str(folder), "", frozenset())
     except OSError as error:
         raise UserError(f"{error.filename}: cannot be read ({error.strerror}); fix its permissions") from error
-    return sorted(found)
+    return sorted(files)
 
 
 def content(path: Folder) -> Path | BytesIO:
-    """A file for libraries that take a path or an open file: itself on disk, its bytes where it is in an archive.
+    """A file for libraries that accept a path or an open file: its path, or its bytes if it is in an archive.
 
     Raises:
         UserError: it is damaged in its archive.
@@ -108,7 +108,7 @@ def lines(path: Path) -> list[str]:
     """The lines of a text file that are not empty.
 
     Raises:
-        UserError: it is missing or no text.
+        UserError: the file is missing, or is not UTF-8 text.
     """
     try:
         return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
@@ -117,10 +117,10 @@ def lines(path: Path) -> list[str]:
 
 
 def rows_named(path: Path, names: Sequence[str], rows: Mapping[str, int]) -> NDArray[np.int64]:
-    """Rows of the images that the lines of a list name, in the list's order.
+    """The rows of the images named in a list, in the order of the list.
 
     Raises:
-        UserError: an image of the list is not there; the message has the list's line.
+        UserError: an image of the list does not exist; the message states the line.
     """
     for number, name in enumerate(names, 1):
         if name not in rows:
@@ -129,7 +129,7 @@ def rows_named(path: Path, names: Sequence[str], rows: Mapping[str, int]) -> NDA
 
 
 def codes(values: Sequence[str]) -> NDArray[np.int64]:
-    """Each value's place among the sorted distinct values: group and class numbers, int64 ``(n,)``."""
+    """Each value's index among the sorted distinct values: group and class numbers, int64 ``(n,)``."""
     return np.unique(np.asarray(values), return_inverse=True)[1].astype(np.int64)
 
 
@@ -139,7 +139,7 @@ def digest(lines: Sequence[str]) -> str:
 
 
 def split_note(test: Sequence[str]) -> str:
-    """A note for a test part that upstream does not fix: the sum by which two readers can tell that theirs is one."""
+    """A note for a test part that upstream does not fix, with a checksum by which two users can compare theirs."""
     return f"The split is drawn here by seed over sorted names; sha256 of the {len(test)} test names: {digest(test)}."
 
 
@@ -147,12 +147,12 @@ def split_note(test: Sequence[str]) -> str:
 
 
 def own_files(path: Path, suffixes: tuple[str, ...]) -> tuple[Folder, list[str]]:
-    """The folder and the files in it, as `walk` lists them; of a single file its folder and its name.
+    """The folder and its files, as `walk` lists them; for a single file, its folder and its name.
 
-    A zip archive is read in place, as the folder that it holds.
+    A zip archive is read in place, as if it were a folder.
 
     Raises:
-        UserError: there is none, or the archive is damaged.
+        UserError: there is no file with such a suffix, or the archive is damaged.
     """
     if path.suffix.lower() == ".zip" and path.is_file():
         return _zipped(path, suffixes)
@@ -179,33 +179,35 @@ def _zipped(path: Path, suffixes: tuple[str, ...]) -> tuple[zipfile.Path, list[s
 
 
 Named = Mapping[str, tuple[str, str]]
-"""Class and group of a file; the group is its own name where none is asked for."""
+"""Class and group by file; the group is the file's name if no column of groups is given."""
 
 
 def own_labels(
     folder: Folder, files: Sequence[str], label: str | None, labels: str, group: str | None
 ) -> tuple[Named | None, str]:
-    """What a user's files are labelled with, and the fingerprint of the table that says so; None without a label.
+    """The classes and groups of a user's files, and the fingerprint of the table of labels; None without a label.
 
     Args:
         folder: of the data.
         files: below it.
-        label: ``folder`` where each class has a folder of its own; with `labels`, the column of the class.
-        labels: a CSV as `read_labels` reads it; its path counts from the folder of the data.
-        group: the column of `labels` that tells which files belong together.
+        label: ``folder`` if each class has its own folder; with `labels`, the column of the class.
+        labels: a CSV as `read_labels` reads it; its path is relative to the folder of the data.
+        group: the column of `labels` that says which files belong together.
 
     Raises:
-        UserError: one of the three lacks another, or see `read_labels`.
+        UserError: one of the three options needs another one; or as `read_labels`.
     """
     if labels and label is None:
         raise UserError(f"labels {labels}: name its column of classes with --label")
     if not labels and (group or label not in (None, "folder")):
-        raise UserError(f"files have no column {group or label!r}: --label folder, or name a CSV in the option labels")
+        raise UserError(
+            f"files have no column {group or label!r}: give --label folder, or name a CSV in the option labels"
+        )
     if label is None:
         return None, ""
     if not labels:
         return {file: (file.split("/")[0], file) for file in files if "/" in file}, ""
-    if isinstance(folder, zipfile.Path):  # all of the archive is in the fingerprint of the files
+    if isinstance(folder, zipfile.Path):  # the fingerprint of the files covers the whole archive
         return read_labels(folder / labels, files, label, group), ""
     table = folder / Path(labels).expanduser()
     return read_labels(table, files, label, group), fingerprint(table.parent, [table])
@@ -213,15 +215,15 @@ def own_labels(
 
 @dataclass(frozen=True)
 class OwnSplit:
-    """What becomes of a user's files; rows are their places in the list.
+    """How a user's files are divided; a row is a file's index in the list.
 
     Attributes:
-        parts: the rows; without labels all that can be used are for pretraining.
-        label: int64 ``(n,)``, -1 for rows that have none or are not used; None without labels.
+        parts: the rows of each part; without labels all usable rows are for pretraining.
+        label: int64 ``(n,)``, -1 for rows without a label and for unusable ones; None without labels.
         task: None without labels.
         group: int64 ``(n,)``, or None.
-        notes: whose splits these are, and what was skipped.
-        skipped: what was wrong with each file that was.
+        notes: how the splits were made, and what was skipped.
+        skipped: what was wrong with each skipped file.
     """
 
     parts: Parts
@@ -242,21 +244,21 @@ def own_split(
     grouped: bool,
     on_bad: Literal["error", "skip"],
 ) -> OwnSplit:
-    """A fifth of the labelled files of every class, or of the groups, for the test; the rest for training.
+    """Divide a user's files: a fifth of the labelled ones of every class (or of the groups) become the test part.
 
-    Files without a label are for pretraining alone.
+    Files without a label are used for pretraining only.
 
     Args:
-        what: what they are, for messages: ``images``.
+        what: what the files are, for messages: ``images``.
         folder: of the data.
         files: below it.
         named: see `own_labels`.
-        bad: what is wrong with which row.
-        grouped: whether the groups are to be kept whole.
-        on_bad: ``skip`` leaves out the bad rows, counts and lists them.
+        bad: for each bad row, what is wrong with it.
+        grouped: whether the groups are kept whole.
+        on_bad: ``skip`` leaves out the bad rows, counts them and lists them.
 
     Raises:
-        UserError: a bad row, unless they are skipped; none that can be used; one class only.
+        UserError: a row is bad and not skipped, no row can be used, or there is only one class.
     """
     if bad and on_bad == "error":
         others = f" ({len(bad) - 1} more of {len(files)} {what} are bad)" if len(bad) > 1 else ""
@@ -272,10 +274,10 @@ def own_split(
     of_class = [named[files[row]][0] if files[row] in named else "" for row in rows]
     classes = class_names(of_class, folder, what)
     label[rows] = [classes.index(name) if name else -1 for name in of_class]
-    # a file of which the table says nothing is a group of its own
+    # a file that the table does not name is a group by itself
     group[rows] = codes([named[files[row]][1] if files[row] in named else f"/{files[row]}" for row in rows])
-    found = divide_labelled(label[rows] >= 0, label=label[rows], group=group[rows] if grouped else None, seeds=(0, 0))
-    parts = Parts(*(rows[part] for part in found))
+    indices = divide_labelled(label[rows] >= 0, label=label[rows], group=group[rows] if grouped else None, seeds=(0, 0))
+    parts = Parts(*(rows[part] for part in indices))
     task = Task("classes", "accuracy", classes)
     notes = (
         *division_notes(what, task, parts, label, len(rows), grouped=grouped),
@@ -285,7 +287,7 @@ def own_split(
 
 
 def named(names: Sequence[str]) -> Callable[[NDArray[np.int64]], list[str]]:
-    """For ``Data.names``: the places of a list."""
+    """For ``Data.names``: a function from rows to their names in a list."""
     return lambda rows: [names[row] for row in rows]
 
 
@@ -293,14 +295,16 @@ def named(names: Sequence[str]) -> Callable[[NDArray[np.int64]], list[str]]:
 
 
 class Marked(NamedTuple):
-    """Further examples and what they are labelled with, before they are divided.
+    """Further examples with their labels, before they are divided.
 
     Attributes:
-        data: all of them as ``pretrain``, in their order.
-        keys: what each is called.
-        label: of each, -1 or NaN where it has none.
+        data: all of them as ``pretrain``, in order.
+        keys: the name of each.
+        what: what they are, for messages: ``images``.
+        task: what is predicted.
+        label: of each example, -1 or NaN if it has none.
         group: int64 ``(n,)``, or None.
-        notes: what was decided without being asked for.
+        notes: what was decided here.
     """
 
     data: Data
@@ -315,7 +319,7 @@ class Marked(NamedTuple):
 def marked(
     data: Data, keys: Sequence[str], what: str, place: Folder, label: Sequence[str], group: Sequence[str] | None
 ) -> Marked:
-    """Examples whose classes and groups are given as text, an empty class being none.
+    """Examples whose classes and groups are given as text; an empty class stands for no label.
 
     Raises:
         UserError: there are fewer than two classes.
@@ -335,39 +339,38 @@ def marked_files(
     labels: str,
     group: str | None,
 ) -> Marked:
-    """Files below ``path`` that were ``read``, with their classes and groups as `own_labels` finds them."""
+    """Files below ``path``, already ``read``, with the classes and groups of `own_labels`."""
     folder, files = own_files(path, suffixes)
     data, keys = read
     named, _ = own_labels(folder, files, label, labels, group)
     assert named is not None
-    pairs = [named.get(key, ("", f"/{key}")) for key in keys]  # of what has no label each is a group of its own
+    pairs = [named.get(key, ("", f"/{key}")) for key in keys]  # a file without a label is a group by itself
     groups = [name for _, name in pairs] if group is not None else None
     return marked(data, keys, what, folder, [name for name, _ in pairs], groups)
 
 
-def divided(found: Marked) -> Data:
-    """Labelled examples in three parts, as a user's own data are divided; the others are not used."""
-    data, label = found.data, found.label
+def divided(examples: Marked) -> Data:
+    """Labelled examples in three parts, divided as a user's own data are; examples without a label are not used."""
+    data, task, label = examples.data, examples.task, examples.label
     has_label = ~np.isnan(label) if label.dtype.kind == "f" else label >= 0
-    of_class = label if found.task.kind == "classes" else None
-    parts = divide_labelled(has_label, label=of_class, group=found.group)
-    whole = replace(data.pretrain, label=label, group=found.group)
+    of_class = label if task.kind == "classes" else None
+    parts = divide_labelled(has_label, label=of_class, group=examples.group)
+    whole = replace(data.pretrain, label=label, group=examples.group)
     train, validation, test = (whole.take(part) for part in parts[1:])
-    notes = division_notes(
-        found.what, found.task, parts, label, len(label), grouped=found.group is not None, used=False
-    )
-    keys = dict(zip(data.pretrain.rows.tolist(), found.keys, strict=True))
+    grouped = examples.group is not None
+    notes = division_notes(examples.what, task, parts, label, len(label), grouped=grouped, used=False)
+    keys = dict(zip(data.pretrain.rows.tolist(), examples.keys, strict=True))
     return replace(
         data,
         pretrain=train,
-        labelled=Labelled(found.task, train, validation, test),
+        labelled=Labelled(task, train, validation, test),
         names=lambda rows: [keys[row] for row in rows.tolist()],
-        notes=(*notes, *found.notes, *data.notes),
+        notes=(*notes, *examples.notes, *data.notes),
     )
 
 
 def class_names(labels: Iterable[str], path: Folder, what: str) -> tuple[str, ...]:
-    """The distinct labels in order, the empty one, for none, left out.
+    """The distinct labels in order, without the empty one, which stands for no label.
 
     Raises:
         UserError: there are fewer than two.
@@ -383,16 +386,16 @@ def class_names(labels: Iterable[str], path: Folder, what: str) -> tuple[str, ..
 def division_notes(
     what: str, task: Task, parts: Parts, label: NDArray[Any], total: int, *, grouped: bool, used: bool = True
 ) -> tuple[str, ...]:
-    """For ``Data.notes``: whose splits these are, their sizes, what has no label, and the classes that a part lacks.
+    """For ``Data.notes``: how the splits were made, their sizes, rows without a label, and classes missing from a part.
 
     Args:
         what: what the rows are: ``images``.
         task: what is predicted.
-        parts: of the rows.
-        label: of all rows; -1 or NaN where there is none.
+        parts: the rows of each part.
+        label: of all rows; -1 or NaN for rows without one.
         total: how many rows can be used.
         grouped: whether groups were kept whole.
-        used: whether what has no label is pretrained on.
+        used: whether rows without a label are used for pretraining.
     """
     by_class = task.kind == "classes"
     how = "whole groups" if grouped else f"{what} of every class" if by_class else what
@@ -431,36 +434,36 @@ def skipped_note(what: str, skipped: Sequence[str], total: int) -> tuple[str, ..
     """For ``Data.notes``: how many were skipped, and the first of them; all of them are in ``Data.state``."""
     if not skipped:
         return ()
-    said = "; ".join(skipped)
+    listing = "; ".join(skipped)
     if len(skipped) > FEW:
         reasons: dict[str, list[str]] = {}
         for each in skipped:
-            place, reason = _place_and_reason(each)
-            reasons.setdefault(reason, []).append(place)
+            key, reason = _key_and_reason(each)
+            reasons.setdefault(reason, []).append(key)
         counted = sorted(reasons.items(), key=lambda item: -len(item[1]))
-        said = "; ".join(f"{reason}: {len(places)} (the first: {places[0]})" for reason, places in counted[:LISTED])
-        said += "; run.json lists them all"
-    return (f"{len(skipped)} of {total} {what} were skipped: {said}.",)
+        listing = "; ".join(f"{reason}: {len(keys)} (the first: {keys[0]})" for reason, keys in counted[:LISTED])
+        listing += "; run.json lists them all"
+    return (f"{len(skipped)} of {total} {what} were skipped: {listing}.",)
 
 
-def _place_and_reason(skipped: str) -> tuple[str, str]:
-    """``folder/a.png: damaged image (truncated); fetch it again`` as the file, or file and row, and what is wrong."""
-    found = re.match(r"(.*?(?:: row \d+|:\d+)?): (.*)", skipped)
-    place, reason = found.groups() if found else (skipped, "not usable")
-    return place, re.split(r" \(|;", reason)[0]
+def _key_and_reason(skipped: str) -> tuple[str, str]:
+    """Split ``folder/a.png: damaged image (truncated); fetch it again`` into the file (and row) and what is wrong."""
+    match = re.match(r"(.*?(?:: row \d+|:\d+)?): (.*)", skipped)
+    key, reason = match.groups() if match else (skipped, "not usable")
+    return key, re.split(r" \(|;", reason)[0]
 
 
 def read_labels(path: Folder, files: Sequence[str], label: str, group: str | None) -> dict[str, tuple[str, str]]:
-    """Class and group of each file, from a user's CSV with the column ``file``; without `group` each is its own.
+    """Class and group of each file, from a user's CSV with the column ``file``; by default each file is a group.
 
     Raises:
-        UserError: a column is missing, a row has another number of cells, no group, or a file that is not below the
-            folder or had a row before; see `blocks`.
+        UserError: a column is missing; a row has another number of cells, has no group, or names a file that is not
+            below the folder or has another row; or as `blocks`.
     """
     source, existing = Source(path) if isinstance(path, Path) else Source(Path(str(path)), archived=path), set(files)
     columns = column_names(source)
-    asked = ["file", label, *([group] if group else [])]
-    if missing := [name for name in asked if name not in columns]:
+    needed = ["file", label, *([group] if group else [])]
+    if missing := [name for name in needed if name not in columns]:
         raise UserError(f"{path}: no column {missing[0]!r} among {', '.join(columns)}")
 
     def refuse(file: Path, row: int, reason: str) -> None:
@@ -468,12 +471,12 @@ def read_labels(path: Folder, files: Sequence[str], label: str, group: str | Non
 
     labelled: dict[str, tuple[str, str]] = {}
     for block in blocks(source, refuse, always=("",)):  # a class may be called "NA"
-        cells = (block.cells[name].fill_null("").to_pylist() for name in asked)
+        cells = (block.cells[name].fill_null("").to_pylist() for name in needed)
         for row, file, *values in zip(block.rows.tolist(), *cells, strict=True):
             if file not in existing:
                 refuse(source.path, row, f"no file {file!r} below the data folder")
             if file in labelled:
-                refuse(source.path, row, f"{file!r} had a row before; leave one of them out")
+                refuse(source.path, row, f"{file!r} has an earlier row; remove one of them")
             if group and not values[-1]:
                 refuse(source.path, row, f"{group} is empty; fill it in")
             labelled[file] = (values[0], values[-1] if group else file)

@@ -2,7 +2,7 @@
 
 A data set's file in ``domains/`` says which images there are, which split each belongs to and what is predicted
 (`Listing`); everything else is here. Each data set has a small size (32x32 in patches of 4) and a large one (224x224 in
-patches of 16); both are square and come from the whole picture, as in DABS: ``Resize((side, side))`` with PIL's
+patches of 16). Both are squares made from the whole picture, as in DABS: ``Resize((side, side))`` with PIL's
 antialiased bilinear filter.
 """
 
@@ -77,30 +77,30 @@ IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif
 PREPARATION = 1
 
 REFUSED_ONCE = "more than 8 bits a channel"
-"""What an older version, which did not scale them, said of 16-bit images: a store that says so is built anew."""
+"""An older version refused 16-bit images with this message. A store in which it occurs is built again."""
 
 
 @dataclass(frozen=True)
 class Listing:
-    """What a data set's files say, in an order that no file system decides. Nothing is decoded yet.
+    """The images of a data set, in an order that does not depend on the file system. Nothing is decoded yet.
 
     Attributes:
         folder: where `files` lie.
         files: the files that the pixels come from, relative to `folder`.
         count: how many images there are; rows are numbered 0 to count - 1.
-        pixels: ``pixels(row, side)`` gives one image, unsigned integers ``(channels, side, side)``. Called from several
-            threads. Raises UserError naming a file that it cannot read.
-        label: of all rows, as the task's kind states; -1 where there is none (only rows of `pretrain`).
+        pixels: ``pixels(row, side)`` returns one image, unsigned integers ``(channels, side, side)``. It is called from
+            several threads, and raises UserError with the name of a file that it cannot read.
+        label: of all rows, in the form of the task's kind; -1 for rows without a label (only rows of `pretrain`).
         train, test: rows of the training and the test part.
         task: what is predicted.
-        validation: rows of the validation part where the source fixes one; else it is carved from train.
-        pretrain: rows that pretraining sees where these are not just those of train.
-        group: int64 ``(count,)``, rows that are not independent share a number; None where each stands alone.
+        validation: rows of the validation part if the source fixes one; otherwise it is carved from train.
+        pretrain: rows that pretraining sees, if these are not the rows of train.
+        group: int64 ``(count,)``, rows that are not independent share a number; None if all rows are independent.
         tables: the other files that are read (labels, lists), relative to `folder`.
         notes: what a reader of a score has to know.
-        channels: 3 unless stated.
-        depth: bits of one pixel value as stored, 8 or 16.
-        statistics: mean and standard deviation by channel, of the values as stored, where the source fixes them.
+        channels: 3 by default.
+        depth: bits per stored pixel value, 8 or 16.
+        statistics: mean and standard deviation of the stored values by channel, if the source fixes them.
     """
 
     folder: Folder
@@ -141,10 +141,17 @@ def sized_domains(
 ) -> tuple[Domain, ...]:
     """The domains of one data set: the first of ``sides`` (side, patch) under its own name, others as ``name_side``.
 
-    ``read(folder, protocol)`` lists the images. ``transfers`` are names of the small size. ``views`` says what
-    augmentation may do: crop, jitter colours and mirror; the same without mirroring (digits, road signs); nothing.
-    ``dabs`` says at which sizes DABS has the set. ``batch_size`` is that of sides below 224, ``aliases`` are those of
-    the first size.
+    Args:
+        name: of the first size.
+        read: ``read(folder, protocol)`` lists the images.
+        title, licence, folder, downloads, manual, sizes, needs: as in `Domain`.
+        sides: side and patch of each size.
+        transfers: names of domains at their small size.
+        views: what augmentation may do: ``flip`` crops, jitters colours and mirrors; ``crop`` does not mirror (digits,
+            road signs); ``none`` does nothing.
+        dabs: at which sizes DABS has the set.
+        batch_size: for sides below 224.
+        aliases: of the first size.
     """
     return tuple(
         Domain(
@@ -190,9 +197,10 @@ def load(
 ) -> Data:
     """Listed images to splits; pixels by channel in [0, 1] under ``dabs``, else with mean 0 and variance 1 in pretrain.
 
-    With ``skip`` damaged images are left out of the store; the listing's splits must not name them.
+    With ``skip``, damaged images are left out of the store, and the listing's splits must not name them.
     Under ``dabs`` training takes the whole training part and the validation part *is* the test part: DABS reports the
-    split that it watches. Else validation is the source's own, or carved from train (by group where there are groups).
+    split that it watches. Otherwise validation is the source's own, or is carved from train (by group, if there are
+    groups).
 
     Raises:
         UserError: an image cannot be read; a split is empty; a class does not occur in train.
@@ -251,7 +259,10 @@ def _statistics(sums: NDArray[np.int64], side: int) -> Standardise:
 
 
 def check_splits(name: str, listing: Listing, *parts: NDArray[np.int64]) -> None:
-    """Raise UserError for an empty split, or for a class that train (the first of the parts) does not hold."""
+    """Raise UserError for an empty split, for splits that share images, or for a class without images in train.
+
+    ``parts`` are the rows of train, validation and test.
+    """
     for part, rows in zip(("train", "validation", "test"), parts, strict=True):
         if not len(rows):
             raise UserError(f"{name}: no image in the {part} split; is {listing.folder} complete?")
@@ -261,11 +272,11 @@ def check_splits(name: str, listing: Listing, *parts: NDArray[np.int64]) -> None
     if listing.task.kind != "classes":
         return
     if len(listing.task.classes) < 2:
-        raise UserError(f"{name}: a task needs two classes, found {listing.task.classes}; look into {listing.folder}")
+        raise UserError(f"{name}: a task needs two classes, found {listing.task.classes}; check {listing.folder}")
     missing = np.setdiff1d(np.arange(len(listing.task.classes)), listing.label[parts[0]])
     if len(missing):
-        known = listing.task.classes[missing[0]]
-        raise UserError(f"{name}: {len(missing)} classes have no image in train, the first is {known!r}; add some")
+        first = listing.task.classes[missing[0]]
+        raise UserError(f"{name}: {len(missing)} classes have no image in train, the first is {first!r}; add some")
 
 
 # --- from files to pixels
@@ -274,7 +285,7 @@ def check_splits(name: str, listing: Listing, *parts: NDArray[np.int64]) -> None
 def file_pixels(
     folder: Folder, files: Sequence[str], boxes: NDArray[np.int64] | None = None
 ) -> Callable[[int, int], NDArray[np.uint8]]:
-    """For `Listing.pixels`: one RGB image per file; ``boxes`` (n, 4) are left, upper, right, lower, cut out first."""
+    """For `Listing.pixels`: one RGB image per file, cropped to ``boxes`` (n, 4; left, upper, right, lower) if given."""
 
     def pixels(row: int, side: int) -> NDArray[np.uint8]:
         image = opened(folder / files[row])
@@ -287,7 +298,7 @@ def file_pixels(
 
 
 def array_pixels(read: Callable[[], NDArray[np.uint8]]) -> Callable[[int, int], NDArray[np.uint8]]:
-    """For `Listing.pixels`: images of one array uint8 ``(n, height, width, 3)``, read when the first is asked for."""
+    """For `Listing.pixels`: images of one array uint8 ``(n, height, width, 3)``, read when the first one is needed."""
     once = Lock()
     images: list[NDArray[np.uint8]] = []
 
@@ -303,7 +314,7 @@ def array_pixels(read: Callable[[], NDArray[np.uint8]]) -> Callable[[int, int], 
 
 
 def opened(path: Folder) -> Image:
-    """The whole image as RGB. One with 16 bits a channel is scaled to 8.
+    """The whole image as RGB; 16 bits per channel are scaled to 8.
 
     Raises:
         UserError: it is missing, damaged, larger than PIL's limit, or has values beyond 16 bits, which PIL would clip.
@@ -324,11 +335,11 @@ def opened(path: Folder) -> Image:
     except FileNotFoundError as error:
         raise UserError(f"{path}: the image is missing; the data set's list names it") from error
     except UnidentifiedImageError as error:
-        raise UserError(f"{path}: no image, or damaged from its first bytes; fetch it again or remove it") from error
+        raise UserError(f"{path}: not an image, or damaged at its start; fetch it again or remove it") from error
     except UserError:
         raise
     except Image.DecompressionBombError as error:
-        raise UserError(f"{path}: too large ({error}); make it smaller before, or leave it out") from error
+        raise UserError(f"{path}: too large ({error}); make it smaller, or leave it out") from error
     except (OSError, SyntaxError, ValueError) as error:
         raise UserError(f"{path}: damaged image ({error}); fetch it again or remove it") from error
 
@@ -347,9 +358,9 @@ def four_fifths(label: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np
     rng = np.random.RandomState(42)
     first, second = [], []
     for value in dict.fromkeys(label.tolist()):
-        places = rng.permutation(np.flatnonzero(label == value))
-        first.append(places[: int(0.8 * len(places))])
-        second.append(places[int(0.8 * len(places)) :])
+        rows = rng.permutation(np.flatnonzero(label == value))
+        first.append(rows[: int(0.8 * len(rows))])
+        second.append(rows[int(0.8 * len(rows)) :])
     return np.concatenate(first), np.concatenate(second)
 
 
@@ -359,15 +370,17 @@ def four_fifths(label: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np
 def stored(
     name: str, listing: Listing, side: int, on_bad: Literal["error", "skip"] = "error"
 ) -> tuple[NDArray[Any], NDArray[np.int64], dict[int, str], str]:
-    """The images ``(count, channels, side, side)``, their sums per channel, what is wrong with which row, fingerprint.
+    """Decode the images, once.
 
-    The sums are int64 ``(count, 2, channels)``, of the values and of their squares: with them the statistics of any
-    split cost no further pass over the images. Bad rows are zero and must not be used; without ``skip`` there are none.
+    Returns:
+        The images ``(count, channels, side, side)``; their sums, int64 ``(count, 2, channels)``, of the values and of
+        the squares, from which the statistics of any split follow without another pass; for each bad row what is wrong
+        with it; and the fingerprint. Bad rows are zero and must not be used; without ``skip`` there are none.
     """
 
     def build(folder: Path) -> None:
         if not listing.count:
-            raise UserError(f"{listing.folder}: no image below it; is it the right folder?")
+            raise UserError(f"{listing.folder}: holds no image; is it the right folder?")
         shape = (listing.count, listing.channels, side, side)
         dtype = np.uint8 if listing.depth == 8 else np.uint16
         images = allocate(folder / "images.npy", dtype, shape)
@@ -384,20 +397,20 @@ def stored(
         (folder / "bad.json").write_text(json.dumps(bad), encoding="utf-8")
 
     source = fingerprint(listing.folder, listing.files)
-    # rows are numbered by the order of the list, of which the fingerprint knows nothing
+    # rows are numbered in the order of the list, which is not part of the fingerprint
     key = f"{source} {digest(listing.files)} {side} {on_bad} {PREPARATION}"
     folder = prepared(name, key, build)
     bad = json.loads((folder / "bad.json").read_text(encoding="utf-8"))
     if any(REFUSED_ONCE in reason for reason in bad.values()):
         folder = prepared(name, f"{key} 16 bits", build)
         bad = json.loads((folder / "bad.json").read_text(encoding="utf-8"))
-    # a plain array over the map: np.memmap's own bookkeeping would be paid at every batch
+    # a plain array over the memory map: indexing np.memmap itself costs more, at every batch
     images = np.asarray(np.load(folder / "images.npy", mmap_mode="r"))
-    return images, np.load(folder / "sums.npy"), {int(row): why for row, why in bad.items()}, source
+    return images, np.load(folder / "sums.npy"), {int(row): fault for row, fault in bad.items()}, source
 
 
 def _decoded(listing: Listing, side: int, on_bad: Literal["error", "skip"]) -> Iterator[tuple[int, NDArray[Any] | str]]:
-    """Every row's pixels, or what is wrong with it, in order; a few hundred images are in memory at a time."""
+    """Every row's pixels, or what is wrong with them, in order; a few hundred images are in memory at a time."""
 
     def one(row: int) -> NDArray[Any] | str:
         try:
@@ -426,7 +439,7 @@ BLUR = (0.1, 2.0)  # standard deviation in pixels
 
 @dataclass(frozen=True)
 class Pixels:
-    """Stored integers to what the encoder sees: ``(x - mean) / std`` by channel, and the augmentation of that.
+    """Turns stored integers into the encoder's input, ``(x - mean) / std`` by channel, and augments it.
 
     Attributes:
         standardise: mean and standard deviation by channel, on the scale of the stored values.
@@ -441,11 +454,11 @@ class Pixels:
     imix: bool = False
 
     def normalise(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """The first input, integers ``(B, channels, side, side)``, to float32; others pass."""
+        """The first input, integers ``(B, channels, side, side)``, as float32; other inputs are unchanged."""
         return *self.standardise(inputs[:1]), *inputs[1:]
 
     def augment(self, inputs: tuple[Tensor, ...], generator: torch.Generator) -> tuple[Tensor, ...]:
-        """The first input, normalised, augmented on the [0, 1] scale; others pass."""
+        """The first input, normalised, augmented on the [0, 1] scale; other inputs are unchanged."""
         mean, std = self.standardise.by_channel(inputs[0])
         images = (imix_view if self.imix else augmented)((inputs[0] * std + mean) / self.top, generator, flip=self.flip)
         return (images * self.top - mean) / std, *inputs[1:]
@@ -454,9 +467,9 @@ class Pixels:
 def augmented(images: Tensor, generator: torch.Generator, *, flip: bool) -> Tensor:
     """One random view of each image, float ``(B, C, side, side)`` in [0, 1] to the same.
 
-    Below 64 pixels a side the crop is a shift by whole pixels with black beyond the edge; from 64 on it is a random
-    resized crop. Then a mirror image half the time (if ``flip``), brightness, contrast, and saturation where there are
-    three channels. ``generator`` lives on the device of the images and is in the same state on every process: draws
+    Images below 64 pixels a side are shifted by whole pixels, with black beyond the edge; larger ones get a random
+    resized crop. Half of the images are then mirrored (if ``flip``), and brightness, contrast and, with three channels,
+    saturation change. ``generator`` lives on the device of the images and is in the same state on every process: draws
     are made for the images of all processes and cut by rank.
     """
     import torch
@@ -490,11 +503,12 @@ def augmented(images: Tensor, generator: torch.Generator, *, flip: bool) -> Tens
 def imix_view(images: Tensor, generator: torch.Generator, *, flip: bool) -> Tensor:
     """One view of each image as the i-Mix reference draws it, float ``(B, C, side, side)`` in [0, 1] to the same.
 
-    A random resized crop of 20 to 100 % of the area; with probability 0.8 brightness, contrast, saturation (each by 0.6
-    to 1.4) and hue (by up to a tenth of the circle); grey with probability 0.2; from 64 pixels a side on a Gaussian
-    blur of 0.1 to 2 pixels with probability 0.5; a mirror image half the time (if ``flip``). Of images without three
-    channels brightness and contrast alone change. The reference takes the four colour changes in random order and
-    resamples crops by PIL; here the order is as listed, and resampling bilinear. ``generator`` as in `augmented`.
+    The view is a random resized crop of 20 to 100 % of the area, mirrored half the time (if ``flip``). With probability
+    0.8 brightness, contrast and saturation (each by a factor of 0.6 to 1.4) and hue (by up to a tenth of the circle)
+    change; with probability 0.2 it becomes grey; from 64 pixels a side on it is blurred by a Gaussian of 0.1 to 2
+    pixels with probability 0.5. If there are not three channels, only brightness and contrast change. The reference
+    applies the four colour changes in random order and resamples crops by PIL; here the order is the one above, and
+    resampling is bilinear. ``generator`` is as in `augmented`.
     """
     import torch
 
@@ -528,7 +542,7 @@ def imix_view(images: Tensor, generator: torch.Generator, *, flip: bool) -> Tens
 
 
 def _crop(uniform: Callable[..., Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Width and height of a crop as shares of the image, and where its centre lies from the image's, on [-1, 1]."""
+    """Width and height of a crop as shares of the image, and the offset of its centre from the image's, in [-1, 1]."""
     area, ratio = uniform(*AREA), uniform(-math.log(RATIO), math.log(RATIO)).exp()
     width, height = (area * ratio).sqrt().clamp(max=1), (area / ratio).sqrt().clamp(max=1)
     left, top = (1 - width) * uniform(-1, 1), (1 - height) * uniform(-1, 1)
@@ -539,7 +553,7 @@ def _resampled(images: Tensor, width: Tensor, height: Tensor, left: Tensor, top:
     """The crop of each image at its own size, black beyond the edge; a negative width mirrors."""
     from torch.nn.functional import affine_grid, grid_sample
 
-    # theta maps places of the view to places of the image, both on [-1, 1]: x' = width * x + left
+    # theta maps coordinates of the view to those of the image, both in [-1, 1]: x' = width * x + left
     theta = images.new_zeros(len(images), 2, 3)
     theta[:, 0, 0], theta[:, 0, 2] = width, left
     theta[:, 1, 1], theta[:, 1, 2] = height, top
@@ -566,8 +580,8 @@ def hue_shifted(images: Tensor, shift: Tensor) -> Tensor:
     hue = sixths.gather(1, index[:, None])[:, 0] + 6 * shift[:, None, None]
 
     def channel(n: float) -> Tensor:  # of hue in sixths: value less chroma times how far the channel is from it
-        place = (n + hue) % 6
-        return value - chroma * torch.minimum(place, 4 - place).clamp(0, 1)
+        sixth = (n + hue) % 6
+        return value - chroma * torch.minimum(sixth, 4 - sixth).clamp(0, 1)
 
     moved = torch.stack((channel(5), channel(3), channel(1)), dim=1)
     return torch.where((chroma > 0)[:, None], moved, images)
@@ -601,22 +615,22 @@ def load_own(
     labels: str = "",
     group: str | None = None,
 ) -> Data:
-    """All images below a folder. With a label a fifth of the labelled ones (or of the groups) are the test.
+    """All images below a folder. With a label, a fifth of the labelled images (or of the groups) become the test part.
 
-    Images without a label are pretrained on and not scored.
+    Images without a label are used for pretraining and are not scored.
 
     Args:
         path: the folder.
-        label: ``folder`` where each class has a folder of its own; with `labels`, the column of the class.
-        on_bad: ``skip`` leaves out images that are damaged, counts and lists them.
+        label: ``folder`` if each class has its own folder; with `labels`, the column of the class.
+        on_bad: ``skip`` leaves out images that are damaged, counts them and lists them.
         size: side of the square that every image is resized to.
         patch: side of a patch.
-        labels: a CSV with a header: the column ``file`` (below the folder), the label's, the group's; its own path
-            counts from the folder too.
-        group: the column of `labels` that tells which images belong together (patient, place, day).
+        labels: a CSV with a header and the columns ``file`` (below the folder), of the label and of the group; its path
+            is relative to the folder too.
+        group: the column of `labels` that says which images belong together (patient, place, day).
 
     Raises:
-        UserError: no image, a damaged one; a label without an image; only one class.
+        UserError: there is no image, an image is damaged, a label has no image, or there is only one class.
     """
     folder, files = own_files(path, IMAGE_SUFFIXES)
     classes, table = own_labels(folder, files, label, labels, group)
@@ -624,8 +638,14 @@ def load_own(
     images, sums, bad, source = stored("own_images", unlabelled, _side(size, patch), "skip")
     division = own_split("images", folder, files, classes, bad, grouped=group is not None, on_bad=on_bad)
     if division.label is None or division.task is None:
-        found = _statistics(sums[division.parts.pretrain], size)
-        state = {"size": size, "patch": patch, "mean": found.mean, "std": found.std, "skipped": division.skipped}
+        standardise = _statistics(sums[division.parts.pretrain], size)
+        state = {
+            "size": size,
+            "patch": patch,
+            "mean": standardise.mean,
+            "std": standardise.std,
+            "skipped": division.skipped,
+        }
         return replace(_unsplit(images, division.parts.pretrain, source, state), notes=division.notes)
     listing = replace(
         unlabelled,
@@ -647,7 +667,7 @@ def load_own(
 def load_further(
     path: Path, state: Mapping[str, Any], on_bad: Literal["error", "skip"] = "error"
 ) -> tuple[Data, list[str]]:
-    """Further images, or one, read with a training run's state: all as ``pretrain``; keys are names below the folder.
+    """Further images read with a training run's state, all as ``pretrain``; keys are file names below the folder.
 
     Raises:
         UserError: there is no image, or one is damaged.
@@ -668,7 +688,7 @@ def load_further_labelled(
     labels: str = "",
     group: str | None = None,
 ) -> Marked:
-    """Further images with labels: ``label``, ``labels`` and ``group`` as in `load_own`, the rest as `load_further`."""
+    """Further images with labels: ``label``, ``labels``, ``group`` as in `load_own`, the rest as in `load_further`."""
     return marked_files("images", path, IMAGE_SUFFIXES, load_further(path, state, on_bad), label, labels, group)
 
 
@@ -679,13 +699,13 @@ def _side(size: int, patch: int) -> int:
 
 
 def _own_listing(folder: Folder, files: list[str]) -> Listing:
-    nowhere = np.arange(0)
+    no_rows = np.arange(0)
     label, task = np.full(len(files), -1, dtype=np.int64), Task("classes", "accuracy")
-    return Listing(folder, files, len(files), file_pixels(folder, files), label, nowhere, nowhere, task)
+    return Listing(folder, files, len(files), file_pixels(folder, files), label, no_rows, no_rows, task)
 
 
 def _unsplit(images: NDArray[Any], rows: NDArray[np.int64], source: str, state: Mapping[str, Any]) -> Data:
-    """Images without labels; the state has size, patch, mean and std."""
+    """Images without labels; the state holds size, patch, mean and std."""
     side, patch = (state["size"],) * 2, (state["patch"],) * 2
     pixels = Pixels(Standardise(tuple(state["mean"]), tuple(state["std"])), 255, flip=True)
     return Data(

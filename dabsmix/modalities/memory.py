@@ -1,6 +1,6 @@
 """Examples that a user has in memory: arrays, tensors, DataFrames, PIL images, strings.
 
-`further` reads them as a training run's data were read; `whole` makes a data set to pretrain on.
+`further` reads them the way a training run's data were read; `whole` makes a data set to pretrain on.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ __all__ = ["further", "is_frame", "stored", "whole"]
 
 
 def is_frame(x: object) -> bool:
-    """Whether it is a pandas DataFrame; pandas is not imported to find out."""
+    """Whether it is a pandas DataFrame, found out without importing pandas."""
     return type(x).__module__.partition(".")[0] == "pandas" and hasattr(x, "columns")
 
 
 def further(x: Any, modality: str, specs: tuple[Spec, ...], state: Mapping[str, Any]) -> Data | None:
-    """Examples in memory, read as a training run read its own; None where the state does not say how.
+    """Examples in memory, read the way a training run read its own; None if the state does not say how.
 
     Args:
         x: image: PIL images, or uint8 (or floats from 0 to 1) ``(n, height, width)``, with 3 channels last or first;
@@ -41,7 +41,7 @@ def further(x: Any, modality: str, specs: tuple[Spec, ...], state: Mapping[str, 
         state: ``Data.state`` of the run.
 
     Raises:
-        UserError: they have another form, or a value that cannot be read.
+        UserError: they have another shape or type, or hold a value that cannot be read.
     """
     if len(specs) != 1:
         return None
@@ -73,7 +73,7 @@ def further(x: Any, modality: str, specs: tuple[Spec, ...], state: Mapping[str, 
 
 
 def as_they_are(x: Any, spec: Spec, state: Mapping[str, Any]) -> Data | None:
-    """An array in the very shape that the spec states, standardised; None where the state has no statistics."""
+    """An array in the shape of the spec, standardised; None if the state has no statistics."""
     from dabsmix.modalities.text import as_int64
 
     if isinstance(spec, Tokens):
@@ -87,15 +87,15 @@ def _standardise(state: Mapping[str, Any]) -> Standardise:
 
 
 def whole(x: Any, modality: str) -> Data:
-    """Examples in memory as a data set without labels, with the statistics, categories or tokenizer that they give.
+    """Examples in memory as a data set without labels; statistics, categories or tokenizer are made from them.
 
     Args:
-        x: see `further`; images are read at 32x32 in patches of 4 unless they are square and their side is another
-            multiple of 4 up to 64; windows are cut into at most 64 tokens.
+        x: see `further`. Square images whose side is a multiple of 4 up to 64 keep their size, others are resized to
+            32x32; patches have 4x4 pixels. Windows are cut into at most 64 tokens.
         modality: image, sensor, tabular or text.
 
     Raises:
-        UserError: they have another form, or a value that cannot be read.
+        UserError: they have another shape or type, or hold a value that cannot be read.
     """
     match modality:
         case "tabular":
@@ -108,14 +108,14 @@ def whole(x: Any, modality: str) -> Data:
             return _sensor_set(x)
         case "text":
             return _text_set(x)
-    raise UserError(f"modality {modality!r}: of arrays in memory there are image, sensor, tabular and text")
+    raise UserError(f"modality {modality!r}: arrays in memory are read as image, sensor, tabular or text")
 
 
 def stored(x: Any, spec: Spec) -> NDArray[Any]:
-    """An array of examples in the very shape that a spec states, ``(n, ...)``.
+    """An array of examples in the shape of a spec, ``(n, ...)``.
 
     Raises:
-        UserError: it has another shape, is not numeric, or holds infinite values (or NaN where nothing may be missing).
+        UserError: it has another shape, is not numeric, or holds infinite values (or NaN, if no value may be missing).
     """
     array = _array(x)
     shape: tuple[int, ...]
@@ -145,12 +145,12 @@ def stored(x: Any, spec: Spec) -> NDArray[Any]:
 
 def _rows(rows: NDArray[Any], spec: Spec, normalise: Any = as_stored) -> Data:
     if not len(rows):
-        raise UserError("there is no example: give at least one")
+        raise UserError("there are no examples: give at least one")
     return Data((spec,), Split((rows,), np.arange(len(rows))), None, fingerprint="", normalise=normalise)
 
 
 def _array(x: Any) -> NDArray[Any]:
-    """Numpy, torch, or nested sequences of numbers; copied to the CPU."""
+    """A numpy array from numpy, torch, pandas, or nested sequences of numbers; copied to the CPU."""
     if hasattr(x, "detach"):
         x = x.detach().cpu().numpy()
     elif is_frame(x):
@@ -171,7 +171,7 @@ def _is_numeric(x: Any) -> bool:
 
 
 def _frame(x: Any, names: Sequence[str] | None) -> pd.DataFrame:
-    """A table ``(n, columns)`` without names, with those of the training data, in their order."""
+    """A table ``(n, columns)`` without names, as a DataFrame with the column names of the training data."""
     import pandas as pd
 
     array = np.asarray(x.detach().cpu().numpy() if hasattr(x, "detach") else x)
@@ -186,9 +186,9 @@ def _frame(x: Any, names: Sequence[str] | None) -> pd.DataFrame:
 
 def _strings(x: Any) -> list[str]:
     texts = [x] if isinstance(x, str) else list(x)
-    for place, each in enumerate(texts):
+    for i, each in enumerate(texts):
         if not isinstance(each, str) or not each.strip():
-            raise UserError(f"text {place} is {each!r}: give a string with something in it")
+            raise UserError(f"text {i} is {each!r}: give a string that is not blank")
     return texts
 
 
@@ -211,10 +211,10 @@ def _pictures(x: Any, spec: Grid, bits: int) -> NDArray[Any]:
     array = _channels_first(_array(x), spec.channels)
     if array.dtype.kind == "f":
         if not (np.isfinite(array).all() and array.min(initial=0) >= 0 and array.max(initial=0) <= 1):
-            raise UserError("images of floats hold values from 0 to 1; give those, or whole numbers from 0 to 255")
+            raise UserError("images of floats must have values from 0 to 1; give those, or whole numbers from 0 to 255")
         array = (array * top).round()
     elif array.min(initial=0) < 0 or array.max(initial=0) > top:
-        raise UserError(f"images of whole numbers hold values from 0 to {top}, got up to {array.max()}")
+        raise UserError(f"images of whole numbers must have values from 0 to {top}, got up to {array.max()}")
     array = array.astype(dtype)
     if array.shape[2:] == spec.size:
         return array
@@ -261,7 +261,7 @@ def _image_set(x: Any) -> Data:
 
 
 def _spectrograms(x: Any, spec: Grid, state: Mapping[str, Any]) -> NDArray[np.float16]:
-    """Decibels as stored, of waves ``(n, samples)`` or as they are."""
+    """Decibels as they are stored, computed from waves ``(n, samples)`` or given as decibels."""
     from dabsmix.modalities.spectrogram import Form, log_mel
 
     array = _array(x)

@@ -1,8 +1,8 @@
 """Data sets that hold their examples inside: Hugging Face data sets, Parquet files with media, WebDataset tars.
 
-Each is read once, from its first row to its last, into the cache: media into a zip archive with a ``labels.csv`` of
-what else is known of them, everything else into one Parquet file. The readers of a user's own files take these, so that
-a batch is a function of seed and step here as elsewhere.
+Each is read once into the cache, from its first row to its last: media into a zip archive, with a ``labels.csv`` of the
+other columns, and everything else into one Parquet file. The readers of a user's own files then read these, so that a
+batch is a function of seed and step here too.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ __all__ = ["HUB", "Unpacked", "is_packed", "unpacked"]
 HUB = "hf:"
 TARS = (".tar", ".tar.gz", ".tgz")
 MEDIA = {"image": IMAGE_SUFFIXES, "spectrogram": SUFFIXES}
-"""Modalities whose examples are files, and the endings of their names."""
+"""Modalities whose examples are files, and their suffixes."""
 
 TEXTS = {"text": "text", "sequence": "sequence"}
-"""Modalities that read one column of a table, and its usual name."""
+"""Modalities that read one column of a table, and the usual name of that column."""
 
 LOOK = 100
-"""Rows from which the modality is guessed where nobody names it."""
+"""Rows from which the modality is guessed if it is not named."""
 
 PROSE = 30
-"""Characters: a column of texts that are longer on average is taken for what the set is about."""
+"""A column whose texts are longer than this many characters on average makes the set one of texts."""
 
 # Part of the cache key: raise it when the same data would be unpacked into other files.
 PREPARATION = 1
@@ -50,12 +50,12 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Unpacked:
-    """A packed data set as files that a reader of a user's own data takes.
+    """A packed data set as a file that a reader of a user's own data can read.
 
     Attributes:
         path: a zip archive of media, or a Parquet file.
         modality: what the examples are.
-        options: for the reader, below what a user gives.
+        options: for the reader; a user's own options take precedence.
         notes: which column and split were read, in whole sentences.
     """
 
@@ -67,13 +67,13 @@ class Unpacked:
 
 @dataclass(frozen=True)
 class _Packed:
-    """What is to be unpacked.
+    """A data set to unpack.
 
     Attributes:
         name: for messages.
         key: changes with the content.
-        rows: reads them from the first to the last; media are ``{"bytes": ..., "path": ...}``.
-        media: columns of media, with the modality of each where it is known.
+        rows: reads the rows from the first to the last; media are ``{"bytes": ..., "path": ...}``.
+        media: columns of media, with the modality of each, or None if it is not known.
         notes: as in `Unpacked`.
     """
 
@@ -85,7 +85,7 @@ class _Packed:
 
 
 def is_packed(path: Path, modality: str | None) -> bool:
-    """Whether what ``--data`` names has to be unpacked before a reader can take it."""
+    """Whether the value of ``--data`` has to be unpacked before a reader can read it."""
     if str(path).startswith(HUB) or _is_saved(path):
         return True
     files = _shards(path)
@@ -93,18 +93,18 @@ def is_packed(path: Path, modality: str | None) -> bool:
         return True
     if not files or not all(file.name.lower().endswith(PARQUET) for file in files):
         return False
-    # the readers of tables take a Parquet file, or a folder of them; those of texts take one
+    # the readers of tables accept a Parquet file or a folder of them; those of texts accept one file
     return modality in (None, *MEDIA) or (modality in TEXTS and files != [path]) or _is_pattern(path)
 
 
-def unpacked(path: Path, modality: str | None, asked: Mapping[str, Any]) -> Unpacked:
-    """The files to read instead.
+def unpacked(path: Path, modality: str | None, given: Mapping[str, Any]) -> Unpacked:
+    """The file to read instead.
 
     Args:
         path: ``hf:ORG/NAME``, ``hf:ORG/NAME:CONFIG``, a folder that ``save_to_disk`` wrote (with or without ``hf:``), a
             tar, a Parquet file, a folder or a pattern (``shards/*.parquet``) of either.
-        modality: what the examples are; None to find it from the columns.
-        asked: the options that the user gives; ``column`` names the column of texts.
+        modality: what the examples are; None to guess it from the columns.
+        given: the user's options; ``column`` names the column of texts.
 
     Raises:
         UserError: the data set cannot be loaded or read, or no column holds the modality.
@@ -113,15 +113,15 @@ def unpacked(path: Path, modality: str | None, asked: Mapping[str, Any]) -> Unpa
     modality = modality or _guess(packed)
     notes = list(packed.notes)
     if modality in MEDIA:
-        found = [name for name, kind in packed.media.items() if kind in (None, modality)]
-        if not found:
-            raise UserError(f"{packed.name}: no column of files that are {modality} data; name another --modality")
-        column = found[0]
+        columns = [name for name, kind in packed.media.items() if kind in (None, modality)]
+        if not columns:
+            raise UserError(f"{packed.name}: no column holds {modality} files; name another --modality")
+        column = columns[0]
         notes.append(f"The {modality} data are the column {column!r} of {packed.name}.")
         folder = prepared("unpacked", _key(packed, modality, column), lambda to: _to_zip(packed, modality, column, to))
         return Unpacked(folder / "examples.zip", modality, {"labels": "labels.csv"}, tuple(notes))
     options: dict[str, Any] = {}
-    if modality in TEXTS and "column" not in asked:
+    if modality in TEXTS and "column" not in given:
         options = {"column": _text_column(packed, TEXTS[modality])}
         notes.append(f"The texts are the column {options['column']!r} of {packed.name}.")
     folder = prepared("unpacked", _key(packed, "table", ""), lambda to: _to_parquet(packed, to))
@@ -147,24 +147,24 @@ def _is_pattern(path: Path) -> bool:
 
 
 def _is_saved(path: Path) -> bool:
-    """Whether `datasets` saved it."""
+    """Whether the folder was written by ``save_to_disk`` of the library `datasets`."""
     return (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
 
 
 def _shards(path: Path) -> list[Path]:
-    """The tars or Parquet files that a path names, by name: itself, those below a folder, those of a pattern."""
-    known = (*TARS, *PARQUET)
+    """The tars or Parquet files at a path, sorted: the file itself, those below a folder, or those of a pattern."""
+    suffixes = (*TARS, *PARQUET)
     if path.is_file():
-        return [path] if path.name.lower().endswith(known) else []
+        return [path] if path.name.lower().endswith(suffixes) else []
     if path.is_dir():
-        found = [each for each in path.rglob("*") if each.name.lower().endswith(known)]
+        candidates = [each for each in path.rglob("*") if each.name.lower().endswith(suffixes)]
     else:
-        found = [Path(each) for each in glob.glob(str(path), recursive=True)] if _is_pattern(path) else []
-    return sorted(each for each in found if each.is_file() and not each.name.startswith("."))
+        candidates = [Path(each) for each in glob.glob(str(path), recursive=True)] if _is_pattern(path) else []
+    return sorted(each for each in candidates if each.is_file() and not each.name.startswith("."))
 
 
 def _identity(files: Sequence[Path]) -> str:
-    """Of the content, wherever the files lie: their digests in order."""
+    """The digests of the files in order, which depend on their contents and not on their folder."""
     return " ".join(fingerprint(file.parent, [file]) for file in files)
 
 
@@ -175,13 +175,13 @@ def _hub(path: Path) -> _Packed:
     import datasets
 
     name = str(path)
-    place = name.removeprefix(HUB)
+    address = name.removeprefix(HUB)
     try:
-        if _is_saved(Path(place).expanduser()):
-            found = datasets.load_from_disk(str(Path(place).expanduser()))
+        if _is_saved(Path(address).expanduser()):
+            dataset = datasets.load_from_disk(str(Path(address).expanduser()))
         else:
-            repository, _, config = place.partition(":")
-            found = datasets.load_dataset(repository, config or None)
+            repository, _, config = address.partition(":")
+            dataset = datasets.load_dataset(repository, config or None)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(
@@ -189,43 +189,43 @@ def _hub(path: Path) -> _Packed:
             "the network, or give a folder that `datasets` wrote with save_to_disk"
         ) from error
     notes = []
-    if isinstance(found, dict):
-        split = "train" if "train" in found else next(iter(found))
-        others = [each for each in found if each != split]
+    if isinstance(dataset, dict):
+        split = "train" if "train" in dataset else next(iter(dataset))
+        others = [each for each in dataset if each != split]
         if others:
-            notes.append(f"Of {name} the split {split!r} is read; there are also: {', '.join(others)}.")
-        found = found[split]
-    key = f"hub {found._fingerprint}"
+            notes.append(f"The split {split!r} of {name} is read; its other splits are: {', '.join(others)}.")
+        dataset = dataset[split]
+    key = f"hub {dataset._fingerprint}"
     media: dict[str, str | None] = {}
-    for column, feature in found.features.items():
+    for column, feature in dataset.features.items():
         if isinstance(feature, datasets.Image | datasets.Audio):
             media[column] = "image" if isinstance(feature, datasets.Image) else "spectrogram"
-            found = found.cast_column(column, type(feature)(decode=False))
-    named = _class_names(found.features)
+            dataset = dataset.cast_column(column, type(feature)(decode=False))
+    class_names = _class_names(dataset.features)
 
     def rows() -> Iterator[Row]:
-        for row in progress(f"reading {name}", found, len(found)):
-            yield _with_names(row, named)
+        for row in progress(f"reading {name}", dataset, len(dataset)):
+            yield _with_names(row, class_names)
 
     return _Packed(name, key, rows, media, tuple(notes))
 
 
 def _class_names(features: Any) -> dict[str, Sequence[str]]:
-    """The names of the classes, for columns that hold class numbers."""
+    """The names of the classes, by column of class numbers."""
     import datasets
 
     return {name: each.names for name, each in features.items() if isinstance(each, datasets.ClassLabel)}
 
 
-def _with_names(row: Row, named: Mapping[str, Sequence[str]]) -> Row:
-    """A class number by its name; empty where it is none, as -1 in test splits that hide their labels."""
-    if not named:
+def _with_names(row: Row, class_names: Mapping[str, Sequence[str]]) -> Row:
+    """The row with class names for class numbers; None for -1, which test splits with hidden labels have."""
+    if not class_names:
         return row
-    found = dict(row)
-    for column, names in named.items():
+    named = dict(row)
+    for column, names in class_names.items():
         code = row[column]
-        found[column] = names[code] if code is not None and 0 <= code < len(names) else None
-    return found
+        named[column] = names[code] if code is not None and 0 <= code < len(names) else None
+    return named
 
 
 # --- Parquet
@@ -244,7 +244,7 @@ def _parquets(path: Path, files: Sequence[Path]) -> _Packed:
 
     schema = opened(files[0]).schema_arrow
     features = datasets.Features.from_arrow_schema(schema)
-    named = _class_names(features)
+    class_names = _class_names(features)
     media: dict[str, str | None] = {}
     for field in schema:
         feature = features.get(field.name)
@@ -257,10 +257,12 @@ def _parquets(path: Path, files: Sequence[Path]) -> _Packed:
         for file in progress(f"reading {path.name}", files):
             table = opened(file)
             if set(table.schema_arrow.names) != set(schema.names):
-                raise UserError(f"{file}: other columns than {files[0]}: {', '.join(table.schema_arrow.names)}")
+                raise UserError(
+                    f"{file}: its columns differ from those of {files[0]}: {', '.join(table.schema_arrow.names)}"
+                )
             for batch in table.iter_batches(batch_size=256):
                 for row in batch.to_pylist():
-                    yield _with_names(row, named)
+                    yield _with_names(row, class_names)
 
     return _Packed(str(path), f"parquet {_identity(files)}", rows, media)
 
@@ -274,7 +276,7 @@ def _holds_files(kind: Any) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
-# --- WebDataset tars: the files of one example follow each other and share their name up to the first dot
+# --- WebDataset tars: the files of one example are consecutive and share their name up to the first dot
 
 
 def _tars(path: Path, files: Sequence[Path]) -> _Packed:
@@ -315,7 +317,7 @@ def _samples(file: Path) -> Iterator[Row]:
 
 
 def _entry(file: Path, name: str, ending: str, content: bytes) -> dict[str, Any]:
-    """What one file of a sample adds to its columns; nothing where its kind is not known."""
+    """The columns that one file of a sample gives; none if its kind is not known."""
     try:
         if ending.endswith(IMAGE_SUFFIXES):
             return {"image": {"bytes": content, "path": name}}
@@ -326,8 +328,8 @@ def _entry(file: Path, name: str, ending: str, content: bytes) -> dict[str, Any]
         if ending.endswith((".cls", ".cls2")):
             return {ending.rpartition(".")[2]: content.decode().strip()}
         if ending.endswith(".json"):
-            found = json.loads(content)
-            return found if isinstance(found, dict) else {}
+            columns = json.loads(content)
+            return columns if isinstance(columns, dict) else {}
     except ValueError as error:
         raise UserError(f"{file}: {name}: cannot be read ({error}); fix it in the archive") from error
     return {}
@@ -337,12 +339,12 @@ def _entry(file: Path, name: str, ending: str, content: bytes) -> dict[str, Any]
 
 
 def _guess(packed: _Packed) -> str:
-    """The modality: of the media, else text where a column holds long texts, else a table."""
+    """The modality: that of the media if there are any, else text if a column holds long texts, else a table."""
     kinds = [kind for kind in packed.media.values() if kind is not None]
     if kinds:
         return kinds[0]
     if packed.media:
-        raise UserError(f"{packed.name}: say with --modality what the column {next(iter(packed.media))!r} holds")
+        raise UserError(f"{packed.name}: name the --modality of the column {next(iter(packed.media))!r}")
     return "text" if max(_lengths(packed).values(), default=0.0) > PROSE else "tabular"
 
 
@@ -370,7 +372,7 @@ def _text_column(packed: _Packed, usual: str) -> str:
 
 
 def _to_zip(packed: _Packed, modality: str, column: str, folder: Path) -> None:
-    """Media as they are, named by their place; ``labels.csv`` holds every other column."""
+    """Media unchanged, named by their row number; ``labels.csv`` holds every other column."""
     columns: dict[str, None] = {}
     table: list[dict[str, str]] = []
     with zipfile.ZipFile(folder / "examples.zip", "w", zipfile.ZIP_STORED) as archive:
@@ -390,20 +392,20 @@ def _to_zip(packed: _Packed, modality: str, column: str, folder: Path) -> None:
 
 def _media(packed: _Packed, number: int, value: Any, known: tuple[str, ...]) -> tuple[bytes, str]:
     """The bytes of an example's file and the ending of its name."""
-    held: Mapping[str, Any] = value if isinstance(value, dict) else {"bytes": value}
-    path, content = held.get("path") or "", held.get("bytes")
+    media: Mapping[str, Any] = value if isinstance(value, dict) else {"bytes": value}
+    path, content = media.get("path") or "", media.get("bytes")
     if content is None and path:
         try:
             content = Path(path).read_bytes()
         except OSError as error:
             raise UserError(f"{packed.name}: row {number}: cannot read {path} ({error.strerror})") from error
     suffix = PurePosixPath(path).suffix.lower()
-    # a row without a file becomes an empty file, which its reader calls damaged
+    # a row without a file becomes an empty file, which the reader then reports as damaged
     return content or b"", suffix if suffix in known else known[-1]  # decoders look at the content, not at the name
 
 
 def _cell(value: Any) -> str | None:
-    """As a cell of a CSV; None for what is not a single value."""
+    """A value as a cell of a CSV; None if it is not a single value."""
     if value is None:
         return ""
     if isinstance(value, date | datetime):
@@ -412,7 +414,7 @@ def _cell(value: Any) -> str | None:
 
 
 def _to_parquet(packed: _Packed, folder: Path) -> None:
-    """The columns of single values; a value that the first rows did not lead to expect is an error."""
+    """Write the columns of single values; their types are those of the first rows, and other values are an error."""
     import pyarrow as pa
     import pyarrow.parquet
 
@@ -430,7 +432,7 @@ def _to_parquet(packed: _Packed, folder: Path) -> None:
                 writer = pyarrow.parquet.ParquetWriter(folder / "rows.parquet", schema)
             writer.write_table(pa.Table.from_pylist(plain, schema=schema))
         if writer is None:
-            raise UserError(f"{packed.name}: it holds no rows")
+            raise UserError(f"{packed.name}: the data set has no rows")
     except (pa.ArrowException, OverflowError) as error:
         raise UserError(f"{packed.name}: cannot be read as a table ({' '.join(str(error).split())})") from error
     finally:

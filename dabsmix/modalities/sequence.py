@@ -1,4 +1,4 @@
-"""Sequences over an alphabet (proteins, DNA, any string): one token per symbol, kept as one byte each."""
+"""Sequences over an alphabet (proteins, DNA, any string): one token per symbol, stored as one byte."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from dabsmix.spec import Tokens
 __all__ = ["Alphabet", "Sample", "encoded", "load_further", "load_own", "records", "samples", "store", "stored"]
 
 LENGTH = 128
-"""Symbols that are kept of a user's sequence by default: an encoder's positions are fixed."""
+"""Symbols per sample of a user's sequences by default; an encoder's positions are fixed, and the rest is cut."""
 
 UNSCORED = -1
 """The label of a symbol that is not scored."""
@@ -35,11 +35,11 @@ LARGEST = 1 << 24
 
 @dataclass(frozen=True)
 class Alphabet:
-    """Symbols, whose ids are their places.
+    """Symbols; the id of each is its index.
 
     Attributes:
         symbols: at most 255 different characters.
-        pad: the id that fills short sequences; None where every sequence is full.
+        pad: the id that fills short sequences; None if every sequence is full.
     """
 
     symbols: str
@@ -54,7 +54,7 @@ class Alphabet:
         return Tokens(length, len(self.symbols), self.pad)
 
     def encode(self, text: str, length: int) -> NDArray[np.uint8]:
-        """Ids of the first ``length`` symbols, filled up on the right: uint8 ``(length,)``.
+        """Ids of the first ``length`` symbols, padded on the right: uint8 ``(length,)``.
 
         Raises:
             ValueError: a symbol is not in the alphabet, or the text is too short and there is no padding.
@@ -62,20 +62,20 @@ class Alphabet:
         points = np.frombuffer(text[:length].encode("utf-32-le"), np.uint32)
         known = np.array([ord(symbol) for symbol in self.symbols], np.uint32)
         order = np.argsort(known)
-        places: NDArray[np.int64] = order[np.searchsorted(known, points, sorter=order).clip(max=len(known) - 1)]
-        if len(unknown := np.flatnonzero(known[places] != points)):
-            raise ValueError(f"symbol {text[unknown[0]]!r} at place {unknown[0] + 1} is none of {self.symbols}")
+        ids: NDArray[np.int64] = order[np.searchsorted(known, points, sorter=order).clip(max=len(known) - 1)]
+        if len(unknown := np.flatnonzero(known[ids] != points)):
+            raise ValueError(f"symbol {text[unknown[0]]!r} at position {unknown[0] + 1} is not one of {self.symbols}")
         if len(points) == length:
-            return places.astype(np.uint8)
+            return ids.astype(np.uint8)
         if self.pad is None:
             raise ValueError(f"{len(points)} symbols where {length} are expected")
         row = np.full(length, self.pad, np.uint8)
-        row[: len(points)] = places
+        row[: len(points)] = ids
         return row
 
 
 class Sample(NamedTuple):
-    """One sequence, its label (a number, or one class per symbol), its group, and where it stands, for messages."""
+    """One sequence, its label (a number, or one class per symbol), its group, and its place in a file for messages."""
 
     text: str
     label: float | Sequence[int] = UNSCORED
@@ -87,34 +87,34 @@ class Sample(NamedTuple):
 
 
 def records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The objects of a JSON file that is one list of objects, numbered from 1, one at a time: the file may be huge.
+    """The objects of a JSON list, numbered from 1. They are read one at a time, so the file may be huge.
 
     Raises:
         UserError: the file is missing, truncated or damaged.
     """
     fault = f"{path}: damaged or truncated; fetch it again"
     decoder = json.JSONDecoder()
-    number, place, begun = 0, 0, False
+    number, position, begun = 0, 0, False
     try:
         with path.open(encoding="utf-8") as file:
             buffer = file.read(CHUNK)
             while True:
-                while place < len(buffer) and buffer[place] in " \t\r\n,":
-                    place += 1
-                if not begun and place < len(buffer):
-                    if buffer[place] != "[":
+                while position < len(buffer) and buffer[position] in " \t\r\n,":
+                    position += 1
+                if not begun and position < len(buffer):
+                    if buffer[position] != "[":
                         raise UserError(f"{path}: expected a JSON list of objects; fetch it again")
-                    begun, place = True, place + 1
+                    begun, position = True, position + 1
                     continue
-                if buffer[place : place + 1] == "]":
+                if buffer[position : position + 1] == "]":
                     return
                 try:
-                    value, place = decoder.raw_decode(buffer, place)
+                    value, position = decoder.raw_decode(buffer, position)
                 except json.JSONDecodeError as error:
                     more = file.read(CHUNK)
-                    if not more or len(buffer) - place > LARGEST:
+                    if not more or len(buffer) - position > LARGEST:
                         raise UserError(f"{fault} (after record {number})") from error
-                    buffer, place = buffer[place:] + more, 0
+                    buffer, position = buffer[position:] + more, 0
                     continue
                 number += 1
                 if not isinstance(value, dict):
@@ -128,23 +128,23 @@ def samples(path: Path, read: Callable[[dict[str, Any]], Sample]) -> Iterator[Sa
     """The records of a JSON file as samples.
 
     Raises:
-        UserError: see `records`; a record lacks a field or has another kind of value in it.
+        UserError: as `records`; or a record lacks a field, or a field has a value of the wrong kind.
     """
     for number, record in records(path):
         place = f"{path}, record {number}"
         try:
             yield read(record)._replace(place=place)
         except (KeyError, TypeError, ValueError, IndexError) as error:
-            raise UserError(f"{place}: no usable {error}; fetch the file again") from error
+            raise UserError(f"{place}: a field is missing or wrong ({error}); fetch the file again") from error
 
 
 def store(folder: Path, part: str, alphabet: Alphabet, length: int, samples: Iterable[Sample]) -> None:
     """Write the rows of a part, uint8 ``(n, length)``, its labels and its groups.
 
-    Labels of one class per symbol become int64 ``(n, length)``, `UNSCORED` beyond the sequence; others ``(n,)``.
+    Labels of one class per symbol become int64 ``(n, length)``, `UNSCORED` beyond the sequence; other labels ``(n,)``.
 
     Raises:
-        UserError: a symbol is not in the alphabet, or a sequence has another number of labels than of symbols.
+        UserError: a symbol is not in the alphabet, or a sequence has not one label per symbol.
     """
     label: list[Any] = []
     group: list[str] = []
@@ -170,15 +170,15 @@ def _per_symbol(label: Sequence[int], symbols: int, length: int) -> NDArray[np.i
 
 
 def stored(folder: Path, part: str, length: int) -> Split:
-    """A part as `store` wrote it, whole.
+    """A whole part, as `store` wrote it.
 
     Raises:
         UserError: it is empty.
     """
     path = folder / f"{part}.u8"
     if not path.stat().st_size:
-        raise UserError(f"not one sequence in the {part} part; is its file complete?")
-    # a plain array over the map: np.memmap's own bookkeeping would be paid at every batch
+        raise UserError(f"the {part} part holds no sequence; is its file complete?")
+    # a plain array over the memory map: indexing np.memmap itself costs more, at every batch
     rows = np.asarray(np.memmap(path, np.uint8, "r").reshape(-1, length))
     group = np.load(folder / f"{part}_group.npy")
     label = np.load(folder / f"{part}_label.npy")
@@ -186,9 +186,9 @@ def stored(folder: Path, part: str, length: int) -> Split:
 
 
 def cut_note(rows: NDArray[np.uint8], alphabet: Alphabet) -> str:
-    """How many sequences fill all their symbols, and so may have been cut."""
+    """How many sequences fill all symbols of a sample, and so may have been cut."""
     full = int(np.count_nonzero(rows[:, -1] != alphabet.pad))
-    return f"{full} of {len(rows)} sequences fill all {rows.shape[1]} symbols; what lies beyond is cut."
+    return f"{full} of {len(rows)} sequences fill all {rows.shape[1]} symbols; the rest of a longer one is cut."
 
 
 # --- a user's own sequences
@@ -204,28 +204,28 @@ def load_own(
     length: int = LENGTH,
     group: str | None = None,
 ) -> Data:
-    """Sequences of any alphabet, each a sample. With a label a fifth of the labelled ones (or groups) are the test.
+    """Sequences of any alphabet, one sample each. With a label, a fifth of those that have one become the test part.
 
-    Sequences without a label are pretrained on and not scored.
+    With groups, a fifth of the groups do. Sequences without a label are used for pretraining and are not scored.
 
     Args:
-        path: a FASTA file (``.fasta``, ``.fa``, ``.faa``, ``.fna``), a CSV, TSV or Parquet, a ``.txt`` file with a
-            sequence a line, or a folder of ``.txt`` files, one sequence each.
-        label: a table's column of classes; ``folder`` where each class has a folder of its own; in a FASTA file the
-            word of a header that follows ``LABEL=``.
-        on_bad: ``skip`` leaves out sequences that are empty or have a symbol outside the alphabet, counts and lists
-            them.
+        path: a FASTA file (``.fasta``, ``.fa``, ``.faa``, ``.fna``), a CSV, TSV or Parquet file, a ``.txt`` file with
+            one sequence per line, or a folder of ``.txt`` files with one sequence each.
+        label: a table's column of classes; ``folder`` if each class has its own folder; in a FASTA file the word of a
+            header that follows ``LABEL=``.
+        on_bad: ``skip`` leaves out sequences that are empty or have a symbol outside the alphabet, counts them and
+            lists them.
         column: a table's column of sequences.
-        alphabet: the symbols, in the order of their ids; where empty, those that occur in what pretraining sees, so
-            that a symbol which only the test has is an error.
-        length: symbols a sample; what lies beyond is cut.
-        group: a table's column, or a FASTA header's word, that tells which sequences belong together (family, genome).
+        alphabet: the symbols, in the order of their ids; by default those that occur in what pretraining sees, so that
+            a symbol which occurs only in the test is an error.
+        length: symbols per sample; the rest of a longer sequence is cut.
+        group: a table's column, or a FASTA header's word, that says which sequences belong together (family, genome).
 
     Raises:
-        UserError: an unknown column, a bad sequence, only one class, no sequence.
+        UserError: a column is unknown, a sequence is bad, or there is only one class or no sequence.
     """
     if length < 1:
-        raise UserError(f"length {length}: a sample needs a symbol; give a length of at least 1")
+        raise UserError(f"length {length}: give a length of at least 1")
     rows, bad = _read(path, column, label, group, on_bad)
     if alphabet:
         rows, bad = _within(rows, bad, alphabet, on_bad)
@@ -277,7 +277,7 @@ def load_further_labelled(
     column: str = "",
     group: str | None = None,
 ) -> Marked:
-    """Further sequences with labels: ``label``, ``column`` and ``group`` as in `load_own`, else as `load_further`."""
+    """Further sequences with labels: ``label``, ``column``, ``group`` as in `load_own`, else as in `load_further`."""
     rows, bad = _read(path, column or state["column"], label, group, on_bad)
     rows, bad = _within(rows, bad, state["alphabet"], on_bad)
     data = _own_data(path, rows, state["alphabet"], state["length"])
@@ -287,18 +287,18 @@ def load_further_labelled(
 
 
 def encoded(texts: Sequence[str], state: Mapping[str, Any], length: int) -> NDArray[np.uint8]:
-    """Sequences in memory as a training run's state reads them: uint8 ``(n, length)``.
+    """Sequences in memory, encoded with a training run's state: uint8 ``(n, length)``.
 
     Raises:
         UserError: a symbol is not in the run's alphabet.
     """
     alphabet = Alphabet(state["symbols"], state["pad"]) if "symbols" in state else Alphabet(" " + state["alphabet"], 0)
     rows = []
-    for place, text in enumerate(texts):
+    for i, text in enumerate(texts):
         try:
             rows.append(alphabet.encode(text, length))
         except ValueError as error:
-            raise UserError(f"sequence {place}: {error}; fix it or leave it out") from error
+            raise UserError(f"sequence {i}: {error}; fix it or leave it out") from error
     return np.stack(rows) if rows else np.zeros((0, length), np.uint8)
 
 
@@ -317,7 +317,7 @@ def _fasta(
     path: Path, label: str | None, group: str | None, on_bad: Literal["error", "skip"]
 ) -> tuple[list[OwnText], list[str]]:
     """Headers ``>name word=value ...`` and the lines of each sequence, joined."""
-    found: list[OwnText] = []
+    texts: list[OwnText] = []
     bad: list[str] = []
     try:
         blocks = path.read_text(encoding="utf-8-sig").split(">")
@@ -336,37 +336,37 @@ def _fasta(
         if fault:
             bad.append(f"{path.name}:{number} ({name}) {fault}")
         else:
-            found.append(OwnText(name or str(number), text, values.get(label or "", ""), values.get(group or "", "")))
+            texts.append(OwnText(name or str(number), text, values.get(label or "", ""), values.get(group or "", "")))
     if bad and on_bad == "error":
         raise UserError(f"{path}: sequence {bad[0]}; fix it, or leave such sequences out with --on-bad skip")
-    if not found:
+    if not texts:
         raise UserError(f"{path}: no sequence in it can be used" + (f"; the first fault: {bad[0]}" if bad else ""))
-    return found, bad
+    return texts, bad
 
 
 def _within(
     rows: list[OwnText], bad: list[str], alphabet: str, on_bad: Literal["error", "skip"]
 ) -> tuple[list[OwnText], list[str]]:
-    """The sequences all of whose symbols are in the alphabet."""
+    """The sequences whose symbols are all in the alphabet."""
     if len(set(alphabet)) < len(alphabet):
-        raise UserError(f"alphabet {alphabet}: a symbol occurs twice; leave one of them out")
+        raise UserError(f"alphabet {alphabet}: a symbol occurs twice; name it once")
     known = set(alphabet)
     outside = {row.key: sorted(set(row.text) - known) for row in rows}
-    found = [f"{key}: symbol {symbols[0]!r} is not in the alphabet" for key, symbols in outside.items() if symbols]
-    if found and on_bad == "error":
-        raise UserError(f"{found[0]} ({alphabet}); add it, or leave such sequences out with --on-bad skip")
-    kept = [row for row in rows if not outside[row.key]]
-    if not kept:
-        raise UserError(f"no sequence is over the alphabet {alphabet}; the first fault: {found[0]}")
-    return kept, [*bad, *found]
+    faults = [f"{key}: symbol {symbols[0]!r} is not in the alphabet" for key, symbols in outside.items() if symbols]
+    if faults and on_bad == "error":
+        raise UserError(f"{faults[0]} ({alphabet}); add it, or leave such sequences out with --on-bad skip")
+    valid = [row for row in rows if not outside[row.key]]
+    if not valid:
+        raise UserError(f"every sequence has a symbol outside the alphabet {alphabet}; the first fault: {faults[0]}")
+    return valid, [*bad, *faults]
 
 
 def _own_data(path: Path, rows: list[OwnText], symbols: str, length: int) -> Data:
-    """Unlabelled sequences; the padding is one more symbol, a blank before the others."""
+    """Unlabelled sequences. A blank, which comes before the other symbols, is the padding."""
     try:
         alphabet = Alphabet(" " + symbols, pad=0)
     except ValueError as error:
-        raise UserError(f"{path}: {error}, a blank not among them; name them in the option alphabet") from error
+        raise UserError(f"{path}: {error}, none of which is a blank; name them in the option alphabet") from error
     texts = hashlib.sha256()
     for row in rows:
         texts.update(row.text.encode() + b"\0")

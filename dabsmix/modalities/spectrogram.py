@@ -1,8 +1,9 @@
 """Sound: clips to log-mel spectrograms, computed once in batches and kept as a float16 memory map.
 
-A file in ``domains/`` lists its clips (`Clips`); everything else is here. Sets of single words come small (64 mel bands
-by 64 frames of about a second, in patches of 8) under their plain name and as ``name_224``; sets of sentences have the
-large size alone. The large size is that of DABS (Tamkin et al. 2021): 224 by 224 in patches of 16, over 9.4 seconds.
+A file in ``domains/`` lists its clips (`Clips`); everything else is here. Sets of single words have a small size (64
+mel bands by 64 frames of about a second, in patches of 8) under their plain name, and a large one as ``name_224``; sets
+of sentences have the large size only. The large size is that of DABS (Tamkin et al. 2021): 224 by 224 in patches of 16,
+over 9.4 seconds.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ __all__ = [
 PREPARATION = 2
 
 BATCH = 32
-"""Clips that are transformed at once: bounds the memory."""
+"""Clips that are transformed at once. It bounds the memory."""
 
 
 SUFFIXES = (".aif", ".aiff", ".flac", ".mp3", ".ogg", ".opus", ".wav")
@@ -82,8 +83,8 @@ class Form:
 
     Attributes:
         rate: Hz; clips are resampled to it.
-        samples: of the window; longer clips lose their end, shorter ones are followed by silence.
-        fft, hop: samples of one analysis window (Hann) and from one to the next.
+        samples: of the window; the rest of a longer clip is cut, and a shorter clip is padded with silence.
+        fft, hop: samples of one analysis window (Hann), and from one window to the next.
         mels: mel bands (Slaney's scale and area normalisation) from 0 Hz to half the rate.
         patch: side of the square patches.
     """
@@ -117,18 +118,18 @@ def small(rate: int, seconds: float = 1.0, mels: int = 64, patch: int = 8) -> Fo
 
 @dataclass(frozen=True)
 class Clips:
-    """What a data set's files say, in an order that no file system decides. Nothing is decoded yet.
+    """The clips of a data set, in an order that does not depend on the file system. Nothing is decoded yet.
 
     Attributes:
         folder: where the files lie.
         files: the sound file of every clip, relative to `folder`.
         train, test: rows of the training and of the test part.
-        label: int64 ``(n,)`` of all clips; None where the set has none, and then all of train is for pretraining.
+        label: int64 ``(n,)`` of all clips; None if the set has no labels, and then all of train is for pretraining.
         task: what is predicted, or None.
-        validation: rows of the validation part where the source fixes one; else it is carved from train.
-        pretrain: rows that pretraining sees where these are not just those of train.
-        group: int64 ``(n,)``, clips that are not independent (a speaker's, a recording's) share a number, or None.
-        begin: int64 ``(n,)``, seconds into the file at which a clip begins; None where all begin with their file.
+        validation: rows of the validation part if the source fixes one; otherwise it is carved from train.
+        pretrain: rows that pretraining sees, if these are not the rows of train.
+        group: int64 ``(n,)``, clips that are not independent (of one speaker, one recording) share a number; or None.
+        begin: int64 ``(n,)``, seconds into the file at which a clip begins; None if every clip begins with its file.
         lists: other files that decide the above, relative to `folder`.
         notes: what a reader of a score has to know.
     """
@@ -169,8 +170,8 @@ def sized_domains(
 ) -> tuple[Domain, ...]:
     """The domains of one data set: the first form under its own name, another as ``name_bands``.
 
-    ``read(folder, protocol)`` lists the clips; ``dabs`` are the mean and deviation that DABS standardises them with,
-    at the large size, which has the ``aliases`` too.
+    ``read(folder, protocol)`` lists the clips. ``dabs`` are the mean and standard deviation by which DABS standardises
+    the large size; that size also has the ``aliases``.
     """
     return tuple(
         Domain(
@@ -208,10 +209,11 @@ def load(
 ) -> Data:
     """Listed clips to splits.
 
-    Under ``dabs`` the large form is DABS's: no clip is resampled, decibels are taken of the *squared* power
-    spectrogram, and its published mean and deviation standardise it; training takes the whole training part and the
-    validation part *is* the test part: DABS reports the split that it watches. Else decibels are taken once, statistics
-    are those of the clips that pretraining sees, and validation is the source's own or carved from train.
+    Under ``dabs`` the large form is prepared as in DABS: no clip is resampled, decibels are taken of the *squared*
+    power spectrogram, and the published mean and standard deviation standardise it. Training takes the whole training
+    part, and the validation part *is* the test part: DABS reports the split that it watches. Otherwise decibels are
+    taken of the power spectrogram, statistics are those of the clips that pretraining sees, and validation is the
+    source's own or is carved from train.
 
     Raises:
         UserError: a clip cannot be read; a split is empty; a class does not occur in train.
@@ -264,8 +266,8 @@ def _check(name: str, clips: Clips, task: Task, *labels: NDArray[np.int64]) -> N
             raise UserError(f"{name}: no clip in the {part} part; is {clips.folder} complete?")
     missing = np.setdiff1d(np.arange(len(task.classes)), labels[0])
     if len(missing):
-        known = task.classes[missing[0]]
-        raise UserError(f"{name}: {len(missing)} classes have no clip in train, the first is {known!r}; add some")
+        first = task.classes[missing[0]]
+        raise UserError(f"{name}: {len(missing)} classes have no clip in train, the first is {first!r}; add some")
 
 
 # --- sound files to waves of one length, and waves to decibels
@@ -286,7 +288,7 @@ def duration(path: Path) -> float:
 
 
 class Clip(NamedTuple):
-    """What `read_clip` gives: float32 ``(samples,)`` in [-1, 1], its rate in Hz, and whether the file holds more."""
+    """A sound float32 ``(samples,)`` in [-1, 1], its rate in Hz, and whether the file is longer than the window."""
 
     wave: NDArray[np.float32]
     rate: int
@@ -312,18 +314,18 @@ def read_clip(path: Folder, form: Form, *, begin: int = 0, own_rate: bool = Fals
         _check_riff(path, source)
         with soundfile.SoundFile(source) as file:
             rate = file.samplerate
-            wanted = form.samples if own_rate else ceil(form.samples * rate / form.rate)
-            there = file.frames - begin * rate
-            if there <= 0:
+            needed = form.samples if own_rate else ceil(form.samples * rate / form.rate)
+            available = file.frames - begin * rate
+            if available <= 0:
                 raise UserError(f"{path}: no sound after {begin} s; remove the file or fetch it again")
             file.seek(begin * rate)
-            wave = file.read(min(wanted, there), dtype="float32", always_2d=True)[:, 0]
+            wave = file.read(min(needed, available), dtype="float32", always_2d=True)[:, 0]
     except FileNotFoundError as error:
         raise UserError(f"{path}: the sound file is missing; the data set's list names it") from error
     except (soundfile.SoundFileError, OSError) as error:
         raise UserError(f"{path}: damaged sound file ({error}); fetch it again or remove it") from error
-    if len(wave) < min(wanted, there):
-        raise UserError(f"{path}: ends after {len(wave)} of {there} samples; fetch it again or remove it")
+    if len(wave) < min(needed, available):
+        raise UserError(f"{path}: ends after {len(wave)} of {available} samples; fetch it again or remove it")
     if not np.isfinite(wave).all():
         raise UserError(f"{path}: sample {int(np.argmin(np.isfinite(wave)))} is not finite; fix or remove the file")
     if not own_rate and rate != form.rate:
@@ -331,11 +333,11 @@ def read_clip(path: Folder, form: Form, *, begin: int = 0, own_rate: bool = Fals
         rate = form.rate
     padded = np.zeros(form.samples, np.float32)
     padded[: min(len(wave), form.samples)] = wave[: form.samples]
-    return Clip(padded, rate, there > wanted)
+    return Clip(padded, rate, available > needed)
 
 
 def _check_riff(path: Folder, source: Path | BytesIO) -> None:
-    """A WAV file cut off in its middle: libsndfile would take what is left for the whole."""
+    """Raise UserError for a truncated WAV file, which libsndfile would read as if it were complete."""
     if isinstance(source, Path):
         with source.open("rb") as stream:
             head, size = stream.read(8), source.stat().st_size
@@ -356,7 +358,7 @@ def _resampled(wave: NDArray[np.float32], rate: int, target: int) -> NDArray[np.
 
 
 def log_mel(waves: NDArray[np.float32], rate: int, form: Form, *, squared: bool = False) -> NDArray[np.float32]:
-    """Waves ``(n, samples)`` to decibels ``(n, 1, mels, frames)``, at most 80 below a clip's own loudest.
+    """Waves ``(n, samples)`` to decibels ``(n, 1, mels, frames)``, at most 80 below the loudest of each clip.
 
     Equals librosa's ``power_to_db(melspectrogram(...))`` with reflected borders; ``squared`` takes decibels of the
     square of the power spectrogram, as DABS does.
@@ -365,7 +367,7 @@ def log_mel(waves: NDArray[np.float32], rate: int, form: Form, *, squared: bool 
     from torchaudio.functional import amplitude_to_DB
 
     power = _transform(rate, form)(torch.from_numpy(waves)).unsqueeze(1)
-    # with four axes the loudest value is taken per clip; with three it would be the batch's
+    # with four axes the loudest value is taken of each clip; with three, of the whole batch
     decibels = amplitude_to_DB(
         power**2 if squared else power, multiplier=10.0, amin=1e-10, db_multiplier=0.0, top_db=80.0
     )
@@ -378,7 +380,7 @@ def _transform(rate: int, form: Form) -> Callable[[Tensor], Tensor]:
     from torchaudio.transforms import MelSpectrogram
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of bands that hold no frequency: refused below
+        warnings.simplefilter("ignore")  # about bands that hold no frequency, which are refused below
         mel = MelSpectrogram(
             sample_rate=rate,
             n_fft=form.fft,
@@ -399,7 +401,7 @@ def _transform(rate: int, form: Form) -> Callable[[Tensor], Tensor]:
 
 
 class About(NamedTuple):
-    """What there is to say about stored clips: how many were cut, and what is wrong with which row."""
+    """How many of the stored clips were cut, and what is wrong with which row."""
 
     cut: int
     bad: dict[int, str]
@@ -407,22 +409,24 @@ class About(NamedTuple):
     def cut_note(self, n: int, form: Form, *, as_dabs: bool) -> str:
         """For ``Data.notes``."""
         seconds = form.samples / form.rate
-        also = " DABS trains on their last part as often." if as_dabs and self.cut else ""
-        return f"{self.cut} of {n} clips are longer than the window of {seconds:.2f} s and lose the rest.{also}"
+        also = " In training, DABS keeps their last part half of the time." if as_dabs and self.cut else ""
+        return f"{self.cut} of {n} clips are longer than the window of {seconds:.2f} s; the rest is cut.{also}"
 
 
 def stored(
     name: str, clips: Clips, key: str, form: Form, *, as_dabs: bool = False, on_bad: Literal["error", "skip"] = "error"
 ) -> tuple[NDArray[np.float16], NDArray[np.float64], About]:
-    """The spectrograms ``(n, 1, mels, frames)`` in decibels, their sums, and what there is to say about them.
+    """Transform the clips, once.
 
-    The sums are ``(n, 2)``, of the values and of their squares: with them the statistics of any split cost no further
-    pass. Bad rows are zero and must not be used; without ``skip`` there are none.
+    Returns:
+        The spectrograms ``(n, 1, mels, frames)`` in decibels; their sums ``(n, 2)``, of the values and of the squares,
+        from which the statistics of any split follow without another pass; and which clips were cut or are bad. Bad
+        rows are zero and must not be used; without ``skip`` there are none.
     """
 
     def build(folder: Path) -> None:
         if not clips.files:
-            raise UserError(f"{clips.folder}: no sound file below it; is it the right folder?")
+            raise UserError(f"{clips.folder}: holds no sound file; is it the right folder?")
         n = len(clips.files)
         spectrograms = allocate(folder / "spectrograms.npy", np.float16, (n, 1, form.mels, form.frames))
         sums = np.zeros((n, 2))
@@ -440,18 +444,18 @@ def stored(
                         good[row] = clip
                 about = about._replace(cut=about.cut + sum(clip.longer for clip in good.values()))
                 for rate in {clip.rate for clip in good.values()}:
-                    which = [row for row, clip in good.items() if clip.rate == rate]
-                    values = log_mel(np.stack([good[row].wave for row in which]), rate, form, squared=as_dabs)
-                    spectrograms[which] = values
-                    sums[which] = np.stack([values.sum(axis=(1, 2, 3)), (values**2).sum(axis=(1, 2, 3))], axis=1)
+                    of_rate = [row for row, clip in good.items() if clip.rate == rate]
+                    values = log_mel(np.stack([good[row].wave for row in of_rate]), rate, form, squared=as_dabs)
+                    spectrograms[of_rate] = values
+                    sums[of_rate] = np.stack([values.sum(axis=(1, 2, 3)), (values**2).sum(axis=(1, 2, 3))], axis=1)
         np.save(folder / "sums.npy", sums)
         (folder / "about.json").write_text(json.dumps(about), encoding="utf-8")
 
     folder = prepared(name, f"{key} {form} {as_dabs} {on_bad} {PREPARATION}", build)
     cut, bad = json.loads((folder / "about.json").read_text(encoding="utf-8"))
-    # a plain array over the map: np.memmap's own bookkeeping would be paid at every batch
+    # a plain array over the memory map: indexing np.memmap itself costs more, at every batch
     spectrograms = np.asarray(np.load(folder / "spectrograms.npy", mmap_mode="r"))
-    return spectrograms, np.load(folder / "sums.npy"), About(cut, {int(row): why for row, why in bad.items()})
+    return spectrograms, np.load(folder / "sums.npy"), About(cut, {int(row): fault for row, fault in bad.items()})
 
 
 def _read(clips: Clips, form: Form, own_rate: bool, on_bad: Literal["error", "skip"], row: int) -> Clip | str:
@@ -485,24 +489,24 @@ def load_own(
     labels: str = "",
     group: str | None = None,
 ) -> Data:
-    """All sound files below a folder. With a label a fifth of the labelled ones (or of the groups) are the test.
+    """All sound files below a folder. With a label, a fifth of the labelled ones (or of the groups) become the test.
 
-    Sounds without a label are pretrained on and not scored.
+    Sounds without a label are used for pretraining and are not scored.
 
     Args:
         path: the folder.
-        label: ``folder`` where each class has a folder of its own; with `labels`, the column of the class.
-        on_bad: ``skip`` leaves out files that are damaged, counts and lists them.
+        label: ``folder`` if each class has its own folder; with `labels`, the column of the class.
+        on_bad: ``skip`` leaves out files that are damaged, counts them and lists them.
         rate: Hz, to which all files are resampled.
-        seconds: of every file that are looked at, from its beginning.
-        mels: mel bands, and as many frames.
+        seconds: how much of every file is read, from its beginning.
+        mels: mel bands, and the number of frames.
         patch: side of a patch, in bands and frames.
-        labels: a CSV with a header: the column ``file`` (below the folder), the label's, the group's; its own path
-            counts from the folder too.
-        group: the column of `labels` that tells which files belong together (speaker, place, day).
+        labels: a CSV with a header and the columns ``file`` (below the folder), of the label and of the group; its path
+            is relative to the folder too.
+        group: the column of `labels` that says which files belong together (speaker, place, day).
 
     Raises:
-        UserError: no sound, a damaged one; a label without a sound; only one class.
+        UserError: there is no sound, a file is damaged, a label has no sound, or there is only one class.
     """
     form = _own_form(rate, seconds, mels, patch)
     clips = _own_clips(path)
@@ -533,7 +537,7 @@ def load_own(
 def load_further(
     path: Path, state: Mapping[str, Any], on_bad: Literal["error", "skip"] = "error"
 ) -> tuple[Data, list[str]]:
-    """Further sounds, or one, read with a training run's state: all as ``pretrain``; keys are names below the folder.
+    """Further sounds read with a training run's state, all as ``pretrain``; keys are file names below the folder.
 
     Raises:
         UserError: there is no sound, or one is damaged.
@@ -567,14 +571,14 @@ def load_further_labelled(
     labels: str = "",
     group: str | None = None,
 ) -> Marked:
-    """Further sounds with labels: ``label``, ``labels`` and ``group`` as in `load_own`, the rest as `load_further`."""
+    """Further sounds with labels: ``label``, ``labels``, ``group`` as in `load_own`, the rest as in `load_further`."""
     return marked_files("sounds", path, SUFFIXES, load_further(path, state, on_bad), label, labels, group)
 
 
 def _own_form(rate: int, seconds: float, mels: int, patch: int) -> Form:
     if rate < 1000 or seconds <= 0 or min(mels, patch) < 1 or mels < 2 or mels % patch:
         given = f"rate {rate}, seconds {seconds}, mels {mels}, patch {patch}"
-        raise UserError(f"{given}: at least 1000 Hz, more than no time, and mels a multiple of patch")
+        raise UserError(f"{given}: rate is at least 1000 Hz, seconds are positive, and mels is a multiple of patch")
     return small(rate, seconds, mels, patch)
 
 

@@ -1,4 +1,4 @@
-"""What was read of a user's own table, in a few lines before training: its columns, and what is odd about them."""
+"""A summary of a user's table, shown before training: its columns, and what looks wrong with them."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from dabsmix.modalities.tables import DECIMAL_COMMA
 __all__ = ["imbalance_note", "summarise"]
 
 SHOWN = 30
-"""Columns that the summary lists one by one."""
+"""The most columns that the summary lists one by one."""
 
 IMBALANCE = 0.9
-"""Share of the labels in one class from which on accuracy says little."""
+"""If one class has at least this share of the labels, accuracy says little."""
 
 OTHER_DATE = r"^\d{1,2}[./-]\d{1,2}[./-]\d{2,4}([ T].*)?$"
-"""A date whose day and month cannot be told apart by its form."""
+"""A date in which day and month cannot be told apart."""
 
 
 def summarise(matrix: Matrix) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """One line per column, and what a user should look at: lines for ``Data.summary`` and for ``Data.notes``.
+    """Lines for ``Data.summary``, one per column, and for ``Data.notes``, about what a user should check.
 
-    A line says a column's kind, the share of its cells that are empty, how many categories it has, and three examples.
+    A line states a column's kind or number of categories, the share of empty cells, and three examples.
     """
     lines, flags = [], []
     n = len(matrix.x)
@@ -50,8 +50,7 @@ def summarise(matrix: Matrix) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def _first_distinct(values: NDArray[np.float32]) -> list[float]:
-    found = list(dict.fromkeys(values[:1000].tolist()))
-    return [*found[:3]]
+    return list(dict.fromkeys(values[:1000].tolist()))[:3]
 
 
 def _example(column: Column, value: float) -> str:
@@ -70,29 +69,29 @@ def _flags(column: Column, values: NDArray[np.float32], filled: NDArray[np.float
         return [f"{name} is empty; {leave_out}."]
     if (filled == filled[0]).all():
         gaps = " where it is filled in" if len(filled) < len(values) else ""
-        return [f"{name} has one value{gaps}; {leave_out} unless that tells something."]
+        return [f"{name} has one value{gaps}; {leave_out} unless it is informative."]
     if column.dates:
         return [f"{name} holds dates: each is read as days since 1970-01-01 (UTC)."]
     if column.categories is None:
         counts_rows = len(values) == len(filled) > 2 and (np.diff(values.astype(np.float64)) == 1).all()
         return [f"{name} counts the rows; {leave_out}."] if counts_rows else []
-    some: Sequence[str] = column.categories[:1000]
-    if _most(DECIMAL_COMMA, some):
-        return [f'{name} looks like numbers with a decimal comma ({some[0]!r}); set the option `decimal: ","`.']
-    if _most(OTHER_DATE, some):
-        return [f"{name} looks like dates ({some[0]!r}) and is read as categories; write them as 2024-12-31."]
+    sample: Sequence[str] = column.categories[:1000]
+    if _most(DECIMAL_COMMA, sample):
+        return [f'{name} looks like numbers with a decimal comma ({sample[0]!r}); set the option `decimal: ","`.']
+    if _most(OTHER_DATE, sample):
+        return [f"{name} looks like dates ({sample[0]!r}) and is read as categories; write them as 2024-12-31."]
     if len(column.categories) > 0.9 * len(filled) and len(filled) > 10:
-        return [f"{name} has a category of its own in nearly every row; {leave_out}."]
+        return [f"{name} has a different category in nearly every row; {leave_out}."]
     return []
 
 
 def _most(pattern: str, texts: Sequence[str]) -> bool:
-    found = sum(re.match(pattern, text, re.IGNORECASE) is not None for text in texts)
-    return found > 0.9 * len(texts)
+    matches = sum(re.match(pattern, text, re.IGNORECASE) is not None for text in texts)
+    return matches > 0.9 * len(texts)
 
 
 def imbalance_note(classes: Sequence[str], label: NDArray[np.int64]) -> tuple[str, ...]:
-    """For ``Data.notes``: a class that has nearly all of the labels. Rows without a label are -1."""
+    """For ``Data.notes``: whether one class has nearly all of the labels. Rows without a label are -1."""
     counts = np.bincount(label[label >= 0], minlength=len(classes))
     share = counts.max() / max(1, counts.sum())
     if share < IMBALANCE:

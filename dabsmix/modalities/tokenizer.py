@@ -26,16 +26,16 @@ class Tokenizer:
     """Strings to token ids.
 
     Args:
-        name: as it was asked for; "trained" for one made from a corpus.
+        name: its name or path as it was given; "trained" for one made from a corpus.
         text: contents of a ``tokenizer.json``, the ``tokenizers`` library's own format.
 
     Attributes:
         vocab: ids are below this.
         pad: the id that fills short sequences.
-        digest: hex sha256 of all that decides the ids.
+        digest: hex sha256 of everything that the ids depend on.
 
     Raises:
-        UserError: there is no padding token, or the text is not one of the library's.
+        UserError: there is no padding token, or the text is not in the library's format.
     """
 
     def __init__(self, name: str, text: str) -> None:
@@ -59,8 +59,8 @@ class Tokenizer:
     def encode(self, samples: Sequence[Sample], length: int) -> NDArray[np.int32]:
         """Token ids, int32 ``(n, length)``: cut or padded on the right, the tokenizer's own special tokens included.
 
-        A pair becomes one row (BERT: ``[CLS] first [SEP] second [SEP]``); where both do not fit, the longer one of
-        the two loses tokens first.
+        A pair becomes one row (BERT: ``[CLS] first [SEP] second [SEP]``); if it does not fit, the longer text of the
+        two loses tokens first.
         """
         samples = list(samples)
         rows = np.full((len(samples), length), self.pad, dtype=np.int32)
@@ -87,8 +87,8 @@ def tokenizer(name: str, root: Path) -> Tokenizer:
     """A tokenizer by the name of a hub repository or by a file; never fetches anything.
 
     Args:
-        name: a path to a ``vocab.txt`` (WordPiece, one token a line) or ``tokenizer.json``, or to a folder with one
-            of them; else a repository's name, looked for as the folder ``root/name`` and in the Hugging Face cache.
+        name: a path to a ``vocab.txt`` (WordPiece, one token per line) or ``tokenizer.json``, or to a folder with one
+            of them; otherwise a repository's name, found as the folder ``root/name`` or in the Hugging Face cache.
         root: the data root.
 
     Raises:
@@ -117,14 +117,14 @@ def _from_file(name: str, file: Path) -> Tokenizer:
 
 
 def _wordpiece(file: Path, tokens: list[str]) -> str:
-    """BERT's tokenizer (Devlin et al. 2019) over a ``vocab.txt``: the line's number is the token's id."""
+    """BERT's tokenizer (Devlin et al. 2019) for a ``vocab.txt``, in which a token's id is its line number."""
     from tokenizers.implementations import BertWordPieceTokenizer
 
     for special in ("[PAD]", "[UNK]", "[CLS]", "[SEP]"):
         if tokens.count(special) != 1:
             raise UserError(
                 f"{file}: {tokens.count(special)} lines {special} among {len(tokens)}; a WordPiece vocab.txt has one "
-                "token a line and each special one once"
+                "token per line, and each special token once"
             )
     # an uncased vocabulary has no ASCII capital outside its [SPECIAL] tokens
     lowercase = not any(re.search("[A-Z]", token) for token in tokens if not re.fullmatch(r"\[\w+\]", token))
@@ -137,19 +137,19 @@ def _from_hub_cache(name: str) -> Path | None:
 
     for file in ("tokenizer.json", "vocab.txt"):
         try:
-            found = cached_file(name, file, local_files_only=True, _raise_exceptions_for_missing_entries=False)
+            path = cached_file(name, file, local_files_only=True, _raise_exceptions_for_missing_entries=False)
         except OSError:
             continue
-        if found is not None:
-            return Path(found)
+        if path is not None:
+            return Path(path)
     return None
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     """Byte-level BPE (Radford et al. 2019) from a corpus, with BERT's special tokens around a text or a pair.
 
-    Bytes are its alphabet, so no text has an unknown token. The same texts give the same tokenizer (WordPiece as
-    the library trains it does not: the ids of its pieces follow a hash map's order).
+    Its alphabet is the bytes, so no text has an unknown token. The same texts always give the same tokenizer, which is
+    not so for WordPiece in this library: the ids of its pieces follow the order of a hash map.
 
     Args:
         texts: the corpus, read once.

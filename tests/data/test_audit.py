@@ -83,7 +83,7 @@ def test_duplicates_within_a_split_and_labels_that_contradict() -> None:
     x[rows[3]] = x[rows[1]]  # another label
     found = only(audit(data), "duplicates", "train")
     assert sorted(found.rows) == sorted(rows[[1, 2, 3]].tolist())
-    assert "2 could go" in found.message
+    assert "2 could be removed" in found.message
     assert "1 examples occur with different labels" in found.message
 
 
@@ -161,7 +161,7 @@ def test_values_of_a_table() -> None:
     assert told["1 rows have infinite values"].rows == (int(labelled.test.rows[3]),)
     assert told["1 rows have a code that is not a category"].rows == (int(labelled.test.rows[4]),)
     assert told["1 rows hold nothing but empty cells"].severity == "warning"
-    assert told["columns that are constant"].message.endswith(": 1")
+    assert told["constant columns"].message.endswith(": 1")
     assert told["4 empty cells, in columns 0, 1, 2, 3"].severity == "info"
 
 

@@ -90,11 +90,11 @@ def test_pfam_keeps_its_transfer_part_apart(tmp_path: Path) -> None:
     ("damage", "message"),
     [
         (lambda text: text[: len(text) // 2], r"damaged or truncated; fetch it again \(after record \d+\)"),
-        (lambda text: text.replace('"primary": "', '"primary": "!', 1), "record 1: symbol '!' at place 1"),
+        (lambda text: text.replace('"primary": "', '"primary": "!', 1), "record 1: symbol '!' at position 1"),
         (lambda text: text.replace('"ss3": [', '"ss3": [0, ', 1), "record 1: .* labels for .* symbols"),
-        (lambda text: text.replace('"ss3"', '"ss4"', 1), "record 1: no usable 'ss3'"),
+        (lambda text: text.replace('"ss3"', '"ss4"', 1), "record 1: a field is missing or wrong \\('ss3'\\)"),
         (lambda text: "{}", "expected a JSON list"),
-        (lambda text: "[]", "not one sequence"),
+        (lambda text: "[]", "holds no sequence"),
     ],
 )
 def test_damaged_json_is_told(tmp_path: Path, damage: Any, message: str) -> None:

@@ -208,7 +208,7 @@ def test_fluent_speech_bad_rows(tmp_path: Path) -> None:
     table = upstream.write_fluent_speech(tmp_path) / "data" / "valid_data.csv"
     content = table.read_text()
     table.write_text(content + "99,wavs/x.wav,s3,t,fly,none,none\n")
-    with pytest.raises(UserError, match=r"valid_data\.csv:16: action 'fly' is none of the known"):
+    with pytest.raises(UserError, match=r"valid_data\.csv:16: action 'fly' is not a known one"):
         load(tmp_path, "fluent_speech_action")
     table.write_text(content + "99,wavs/x.wav,s3\n")
     with pytest.raises(UserError, match=r"valid_data\.csv:16: not as many cells as the header"):

@@ -158,10 +158,10 @@ def test_copies_of_test_samples_in_train_are_counted(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "row", "message"),
     [
-        ("sst2", "a fine film\t2", "label '2' is none of 0, 1"),
+        ("sst2", "a fine film\t2", "label '2' is not one of 0, 1"),
         ("sst2", "a fine film", "1 cells where the table has 2"),
         ("sst2", " \t1", "no text in sentence"),
-        ("rte", "9\ta\tb\tmaybe", "label 'maybe' is none of entailment, not_entailment"),
+        ("rte", "9\ta\tb\tmaybe", "label 'maybe' is not one of entailment, not_entailment"),
         ("stsb", "9\tg\tf\ty\t0\tn\tn\ta\tb\tNaN", "score 'NaN' is not a number"),
         ("stsb", "9\tg\tf\ty\t0\tn\tn\ta\tb\t", "score '' is not a number"),
     ],

@@ -143,8 +143,8 @@ def test_floats_and_huge_images_are_named(tmp_path: Path, monkeypatch: pytest.Mo
     ("spoil", "message"),
     [
         (lambda path: path.write_bytes(path.read_bytes()[:-400]), "damaged image"),
-        (lambda path: path.write_bytes(b"<html>not found</html>"), "no image"),
-        (lambda path: path.write_bytes(b""), "no image"),
+        (lambda path: path.write_bytes(b"<html>not found</html>"), "not an image"),
+        (lambda path: path.write_bytes(b""), "not an image"),
         (lambda path: path.unlink(), "missing"),
     ],
 )
@@ -298,7 +298,7 @@ GOOD = "file,kind,place\n" + "".join(f"all/{n:02d}.png,{'ab'[n % 2]},p{n % 5}\n"
     ("content", "options", "message"),
     [
         (GOOD.replace("all/03.png", "all/99.png"), {}, r"row 5: no file 'all/99\.png'"),
-        (GOOD.replace("all/03.png", "all/02.png"), {}, r"row 5: 'all/02\.png' had a row before"),
+        (GOOD.replace("all/03.png", "all/02.png"), {}, r"row 5: 'all/02\.png' has an earlier row"),
         (GOOD.replace("all/03.png,b,p3", "all/03.png,b,"), {"group": "place"}, "row 5: place is empty"),
         (GOOD.replace("all/03.png,b,p3", "all/03.png,b"), {}, "row 5: 2 cells where the table has 3 columns"),
         (GOOD.replace("all/03.png,b,p3", "all/03.png,b,p3,x"), {}, "row 5: 4 cells where the table has 3 columns"),

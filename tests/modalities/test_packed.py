@@ -77,7 +77,7 @@ def test_a_saved_data_set_is_read_by_its_features(kind: str, modality: str, tmp_
     options.write_text(OPTIONS.get(modality, "{}"))
     data = load(Source(data=Path(f"hf:{tmp_path / 'saved'}"), label="way", options=options))
     check(data, modality)
-    assert "also: test" in data.notes[0]
+    assert "other splits are: test" in data.notes[0]
     plain = load(Source(data=tmp_path / "saved", modality=modality, options=options))  # type: ignore[arg-type]
     assert plain.labelled is None
     assert len(plain.pretrain) == N
@@ -163,7 +163,7 @@ def test_what_cannot_be_loaded_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"hf:nobody/nothing: cannot be loaded .* save_to_disk"):
         load(Source(data=Path("hf:nobody/nothing"), label="way"))
     frame("tabular").save_to_disk(tmp_path / "saved")
-    with pytest.raises(UserError, match="no column of files that are image data"):
+    with pytest.raises(UserError, match="no column holds image files"):
         load(Source(data=tmp_path / "saved", modality="image"))
     with pytest.raises(UserError, match="no such file"):
         load(Source(data=tmp_path / "*.parquet", modality="image"))

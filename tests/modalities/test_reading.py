@@ -111,7 +111,7 @@ def test_what_is_odd_about_columns_is_said(tmp_path: Path) -> None:
     assert said(data, "Column 'number' counts the rows", "`ignore`")
     assert said(data, "Column 'constant' has one value")
     assert said(data, "Column 'empty' is empty")
-    assert said(data, "Column 'code' has a category of its own in nearly every row")
+    assert said(data, "Column 'code' has a different category in nearly every row")
     assert said(data, "Column 'day' looks like dates ('1.1.2023') and is read as categories")
     assert said(data, "95% of the labels are 'a'")
     assert not said(data, "'fine'")

@@ -23,7 +23,7 @@ def test_ids_are_places_in_the_alphabet(symbols: str) -> None:
     expected = [alphabet.symbols.index(symbol) for symbol in text] + [0] * 5
     assert alphabet.encode(text, 25).tolist() == expected
     assert alphabet.encode(text, 7).tolist() == expected[:7]
-    with pytest.raises(ValueError, match="symbol '!' at place 3"):
+    with pytest.raises(ValueError, match="symbol '!' at position 3"):
         alphabet.encode(symbols[:2] + "!", 25)
 
 

@@ -321,7 +321,7 @@ def test_damaged_own_sounds_are_named_or_counted(tmp_path: Path) -> None:
 
 def test_mistakes_are_told(tmp_path: Path) -> None:
     path = write_own(tmp_path / "sounds", 4)
-    with pytest.raises(UserError, match="files have no column 'kind': --label folder"):
+    with pytest.raises(UserError, match="files have no column 'kind': give --label folder"):
         load_own(path, label="kind")
     with pytest.raises(UserError, match="name its column of classes with --label"):
         load_own(path, labels="labels.csv")
