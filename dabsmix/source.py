@@ -199,7 +199,8 @@ def load_as(source: Source, modality: str, state: Mapping[str, Any]) -> Data:
     read = importlib.import_module(f"dabsmix.modalities.{modality}").load_further_labelled
     _check_options(source, read, options)
     asked = options.pop("metric", None)
-    marked = read(path, state, label=source.label, on_bad=source.on_bad, **options)
+    root = {} if source.data_root is None else {"data_root": str(source.data_root)}  # where tokenizers lie
+    marked = read(path, {**state, **root}, label=source.label, on_bad=source.on_bad, **options)
     data = with_metric(divided(marked), asked)
     settings = json.dumps([source.label, options, state], sort_keys=True, default=str)
     rows = [marked.data.fingerprint or _content(marked.data), hashlib.sha256(marked.label.tobytes()).hexdigest()]

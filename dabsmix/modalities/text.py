@@ -545,13 +545,16 @@ def load_further_labelled(
 def tokens_of(state: Mapping[str, Any]) -> Tokenizer:
     """The tokenizer of a training run: stored in the run's state, or by its name if it is a published one.
 
+    A published one is looked for in the state's ``data_root`` if it has that entry, then in the default data root.
+
     Raises:
         UserError: a published tokenizer is not on this machine, or differs from the run's.
     """
     recorded = state["tokenizer"]
     if "tokenizer" in recorded:
         return Tokenizer.from_state(recorded)
-    published = tokenizer(recorded["name"], data_root(None))
+    own = Path(state.get("data_root") or "")
+    published = tokenizer(recorded["name"], own if (own / recorded["name"]).exists() else data_root(None))
     if published.digest != recorded["digest"]:
         raise UserError(f"tokenizer {recorded['name']}: differs from the one of the run; fetch the run's version")
     return published

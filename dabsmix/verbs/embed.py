@@ -27,7 +27,7 @@ from dabsmix.run import Run
 from dabsmix.source import Source, load
 from dabsmix.spec import Spec
 
-__all__ = ["READS_FILES", "FeatureExtractor", "embed", "load_encoder", "modality_of_run"]
+__all__ = ["READS_FILES", "FeatureExtractor", "data_root_of", "embed", "load_encoder", "modality_of_run"]
 
 READS_FILES = {
     "image": "size",
@@ -61,7 +61,9 @@ def load_encoder(run: Run | str | Path) -> FeatureExtractor:
 
         run = downloaded(run.removeprefix("hub:"))
     run = run if isinstance(run, Run) else Run(Path(run).expanduser())
-    return FeatureExtractor(run.encoder(), modality_of_run(run), run.record.data_state, lambda: _domain_normaliser(run))
+    root = data_root_of(run)
+    state = run.record.data_state if root is None else {**run.record.data_state, "data_root": str(root)}
+    return FeatureExtractor(run.encoder(), modality_of_run(run), state, lambda: _domain_normaliser(run))
 
 
 class FeatureExtractor:
@@ -264,6 +266,12 @@ WRITERS = {".parquet": _write_parquet, ".csv": _write_csv, ".npz": _write_npz}
 def modality_of_run(run: Run) -> str:
     """What a run was pretrained on, in runs of older versions too."""
     return run.record.modality or run.record.own_data or domain(run.record.domain).modality
+
+
+def data_root_of(run: Run) -> Path | None:
+    """The data root that a run was given with ``--data-root``; None if it was not."""
+    path = run.path / "config.yaml"
+    return Source.from_plain(yaml.safe_load(path.read_text(encoding="utf-8"))).data_root if path.is_file() else None
 
 
 def _domain_normaliser(run: Run) -> Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from itertools import product
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ import yaml
 from dabsmix.errors import UserError
 from dabsmix.registry import domain
 from dabsmix.source import Source, batch_size, load, load_as, with_metric
-from dabsmix.verbs.embed import READS_FILES, modality_of_run
+from dabsmix.verbs.embed import READS_FILES, data_root_of, modality_of_run
 
 if TYPE_CHECKING:
     from dabsmix.config import TransferConfig
@@ -115,4 +116,4 @@ def read_as(run: Run, source: Source) -> Data:
     modality = modality_of_run(run)
     if READS_FILES.get(modality) not in run.record.data_state:
         raise UserError(f"{run.path} does not say how further files are read: name a --task, or pretrain on files")
-    return load_as(source, modality, run.record.data_state)
+    return load_as(replace(source, data_root=source.data_root or data_root_of(run)), modality, run.record.data_state)

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from upstream_text import write_bert_vocab, write_glue
 
 from dabsmix.cli import main
-from dabsmix.config import EmbedConfig, PretrainConfig
+from dabsmix.config import EmbedConfig, PretrainConfig, TransferConfig
 from dabsmix.errors import UserError
 from dabsmix.run import Run
 from dabsmix.source import Source
@@ -17,6 +18,7 @@ from dabsmix.training import accelerate
 from dabsmix.verbs import embed as module
 from dabsmix.verbs.embed import embed, load_encoder
 from dabsmix.verbs.pretrain import pretrain
+from dabsmix.verbs.transfer import transfer
 
 
 def pretrained(source: Source, out: Path) -> Run:
@@ -73,6 +75,32 @@ def test_a_named_domain_s_run_reads_arrays(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"broken\.npy: cannot be read as an array"):
         embed(EmbedConfig(run.path, tmp_path / "broken.npy", tmp_path / "g.parquet"))
     assert not (tmp_path / "g.parquet").exists()
+
+
+def test_a_text_domain_s_tokenizer_is_found_under_the_data_root_of_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_bert_vocab(tmp_path / "root")
+    write_glue(tmp_path / "root", "SST-2")
+    monkeypatch.setenv("DABSMIX_DATA", str(tmp_path / "elsewhere"))
+    run = pretrained(Source("sst2", data_root=tmp_path / "root"), tmp_path)
+    assert load_encoder(run).features(["bright river", "stone"]).shape == (2, 64)
+    more = tmp_path / "more.csv"
+    more.write_text("text,mood\n" + "bright river,good\nquiet stone,bad\n" * 10)
+    keys, features = read(embed(EmbedConfig(run.path, more, tmp_path / "f.csv")))
+    assert len(keys) == len(features) == 20
+    record = transfer(
+        TransferConfig(run=(run.path,), data=(more,), label=("mood",), labels=("1",)),
+        accelerator=accelerate(),
+        answer=False,
+    )[0]
+    assert record.task == "more-mood"
+    write_bert_vocab(tmp_path / "moved")
+    (tmp_path / "root" / "bert-base-uncased").rename(tmp_path / "gone")
+    with pytest.raises(UserError, match="bert-base-uncased"):
+        load_encoder(run).features(["bright river"])
+    monkeypatch.setenv("DABSMIX_DATA", str(tmp_path / "moved"))
+    assert load_encoder(run).features(["bright river"]).shape == (1, 64)
 
 
 def test_what_pretrain_says_of_bad_rows_embed_says_too_and_has_the_remedy(
