@@ -124,7 +124,10 @@ def load(source: Source) -> Data:
     Raises:
         UserError: see `Source.name`; unknown domain; missing or damaged files; an unknown option.
     """
+    import numpy as np
+
     from dabsmix.modalities.files import digest
+    from dabsmix.modalities.summary import class_lines, imbalance_note
 
     source.check()
     if source.domain is not None:
@@ -145,7 +148,13 @@ def load(source: Source) -> Data:
     data: Data = own(path, label=source.label, on_bad=source.on_bad, **_root(own, source), **options)
     key = digest([data.fingerprint, json.dumps([source.label, options], sort_keys=True, default=str)])
     data = replace(data, fingerprint=key, source=source, notes=(*notes, *data.notes))
-    return data if data.labelled is None else with_metric(data, asked)
+    if data.labelled is None:
+        return data
+    task = data.labelled.task
+    labels = [split.label for split in data.labelled.splits.values() if split.label is not None]
+    uneven = imbalance_note(task.classes, np.concatenate(labels)) if task.kind == "classes" else ()
+    data = replace(data, summary=(*data.summary, *class_lines(task, labels)), notes=(*data.notes, *uneven))
+    return with_metric(data, asked)
 
 
 def with_metric(data: Data, asked: str | None) -> Data:
@@ -301,7 +310,8 @@ def _check_options(source: Source, own: Callable[..., Data], options: Mapping[st
                 f"{source.modality} data take: {', '.join(known)}"
             )
         if not _is_a(value, kinds[name]):
-            raise UserError(f"{source.options or f'--{name}'}: {name} is {value!r}, not {known[name]}; fix the line")
+            kind = known[name].removesuffix(" | None")
+            raise UserError(f"{source.options or f'--{name}'}: {name} is {value!r}, not {kind}; fix the line")
 
 
 def _is_a(value: object, kind: Any) -> bool:

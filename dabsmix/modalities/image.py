@@ -42,6 +42,7 @@ from dabsmix.modalities.files import (
     own_split,
     skipped_note,
 )
+from dabsmix.modalities.summary import files_summary
 from dabsmix.spec import Grid
 from dabsmix.terminal import progress
 
@@ -646,7 +647,8 @@ def load_own(
             "std": standardise.std,
             "skipped": division.skipped,
         }
-        return replace(_unsplit(images, division.parts.pretrain, source, state), notes=division.notes)
+        whole = _unsplit(images, division.parts.pretrain, source, state)
+        return replace(whole, notes=division.notes, summary=_summary(folder, files))
     listing = replace(
         unlabelled,
         label=division.label,
@@ -660,8 +662,27 @@ def load_own(
     )
     data = load("own_images", listing, size, patch, "v1", "flip", "skip")
     return replace(
-        data, fingerprint=digest([source, table]), state={**data.state, "skipped": division.skipped}, names=named(files)
+        data,
+        fingerprint=digest([source, table]),
+        summary=_summary(folder, files),
+        state={**data.state, "skipped": division.skipped},
+        names=named(files),
     )
+
+
+def _summary(folder: Folder, files: Sequence[str]) -> tuple[str, ...]:
+    """Formats, colours and sizes of a user's images."""
+    from PIL import Image
+
+    def header(file: str) -> tuple[str, float, str] | None:
+        try:
+            with Image.open(content(folder / file)) as image:
+                width, height = image.size
+                return f"{image.format} {image.mode}", width * height, f"{width}x{height}"
+        except (UserError, OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+            return None  # what is wrong with it is said where it is read
+
+    return files_summary("images", files, header, "size in pixels")
 
 
 def load_further(

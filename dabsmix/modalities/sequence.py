@@ -17,6 +17,7 @@ from dabsmix.data.domain import Data, Labelled, Split, Task
 from dabsmix.data.splits import divide_labelled
 from dabsmix.errors import UserError
 from dabsmix.modalities.files import Marked, class_names, codes, division_notes, marked, named, skipped_note
+from dabsmix.modalities.summary import tokens_summary
 from dabsmix.modalities.text import OwnText, as_int64, read_own
 from dabsmix.spec import Tokens
 
@@ -247,6 +248,7 @@ def load_own(
         data = replace(data, pretrain=whole.take(seen).drop_partial_label(), labelled=labelled)
     return replace(
         data,
+        summary=tokens_summary("sequences", "symbols", data, [row.text for row in rows[:3]]),
         notes=(*notes, *data.notes, *skipped_note("sequences", bad, len(rows) + len(bad))),
         state={"column": column, "length": length, "alphabet": symbols, "skipped": bad},
         names=named([row.key for row in rows]),

@@ -43,6 +43,7 @@ from dabsmix.modalities.files import (
     skipped_note,
     walk,
 )
+from dabsmix.modalities.summary import files_summary
 from dabsmix.spec import Grid
 from dabsmix.terminal import progress
 
@@ -530,8 +531,27 @@ def load_own(
     data = load("own_sounds", clips, form, "v1", on_bad="skip")
     source = digest([data.fingerprint, table])
     return replace(
-        data, fingerprint=source, state={**data.state, "skipped": division.skipped}, names=named(clips.files)
+        data,
+        fingerprint=source,
+        summary=_summary(clips.folder, clips.files),
+        state={**data.state, "skipped": division.skipped},
+        names=named(clips.files),
     )
+
+
+def _summary(folder: Folder, files: Sequence[str]) -> tuple[str, ...]:
+    """Formats, rates and durations of a user's sounds."""
+    import soundfile
+
+    def header(file: str) -> tuple[str, float, str] | None:
+        try:
+            info = soundfile.info(content(folder / file))
+        except (UserError, soundfile.SoundFileError, OSError):
+            return None  # what is wrong with it is said where it is read
+        channels = {1: "mono", 2: "stereo"}.get(info.channels, f"{info.channels} channels")
+        return f"{info.format} {info.samplerate} Hz {channels}", info.duration, f"{info.duration:.2f} s"
+
+    return files_summary("sounds", files, header, "duration")
 
 
 def load_further(

@@ -1,23 +1,33 @@
-"""A summary of a user's table, shown before training: its columns, and what looks wrong with them."""
+"""A summary of a user's data, shown before training, and what looks wrong with them."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dabsmix.data.domain import Data, Task
 from dabsmix.modalities.columns import CHUNK, Column, Matrix
 from dabsmix.modalities.tables import DECIMAL_COMMA
+from dabsmix.spec import Tokens
 
-__all__ = ["imbalance_note", "summarise"]
+__all__ = ["class_lines", "files_summary", "imbalance_note", "summarise", "tokens_summary"]
 
 SHOWN = 30
 """The most columns that the summary lists one by one."""
 
 IMBALANCE = 0.9
 """If one class has at least this share of the labels, accuracy says little."""
+
+LOOKED_AT = 1000
+"""Files whose headers are read for a summary, evenly spaced among all."""
+
+CLASSES = 10
+"""Classes that the summary counts one by one."""
 
 OTHER_DATE = r"^\d{1,2}[./-]\d{1,2}[./-]\d{2,4}([ T].*)?$"
 """A date in which day and month cannot be told apart."""
@@ -99,4 +109,67 @@ def imbalance_note(classes: Sequence[str], label: NDArray[np.int64]) -> tuple[st
     return (
         f"{share:.0%} of the labels are {classes[int(counts.argmax())]!r}: compare accuracy with that of the majority "
         "class.",
+    )
+
+
+def class_lines(task: Task, labels: Sequence[NDArray[Any]]) -> tuple[str, ...]:
+    """How often each class occurs, the most frequent first; the range of a quantity; nothing for other labels."""
+    label = np.concatenate(labels)
+    if task.kind == "regression":
+        return (f"labels: {label.min():.6g} to {label.max():.6g}, mean {label.mean():.6g}",)
+    if task.kind != "classes":
+        return ()
+    counts = np.bincount(label, minlength=len(task.classes))
+    order = np.argsort(-counts, kind="stable")
+    listed = ", ".join(
+        f"{task.classes[code]!r} {counts[code]} ({counts[code] / len(label):.0%})" for code in order[:CLASSES]
+    )
+    more = f" and {len(order) - CLASSES} more, the rarest {counts.min()}" if len(order) > CLASSES else ""
+    return (f"labels of {len(task.classes)} classes: {listed}{more}",)
+
+
+def files_summary(
+    what: str, files: Sequence[str], of_file: Callable[[str], tuple[str, float, str] | None], unit: str
+) -> tuple[str, ...]:
+    """What the headers of a user's files say, in lines: their kinds and their sizes.
+
+    Args:
+        what: what they are: ``images``.
+        files: their names.
+        of_file: a file's kind, its size as a number and in words; None where its header cannot be read.
+        unit: what the size is: ``longer side``.
+    """
+    places = np.unique(np.linspace(0, len(files) - 1, min(LOOKED_AT, len(files))).astype(np.int64))
+    known = [found for place in places if (found := of_file(files[place])) is not None]
+    some = f" (of {len(places)} that were looked at)" if len(places) < len(files) else ""
+    lines = [f"{len(files)} {what}:"]
+    if known:
+        kinds = Counter(kind for kind, _, _ in known).most_common(CLASSES)
+        lines.append(f"  {', '.join(f'{kind}: {count}' for kind, count in kinds)}{some}")
+        ordered = sorted((size, words) for _, size, words in known)
+        smallest, middle, largest = (ordered[place][1] for place in (0, len(ordered) // 2, -1))
+        lines.append(f"  {unit}: {smallest} to {largest}, median {middle}{some}")
+    return tuple(lines)
+
+
+def tokens_summary(what: str, unit: str, data: Data, examples: Sequence[str]) -> tuple[str, ...]:
+    """How long a user's texts or sequences are, and how the first of them begin.
+
+    Args:
+        what: what they are: ``texts``.
+        unit: of the lengths: ``tokens``.
+        data: whose one input holds all of them.
+        examples: the first of them.
+    """
+    (spec,) = data.specs
+    assert isinstance(spec, Tokens)
+    rows = np.asarray(data.pretrain.inputs[0])
+    lengths = np.count_nonzero(rows != (-1 if spec.pad is None else spec.pad), axis=1)
+    low, middle, high = (int(np.quantile(lengths, part, method="nearest")) for part in (0.05, 0.5, 0.95))
+    begin = [" ".join(text.split()) for text in examples]
+    return (
+        f"{len(lengths)} {what}, a vocabulary of {spec.vocab}:",
+        f"  {unit}: {lengths.min()} to {lengths.max()}, median {middle} (5 % at most {low}, 5 % at least {high}); "
+        f"{(lengths == spec.length).mean():.1%} fill all {spec.length}",
+        *(f"  {text if len(text) <= 70 else text[:69] + '…'!r}" for text in begin),
     )

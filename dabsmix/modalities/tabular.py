@@ -35,7 +35,7 @@ from dabsmix.modalities.columns import (
     store,
 )
 from dabsmix.modalities.files import Marked, codes, digest, division_notes, skipped_note
-from dabsmix.modalities.summary import imbalance_note, summarise
+from dabsmix.modalities.summary import summarise
 from dabsmix.modalities.tables import PARQUET, Source, column_names, table_files, table_sources
 
 if TYPE_CHECKING:
@@ -258,7 +258,6 @@ def _labelled(
         notes=(
             *division_notes("rows", task, parts, target, len(target), grouped=group is not None),
             *decided,
-            *(imbalance_note(task.classes, target) if by_class else ()),
         ),
         group=group,
         pretrain=None if has_label.all() else parts.pretrain,

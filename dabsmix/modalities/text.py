@@ -22,6 +22,7 @@ from dabsmix.data.splits import carve, divide_labelled
 from dabsmix.errors import UserError
 from dabsmix.files import data_root
 from dabsmix.modalities.files import Marked, class_names, codes, division_notes, marked, named, skipped_note, walk
+from dabsmix.modalities.summary import tokens_summary
 from dabsmix.modalities.tables import CSV, EMPTY, PARQUET
 from dabsmix.modalities.tokenizer import Sample, Tokenizer, tokenizer, train_tokenizer
 from dabsmix.spec import Tokens
@@ -505,6 +506,7 @@ def load_own(
         data = replace(data, pretrain=whole.take(seen).drop_partial_label(), labelled=labelled)
     return replace(
         data,
+        summary=tokens_summary("texts", "tokens", data, [row.text for row in rows[:3]]),
         notes=(*notes, *data.notes, *skipped_note("texts", skipped, len(rows) + len(skipped))),
         state={"column": column, "length": length, "tokenizer": tokens.state(), "skipped": skipped},
         names=named([row.key for row in rows]),

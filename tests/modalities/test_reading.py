@@ -107,7 +107,7 @@ def test_what_is_odd_about_columns_is_said(tmp_path: Path) -> None:
         }
     )
     table.to_csv(tmp_path / "t.csv", index=False)
-    data = tabular.load_own(tmp_path / "t.csv", label="y")
+    data = load(Source(data=tmp_path / "t.csv", modality="tabular", label="y"))
     assert said(data, "Column 'number' counts the rows", "`ignore`")
     assert said(data, "Column 'constant' has one value")
     assert said(data, "Column 'empty' is empty")
@@ -115,8 +115,9 @@ def test_what_is_odd_about_columns_is_said(tmp_path: Path) -> None:
     assert said(data, "Column 'day' looks like dates ('1.1.2023') and is read as categories")
     assert said(data, "95% of the labels are 'a'")
     assert not said(data, "'fine'")
-    first, *lines = data.summary
+    first, *lines, labels = data.summary
     assert first == "60 rows, 6 columns:"
+    assert labels == "labels of 2 classes: 'a' 57 (95%), 'b' 3 (5%)"
     assert [line.split()[0] for line in lines] == ["number", "constant", "empty", "code", "day", "fine"]
     assert lines[0].split() == ["number", "numbers", "7,", "8,", "9"]
     assert lines[2].split() == ["empty", "numbers", "100%", "empty"]
@@ -200,3 +201,44 @@ def test_group_and_ignore_as_flags_are_the_options_of_that_name(tmp_path: Path) 
         load(Source(data=tmp_path, modality="image", ignore="id"))
     with pytest.raises(UserError, match="--group who is for your own data"):
         load(Source("digits", group="who"))
+
+
+def test_images_sounds_and_texts_are_summed_up_as_tables_are(tmp_path: Path) -> None:
+    import soundfile
+    from PIL import Image
+
+    for number in range(12):
+        for kind in ("pictures", "sounds"):
+            (tmp_path / kind / "ab"[number % 2]).mkdir(parents=True, exist_ok=True)
+        mode = "L" if number == 0 else "RGB"
+        picture = Image.new(mode, (10 + number, 20), number)
+        picture.save(tmp_path / "pictures" / "ab"[number % 2] / f"{number}.png")
+        wave = np.sin(np.arange(800 * (1 + number)) / 5)
+        soundfile.write(tmp_path / "sounds" / "ab"[number % 2] / f"{number}.wav", wave, 8000)
+    (tmp_path / "pictures" / "a" / "torn.png").write_bytes(b"no picture")
+    pictures = load(Source(data=tmp_path / "pictures", modality="image", label="folder", on_bad="skip"))
+    assert pictures.summary == (
+        "13 images:",
+        "  PNG RGB: 11, PNG L: 1",
+        "  size in pixels: 10x20 to 21x20, median 16x20",
+        "labels of 2 classes: 'a' 6 (50%), 'b' 6 (50%)",
+    )
+    assert said(pictures, "1 of 13 images were skipped", "torn.png")
+    sounds = load(Source(data=tmp_path / "sounds", modality="spectrogram", label="folder"))
+    assert sounds.summary[:3] == (
+        "12 sounds:",
+        "  WAV 8000 Hz mono: 12",
+        "  duration: 0.10 s to 1.20 s, median 0.70 s",
+    )
+    words = [" ".join(["word"] * (1 + n)) for n in range(20)]
+    pd.DataFrame({"text": words, "y": ["a"] * 19 + ["b"] * 1}).to_csv(tmp_path / "t.csv", index=False)
+    options = tmp_path / "o.yaml"
+    options.write_text("length: 12\nvocab_size: 300\n")
+    texts = load(Source(data=tmp_path / "t.csv", modality="text", label="y", options=options))
+    first, lengths, *examples, labels = texts.summary
+    assert first.startswith("20 texts, a vocabulary of ")
+    assert "tokens: 3 to 12, median 12" in lengths
+    assert "55.0% fill all 12" in lengths
+    assert examples == ["  'word'", "  'word word'", "  'word word word'"]
+    assert labels == "labels of 2 classes: 'a' 19 (95%), 'b' 1 (5%)"
+    assert said(texts, "95% of the labels are 'a'")
