@@ -1,5 +1,6 @@
 """Covertype (Blackard and Dean 1999; UCI): seven kinds of forest from 54 cartographic columns."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from dabsmix.data.domain import Data, Domain, Task
 from dabsmix.data.download import Download
 from dabsmix.data.splits import divide_in_three
 from dabsmix.errors import UserError
+from dabsmix.modalities.augmentation import TableViews
 from dabsmix.modalities.columns import fit
 from dabsmix.modalities.tables import Source
 from dabsmix.modalities.tabular import numeric_table, supervised
@@ -43,7 +45,7 @@ def _load(folder: Path, protocol: str) -> Data:
     *rows, note = _split(label)
     # i-Mix leaves the 44 columns of zeros and ones as they are: in its own deviations, a rare soil would be over 100
     as_is = HEADER if protocol == "dabs" else HEADER[len(MEASURED) :]
-    return supervised(
+    data = supervised(
         matrix,
         fit("covtype", digest, matrix, rows[0], as_is),
         Task("classes", "accuracy", CLASSES),
@@ -58,6 +60,7 @@ def _load(folder: Path, protocol: str) -> Data:
             "the original (ShED) cannot do so there.",
         ),
     )
+    return replace(data, augment=TableViews(tuple(range(len(MEASURED)))).augment)
 
 
 def _source(folder: Path) -> Source:

@@ -1,8 +1,8 @@
-"""Random views of spectrograms and of sensor windows, a whole batch at a time on its device (``--views augment``).
+"""Random views of sounds, sensor windows and rows, a whole batch at a time on its device (``--views augment``).
 
 Every draw is made for the examples of all processes, from a generator that is in the same state on each of them, and
-cut by rank, so that the number of processes changes no view. Each change happens with probability 1/2, independently
-for each example.
+cut by rank, so that the number of processes changes no view. Each change of a sound or window happens with
+probability 1/2, independently for each example.
 
 Shapes: B examples on this process, M mel bands, T frames or readings, C channels.
 """
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from dabsmix.modalities.spectrogram import Form
 
-__all__ = ["SensorViews", "SoundViews", "draws", "mel_scale"]
+__all__ = ["SensorViews", "SoundViews", "TableViews", "draws", "mel_scale"]
 
 
 def draws(examples: Tensor, generator: torch.Generator) -> Callable[..., Tensor]:
@@ -171,3 +171,28 @@ def rotations(height: Tensor, longitude: Tensor, angle: Tensor) -> Tensor:
     sine, cosine = angle.sin()[:, None, None], angle.cos()[:, None, None]
     turned: Tensor = cosine * identity + sine * cross + (1 - cosine) * outer
     return turned
+
+
+@dataclass(frozen=True)
+class TableViews:
+    """i-Mix's masking noise (Lee et al. 2021) on some of a table's numeric columns.
+
+    ``--views mask`` masks every numeric column, also those of zeros and ones, which i-Mix leaves as they are.
+
+    Attributes:
+        columns: the columns that are masked.
+        rate: the probability that a cell becomes 0, the mean of a standardised column.
+    """
+
+    columns: tuple[int, ...]
+    rate: float = 0.2
+
+    def augment(self, inputs: tuple[Tensor, ...], generator: torch.Generator) -> tuple[Tensor, ...]:
+        """Standardised rows ``(B, num_features)`` to one view of each. Empty cells stay empty."""
+        import torch
+
+        (x,) = inputs
+        drawn = draws(x, generator)(0, 1, len(self.columns)) < self.rate
+        masked = torch.zeros(x.shape, dtype=torch.bool, device=x.device)
+        masked[:, list(self.columns)] = drawn
+        return (x.masked_fill(masked & ~x.isnan(), 0),)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import upstream_tabular as upstream
 from numpy.typing import NDArray
 
@@ -65,6 +66,13 @@ def test_covtype_on_real_rows() -> None:
     assert any("Not comparable with published scores" in note for note in data.notes)
     shares = [np.bincount(labels(split), minlength=7) / len(split) for split in (train, validation, test)]
     assert np.abs(np.diff(shares, axis=0)).max() < 0.003
+    # the masking noise of i-Mix: a fifth of the measured cells, and nothing of the columns of zeros and ones
+    assert data.augment is not None
+    rows = data.normalise(test.batch(np.arange(len(test))))
+    (view,) = data.augment(rows, torch.Generator().manual_seed(0))
+    assert torch.equal(view[:, 10:], rows[0][:, 10:])
+    assert 0.19 < (view != rows[0])[:, :10].float().mean() < 0.21
+    assert (view[view != rows[0]] == 0).all()
 
 
 def test_covtype_files_with_and_without_header_and_packed(tmp_path: Path) -> None:

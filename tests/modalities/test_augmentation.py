@@ -1,4 +1,4 @@
-"""Views of sounds and sensors, change by change against plain versions."""
+"""Views of sounds, sensors and rows, change by change against plain versions."""
 
 import math
 from typing import Any
@@ -9,7 +9,7 @@ import torch
 
 from dabsmix.data.standardise import Standardise
 from dabsmix.modalities import augmentation
-from dabsmix.modalities.augmentation import SensorViews, SoundViews, hertz, mel_scale, rotations
+from dabsmix.modalities.augmentation import SensorViews, SoundViews, TableViews, hertz, mel_scale, rotations
 from dabsmix.modalities.spectrogram import Form
 
 FORM = Form(rate=8000, samples=8000, fft=512, hop=512, mels=12, patch=4)
@@ -177,3 +177,11 @@ def test_padding_stays_at_the_end_of_a_recording_and_gaps_stay_gaps() -> None:
     assert torch.equal(read[:, 0], torch.arange(20) < lengths[:, None])
     assert torch.equal(read[:, 1].sum(dim=1), lengths - 1)
     assert not torch.equal(read[:, 1], ~readings[:, 1].isnan())  # moved with its piece
+
+
+def test_masking_noise_zeroes_the_columns_that_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = torch.tensor([[1.0, 2.0, 3.0, 4.0], [5.0, math.nan, 7.0, 8.0]])
+    monkeypatch.setattr(augmentation, "draws", Drawn([torch.tensor([[0.1, 0.3], [0.3, 0.1]])]))
+    (view,) = TableViews(columns=(2, 1)).augment((rows,), torch.Generator())
+    expected = torch.tensor([[1.0, 2.0, 0.0, 4.0], [5.0, math.nan, 7.0, 8.0]])  # an empty cell stays empty
+    torch.testing.assert_close(view, expected, equal_nan=True)
