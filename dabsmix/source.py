@@ -13,7 +13,7 @@ import types
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args, get_origin, get_type_hints
 
 import yaml
@@ -334,14 +334,12 @@ def ensure(domain: Domain, root: Path) -> Path:
     Raises:
         UserError: the files are missing and cannot be fetched, or the data root cannot be written.
     """
-    from dabsmix.data.download import fetch_all, interrupted
+    from dabsmix.data.download import fetch_all
 
     folder = root / domain.folder
     if not domain.folder:
         return root  # embedded
-    # files elsewhere, such as a tokenizer, are fetched by other domains too and say nothing about this one
-    own = [each for each in domain.downloads if each.is_archive or PurePath(each.file).is_relative_to(domain.folder)]
-    if (present := domain.present(root)) and not interrupted(own, root):
+    if (present := domain.present(root)) and not domain.interrupted(root):
         return present
     if not domain.downloads:
         how = domain.manual or "obtain the files from their source"

@@ -92,6 +92,7 @@ DOMAINS = (
         title="Adult, income from the census of 1994 (Kohavi and Becker 1996; UCI)",
         licence="CC BY 4.0",
         folder="adult",
+        needs=("adult.data", "adult.test"),
         load=_load,
         sizes="32,561 / 16,281",
         downloads=DOWNLOADS,

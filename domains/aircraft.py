@@ -11,13 +11,15 @@ from dabsmix.errors import UserError
 from dabsmix.modalities.files import codes, lines
 from dabsmix.modalities.image import Listing, file_pixels, sized_domains
 
+PARTS = ("train", "val", "test")
+
 
 def _read(folder: Path, protocol: str) -> Listing:
     """Upstream's three parts, each image cut to its box; under ``dabs`` train and validation are trained on together.
 
     DABS declares 102 classes; there are 100.
     """
-    lists = [folder / "data" / f"images_variant_{part}.txt" for part in ("train", "val", "test")]
+    lists = [folder / "data" / f"images_variant_{part}.txt" for part in PARTS]
     parts = [[_pair(path, number, line) for number, line in enumerate(lines(path), 1)] for path in lists]
     names = [name for part in parts for name, _ in part]
     variants = [variant for part in parts for _, variant in part]
@@ -59,6 +61,7 @@ DOMAINS = sized_domains(
     title="FGVC-Aircraft, 100 variants (Maji et al., 2013)",
     licence="non-commercial research only",
     folder="fgvc-aircraft-2013b",
+    needs=(*(f"data/images_variant_{part}.txt" for part in PARTS), "data/images_box.txt", "data/images/*.jpg"),
     sizes="3,334 / 3,333",
     downloads=(
         Download(

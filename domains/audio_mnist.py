@@ -40,6 +40,7 @@ DOMAINS = sized_domains(
     title="AudioMNIST, spoken digits (Becker et al., 2018)",
     licence="MIT",
     folder="AudioMNIST",
+    needs=("data/*/*.wav",),
     sizes="18,000 / 6,000",
     forms=(small(16_000), LARGE),
     dabs=(-90.293, 11.799),

@@ -47,6 +47,7 @@ DOMAINS = sized_domains(
     title="Caltech-101, 101 kinds of thing (Fei-Fei et al., 2004)",
     licence="CC BY 4.0",
     folder="caltech-101",
+    needs=(f"{FOLDER}/*/*.jpg",),
     sizes="3,030 / 5,647",
     downloads=(
         Download(

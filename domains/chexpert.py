@@ -71,6 +71,7 @@ DOMAINS = sized_domains(
     title="CheXpert, five findings in chest radiographs (Irvin et al., 2019)",
     licence="Stanford research use agreement, by registration",
     folder="CheXpert-v1.0-small",
+    needs=("train.csv", "valid.csv", "train/*/*/*.jpg", "valid/*/*/*.jpg"),
     sizes="223,414 / 234",
     manual="register at https://stanfordmlgroup.github.io/competitions/chexpert/ and unpack CheXpert-v1.0-small.zip",
     transfers=("chexpert", "xray8"),

@@ -12,6 +12,8 @@ from dabsmix.data.download import Download
 from dabsmix.errors import UserError
 from dabsmix.modalities.image import Listing, array_pixels, sized_domains
 
+TRAIN, TEST, META = [f"data_batch_{number}" for number in range(1, 6)], "test_batch", "batches.meta"
+
 
 class _Array:
     """What a pickled numpy array of bytes becomes. No numpy code sees the pickle's state: it could forge pointers."""
@@ -98,8 +100,7 @@ def read_batches(folder: Path, train: list[str], test: list[str], labels: str, m
 
 
 def _read(folder: Path, protocol: str) -> Listing:
-    train = [f"data_batch_{number}" for number in range(1, 6)]
-    return read_batches(folder, train, ["test_batch"], "labels", "batches.meta", "label_names")
+    return read_batches(folder, TRAIN, [TEST], "labels", META, "label_names")
 
 
 DOMAINS = sized_domains(
@@ -109,6 +110,7 @@ DOMAINS = sized_domains(
     title="CIFAR-10, ten kinds of thing (Krizhevsky, 2009)",
     licence="not stated",
     folder="cifar-10-batches-py",
+    needs=(*TRAIN, TEST, META),
     sizes="50,000 / 10,000",
     downloads=(
         Download(

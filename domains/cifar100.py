@@ -17,6 +17,7 @@ DOMAINS = sized_domains(
     title="CIFAR-100, a hundred kinds of thing (Krizhevsky, 2009)",
     licence="not stated",
     folder="cifar-100-python",
+    needs=("train", "test", "meta"),
     sizes="50,000 / 10,000",
     downloads=(
         Download(

@@ -111,6 +111,6 @@ DOMAINS = (
         sizes="11,340 / 565,892",
         downloads=DOWNLOADS,
         batch_size=512,
-        needs=("covtype/covtype.data.gz|covtype/covtype.data|covtype/covtype.csv",),
+        needs=("covtype.data.gz|covtype.data|covtype.csv",),
     ),
 )

@@ -52,6 +52,7 @@ DOMAINS = sized_domains(
     title="Caltech-UCSD Birds 200-2011 (Wah et al., 2011)",
     licence="non-commercial research and education only",
     folder="CUB_200_2011",
+    needs=(*TABLES, "images/*/*.jpg"),
     sizes="5,994 / 5,794",
     downloads=(
         Download(

@@ -38,6 +38,7 @@ DOMAINS = sized_domains(
     title="Describable Textures, 47 kinds (Cimpoi et al., 2014)",
     licence="for research purposes",
     folder="dtd",
+    needs=(*(f"labels/{part}1.txt" for part in ("train", "val", "test")), "images/*/*.jpg"),
     sizes="1,880 / 1,880",
     downloads=(
         Download(

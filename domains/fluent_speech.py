@@ -70,6 +70,7 @@ DOMAINS = tuple(
         title=f"Fluent Speech Commands, {target} (Lugosch et al., 2019)",
         licence="Fluent Speech Commands Public License, research only",
         folder="fluent_speech_commands_dataset",
+        needs=(*(f"data/{name}_data.csv" for name in PARTS), "wavs/*/*/*.wav"),
         sizes="23,132 / 3,793",
         dabs=(-31.809, 13.127),
         manual="register with fluent.ai for fluent_speech_commands_dataset.zip and unpack it in the data root",

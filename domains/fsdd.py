@@ -38,6 +38,7 @@ DOMAINS = sized_domains(
     title="Free Spoken Digit Dataset",
     licence="CC BY-SA 4.0",
     folder="free-spoken-digit-dataset",
+    needs=("recordings/*.wav",),
     sizes="2,700 / 300",
     forms=(small(8_000), LARGE),
     manual="git clone https://github.com/Jakobovski/free-spoken-digit-dataset into the data root",

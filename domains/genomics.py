@@ -114,7 +114,7 @@ DOMAINS = tuple(
         sizes=sizes,
         batch_size=batch_size,
         transfers=transfers,
-        needs=tuple(f"genomics_ood/{part}.tsv|genomics_ood/{part}" for part in FILES[name][1] if part),
+        needs=tuple(f"{part}.tsv|{part}" for part in FILES[name][1] if part),
     )
     for name, title, sizes, batch_size, transfers in (
         (

@@ -194,11 +194,9 @@ def _revisions(name: str, table: Table) -> dict[str, int]:
 
 
 def _needs(table: Table) -> tuple[str, ...]:
-    folder = f"glue_data/{table.folder}"
-    train, dev = f"{folder}/train.tsv", f"{folder}/{table.dev}"
     if table.folder == "MRPC":
-        train, dev = f"{train}|{folder}/msr_paraphrase_train.txt", f"{dev}|{folder}/mrpc_dev_ids.tsv"
-    return train, dev, BERT_FILE.file
+        return "train.tsv|msr_paraphrase_train.txt", f"{table.dev}|mrpc_dev_ids.tsv"
+    return "train.tsv", table.dev
 
 
 TITLES = {

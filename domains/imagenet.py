@@ -38,6 +38,7 @@ DOMAINS = sized_domains(
     title="ImageNet, a thousand kinds of thing (ILSVRC 2012; Russakovsky et al., 2015)",
     licence="research and education only, by registration",
     folder="imagenet",
+    needs=("train/*/*", "validation/*/*|val/*/*"),
     sizes="1,281,167 / 50,000",
     manual="register at https://image-net.org and unpack the ILSVRC 2012 archives to "
     "imagenet/train/WNID/*.JPEG and imagenet/validation/WNID/*.JPEG",

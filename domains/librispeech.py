@@ -97,6 +97,7 @@ DOMAINS = (
         # each part is there or not by itself, and one will do
         folder=f"LibriSpeech/{TRAIN[0]}",
         stand_ins=tuple(f"LibriSpeech/{part}" for part in TRAIN[1:]),
+        needs=("*/*/*.flac",),
         dabs=(-22.924, 12.587),
         downloads=tuple(_download(part) for part in TRAIN),
         sizes="281,241 / -",
@@ -108,6 +109,7 @@ DOMAINS = (
         title="LibriSpeech dev-clean, which of 40 speakers (Panayotov et al., 2015)",
         licence="CC BY 4.0",
         folder="LibriSpeech/dev-clean",
+        needs=("*/*/*.flac",),
         dabs=(-22.924, 12.587),
         downloads=(_download("dev-clean"),),
     ),

@@ -48,6 +48,7 @@ DOMAINS = (
         title="mC4, web pages in seven languages (Xue et al., 2021), their first 128 tokens",
         licence="ODC-BY, and Common Crawl's terms of use",
         folder="c4/multilingual",
+        needs=tuple(f"c4-{language}.tfrecord-*.json.gz" for language in SHARDS),
         load=load,
         downloads=(
             *(

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from dabsmix.data.domain import Task
 from dabsmix.data.splits import carve
-from dabsmix.domains.mscoco import DOWNLOADS, FOLDER, STAND_INS, captioned, folder_note
+from dabsmix.domains.mscoco import DOWNLOADS, FOLDER, NEEDS, STAND_INS, captioned, folder_note
 from dabsmix.errors import UserError
 from dabsmix.modalities.captioned import Examples, sized_domains
 
@@ -65,5 +65,6 @@ DOMAINS = sized_domains(
     folder=FOLDER,
     sizes="118,287 / 5,000",
     stand_ins=STAND_INS,
+    needs=NEEDS,
     downloads=DOWNLOADS,
 )

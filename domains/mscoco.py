@@ -114,6 +114,12 @@ DOWNLOADS = (
     ),
 )
 
+NEEDS = tuple(
+    name
+    for part in PARTS
+    for name in (f"annotations/captions_{part}.json", f"annotations/instances_{part}.json", f"{part}/*.jpg")
+)
+
 DOMAINS = sized_domains(
     "mscoco",
     _read,
@@ -121,6 +127,7 @@ DOMAINS = sized_domains(
     folder=FOLDER,
     sizes="118,287 / 5,000",
     stand_ins=STAND_INS,
+    needs=NEEDS,
     downloads=DOWNLOADS,
     transfers=("mismatched_caption", "vqa"),
 )

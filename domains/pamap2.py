@@ -252,6 +252,7 @@ DOMAINS = tuple(
         title=f"PAMAP2, physical activity monitoring{form} (Reiss & Stricker 2012)",
         licence="CC BY 4.0",
         folder="PAMAP2_Dataset/Protocol",
+        needs=tuple("|".join(f"subject10{each}.dat" for each in part) for part in (TRAIN, VALIDATION, TEST)),
         load=partial(_load, name),
         downloads=(DOWNLOAD,),
         revisions=revisions,

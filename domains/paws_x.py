@@ -30,11 +30,15 @@ LANGUAGES = {
 CODES = {"0": 0, "1": 1}
 
 
+def _train(language: str) -> str:
+    return "train.tsv" if language == "en" else "translated_train.tsv"
+
+
 def load(language: str, folder: Path, protocol: str) -> Data:
     """One language. Under ``dabs`` its dev file is the test part, as DABS has it; else its test file."""
     tokens = tokenizer(XLM_ROBERTA, folder.parents[1])
     files = {
-        "train": folder / ("train.tsv" if language == "en" else "translated_train.tsv"),
+        "train": folder / _train(language),
         "test": folder / ("dev_2k.tsv" if protocol == "dabs" else "test_2k.tsv"),
     }
 
@@ -62,6 +66,7 @@ DOMAINS = tuple(
         title=f"PAWS-X, paraphrase or not in {name} (Yang et al., 2019)",
         licence="free for any purpose, with acknowledgement of Google LLC",
         folder=f"x-final/{language}",
+        needs=(_train(language), "test_2k.tsv"),
         load=partial(load, language),
         downloads=(
             Download(

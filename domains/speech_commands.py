@@ -25,6 +25,8 @@ TRAIN, VALIDATION, TEST = 0, 1, 2
 def _read(folder: Path, protocol: str) -> Clips:
     """Every clip of a word, labelled with it; its part is what upstream's lists say."""
     files = [file for file in sounds(folder) if not file.startswith(NOISE)]
+    if not files:
+        raise UserError(f"{folder}: no sound word/speaker_nohash_number.wav; fetch the data set again")
     for file in files:
         if len(PurePosixPath(file).parts) != 2 or "_nohash_" not in file:
             raise UserError(f"{folder / file}: not word/speaker_nohash_number.wav; remove or rename it")
@@ -130,6 +132,7 @@ DOMAINS = (
         title="Speech Commands 0.01, 30 words (Warden, 2018)",
         licence="CC BY 4.0",
         folder="speech_commands_v0.01",
+        needs=(*LISTS, "*/*_nohash_*.wav"),
         forms=(small(16_000), LARGE),
         downloads=FIRST,
         sizes="51,094 / 6,835",
@@ -140,6 +143,7 @@ DOMAINS = (
         title="Speech Commands 0.02, 35 words (Warden, 2018)",
         licence="CC BY 4.0",
         folder="speech_commands_v0.02",
+        needs=(*LISTS, "*/*_nohash_*.wav"),
         forms=(small(16_000), LARGE),
         dabs=(-46.847, 19.151),
         aliases=("google_speech",),
@@ -152,6 +156,7 @@ DOMAINS = (
         title="Speech Commands 0.01, ten commands, unknown and silence (Warden, 2018)",
         licence="CC BY 4.0",
         folder="speech_commands_v0.01",
+        needs=(*LISTS, "*/*_nohash_*.wav", f"{NOISE}/*.wav"),
         forms=(small(16_000), IMIX),
         downloads=FIRST,
     ),

@@ -12,6 +12,7 @@ from dabsmix.modalities.files import lines
 from dabsmix.modalities.image import Listing, resized, sized_domains
 
 PARTS = ("train", "test", "unlabeled")
+TABLES = ("train_y.bin", "test_y.bin", "class_names.txt")
 BYTES = 3 * 96 * 96
 
 
@@ -31,7 +32,7 @@ def _read(folder: Path, protocol: str) -> Listing:
     return Listing(
         folder=folder,
         files=[f"{part}_X.bin" for part in PARTS],
-        tables=("train_y.bin", "test_y.bin", "class_names.txt"),
+        tables=TABLES,
         count=int(edges[-1]),
         pixels=pixels,
         label=np.concatenate([*labels, np.full(len(images[2]), -1, dtype=np.int64)]),
@@ -70,6 +71,7 @@ DOMAINS = sized_domains(
     title="STL-10, ten kinds of thing and 100,000 unlabelled images (Coates et al., 2011)",
     licence="not stated",
     folder="stl10_binary",
+    needs=(*(f"{part}_X.bin" for part in PARTS), *TABLES),
     sizes="5,000 / 8,000",
     downloads=(
         Download(

@@ -54,6 +54,7 @@ DOMAINS = sized_domains(
     title="Street View House Numbers, cropped digits (Netzer et al., 2011)",
     licence="non-commercial use only",
     folder="svhn",
+    needs=FILES,
     sizes="73,257 / 26,032",
     views="crop",
     downloads=(

@@ -43,6 +43,7 @@ DOMAINS = sized_domains(
     title="Tiny ImageNet, 200 kinds of thing (Stanford CS231n, 2015)",
     licence="not stated",
     folder="tiny-imagenet-200",
+    needs=(*TABLES, "train/*/images/*.JPEG", "val/images/*.JPEG"),
     sizes="100,000 / 10,000",
     downloads=(
         Download(

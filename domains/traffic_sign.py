@@ -79,6 +79,7 @@ DOMAINS = sized_domains(
     title="GTSRB, 43 German traffic signs (Stallkamp et al., 2011)",
     licence="not stated",
     folder="GTSRB",
+    needs=(LABELS, f"{TRAIN}/*/*.ppm", f"{TEST}/*.ppm"),
     sizes="39,209 / 12,630",
     views="crop",
     downloads=(

@@ -129,6 +129,7 @@ DOMAINS = (
         title="UCI HAR, smartphone activity recognition (Anguita et al. 2013)",
         licence="CC BY 4.0",
         folder="UCI HAR Dataset",
+        needs=tuple(str(path) for part in ("train", "test") for path in _files(Path(), part)),
         load=_load,
         sizes="7,352 / 2,947",
         downloads=DOWNLOADS,

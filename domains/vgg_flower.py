@@ -51,6 +51,7 @@ DOMAINS = sized_domains(
     title="Oxford 102 Flowers (Nilsback & Zisserman, 2008)",
     licence="not stated",
     folder="flowers-102",
+    needs=("imagelabels.mat", "setid.mat", "jpg/*.jpg"),
     sizes="1,020 / 6,149",
     downloads=(
         Download(

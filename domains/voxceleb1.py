@@ -45,6 +45,7 @@ DOMAINS = sized_domains(
     title="VoxCeleb1, which of 1251 speakers (Nagrani et al., 2017)",
     licence="CC BY 4.0",
     folder="voxceleb1",
+    needs=(SPLIT, "wav/*/*/*.wav"),
     sizes="138,361 / 8,251",
     dabs=(-37.075, 19.776),
     manual="register at https://www.robots.ox.ac.uk/~vgg/data/voxceleb/vox1.html, unpack the wav/ folder and put "

@@ -23,11 +23,7 @@ def _read(folder: Path, protocol: str) -> Examples:
     label: list[int] = []
     counts, tables, dropped = [], [], 0
     for part in PARTS:
-        trio = [
-            f"annotations/captions_{part}.json",
-            f"mscoco_{part}_annotations.json",
-            f"MultipleChoice_mscoco_{part}_questions.json",
-        ]
+        trio = _tables(part)
         kept = extracted("vqa", folder, trio, _extract)
         place = {file: len(files) + number for number, file in enumerate(kept["files"])}
         files += [f"{part}/{file}" for file in kept["files"]]
@@ -76,6 +72,14 @@ def _extract(captions: Any, annotations: Any, questions: Any) -> dict[str, Any]:
     return {"files": sorted({name for name, *_ in found}), "questions": found, "dropped": dropped}
 
 
+def _tables(part: str) -> list[str]:
+    return [
+        f"annotations/captions_{part}.json",
+        f"mscoco_{part}_annotations.json",
+        f"MultipleChoice_mscoco_{part}_questions.json",
+    ]
+
+
 def _zip(url: str) -> Download:
     return Download((url,), f"{FOLDER}/{url.rsplit('/', 1)[1]}")
 
@@ -85,6 +89,7 @@ DOMAINS = sized_domains(
     _read,
     title="Is this the answer? VQA v1 on MS COCO 2014 (Antol et al., 2015; DABS)",
     folder=FOLDER,
+    needs=tuple(name for part in PARTS for name in (*_tables(part), f"{part}/*.jpg")),
     sizes="248,349 / 121,512",
     downloads=(
         _zip("http://images.cocodataset.org/zips/train2014.zip"),

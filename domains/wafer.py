@@ -161,7 +161,7 @@ DOMAINS = tuple(
         sizes=sizes,
         batch_size=128,
         transfers=transfers,
-        needs=(f"MIR-WM811K/MATLAB/{FILE}",),
+        needs=(FILE,),
     )
     for name, title, sizes, transfers in (
         ("wafer", "without a label", "", ("wafer_transfer",)),

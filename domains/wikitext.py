@@ -34,6 +34,7 @@ def _domain(name: str, size: str, part: str, title: str, sha256: str) -> Domain:
         title=f"{title} (Merity et al., 2017), 128 tokens a line",
         licence="CC BY-SA 4.0",
         folder=f"wikitext-{size}",
+        needs=(f"wiki.{part}.tokens",),
         load=partial(load, name, part),
         downloads=(
             Download(

@@ -83,6 +83,7 @@ DOMAINS = sized_domains(
     title="ChestX-ray8, eight findings in chest radiographs (Wang et al., 2017)",
     licence="free use, citing the paper and NIH",
     folder="xray8",
+    needs=("|".join(TABLES), *LISTS, "images/*.png"),
     sizes="86,524 / 25,596",
     manual=f"fetch the twelve archives, the table and the two lists from {SOURCE}; unpack the images to xray8/images/",
     views="none",

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dabsmix.data.download import Download
+from dabsmix.data.download import Download, interrupted
 from dabsmix.spec import Spec
 
 if TYPE_CHECKING:
@@ -254,7 +254,7 @@ class Domain:
         transfers: names of the domains to transfer to; empty means itself.
         stand_ins: other folders to use if `folder` is missing, such as a small part of the set.
         aliases: other accepted names, such as DABS's name for it.
-        needs: files under the data root that a load requires, as patterns; ``a|b`` is either of two.
+        needs: files in its folder that a load requires, as patterns; ``a|b`` is either of two.
         dabs: if DABS has the data set only at another size, the domain of that size, which ``--protocol dabs`` names.
         revisions: by protocol, how often the examples that pretraining sees have changed since the first release.
             It enters a run's configuration hash.
@@ -281,7 +281,21 @@ class Domain:
         """The folder of raw files that exists under a data root, its own before a stand-in; None if there is none."""
         return next((root / name for name in (self.folder, *self.stand_ins) if (root / name).exists()), None)
 
+    def interrupted(self, root: Path) -> bool:
+        """Whether an earlier download of its files began and did not finish."""
+        return interrupted([each for each in self.downloads if self._own(each)], root)
+
     def complete(self, root: Path) -> bool:
-        """Whether all files that a load needs exist."""
-        needed = all(any(any(root.glob(name)) for name in pattern.split("|")) for pattern in self.needs)
-        return not self.folder or (self.present(root) is not None and needed)
+        """Whether all files that a load needs exist: `needs`, and files shared with other domains, such as a tokenizer."""
+        if not self.folder:
+            return True
+        folder = self.present(root)
+        if folder is None or self.interrupted(root):
+            return False
+        shared = [root / each.file for each in self.downloads if not self._own(each)]
+        found = (any(any(folder.glob(name)) for name in pattern.split("|")) for pattern in self.needs)
+        return all(path.exists() for path in shared) and all(found)
+
+    def _own(self, download: Download) -> bool:
+        """Whether a file belongs to this domain alone; others also fetch files elsewhere, such as a tokenizer."""
+        return download.is_archive or PurePath(download.file).is_relative_to(self.folder)

@@ -87,6 +87,7 @@ def sized_domains(
     stand_ins: tuple[str, ...] = (),
     downloads: tuple[Download, ...],
     transfers: tuple[str, ...] = (),
+    needs: tuple[str, ...] = (),
 ) -> tuple[Domain, ...]:
     """The domains of one data set: 32x32 in patches of 4 under its name, 224x224 in patches of 16 as ``name_224``."""
     return tuple(
@@ -102,7 +103,7 @@ def sized_domains(
             sizes=sizes,
             batch_size=64,
             transfers=tuple(target + suffix for target in transfers),
-            needs=(BERT_FILE.file,),
+            needs=needs,
             dabs=f"{name}_224" if side < 224 else "",
         )
         for suffix, side, patch in (("", 32, 4), ("_224", 224, 16))

@@ -64,12 +64,3 @@ def test_revised_examples_are_other_data(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_eurosat_trains_in_batches_of_64_as_in_dabs() -> None:
     assert domain("eurosat_all").batch_size == 64
-
-
-def test_here_means_every_file_that_a_load_needs(tmp_path: Path) -> None:
-    card = domain("covtype")
-    (tmp_path / "covtype").mkdir()
-    assert card.present(tmp_path)
-    assert not card.complete(tmp_path)
-    (tmp_path / "covtype" / "covtype.csv").touch()
-    assert card.complete(tmp_path)
