@@ -26,7 +26,7 @@ def catalogue(what: str, root: Path) -> dict[str, list[dict[str, Any]]]:
                 "sizes": card.sizes,
                 "files": "here" if card.folder and card.complete(root) else _obtained(card),
                 "licence": card.licence,
-                "title": card.title,
+                "title": card.title + (f"; also {', '.join(card.aliases)}" if card.aliases else ""),
                 "present": card.complete(root),
                 "obtained": _obtained(card),
                 "batch_size": card.batch_size,

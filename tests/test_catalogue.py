@@ -1,13 +1,19 @@
 """What `dabsmix list` says of a domain, and how it looks on a terminal of 120 columns."""
 
+import importlib.util
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import rich.console
+from upstream_image import write_cifar100, write_imagenet
 
 from dabsmix.catalogue import catalogue, show
-from dabsmix.registry import domains
+from dabsmix.model.shapes import ENCODERS
+from dabsmix.registry import algorithms, domains
+
+REPOSITORY = Path(__file__).parents[1]
 
 
 def entries(root: Path) -> dict[str, dict[str, Any]]:
@@ -15,22 +21,17 @@ def entries(root: Path) -> dict[str, dict[str, Any]]:
 
 
 def test_what_is_here_and_how_the_rest_is_had(tmp_path: Path) -> None:
-    (tmp_path / "cifar-10-batches-py").mkdir()
-    (tmp_path / "coco-mini").mkdir()
-    assert entries(tmp_path)["mscoco"]["files"] == "download"  # its tokenizer is not there
-    (tmp_path / "bert-base-uncased").mkdir()
-    (tmp_path / "bert-base-uncased" / "vocab.txt").touch()
-    (tmp_path / "imagenet").mkdir()
+    (tmp_path / "cifar-10-batches-py").mkdir()  # holds nothing
+    write_cifar100(tmp_path)
+    write_imagenet(tmp_path)
     found = entries(tmp_path)
     assert found.keys() == domains().keys()
-    assert {name: found[name]["files"] for name in ("cifar10", "mscoco", "imagenet")} == {
-        **{"cifar10": "here", "mscoco": "here", "imagenet": "here"}
-    }
-    assert {name: found[name]["files"] for name in ("cifar100", "chexpert", "fsdd", "digits")} == {
-        **{"cifar100": "download", "chexpert": "register", "fsdd": "by hand", "digits": "embedded"}
+    assert {name: found[name]["files"] for name in ("cifar100", "imagenet")} == {"cifar100": "here", "imagenet": "here"}
+    assert {name: found[name]["files"] for name in ("cifar10", "chexpert", "fsdd", "digits")} == {
+        **{"cifar10": "download", "chexpert": "register", "fsdd": "by hand", "digits": "embedded"}
     }
     assert (found["imagenet"]["present"], found["imagenet"]["obtained"]) == (True, "register")
-    assert (found["digits"]["present"], found["cifar100"]["present"]) == (True, False)
+    assert (found["digits"]["present"], found["cifar10"]["present"]) == (True, False)
     assert found["cifar10"]["sizes"] == "50,000 / 10,000"
 
 
@@ -57,3 +58,17 @@ def test_a_domain_is_a_line_of_120_columns(monkeypatch: pytest.MonkeyPatch, caps
         shown = line.split()
         assert shown[:2] == [entry["name"], entry["modality"]]
         assert all(word in line for word in (entry["sizes"], entry["files"]))  # nothing of these is cut
+
+
+def test_the_page_of_names_is_complete() -> None:
+    spec = importlib.util.spec_from_file_location("list_domains", REPOSITORY / "scripts" / "list_domains.py")
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    sys.modules["list_domains"] = script
+    spec.loader.exec_module(script)
+    page = (REPOSITORY / "docs" / "domains.md").read_text(encoding="utf-8")
+    assert page == script.page(), "run scripts/list_domains.py"
+    first = [line.split("`")[1] for line in page.splitlines() if line.startswith("| `")]
+    assert first == [*domains(), *algorithms(), *ENCODERS]
+    assert all(f"also {alias}" in page or f", {alias}" in page for card in domains().values() for alias in card.aliases)

@@ -286,7 +286,7 @@ class Domain:
         return interrupted([each for each in self.downloads if self._own(each)], root)
 
     def complete(self, root: Path) -> bool:
-        """Whether all files that a load needs exist: `needs`, and files shared with other domains, such as a tokenizer."""
+        """Whether all files that a load needs exist: `needs`, and shared ones, such as a tokenizer."""
         if not self.folder:
             return True
         folder = self.present(root)
