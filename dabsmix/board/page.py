@@ -8,6 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from dabsmix.board import averages
 from dabsmix.board.overview import Overview, cell_text, gain_text, overviews
 from dabsmix.board.record import shares
 from dabsmix.board.row import Row
@@ -51,6 +52,9 @@ def page(
     return template.render(
         overviews=[_overview(each) for each in overviews(rows, modality)],
         lines=lines,
+        averages=[averages.cells(each) for each in averages.averages(sections)],
+        averages_title=averages.TITLE,
+        averages_headings=averages.HEADINGS,
         filters={name: list(dict.fromkeys(line["data"][name] for line in lines)) for name in FILTERS},
         headings=[{"text": name, "css": "number" if name in NUMBERS else ""} for name in COLUMNS],
         legend=legend(),

@@ -6,6 +6,10 @@ from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from dabsmix.board.averages import HEADINGS as AVERAGE_HEADINGS
+from dabsmix.board.averages import TITLE as AVERAGED
+from dabsmix.board.averages import Average, averages
+from dabsmix.board.averages import cells as average_cells
 from dabsmix.board.overview import Column
 from dabsmix.board.row import Row
 from dabsmix.board.standings import Block, Line, Section, standings
@@ -191,6 +195,8 @@ def _print(sections: list[Section], console: Any) -> None:
         for note in section.notes:
             console.print(f"  {note}", markup=False, highlight=False)
         console.print()
+    if complete := averages(sections):
+        console.print(_rich_averages(complete))
     for line in legend() if sections else ():
         console.print(line, markup=False, highlight=False)
 
@@ -215,6 +221,19 @@ def _rich(section: Section) -> "Table":
     return table
 
 
+def _rich_averages(found: Sequence[Average]) -> "Table":
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=AVERAGED, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    for heading in AVERAGE_HEADINGS:
+        table.add_column(heading, overflow="fold")
+    for each in found:
+        table.add_row(*(Text(cell) for cell in average_cells(each)))
+    return table
+
+
 # --- Markdown and CSV
 
 
@@ -225,6 +244,8 @@ def _markdown(sections: list[Section], told: Sequence[dict[str, str]]) -> str:
         lines = [cells(block, line) for block in section.blocks for line in block.lines]
         parts += [f"## {_escaped(title(section))}", "", *_grid(headings, lines), ""]
         parts += [f"- {_escaped(note)}" for note in section.notes] + [""] * bool(section.notes)
+    if complete := averages(sections):
+        parts += [f"## {AVERAGED}", "", *_grid(AVERAGE_HEADINGS, [average_cells(each) for each in complete]), ""]
     parts += ["## How to read", "", *(f"- {_escaped(line)}" for line in legend()), ""]
     if told:
         parts += ["## Published numbers", "", "From papers, under their own protocols; never ranked with ours.", ""]
