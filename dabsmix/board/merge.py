@@ -1,4 +1,4 @@
-"""Bringing leaderboards together: the rows and records of others are added to one, and none is lost or replaced."""
+"""Merging leaderboards: the rows and records of others are added to one, and none is lost or replaced."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,11 +16,11 @@ def merge(csv_path: Path, others: Sequence[Path]) -> int:
     """Add the rows of other leaderboards, with the records behind them.
 
     Returns:
-        How many rows were added; those that are there already are left as they are.
+        How many rows were added; existing rows do not change.
 
     Raises:
-        UserError: another leaderboard does not validate, or scores a result otherwise than this one does, or has other
-            test labels for the same data; then no row is added.
+        UserError: another leaderboard does not validate, has another score for the same result, or has other test
+            labels for the same data; then no row is added.
     """
     for other in others:
         if problems := validate(other):
@@ -40,9 +40,9 @@ def merge(csv_path: Path, others: Sequence[Path]) -> int:
                 )
         sources = dict.fromkeys(row.record for row in added)
         for source in sources:
-            there = csv_path.parent / "runs" / source.name / "run.json"
-            if there.exists() and there.read_bytes() != (source / "run.json").read_bytes():
-                raise UserError(f"{there} and {source / 'run.json'} differ: submit that run's further scores instead")
+            ours = csv_path.parent / "runs" / source.name / "run.json"
+            if ours.exists() and ours.read_bytes() != (source / "run.json").read_bytes():
+                raise UserError(f"{ours} and {source / 'run.json'} differ: submit that run's further scores instead")
         keep_labels(csv_path, [*rows, *added])
         for source in sources:
             write_record(source, csv_path.parent / "runs" / source.name, list(transfers(source)))

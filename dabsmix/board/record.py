@@ -1,4 +1,4 @@
-"""What backs a row: a run's folder, or the record that was copied from it; both hold the same files."""
+"""The files that back a row: a run's folder, or the record that was copied from it. Both hold the same files."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""One score of the leaderboard: its columns, how the CSV file spells them, and what a row must fulfil."""
+"""One score of the leaderboard: its columns, how the CSV file writes them, and what makes a row valid."""
 
 import csv
 import json
@@ -26,7 +26,7 @@ class Row:
         protocol: transfer's protocol; ``pretrain_protocol`` is the pretraining's.
         label_fraction: a share of the training labels (``1``, ``0.1``) or a number of labels (``5/class``).
         value: the score in the metric's own unit (accuracy: a fraction); ``low``, ``high`` its 95 % interval, both
-            empty where the test rows form one group and nothing says how another would differ.
+            empty if the test rows come from too few groups to tell how another group would differ.
         n: test examples.
         run: the run's name and a short hash of its configuration and encoder, equal to the record's folder.
         recipe: digest of the whole configuration but the seed: runs that share it may be averaged.
@@ -85,7 +85,7 @@ class Row:
 
     @property
     def key(self) -> tuple[str, ...]:
-        """What no second row may share."""
+        """No two rows may have the same key."""
         return (
             self.config_hash,
             self.encoder_sha256,
@@ -100,7 +100,7 @@ class Row:
 
 _TYPES: dict[str, Any] = {column.name: column.type for column in fields(Row) if column.name != "record"}
 _TYPES |= {"low": float, "high": float, "units": int, "train_flops": float}  # or empty
-ADDED = ("units", "train_flops")  # columns that are younger than the first rows, at the end
+ADDED = ("units", "train_flops")  # columns that were added after the first rows, at the end
 _MAY_BE_EMPTY = ("low", "high", *ADDED)
 _NUMBER = re.compile(r"[+-]?(\d{1,18}(\.\d*)?|\.\d+)([eE][+-]?\d{1,3})?|nan|inf|-inf", re.ASCII)
 _DIGITS = {"value": 6, "low": 6, "high": 6, "seconds": 1}
@@ -143,10 +143,12 @@ def lines(csv_path: Path) -> list[tuple[int, list[str]]]:
     if tuple(header) not in (COLUMNS[: len(COLUMNS) - missing] for missing in range(len(ADDED) + 1)):
         missing = [name for name in COLUMNS if name not in (*header, *ADDED)]
         unknown = [name for name in header if name not in COLUMNS]
-        faults = [f"no column {', '.join(missing[:5])}{', ...' * (len(missing) > 5)}"] * bool(missing) + [
-            f"unknown column {', '.join(map(repr, unknown))}"
-        ] * bool(unknown)
-        order = "a column twice or columns in another order"
+        faults = []
+        if missing:
+            faults.append(f"no column {', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}")
+        if unknown:
+            faults.append(f"unknown column {', '.join(map(repr, unknown))}")
+        order = "a column occurs twice, or the columns are in another order"
         raise UserError(
             f"{csv_path}:1: broken header: {'; '.join(faults) or order}; a row is one that `dabsmix submit` wrote"
         )
@@ -203,7 +205,7 @@ def _typed(name: str, value: Any) -> Any:
 
 
 def problems(row: Row) -> list[str]:
-    """What is wrong with a row by itself."""
+    """What is wrong with a row, without its record."""
     found = known(row.metric)
     least, most = (-math.inf, math.inf) if found is None else found.span
     low, high = (row.value if end is None else end for end in (row.low, row.high))
@@ -249,7 +251,7 @@ def _is_fraction(text: str) -> bool:
 
 
 def _is_date(text: str) -> bool:
-    try:  # a day of grace: the submitter's calendar may be ahead of ours
+    try:  # one day later is accepted: the submitter's time zone may be ahead of ours
         return date.fromisoformat(text) <= datetime.now(UTC).date() + timedelta(days=1)
     except ValueError:
         return False

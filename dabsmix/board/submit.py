@@ -2,7 +2,7 @@
 
 ``results.csv`` holds one row per (run, task, probe, label fraction). ``runs/<run>/`` beside it holds what the row was
 read from: ``run.json``, ``config.yaml``, ``transfer/*.json`` and the per-example predictions. The yardsticks (raw
-input, majority class) stay in those transfer files: they belong to a task, not to a run, so they are no rows.
+input, majority class) stay in those transfer files: they belong to a task, not to a run, so they have no rows.
 """
 
 import json
@@ -24,17 +24,17 @@ from dabsmix.scoring.metrics import known
 
 __all__ = ["COLUMNS", "Row", "keep_labels", "locked", "read", "submit", "validate", "write_record"]
 
-_OF_SUBMISSION = ("run", "by", "date")  # what a run's folder does not know
+_OF_SUBMISSION = ("run", "by", "date")  # columns that are not in a run's folder
 
 
 # --- submitting
 
 
 def submit(run_dir: Path, by: str, csv_path: Path) -> list[Row]:
-    """Put a run's transfer results on the leaderboard: first the record, then its rows, each whole or not at all.
+    """Put a run's transfer results on the leaderboard: first the record, then its rows, each completely or not at all.
 
-    Several submitters may run at once. A run that was transferred to a further task since it was submitted may be
-    submitted again: only what is new is added.
+    Several submitters may run at once. A run that was transferred to another task after it was submitted may be
+    submitted again; only the new results are added.
 
     Returns:
         The rows that were added.
@@ -101,7 +101,7 @@ def _stored_labels(csv_path: Path) -> dict[str, str]:
 
 
 def keep_labels(csv_path: Path, rows: Sequence[Row]) -> None:
-    """Store the digest of the test labels of data that are new, and refuse rows of the same data with other labels."""
+    """Store the digest of the test labels of new data, and refuse rows of the same data with other labels."""
     stored = _stored_labels(csv_path)
     found = dict(stored)
     for row in rows:
@@ -127,7 +127,7 @@ def _check_encoder(run_dir: Path, expected: str) -> None:
 
 
 def _new(file: Path, rows: list[Row], known: dict[tuple[str, ...], Row]) -> list[Row]:
-    """The rows of a transfer file that are not on the board yet; a second look at the test split makes no new score."""
+    """The rows of a transfer file that are not on the board yet; reading the test split again gives no new score."""
     if len({row.key for row in rows}) < len(rows):
         raise UserError(f"{file} holds two results of the same probe and label fraction: transfer again")
     for row in rows:
@@ -140,7 +140,7 @@ def _new(file: Path, rows: list[Row], known: dict[tuple[str, ...], Row]) -> list
 
 
 def write_record(run_dir: Path, record: Path, stems: list[str]) -> None:
-    """Copy what the rows can be checked against; what backs earlier rows stays as it is."""
+    """Copy the files that the rows can be checked against; files of earlier rows do not change."""
     for name in ("config.yaml", "run.json"):  # run.json last: with it the record counts as begun
         if not (record / name).exists():
             _copy(run_dir / name, record / name)
@@ -166,7 +166,11 @@ def _copy(source: Path, target: Path) -> None:
 
 @contextmanager
 def locked(csv_path: Path) -> Iterator[None]:
-    """Hold the leaderboard; a folder that cannot be written is the user's to fix."""
+    """Lock the leaderboard.
+
+    Raises:
+        UserError: the folder cannot be written, or another submitter does not finish.
+    """
     from filelock import FileLock, Timeout
 
     try:
@@ -184,10 +188,10 @@ def locked(csv_path: Path) -> Iterator[None]:
 
 
 def validate(csv_path: Path) -> list[str]:
-    """Problems of the leaderboard, each with the line it is on; empty where every row holds.
+    """Problems of the leaderboard, each with its line; empty if every row is valid.
 
-    Checked: types and ranges, a score within its interval, rows twice, that each row says what its record says, that
-    the kept predictions give its score and interval, that no recorded score is left out, and what `forgery` checks.
+    The checks: types and ranges, a score within its interval, duplicate rows, that each row agrees with its record,
+    that the stored predictions give its score and interval, that no recorded score is left out, and those of `forgery`.
 
     Raises:
         UserError: the file is missing or its header is broken.
@@ -227,7 +231,7 @@ def validate(csv_path: Path) -> list[str]:
 
 
 def _recorded(row: Row) -> dict[tuple[str, ...], Row] | str:
-    """The rows that a row's record backs, by key, or why it backs none."""
+    """The rows that a row's record backs, by key, or the reason why it backs none."""
     if problems := forgery.check_files(row.record):
         return "; ".join(problems)
     try:
@@ -240,7 +244,7 @@ def _recorded(row: Row) -> dict[tuple[str, ...], Row] | str:
 
 
 def _disagreements(row: Row, recorded: dict[tuple[str, ...], Row] | str) -> list[str]:
-    """Where a row says other than its record."""
+    """Where a row disagrees with its record."""
     if isinstance(recorded, str):
         return [f"no record: {recorded}"]
     if row.key not in recorded:

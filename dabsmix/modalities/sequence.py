@@ -13,12 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dabsmix.data.cache import prepared
-from dabsmix.data.domain import Data, Labelled, Split, Task
-from dabsmix.data.splits import divide_labelled
+from dabsmix.data.domain import Data, Split
 from dabsmix.errors import UserError
-from dabsmix.modalities.files import Marked, class_names, codes, division_notes, marked, named, skipped_note
+from dabsmix.modalities.files import Marked, codes, marked, named, skipped_note
 from dabsmix.modalities.summary import tokens_summary
-from dabsmix.modalities.text import OwnText, as_int64, read_own
+from dabsmix.modalities.text import OwnText, TextDivision, as_int64, read_own
 from dabsmix.spec import Tokens
 
 __all__ = ["Alphabet", "Sample", "encoded", "load_further", "load_own", "records", "samples", "store", "stored"]
@@ -230,26 +229,16 @@ def load_own(
     rows, bad = _read(path, column, label, group, on_bad)
     if alphabet:
         rows, bad = _within(rows, bad, alphabet, on_bad)
-    seen = np.arange(len(rows))
-    notes: tuple[str, ...] = ()
-    if label is not None:
-        classes = class_names((row.label for row in rows), path, "sequences")
-        task = Task("classes", "accuracy", classes)
-        code = np.array([classes.index(row.label) if row.label else -1 for row in rows], np.int64)
-        groups = codes([row.group for row in rows]) if group else None
-        parts = divide_labelled(code >= 0, label=code, group=groups, seeds=(0, 0))
-        seen = parts.pretrain
-        notes = division_notes("sequences", task, parts, code, len(rows), grouped=group is not None)
-    symbols = alphabet or "".join(sorted({symbol for row in seen for symbol in rows[row].text[:length]}))
+    division = None if label is None else TextDivision.of(path, rows, "sequences", grouped=group is not None)
+    seen = rows if division is None else [rows[row] for row in division.parts.pretrain]
+    symbols = alphabet or "".join(sorted({symbol for row in seen for symbol in row.text[:length]}))
     data = _own_data(path, rows, symbols, length)
-    if label is not None:
-        whole = replace(data.pretrain, label=code, group=groups)
-        labelled = Labelled(task, whole.take(parts.train), whole.take(parts.validation), whole.take(parts.test))
-        data = replace(data, pretrain=whole.take(seen).drop_partial_label(), labelled=labelled)
+    if division is not None:
+        data = division.divide(data)
     return replace(
         data,
         summary=tokens_summary("sequences", "symbols", data, [row.text for row in rows[:3]]),
-        notes=(*notes, *data.notes, *skipped_note("sequences", bad, len(rows) + len(bad))),
+        notes=(*data.notes, *skipped_note("sequences", bad, len(rows) + len(bad))),
         state={"column": column, "length": length, "alphabet": symbols, "skipped": bad},
         names=named([row.key for row in rows]),
     )

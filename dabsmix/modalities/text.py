@@ -18,7 +18,7 @@ from dabsmix.data.cache import allocate, fingerprint, prepared
 from dabsmix.data.containment import SEVERAL, Sequences, roots
 from dabsmix.data.domain import Data, Labelled, Split, Task
 from dabsmix.data.download import Download
-from dabsmix.data.splits import carve, divide_labelled
+from dabsmix.data.splits import Parts, carve, divide_labelled
 from dabsmix.errors import UserError
 from dabsmix.files import data_root
 from dabsmix.modalities.files import Marked, class_names, codes, division_notes, marked, named, skipped_note, walk
@@ -40,6 +40,7 @@ __all__ = [
     "XLM_ROBERTA_FILE",
     "OwnText",
     "Sample",
+    "TextDivision",
     "Texts",
     "Tokenizer",
     "as_int64",
@@ -453,6 +454,49 @@ def _parquet_rows(path: Path, columns: Sequence[str | None]) -> Iterator[Cells]:
         raise UserError(f"{path}: cannot be read as Parquet ({' '.join(str(error).split())}); fix it") from error
 
 
+class TextDivision(NamedTuple):
+    """How a user's texts (or sequences) with labels are divided.
+
+    Attributes:
+        task: what is predicted.
+        label: int64 ``(n,)``, -1 for texts without a label.
+        group: int64 ``(n,)``, or None.
+        parts: the rows of each part.
+        notes: how the splits were made.
+    """
+
+    task: Task
+    label: NDArray[np.int64]
+    group: NDArray[np.int64] | None
+    parts: Parts
+    notes: tuple[str, ...]
+
+    @classmethod
+    def of(cls, path: Path, rows: Sequence[OwnText], what: str, *, grouped: bool) -> TextDivision:
+        """Divide these rows by class, or in whole groups; ``what`` is their name in messages.
+
+        Raises:
+            UserError: there are fewer than two classes, or a part would be empty.
+        """
+        classes = class_names((row.label for row in rows), path, what)
+        task = Task("classes", "accuracy", classes)
+        label = np.array([classes.index(row.label) if row.label else -1 for row in rows], np.int64)
+        group = codes([row.group for row in rows]) if grouped else None
+        parts = divide_labelled(label >= 0, label=label, group=group, seeds=(0, 0))
+        return cls(task, label, group, parts, division_notes(what, task, parts, label, len(rows), grouped=grouped))
+
+    def divide(self, data: Data) -> Data:
+        """The data of all rows, with labels and splits."""
+        whole = replace(data.pretrain, label=self.label, group=self.group)
+        train, validation, test = (whole.take(part) for part in self.parts[1:])
+        return replace(
+            data,
+            pretrain=whole.take(self.parts.pretrain).drop_partial_label(),
+            labelled=Labelled(self.task, train, validation, test),
+            notes=(*self.notes, *data.notes),
+        )
+
+
 def load_own(
     path: Path,
     *,
@@ -488,26 +532,16 @@ def load_own(
     if length < 3:
         raise UserError(f"length {length}: a sample has two special tokens and at least one other; give 3 or more")
     rows, skipped = read_own(path, column, label, group, on_bad)
-    seen = np.arange(len(rows))
-    notes: tuple[str, ...] = ()
-    if label is not None:
-        classes = class_names((row.label for row in rows), path, "texts")
-        task = Task("classes", "accuracy", classes)
-        code = np.array([classes.index(row.label) if row.label else -1 for row in rows], np.int64)
-        groups = codes([row.group for row in rows]) if group else None
-        parts = divide_labelled(code >= 0, label=code, group=groups, seeds=(0, 0))
-        seen = parts.pretrain
-        notes = division_notes("texts", task, parts, code, len(rows), grouped=group is not None)
-    tokens = _own_tokenizer(tokenizer, root, (rows[row].text for row in seen), vocab_size)
+    division = None if label is None else TextDivision.of(path, rows, "texts", grouped=group is not None)
+    seen = rows if division is None else [rows[row] for row in division.parts.pretrain]
+    tokens = _own_tokenizer(tokenizer, root, (row.text for row in seen), vocab_size)
     data = _own_data(path, rows, tokens, length)
-    if label is not None:
-        whole = replace(data.pretrain, label=code, group=groups)
-        labelled = Labelled(task, whole.take(parts.train), whole.take(parts.validation), whole.take(parts.test))
-        data = replace(data, pretrain=whole.take(seen).drop_partial_label(), labelled=labelled)
+    if division is not None:
+        data = division.divide(data)
     return replace(
         data,
         summary=tokens_summary("texts", "tokens", data, [row.text for row in rows[:3]]),
-        notes=(*notes, *data.notes, *skipped_note("texts", skipped, len(rows) + len(skipped))),
+        notes=(*data.notes, *skipped_note("texts", skipped, len(rows) + len(skipped))),
         state={"column": column, "length": length, "tokenizer": tokens.state(), "skipped": skipped},
         names=named([row.key for row in rows]),
     )

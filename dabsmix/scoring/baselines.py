@@ -1,4 +1,4 @@
-"""What pretraining has to beat without an encoder: raw input, the majority class, what a practitioner tries first."""
+"""What pretraining has to beat: raw input, the majority class, and what a practitioner would try first."""
 
 import hashlib
 import json
@@ -33,7 +33,7 @@ from dabsmix.spec import Grid, Spec, Table, Tokens, describe
 
 __all__ = ["RawReader", "Yardsticks", "raw_reader", "yardsticks"]
 
-# Numbers kept of one example: three channels of 16×16 pixels. A probe on 224×224×3 would have more weights than the
+# Numbers per example: three channels of 16×16 pixels. A probe on 224×224×3 would have more weights than the
 # encoder, and would take longer than all that is compared with it.
 RAW_WIDTH = 768
 READ = 1024  # examples at a time
@@ -47,14 +47,14 @@ class Yardsticks(NamedTuple):
 
 
 def yardsticks(data: Data, rules: Protocol, labels: tuple[str, ...], device: torch.device, width: int) -> Yardsticks:
-    """What each yardstick scores and predicts.
+    """The scores and predictions of each yardstick.
 
     - ``raw``: the protocol's linear probe on the raw input, cut down to 768 numbers, see `RawReader`.
     - ``majority``: the majority class.
     - those of `classical.classical`: random patches, statistics, spectra, words, boosted trees.
 
-    They belong to the data and not to a run, and are kept in the cache folder. A task of one label per token has the
-    majority class alone.
+    They belong to the data and not to a run, and are stored in the cache folder. A task of one label per token has only
+    the majority class.
 
     Args:
         data: with labels.
@@ -71,20 +71,20 @@ def yardsticks(data: Data, rules: Protocol, labels: tuple[str, ...], device: tor
     # files are divided in more than one way: higgs_transfer reads the last tenth of higgs
     rows = [hashlib.sha256(split.rows.tobytes()).hexdigest() for split in labelled.splits.values()]
     asked = json.dumps([data.fingerprint, rows, describe(data.specs), str(task), labels, rules_said])
-    kept = cache_folder() / "yardsticks" / f"{hashlib.sha256(asked.encode()).hexdigest()[:32]}.npz"
-    found = _read_kept(kept)
-    if found is None:
-        found = _yardsticks(data, rules, labels, device, width)
-        _keep(kept, found)
-    return found
+    path = cache_folder() / "yardsticks" / f"{hashlib.sha256(asked.encode()).hexdigest()[:32]}.npz"
+    stored = _read_stored(path)
+    if stored is None:
+        stored = _yardsticks(data, rules, labels, device, width)
+        _store(path, stored)
+    return stored
 
 
 RESULTS = "results"  # in the archive: the results as the bytes of their JSON, beside the predictions
 
 
-def _keep(path: Path, found: Yardsticks) -> None:
-    plain = {name: [asdict(each) for each in results] for name, results in found.results.items()}
-    arrays = {RESULTS: np.frombuffer(json.dumps(plain).encode(), np.uint8), **found.predictions}
+def _store(path: Path, scored: Yardsticks) -> None:
+    plain = {name: [asdict(each) for each in results] for name, results in scored.results.items()}
+    arrays = {RESULTS: np.frombuffer(json.dumps(plain).encode(), np.uint8), **scored.predictions}
 
     def save(temporary: Path) -> None:
         with temporary.open("wb") as file:
@@ -93,13 +93,13 @@ def _keep(path: Path, found: Yardsticks) -> None:
     write(path, save)
 
 
-def _read_kept(path: Path) -> Yardsticks | None:
-    """What `_keep` kept; None where there is nothing, or it is damaged."""
+def _read_stored(path: Path) -> Yardsticks | None:
+    """What `_store` wrote; None if there is no file, or it is damaged."""
     try:
         with np.load(path, allow_pickle=False) as arrays:
             predictions = dict(arrays)
         plain = json.loads(predictions.pop(RESULTS).tobytes())
-        results = {name: tuple(Result.from_plain(each) for each in found) for name, found in plain.items()}
+        results = {name: tuple(map(Result.from_plain, each)) for name, each in plain.items()}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
         return None
     return Yardsticks(results, predictions)
@@ -135,7 +135,7 @@ def _yardsticks(data: Data, rules: Protocol, labels: tuple[str, ...], device: to
 def _of(
     yardstick: Classical, data: Data, rules: Protocol, labels: tuple[str, ...], device: torch.device
 ) -> Iterator[tuple[Chosen, Features]]:
-    """For each share of the labels the probe that is best on validation, and the test features that it reads."""
+    """For each share of the labels, the probe that is best on validation and the test features that it reads."""
     labelled, task = data.require_labelled(), data.require_labelled().task
     train, validation, test = (
         _read_all(yardstick.read, _some(s, rows), data, device)
@@ -158,7 +158,7 @@ def _chosen(
     label: str,
     probes: Mapping[str, Fit] | None = None,
 ) -> Chosen:
-    """As `choose`; with all labels, settings are compared by quick solutions and the chosen one is solved closely."""
+    """As `choose`; with all labels, settings are compared by rough solutions; the chosen one is solved precisely."""
     if share(label, task).get("fraction") != 1 or not isinstance(rules.linear, LogisticGrid):
         return choose(train, validation, task, rules, (label,), probes=probes)
     found = choose(train, validation, task, quicker(rules), (label,), probes=probes)
@@ -173,20 +173,20 @@ def _chosen(
 
 
 def _validated(draws: Sequence[Selected], sign: int) -> float:
-    """How good a yardstick looked before test was read, larger being better."""
-    known = [each.validation for each in draws if each.validation is not None]
-    return sign * fmean(known) if known else -math.inf
+    """A yardstick's validation score; larger is better."""
+    scores = [each.validation for each in draws if each.validation is not None]
+    return sign * fmean(scores) if scores else -math.inf
 
 
 def _some(split: Split, rows: int | None) -> Split:
-    """At most so many rows of a split, drawn with a fixed seed."""
+    """At most this many rows of a split, drawn with a fixed seed."""
     if rows is None or len(split) <= rows:
         return split
     return split.take(np.sort(np.random.default_rng(0).permutation(len(split))[:rows]))
 
 
 def _of_those_read(label: str, shrunk: float, task: Task) -> str:
-    """The share that gives as many labels of a part of the training examples as ``label`` gives of them all."""
+    """The share of a part of the training examples that has as many labels as ``label`` has of all of them."""
     fraction = share(label, task).get("fraction")
     return label if fraction is None or shrunk == 1 else f"{min(1.0, fraction * shrunk):.9f}"
 
@@ -204,7 +204,7 @@ def _read_all(
 
 
 def _labels(split: Split) -> Features:
-    """Labels with nothing to read."""
+    """Labels without features."""
     assert split.label is not None
     return Features({"nothing": torch.zeros(len(split), 1)}, split.label, split.group)
 

@@ -1,4 +1,4 @@
-"""From features to results: every probe of a protocol chosen on validation, then scored on test with an interval."""
+"""From features to results: every probe of a protocol is chosen on validation, then scored on test with an interval."""
 
 import math
 import re
@@ -20,7 +20,7 @@ from dabsmix.scoring.protocols import Fit, Protocol, fits, quicker, refit
 from dabsmix.scoring.results import BY_CLASS, Result, prediction_key
 from dabsmix.scoring.selection import Selected, compare_within, few_labels, label_subsets, select
 
-__all__ = ["Chosen", "choose", "kept", "restored", "result", "score", "share"]
+__all__ = ["Chosen", "choose", "compact", "restored", "result", "score", "share"]
 
 Chosen = Mapping[tuple[str, str], list[Selected]]  # by probe and share of the labels: one head per draw
 
@@ -42,17 +42,17 @@ def choose(
         task: whose labels they are.
         rules: the protocol.
         labels: shares as `share` reads them.
-        redraw: training features of each epoch, see ``linear.fit_linear``; with all labels alone.
-        probes: other ones than the protocol's, for a yardstick.
+        redraw: training features of each epoch, see ``linear.fit_linear``; only with all labels.
+        probes: a yardstick's, instead of those of the protocol.
 
     Raises:
-        UserError: a share is none, or asks for labels per class of a task without classes.
+        UserError: a share is not valid, or asks for labels per class in a task without classes.
     """
     if redraw is not None and set(labels) != {"1"}:
-        raise UserError(f"--labels {' '.join(labels)}: protocol {rules.name} is defined with all labels alone (1)")
-    compared = fits(quicker(rules), task) if probes is None else probes  # where many draws are folded
+        raise UserError(f"--labels {' '.join(labels)}: protocol {rules.name} is defined only with all labels (1)")
+    compared = fits(quicker(rules), task) if probes is None else probes  # for cross-validation within many draws
     probes = fits(rules, task, redraw=redraw) if probes is None else probes
-    wanted = metric(task.metric)
+    main = metric(task.metric)
     chosen: dict[tuple[str, str], list[Selected]] = {}
     for label in labels:
         amount = share(label, task)
@@ -61,13 +61,13 @@ def choose(
         if rules.within is None or amount.get("fraction") == 1:
             draws = few_labels(train, validation, task, draws=num_draws, **amount)
             for probe, fit in probes.items():
-                chosen[probe, label] = select(fit, draws, wanted)
+                chosen[probe, label] = select(fit, draws, main)
             continue
         for number, rows in enumerate(label_subsets(train.label, task, draws=num_draws, **amount)):
             drawn = train.take(rows)
             for probe, fit in compared.items():
-                found = compare_within(fit, drawn, task, wanted, seed=number)
-                setting, value, candidates = found or (rules.within.get(probe, {}), None, 1)
+                within = compare_within(fit, drawn, task, main, seed=number)
+                setting, value, candidates = within or (rules.within.get(probe, {}), None, 1)
                 head = refit(rules, task, probe, probes[probe], drawn, setting)
                 chosen.setdefault((probe, label), []).append(Selected(head, value, candidates))
     return chosen
@@ -78,14 +78,14 @@ def score(
 ) -> tuple[list[Result], dict[str, NDArray[Any]]]:
     """One result per probe and share of the labels, and every test example's prediction by ``probe@share``.
 
-    ``others`` are metrics to report beside.
+    ``others`` are further metrics to report.
     """
     results, predictions = [], {}
     for (probe, label), selected in chosen.items():
         scores = [each.head.predict(test) for each in selected]
-        found = result(probe, label, scores, test, task, _selected(selected), others)
-        results.append(replace(found, num_features=max(_num_features(each.head, test) for each in selected)))
-        predictions[prediction_key(probe, label)] = kept(scores, task)
+        one = result(probe, label, scores, test, task, _selected(selected), others)
+        results.append(replace(one, num_features=max(_num_features(each.head, test) for each in selected)))
+        predictions[prediction_key(probe, label)] = compact(scores, task)
     return results, predictions
 
 
@@ -107,36 +107,36 @@ def result(
         test: whose labels and groups count.
         task: names the metric.
         selected: what was chosen, with its ``validation`` score, from how many ``candidates``.
-        others: metrics to report beside; one that has no value on these labels is left out.
+        others: further metrics to report; one without a value on these labels is left out.
     """
-    wanted = metric(task.metric)
+    main = metric(task.metric)
     assert test.label is not None
-    found = interval(wanted, [measure(wanted, scores, test.label, test.group)])
-    beside = {}
+    ends = interval(main, [measure(main, scores, test.label, test.group)])
+    further = {}
     for name in others:
         with suppress(Undefined):
-            beside[name] = fmean(metric(name)(each, test.label) for each in scores)
+            further[name] = fmean(metric(name)(each, test.label) for each in scores)
     return Result(
         probe=probe,
         label_fraction=label,
-        metric=wanted.name,
-        value=found.value,
-        low=found.low,
-        high=found.high,
-        n=found.n,
-        units=found.units,
+        metric=main.name,
+        value=ends.value,
+        low=ends.low,
+        high=ends.high,
+        n=ends.n,
+        units=ends.units,
         draws=len(scores),
         selected=selected,
-        others=beside,
+        others=further,
     )
 
 
 def _selected(draws: Sequence[Selected]) -> dict[str, Any]:
-    """What was chosen: one setting for all draws, or where each draw chose for itself, the setting of each."""
+    """What was chosen: one setting for all draws, or the setting of each if each draw chose for itself."""
     first = draws[0]
     if all(each.setting == first.setting and each.validation == first.validation for each in draws):
-        found = {**first.setting, "validation": first.validation, "candidates": first.candidates}
-        return found | ({"at_edge": True} if first.at_edge else {})
+        common = {**first.setting, "validation": first.validation, "candidates": first.candidates}
+        return common | ({"at_edge": True} if first.at_edge else {})
     scores = [each.validation for each in draws if each.validation is not None]
     return {
         "by_draw": [dict(each.setting) for each in draws],
@@ -150,15 +150,15 @@ def _num_features(head: Head, features: Features) -> int:
     return features.pooled[pooling].shape[-1] if isinstance(pooling, str) else 0
 
 
-def kept(scores: Sequence[Scores], task: Task) -> NDArray[Any]:
-    """Predictions to keep, first axis the draws: the class alone where the metric reads no more, else every score."""
+def compact(scores: Sequence[Scores], task: Task) -> NDArray[Any]:
+    """Predictions to store, one draw per first index: only the class if the metric needs no more, else every score."""
     whole = np.stack(scores)
     by_class = task.kind == "classes" and task.metric in BY_CLASS
     return whole.argmax(axis=-1).astype(np.int32) if by_class else whole
 
 
 def restored(drawn: NDArray[Any], task: Task) -> NDArray[Any]:
-    """Predictions that `kept` made compact, in the form of ``metrics.py``: of a class alone, one for it and 0 else."""
+    """Predictions that `compact` returned, in the form of ``metrics.py``: a class becomes a score of 1, the rest 0."""
     if drawn.dtype.kind != "i":
         return drawn
     one_hot: NDArray[np.float32] = np.eye(task.num_outputs, dtype=np.float32)[drawn]
@@ -171,10 +171,10 @@ def share(text: str, task: Task, train: NDArray[Any] | None = None) -> dict[str,
     Args:
         text: the share.
         task: whose labels these are.
-        train: the training labels, to see whether every class has as many.
+        train: the training labels, to check that every class has that many.
 
     Raises:
-        UserError: it is neither, the task has no classes to draw from, or a class has fewer examples.
+        UserError: it is neither of the two, the task has no classes, or a class has fewer examples.
     """
     per_class = re.fullmatch(r"([1-9][0-9]*)/class", text)
     if per_class and task.kind != "classes":

@@ -1,4 +1,4 @@
-"""Features of a whole split: the frozen encoder in eval mode, one pass, every process its share."""
+"""Features of a whole split from one pass of the frozen encoder in eval mode, which all processes share."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ def features(
     """Mean and CLS features of every example of a split, in its order, on every process: float32 ``(n, D)``, CPU.
 
     Args:
-        encoder: put in eval mode for the pass and back as it was.
+        encoder: put in eval mode for the pass, then restored.
         split: the examples; each process encodes a contiguous part, no example twice.
         normalise: ``Data.normalise``.
-        accelerator: says where and among how many processes.
+        accelerator: has the device and the processes.
         batch_size: examples per pass and process; the result does not depend on it (up to float rounding).
         autocast: run in the accelerator's mixed precision (online scores) instead of float32.
         dropout: leave the encoder's dropout on, as DABS's transfer does.

@@ -28,7 +28,7 @@ from dabsmix.files import cached
 from dabsmix.model.contract import Embedded
 from dabsmix.model.encoder import Encoder, build_encoder
 from dabsmix.model.shapes import MLPConfig
-from dabsmix.scoring.evaluate import kept, result, share
+from dabsmix.scoring.evaluate import compact, result, share
 from dabsmix.scoring.features import each_row
 from dabsmix.scoring.head_mix import MixedLoss, alpha_at, draw, el2n
 from dabsmix.scoring.heads import Features, Scale
@@ -149,7 +149,7 @@ def finetune(
             chosen["kept"] = trained[best][0].kept
         results.append(result(probe, label, outputs, labelled.test, task, chosen, others))
         first = first if len(results) > 1 else outputs[0]
-        predictions[prediction_key(probe, label)] = kept(outputs, task)
+        predictions[prediction_key(probe, label)] = compact(outputs, task)
         if label == "1":
             train_value = _value(wanted, trained[best][0].network, labelled.train, data, accelerator)
             scores_of_train = trained[best][0].el2n

@@ -10,7 +10,7 @@ standardised quantity. Partners are drawn within one process's part of the batch
 | manifold | the input of a random block (Verma et al. 2019) | the same |
 | mixupe | as mixup (Zou et al. 2023) | plus a bound on the directional derivative, see `mixupe` |
 | regmixup | as mixup, with a large α (Pinto et al. 2022) | that of the clean batch plus that of the mixed one |
-| guided | as mixup | that of the mixed samples on which a teacher is no worse than the student, see `kept` |
+| guided | as mixup | that of the mixed samples on which a teacher is no worse than the student, see `no_worse` |
 """
 
 # B examples, L tokens, D width, C outputs
@@ -39,9 +39,9 @@ __all__ = [
     "draw",
     "el2n",
     "interpolate",
-    "kept",
     "losses",
     "mixupe",
+    "no_worse",
     "targets",
 ]
 
@@ -60,12 +60,12 @@ def alpha_at(mix: HeadMix, progress: float) -> float:
         case "constant":
             return mix.strength
         case "hard":
-            place = progress
+            height = progress
         case "easy":
-            place = 1 - progress
+            height = 1 - progress
         case "easy-hard-easy":
-            place = 1 - abs(2 * progress - 1)
-    return mix.strength * float(81**place - 1) / 8  # the exponential through (0, 0), (1/2, 1) and (1, 10)
+            height = 1 - abs(2 * progress - 1)
+    return mix.strength * float(81**height - 1) / 8  # the exponential through (0, 0), (1/2, 1) and (1, 10)
 
 
 # --- what is drawn
@@ -86,7 +86,7 @@ class Drawn(NamedTuple):
 def draw(
     rng: np.random.Generator, mix: HeadMix, alpha: float, size: int, encoder: Encoder, device: torch.device
 ) -> Drawn | None:
-    """Partners and λ ~ Beta(α, α), one for each example, under cutmix one for the batch; None where α is nearly 0."""
+    """Partners and λ ~ Beta(α, α), one per example, or one per batch under cutmix; None if α is nearly 0."""
     if alpha < NO_MIXING or size < 2:
         return None
     partner = torch.from_numpy(rng.permutation(size)).to(device)
@@ -106,9 +106,9 @@ def _block(rng: np.random.Generator, grids: tuple[tuple[int, ...], ...], weight:
         inside = np.ones(grid, dtype=bool)
         for axis, length in enumerate(grid):
             side = round(length * (1 - weight) ** (1 / len(grid)))
-            place = np.arange(length) - (int(rng.integers(length)) - side // 2)
+            offset = np.arange(length) - (int(rng.integers(length)) - side // 2)
             shape = [length if each == axis else 1 for each in range(len(grid))]
-            inside &= ((place >= 0) & (place < side)).reshape(shape)
+            inside &= ((offset >= 0) & (offset < side)).reshape(shape)
         parts.append(inside.ravel())
     return np.concatenate(parts)
 
@@ -119,7 +119,7 @@ def _block(rng: np.random.Generator, grids: tuple[tuple[int, ...], ...], weight:
 def interpolate(hidden: Tensor, real: Tensor | None, drawn: Drawn) -> tuple[Tensor, Tensor]:
     """``λ h + (1-λ) h'`` of ``(B, L, D)``, and the weight ``(B,)`` of each example's own target.
 
-    Where one of the two is padding an example keeps its own, and its target weighs more than λ.
+    If one of the two tokens is padding, the example keeps its own token, and its target weighs more than λ.
     """
     share = drawn.weight.to(hidden.dtype)[:, None, None]
     mixed = share * hidden + (1 - share) * hidden[drawn.partner]
@@ -209,7 +209,7 @@ def mixupe(mixed: Tensor, outputs: Tensor, target: Tensor, kind: str, eta: float
     return (mixed.detach().abs() / whole.detach().abs().clamp_min(1e-12)) * whole
 
 
-def kept(teacher: Tensor, student: Tensor) -> Tensor:
+def no_worse(teacher: Tensor, student: Tensor) -> Tensor:
     """Which mixed samples a guided student learns from, bool ``(B,)``: those with ``r̂ = H_teacher - H_student ≤ 0``.
 
     H is the loss of a mixed sample. A sample on which the student is better than its teacher is left out.
@@ -256,5 +256,5 @@ class MixedLoss(nn.Module):
             return each.mean(), whole
         with torch.no_grad():
             taught, _, _ = _outputs(teacher, teacher.encoder.embed(inputs), drawn, clean=False)
-            chosen = kept(losses(taught, target, task.kind), each)
+            chosen = no_worse(losses(taught, target, task.kind), each)
         return (each * chosen).sum() / chosen.sum().clamp_min(1), chosen.float().mean()

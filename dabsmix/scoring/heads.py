@@ -1,6 +1,6 @@
-"""Heads on frozen features: what they read, what they answer, and those that need no gradient descent.
+"""Heads on frozen features: their inputs, their outputs, and the heads that need no gradient descent.
 
-Every ``fit_*`` here and in ``linear.py`` takes training features alone and gives one head per setting, in a fixed
+Every ``fit_*`` here and in ``linear.py`` takes only training features and returns one head per setting, in a fixed
 order. None of them sees a validation or a test row.
 """
 
@@ -38,7 +38,7 @@ Setting = Mapping[str, str | float]
 
 @dataclass(frozen=True)
 class Features:
-    """What the encoder gave for one split, with the split's labels. Computed once; every head reads it.
+    """The encoder's features of one split, with the split's labels. They are computed once, and every head reads them.
 
     Attributes:
         pooled: features by pooling: float32 ``mean`` and ``cls``, each ``(n, D)``; or ``tokens`` alone, ``(n, L, D)``,
@@ -64,7 +64,7 @@ class Features:
         return len(self.label)
 
     def take(self, index: NDArray[np.int64]) -> "Features":
-        """The rows at these places, in their order."""
+        """The rows at these indices, in their order."""
         pooled = {name: x[torch.from_numpy(index).to(x.device)] for name, x in self.pooled.items()}
         return Features(pooled, self.label[index], None if self.group is None else self.group[index])
 
@@ -74,7 +74,7 @@ class Head(Protocol):
 
     @property
     def setting(self) -> Setting:
-        """What was set for it, for the record: pooling, learning rate, penalty, ..."""
+        """Its setting, for the record: pooling, learning rate, penalty, ..."""
 
     def predict(self, features: Features) -> NDArray[np.float32]:
         """Scores of every row, in the form that ``metrics.py`` states. The labels of ``features`` are not read."""
@@ -115,7 +115,7 @@ class LinearHead:
     kind: Literal["classes", "multilabel", "regression", "tokens"]
 
     def predict(self, features: Features) -> NDArray[np.float32]:
-        """Scores of every row; two classes with one logit z are given as the logits (0, z)."""
+        """Scores of every row; for two classes with one logit z, the logits are (0, z)."""
         x = self.scale(features.pooled[self.pooling])
         scores = (x @ self.weight + self.bias).float()
         if self.kind == "regression":
@@ -128,14 +128,14 @@ class LinearHead:
 def fit_ridge(train: Features, task: Task, penalties: Sequence[float]) -> list[LinearHead]:
     """Ridge regression on standardised features, in closed form and float64.
 
-    One eigendecomposition per pooling serves every penalty and every output. Classes and labels are fitted as targets
+    One eigendecomposition per pooling is used for every penalty and output. Classes and labels are fitted as targets
     of ±1 (least-squares classification). A head equals scikit-learn's ``Ridge(alpha=penalty * n)`` on the same
     standardised features; the penalty is stated per row so that one grid suits every n.
 
     Args:
         train: the training part.
         task: any kind.
-        penalties: above 0.
+        penalties: positive.
     """
     heads = []
     for name, x in train.pooled.items():
@@ -244,20 +244,20 @@ def fit_knn(train: Features, task: Task, neighbours: Sequence[int]) -> list[KnnH
 
 @dataclass(frozen=True)
 class ConstantHead:
-    """The same scores ``(C,)`` for every row or token, ``()`` for regression: the yardstick that reads no feature."""
+    """The same scores ``(C,)``, or ``()`` for regression, for every row or token: a yardstick without features."""
 
     setting: Setting
     scores: NDArray[np.float32]
     kind: str
 
     def predict(self, features: Features) -> NDArray[np.float32]:
-        """The constant, once for each row (or token)."""
+        """The constant, repeated for each row (or token)."""
         lead = features.label.shape if self.kind == "tokens" else (len(features),)
         return np.broadcast_to(self.scores, (*lead, *self.scores.shape)).copy()
 
 
 def fit_constant(train: Features, task: Task) -> list[ConstantHead]:
-    """What is known without a look at the input: the majority class (as log frequencies), or the mean target."""
+    """A prediction that ignores the input: the majority class (as log frequencies), or the mean target."""
     label = train.label
     if task.kind == "regression":
         scores = np.asarray(label.mean())
@@ -270,7 +270,7 @@ def fit_constant(train: Features, task: Task) -> list[ConstantHead]:
 
 
 def scored(x: Tensor, label: NDArray[Any]) -> tuple[Tensor, Tensor]:
-    """Rows ``(m, D)`` and their labels; for features of tokens, those tokens that have a label."""
+    """Rows ``(m, D)`` and their labels; for features of tokens, only the tokens that have a label."""
     target = torch.from_numpy(label).to(x.device)
     return (x[target >= 0], target[target >= 0]) if x.ndim == 3 else (x, target)
 
@@ -290,8 +290,8 @@ def _moments(rows: Tensor, target: Tensor, scale: Scale) -> tuple[Tensor, Tensor
     """``XᵀX (D, D)`` and ``XᵀY (D, C)`` of scaled rows, summed in float64, a chunk of rows at a time."""
     gram = rows.new_zeros(rows.shape[1], rows.shape[1], dtype=torch.float64)
     right = rows.new_zeros(rows.shape[1], target.shape[1], dtype=torch.float64)
-    for chunk, wanted in zip(torch.split(rows, 8192), torch.split(target, 8192), strict=True):
+    for chunk, targets in zip(torch.split(rows, 8192), torch.split(target, 8192), strict=True):
         x = scale(chunk).double()
         gram += x.T @ x
-        right += x.T @ wanted
+        right += x.T @ targets
     return gram, right

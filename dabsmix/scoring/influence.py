@@ -60,9 +60,9 @@ def _over_batches(mean: Metric, scores: Scores, label: Label) -> Values:
 
 
 def rarest(metric: Metric, label: Label) -> int:
-    """How many examples the metric rests on at least: those of the rarest class where it is a mean over classes.
+    """The smallest number of examples that the metric depends on: for a mean over classes, those of the rarest class.
 
-    Without any error the data show no variance; this number then says how much an interval may promise.
+    If there is no error, the data show no variance; the width of an interval then follows from this number.
     """
     if metric.parts is not None or (label.dtype.kind == "f" and label.ndim == 1):
         return len(label)
@@ -74,7 +74,7 @@ def rarest(metric: Metric, label: Label) -> int:
 
 
 def widening(metric: Metric, scores: Scores, label: Label) -> float:
-    """By how much the variance that the influence gives is to be multiplied, for one run on independent rows.
+    """The factor by which to multiply the variance from the influence, for one run on independent rows.
 
     1 but for AUROC. There DeLong's variance is itself uncertain where a class has few positives (or negatives), k, and
     too small where they rank alike by chance. It is averaged with Hanley and McNeil's (1982), which needs the area

@@ -45,7 +45,7 @@ Parts = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
 class Undefined(ValueError):
-    """The metric has no value on these labels, such as an AUROC where every label is the same."""
+    """The metric has no value on these labels, such as AUROC if all labels are equal."""
 
 
 @dataclass(frozen=True)
@@ -57,9 +57,9 @@ class Metric:
         function: ``function(scores, label) -> float``, shapes as at the top of this file.
         kinds: the task kinds it is defined for.
         higher: whether more is better.
-        span: the least and the greatest value there is.
-        chance: the value that a constant prediction gets whatever the labels; None where that depends on them
-            (score the majority class then).
+        span: the least and the greatest possible value.
+        chance: the value of a constant prediction on any labels; None if that depends on the labels (then score the
+            majority class).
         parts: for a metric that is a ratio of sums over examples: the numerator and the denominator of each,
             ``(n,)`` and ``(n,)``. Intervals are then one matrix product.
         batch: for a mean over batches, the rows of each; 0 for a metric of all rows at once.
@@ -103,7 +103,7 @@ def metric(name: str) -> Metric:
 
 
 def known(name: str) -> Metric | None:
-    """The metric of this name, see `metric`; None where no metric has it."""
+    """The metric of this name, see `metric`; None if there is none."""
     whole, slash, rows = name.partition("/")
     found = METRICS.get(whole)
     if found is None or not slash:
@@ -160,7 +160,7 @@ def _mae_parts(scores: Scores, label: Label) -> Parts:
 
 
 def _r2(scores: Scores, label: Label) -> float:
-    """Share of the labels' variance that the predictions explain; below 0 where their mean would do better."""
+    """The share of the labels' variance that the predictions explain; negative if the mean would predict better."""
     spread = float(((label - label.mean()) ** 2).sum())
     if spread == 0:
         raise Undefined(f"R²: all {len(label)} labels are equal")
@@ -168,7 +168,7 @@ def _r2(scores: Scores, label: Label) -> float:
 
 
 def _balanced_accuracy(scores: Scores, label: Label) -> float:
-    """The mean over the classes that occur of the share of each that is found."""
+    """The mean recall over the classes that occur."""
     counts = confusion(scores, label)
     true = counts.sum(axis=1)
     return float((np.diag(counts)[true > 0] / true[true > 0]).mean())
@@ -178,7 +178,7 @@ def _balanced_accuracy(scores: Scores, label: Label) -> float:
 
 
 def confusion(scores: Scores, label: Label) -> NDArray[np.float64]:
-    """How many examples (or tokens) of each class were taken for each, ``(C, C)``, true classes first."""
+    """Counts of examples (or tokens) by true and predicted class, ``(C, C)``, true classes first."""
     predicted, true = _classes(scores, label)
     width = max(scores.shape[-1], int(true.max(initial=0)) + 1)
     pairs = np.bincount(true * width + predicted, minlength=width * width)
@@ -250,7 +250,7 @@ def _auroc_macro(scores: Scores, label: Label) -> float:
 
 
 def ranking(scores: Scores) -> Scores:
-    """One score a row, ``(n,)``: of two classes the logit of class 1.
+    """One score per row, ``(n,)``; for two classes, the logit of class 1.
 
     Raises:
         ValueError: there are more classes.
@@ -258,12 +258,12 @@ def ranking(scores: Scores) -> Scores:
     if scores.ndim == 1:
         return scores
     if scores.shape[1] != 2:
-        raise ValueError(f"a correlation takes one score a row or two classes, got {scores.shape}")
+        raise ValueError(f"a correlation takes one score per row or two classes, got {scores.shape}")
     return scores[:, 1] - scores[:, 0]
 
 
 def _average_precision(scores: Scores, label: Label) -> float:
-    """Of every class against the rest, as scikit-learn has it; the mean over classes that have a positive."""
+    """Each class against the rest, as in scikit-learn; the mean over the classes that have a positive."""
     ranked, positive = positives(scores, label)
     each = [precision_at_positives(ranked[:, c], positive[:, c]) for c in np.flatnonzero(positive.any(axis=0))]
     if not each:
@@ -316,14 +316,14 @@ OFFERED: Mapping[str, tuple[str, ...]] = {
     "classes": ("accuracy", "balanced_accuracy", "f1_macro", "matthews", "auroc_macro", "average_precision"),
     "regression": ("spearman", "r2", "mae"),
 }
-"""What a user's own data may be scored by, by kind of task; those not chosen are reported beside."""
+"""Metrics for a user's own data, by kind of task; those that are not chosen are reported too."""
 
 EVEN = 2.0
-"""Up to this many times as many labels of the most frequent class as of the rarest, accuracy tells what it seems to."""
+"""The largest ratio of the most frequent class to the rarest at which accuracy is not misleading."""
 
 
 def by_labels(kind: str, train: Label) -> str:
-    """The metric of a user's own data where none is asked for: a rule on the training labels alone.
+    """The default metric of a user's own data, decided by the training labels alone.
 
     Spearman's correlation for quantities. Accuracy for classes of which the most frequent has at most twice as many
     training labels as the rarest; else balanced accuracy, of which a constant prediction gets no more than chance.

@@ -18,7 +18,7 @@ from dabsmix.data.batches import Batches, Raw
 from dabsmix.data.domain import Data, Labelled, Split, Task
 from dabsmix.distributed import gather
 from dabsmix.model.encoder import Encoder
-from dabsmix.scoring.evaluate import kept, result
+from dabsmix.scoring.evaluate import compact, result
 from dabsmix.scoring.features import features, token_features
 from dabsmix.scoring.metrics import Scores, Undefined, metric
 from dabsmix.scoring.results import TransferRecord, prediction_key
@@ -30,7 +30,7 @@ NOTE = (
     "alone: the encoder moved beneath the probe, and no setting was chosen on validation."
 )
 
-# by protocol: steps between two updates of the probe, the same for every algorithm
+# steps between two updates of the probe by protocol, the same for every algorithm
 EVERY = {"v1": 10, "dabs": 1, "imix": 10}
 
 
@@ -140,7 +140,7 @@ class Online:
             notes=(NOTE,),
             asked=(key,),
         )
-        arrays = {key: kept([predicted], own), "label": split.label}
+        arrays = {key: compact([predicted], own), "label": split.label}
         return value, Scored(record, arrays if split.group is None else arrays | {"group": split.group})
 
 
@@ -225,8 +225,8 @@ class OnlineProbe(nn.Module):
         features = self.norm(features)
         if self.dropout:
             generator = torch.Generator(features.device).manual_seed(seed)
-            kept = torch.rand(features.shape, device=features.device, generator=generator) >= self.dropout
-            features = features * kept / (1 - self.dropout)
+            active = torch.rand(features.shape, device=features.device, generator=generator) >= self.dropout
+            features = features * active / (1 - self.dropout)
         loss = self.task.loss(self.head(features), label, self.center, self.scale)
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped

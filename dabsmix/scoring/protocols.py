@@ -26,7 +26,7 @@ class Protocol:
 
     Attributes:
         name: stamped on every row.
-        note: what every output under this protocol has to say, in whole sentences; empty where nothing.
+        note: whole sentences that every output under this protocol shows; may be empty.
         linear: the grid of linear heads, trained by gradient descent or solved.
         poolings: which features are read.
         neighbours: each k of the nearest-neighbour probe; empty for none.
@@ -79,19 +79,19 @@ def fits(
 
 
 def quicker(protocol: Protocol) -> Protocol:
-    """The protocol with linear heads solved less closely: enough to tell settings apart, where there are many draws."""
+    """The protocol with linear heads solved less precisely, which is enough to compare settings over many draws."""
     if not isinstance(protocol.linear, LogisticGrid):
         return protocol
     return replace(protocol, linear=replace(protocol.linear, tolerance=1e-3))
 
 
 def refit(protocol: Protocol, task: Task, probe: str, fit: Fit, train: Features, setting: Setting) -> Head:
-    """The head of a probe with this setting; of its first setting where it has no such.
+    """The head of a probe with this setting, or with its first setting if it does not have this one.
 
     Args:
         protocol, task: whose probe it is.
         probe: its name.
-        fit: all its settings; a solved head is fitted alone, which takes a fraction of the time.
+        fit: fits all its settings; for a solved head only one is fitted, which takes a fraction of the time.
         train: the training part.
         setting: which head.
     """
@@ -104,10 +104,10 @@ def refit(protocol: Protocol, task: Task, probe: str, fit: Fit, train: Features,
 
 
 def v2() -> Protocol:
-    """Ours: every probe solved to convergence, few labels chosen within, each encoder read at every depth.
+    """Our current protocol: solvers converge, few labels are cross-validated, and encoders are read at every depth.
 
-    Features are standardised and come from one pass in eval mode; with all labels every choice is made on validation;
-    the test split is read once.
+    Features are standardised and come from one pass in eval mode. With all labels every choice is made on validation.
+    The test split is read once.
     """
     return Protocol(
         name="v2",
@@ -127,9 +127,10 @@ def v2() -> Protocol:
 
 
 def v1() -> Protocol:
-    """The first of ours, kept for the rows that it made; its linear heads stop before they have converged.
+    """Our first protocol, retained for its existing rows; its linear heads stop before they have converged.
 
-    Standardised eval-mode features, three probes, every choice made on validation, test read once."""
+    It has standardised eval-mode features and three probes. Every choice is made on validation; test is read once.
+    """
     return Protocol(
         name="v1",
         note="",
@@ -147,7 +148,7 @@ def v1() -> Protocol:
 
 
 def dabs(batch_size: int) -> Protocol:
-    """DABS's own (Tamkin et al. 2021, its reference code), to compare with its published numbers.
+    """The protocol of DABS (Tamkin et al. 2021, its reference code), to compare with its published numbers.
 
     One head on raw mean features, AdamW at a constant rate of 1e-4, 100 epochs, the data set's batch, binary tasks
     with one logit. Differs in the bias, which decays there by 1e-8 a step and here not at all.
@@ -171,10 +172,11 @@ def dabs(batch_size: int) -> Protocol:
 
 
 def imix(specs: tuple[Spec, ...] = ()) -> Protocol:
-    """i-Mix's (Lee et al. 2021, its reference code): SGD, seven rates, 100 epochs, drops at 80, 90 and 95.
+    """The protocol of i-Mix (Lee et al. 2021, its reference code): SGD, seven rates, 100 epochs, drops at 80, 90, 95.
 
-    Tables are in batches of 512, at rates for 256, as there. Images of 224x224 have its ImageNet recipe: one rate,
-    drops to a tenth at 60 and 80. The reference picks the rate by test accuracy; here it is chosen on validation.
+    Tables have batches of 512 with the rates for 256, as in the reference. Images of 224x224 have its ImageNet recipe:
+    one rate, with drops to a tenth at 60 and 80. The reference picks the rate by test accuracy; here it is chosen on
+    validation.
 
     Args:
         specs: the inputs of the data.
@@ -203,7 +205,7 @@ def imix(specs: tuple[Spec, ...] = ()) -> Protocol:
     )
 
 
-# Each from the batch size that the data set's source trains with, and the specs of its inputs.
+# Each is made from the batch size with which the data set's source trains, and from the specs of the inputs.
 PROTOCOLS: Mapping[str, Callable[[int, tuple[Spec, ...]], Protocol]] = {
     "v2": lambda batch_size, specs: v2(),
     "v1": lambda batch_size, specs: v1(),

@@ -1,7 +1,7 @@
-"""Three random encoders of the same shape beside every run: what was there before any pretraining.
+"""Three random encoders of the same shape, scored beside every run: what features are worth without pretraining.
 
-They belong to the data and the encoder's shape and not to a run, so they are scored once and kept in the cache folder.
-Reading the test split with them is no look of the run's own.
+They belong to the data and the encoder's shape and not to a run, so they are scored once and stored in the cache.
+Reading the test split with them does not count as a test read of the run.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from dabsmix.scoring.results import Gain, Result, prediction_key
 
 __all__ = ["SEEDS", "gain", "random_encoders"]
 
-# No run is likely to have them: a run starts at the weights of its own seed, and would be compared with its start.
+# Seeds that no run is likely to have: otherwise a run could be compared with its own initial weights.
 SEEDS = (7_000_001, 7_000_002, 7_000_003)
 
 Score = Callable[[Encoder], tuple[Sequence[Result], Mapping[str, NDArray[Any]]]]
@@ -53,28 +53,30 @@ def random_encoders(
         labelled: what they are scored on; ``fingerprint`` of the data.
         protocol: its name.
         labels: the shares.
-        score: scores an encoder with the shares given, as the run's own was scored.
+        score: for shares of the labels, a function that scores an encoder the way the run's encoder was scored.
         accelerator: where, and among how many processes.
     """
     rows = [hashlib.sha256(split.rows.tobytes()).hexdigest() for split in labelled.splits.values()]
     shape = [repr(encoder.specs), repr(encoder.config)]
-    said = [fingerprint, rows, str(labelled.task), shape, protocol, SEEDS, dabsmix.__version__]
+    settings = [fingerprint, rows, str(labelled.task), shape, protocol, SEEDS, dabsmix.__version__]
 
-    def place(label: str) -> Path:
-        key = hashlib.sha256(json.dumps([*said, label]).encode()).hexdigest()[:32]
+    def path_of(label: str) -> Path:
+        key = hashlib.sha256(json.dumps([*settings, label]).encode()).hexdigest()[:32]
         return cache_folder() / "random" / f"{key}.npz"
 
-    found = {label: _read(place(label)) for label in labels}
-    there = torch.tensor([found[label] is not None for label in labels], dtype=torch.float32)
-    agreed = accelerator.reduce(there.to(accelerator.device), reduction="mean").tolist()  # scoring takes all processes
+    stored = {label: _read(path_of(label)) for label in labels}
+    present = torch.tensor([stored[label] is not None for label in labels], dtype=torch.float32)
+    agreed = accelerator.reduce(
+        present.to(accelerator.device), reduction="mean"
+    ).tolist()  # scoring takes all processes
     missing = tuple(label for label, share in zip(labels, agreed, strict=True) if share < 1)
     if missing:
         scored = [_scored(encoder, labelled, seed, score(missing)) for seed in SEEDS]
         for label in missing:
-            found[label] = runs = tuple(each[label] for each in scored)
+            stored[label] = runs = tuple(each[label] for each in scored)
             if accelerator.is_main_process:
-                _write(place(label), runs)
-    return {label: runs for label, runs in found.items() if runs is not None}
+                _write(path_of(label), runs)
+    return {label: runs for label, runs in stored.items() if runs is not None}
 
 
 def gain(
@@ -111,7 +113,7 @@ def _measured(result: Result, predictions: Mapping[str, NDArray[Any]], labelled:
     return measure(metric(result.metric), list(restored(drawn, labelled.task)), test.label, test.group)
 
 
-# --- kept: a file of three runs
+# --- the cached file of the three encoders' scores
 
 
 def _write(path: Path, runs: Sequence[Measured]) -> None:
@@ -134,7 +136,7 @@ def _write(path: Path, runs: Sequence[Measured]) -> None:
 
 
 def _read(path: Path) -> tuple[Measured, ...] | None:
-    """None where there is none, or it is damaged."""
+    """The scores of a cached file; None if it does not exist or is damaged."""
     try:
         with np.load(path, allow_pickle=False) as arrays:
             share, (n, rarest) = arrays.get("share"), arrays["sizes"].tolist()

@@ -1,4 +1,4 @@
-"""What a transfer gives: one result per probe and share of the labels, and the record that its file keeps of them."""
+"""What a transfer returns: one result per probe and share of the labels, and the record that its file stores."""
 
 from __future__ import annotations
 
@@ -86,10 +86,10 @@ class HeadMix:
         return "-".join(parts)
 
     def check(self, kind: str, has_tokens: bool) -> None:
-        """Refuse what is not defined for labels of this kind or for an encoder without tokens.
+        """Refuse a method that is not defined for labels of this kind or for an encoder without tokens.
 
         Raises:
-            UserError: so it is, or a number is out of range.
+            UserError: it is not defined, or a number is out of range.
         """
         if self.alpha is not None and not 0 < self.alpha <= 1000:
             raise UserError(f"--mix-alpha {self.alpha:g}: give a number above 0 and up to 1000")
@@ -108,7 +108,7 @@ class HeadMix:
 
 
 BY_CLASS = ("accuracy", "balanced_accuracy", "f1_macro", "f1_weighted", "matthews")
-"""Metrics of the predicted class alone: their predictions are kept as class numbers, those of others as scores."""
+"""Metrics of the predicted class alone: their predictions are stored as class numbers, those of others as scores."""
 
 
 def default_protocol(pretraining: str) -> str:
@@ -117,7 +117,7 @@ def default_protocol(pretraining: str) -> str:
 
 
 def probes_of(protocol: str, kind: str, head_mix: str = "") -> tuple[str, ...]:
-    """Every probe that a protocol fits for a task of this kind: at each share of the labels, none may be left out."""
+    """Every probe that a protocol fits for a task of this kind, at each share of the labels."""
     if head_mix:
         return (mixed_probe(protocol, head_mix),)
     named: dict[str, tuple[str, ...]] = {"dabs": ("linear",), "imix": ("linear", "pinv"), "finetune": ("finetune",)}
@@ -141,7 +141,7 @@ def yardstick_key(name: str, key: str) -> str:
 
 
 def in_percent(metric: str) -> bool:
-    """Whether a score is shown in per cent: shares and correlations are, other quantities are not."""
+    """Whether a score is shown in percent: shares and correlations are, other quantities are not."""
     from dabsmix.scoring.metrics import known
 
     found = known(metric)
@@ -225,7 +225,7 @@ class Gain:
         return self.direction if self.value > 0 else -self.direction
 
     def __str__(self) -> str:
-        """Half a sentence: ``with all labels this encoder is better than a random one by 7.1 points (...)``."""
+        """A clause: ``with all labels this encoder is better than a random one by 7.1 points (...)``."""
         percent = in_percent(self.metric)
 
         def text(number: float) -> str:
@@ -300,9 +300,9 @@ class TransferRecord:
         if not self.gains:
             return ""
         signs = [each.sign for each in self.gains]
-        said = "yes" if 1 in signs and -1 not in signs else "no" if -1 in signs and 1 not in signs else "not shown"
-        said = "yes and no" if 1 in signs and -1 in signs else said
-        return f"Did pretraining help? {said.capitalize()}: {'; '.join(map(str, self.gains))}."
+        verdict = "yes" if 1 in signs and -1 not in signs else "no" if -1 in signs and 1 not in signs else "not shown"
+        verdict = "yes and no" if 1 in signs and -1 in signs else verdict
+        return f"Did pretraining help? {verdict.capitalize()}: {'; '.join(map(str, self.gains))}."
 
     @property
     def headline(self) -> Result:

@@ -22,7 +22,7 @@ from dabsmix.scoring.protocols import Fit
 
 __all__ = ["Selected", "compare_within", "few_labels", "label_subsets", "select"]
 
-EDGE_GAIN = 0.002  # in the metric's unit: a flat edge is no sign that the grid is too short
+EDGE_GAIN = 0.002  # in the metric's unit: a smaller gain at the edge does not mean that the grid is too short
 
 Part = TypeVar("Part", Features, Split)
 
@@ -37,7 +37,7 @@ class Selected:
             draw; None where nothing could be compared and the setting was fixed in advance.
         candidates: how many settings it was chosen from.
         at_edge: whether it is the first or last of its pooling's grid and better than its neighbour by more than
-            `EDGE_GAIN`: beyond the edge there may be better.
+            `EDGE_GAIN`, so that a setting beyond the edge may be better.
     """
 
     head: Head
@@ -47,20 +47,20 @@ class Selected:
 
     @property
     def setting(self) -> Setting:
-        """What was set for it."""
+        """The head's setting."""
         return self.head.setting
 
 
 def select(fit: Fit, draws: Sequence[tuple[Features, Features]], metric: Metric) -> list[Selected]:
-    """Fits every setting on each draw's training part and keeps the one best on validation, the mean over draws.
+    """Fit every setting on each draw's training part, and choose the best one by its mean validation score over draws.
 
-    A setting whose scores are not finite in some draw (it diverged) is out. Of equal settings the first is taken.
-    A draw whose few validation labels give the metric no value has no say in the choice.
+    A setting that diverged (its scores are not finite in some draw) is excluded. Of equal settings the first is
+    chosen. Draws whose few validation labels leave the metric undefined are ignored.
 
     Args:
-        fit: from training features to one head per setting, such as ``protocols.fits`` gives.
+        fit: from training features to one head per setting, such as those of ``protocols.fits``.
         draws: training and validation part of each draw; one pair where all labels are used.
-        metric: what is best.
+        metric: compares the settings.
 
     Returns:
         One per draw, all of the same setting.
@@ -74,7 +74,7 @@ def select(fit: Fit, draws: Sequence[tuple[Features, Features]], metric: Metric)
     for fitted, (_, validation) in zip(heads, draws, strict=True):
         try:
             scores.append([_score(head, validation, metric) for head in fitted])
-        except Undefined:  # by the labels of this draw's validation part, so for every setting alike
+        except Undefined:  # because of this draw's validation labels, and so for every setting
             continue
     if not scores:
         raise Undefined(f"{metric.name} has no value on the validation labels: more of them are needed to choose with")

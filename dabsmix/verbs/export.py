@@ -1,4 +1,4 @@
-"""A run's encoder for others: a program of torch, an ONNX graph, or a repository of the Hugging Face hub."""
+"""A run's encoder for other programs: a torch program, an ONNX graph, or a repository of the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ from dabsmix.verbs.hub import published
 __all__ = ["export"]
 
 TOLERANCE = 1e-4
-"""Largest difference between a feature of the exported program and the encoder's."""
+"""The largest allowed difference between a feature of the exported program and that of the encoder."""
 
 
 def export(config: ExportConfig, *, say: Callable[[str], None] = lambda _: None) -> str:
-    """Write a run's encoder in a format that others read, checked against the encoder itself.
+    """Write a run's encoder in a format for other programs, checked against the encoder itself.
 
-    ``torch`` is a `torch.export` program, ``encoder.pt2``; ``onnx`` is ``encoder.onnx``. Both take raw examples, as
-    the run's data are stored, standardise them, and give the features ``mean`` and ``cls`` of any number of examples;
-    ``encoder.json`` beside them says what goes in. ``hub`` is the folder of a repository with a model card, and
+    ``torch`` is a `torch.export` program, ``encoder.pt2``; ``onnx`` is ``encoder.onnx``. Both take any number of raw
+    examples, as the run's data are stored, standardise them, and return the features ``mean`` and ``cls``;
+    ``encoder.json`` beside them describes the inputs. ``hub`` is the folder of a repository with a model card, and
     ``hub:ORG/NAME`` uploads it.
 
     Returns:
@@ -58,12 +58,12 @@ def export(config: ExportConfig, *, say: Callable[[str], None] = lambda _: None)
     path = folder / ("encoder.pt2" if kind == "torch" else "encoder.onnx")
     save, outputs = (_save_torch, _torch_outputs) if kind == "torch" else (_save_onnx, _onnx_outputs)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's exporters warn of their own insides
+        warnings.simplefilter("ignore")  # torch's exporters warn about their own internals
         write(path, lambda to: save(program, to))
         difference = _difference(program, lambda inputs: outputs(path, inputs))
     if not difference <= TOLERANCE:
         path.unlink()
-        raise UserError(f"{path}: its features differ from the encoder's by {difference:g}; report this, please")
+        raise UserError(f"{path}: its features differ from the encoder's by {difference:g}; please report this")
     description = _description(run, encoder, program, path.name, difference)
     write(folder / "encoder.json", lambda to: to.write_text(json.dumps(description, indent=1), encoding="utf-8"))
     say(f"checked: its features differ from the encoder's by at most {difference:.1g}")
@@ -74,8 +74,8 @@ class Standalone(nn.Module):
     """Raw inputs to features ``mean`` and ``cls``, each ``(B, D)``: the run's standardisation and its encoder.
 
     Attributes:
-        standardises: whether the inputs are raw; where a run does not say how it standardises, they are to be given
-            as its domain normalises them.
+        standardises: whether the inputs are raw. If a run does not state how it standardises, the inputs have to be
+            normalised as its domain does.
     """
 
     def __init__(self, encoder: Encoder, run: Run) -> None:
@@ -86,11 +86,11 @@ class Standalone(nn.Module):
         self.standardises = mean is not None and std is not None
         if self.standardises:
             (first, *_) = _examples(encoder, 1)
-            found = Standardise(_numbers(mean), _numbers(std)).by_channel(first)
-            self.mean, self.std = (nn.Buffer(torch.as_tensor(each)) for each in found)
+            statistics = Standardise(_numbers(mean), _numbers(std)).by_channel(first)
+            self.mean, self.std = (nn.Buffer(torch.as_tensor(each)) for each in statistics)
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """Every input with its examples along the first axis."""
+        """Features of the inputs, whose first axis is the examples."""
         if self.standardises and inputs[0].is_floating_point():
             inputs = (inputs[0] - self.mean) / self.std, *inputs[1:]
         pooled = self.encoder(inputs)
@@ -105,7 +105,7 @@ def _numbers(values: Any) -> tuple[float, ...] | float:
 
 
 def _examples(encoder: Encoder, count: int) -> tuple[Tensor, ...]:
-    """Inputs of the right shape; which ones does not matter."""
+    """Random inputs of the right shape."""
     draws = torch.Generator().manual_seed(count)
 
     def one(spec: Spec) -> Tensor:
@@ -130,9 +130,9 @@ def _exported(program: Standalone) -> Any:
 
 def _save_torch(program: Standalone, path: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        kept = Path(folder) / "encoder.pt2"  # the ending that it insists on
-        torch.export.save(_exported(program), kept)
-        shutil.copyfile(kept, path)
+        temporary = Path(folder) / "encoder.pt2"  # torch requires this suffix
+        torch.export.save(_exported(program), temporary)
+        shutil.copyfile(temporary, path)
 
 
 def _save_onnx(program: Standalone, path: Path) -> None:
@@ -150,7 +150,7 @@ def _save_onnx(program: Standalone, path: Path) -> None:
 
 def _names(program: Standalone) -> list[str]:
     specs = program.encoder.specs
-    return ["input"] if len(specs) == 1 else [f"input{place}" for place in range(len(specs))]
+    return ["input"] if len(specs) == 1 else [f"input{number}" for number in range(len(specs))]
 
 
 def _torch_outputs(path: Path, inputs: tuple[Tensor, ...]) -> list[Tensor]:
@@ -168,7 +168,7 @@ def _onnx_outputs(path: Path, inputs: tuple[Tensor, ...]) -> list[Tensor]:
 
 @torch.no_grad()
 def _difference(program: Standalone, outputs: Callable[[tuple[Tensor, ...]], list[Tensor]]) -> float:
-    """The largest one between features, of another number of examples than it was exported with."""
+    """The largest difference between features, for a different number of examples than in the export."""
     inputs = _examples(program.encoder, 5)
     return max(
         float((ours - theirs).abs().max()) for ours, theirs in zip(program(*inputs), outputs(inputs), strict=True)
@@ -176,7 +176,7 @@ def _difference(program: Standalone, outputs: Callable[[tuple[Tensor, ...]], lis
 
 
 def _description(run: Run, encoder: Encoder, program: Standalone, file: str, difference: float) -> dict[str, Any]:
-    """What a reader of the file has to know."""
+    """What a user of the file has to know."""
     record = run.record
     kinds = {"Grid": "float32", "Table": "float32", "Tokens": "int64"}
     inputs = [

@@ -1,6 +1,7 @@
-"""`dabsmix report`: one run on one page that holds all its pictures, and the same pictures as a PNG.
+"""`dabsmix report`: one run on one page with all its pictures, and the same pictures as a PNG.
 
-The page is `report.html`, a Jinja template beside this file; matplotlib draws. Both are imported when a report is made.
+The page is `report.html`, a Jinja template beside this file, and matplotlib draws the pictures. Both libraries are
+imported only when a report is made.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["report"]
 
-INK = "#010203"  # text and axes; in the page it becomes the text's colour, light or dark
+INK = "#010203"  # text and axes; in the page it becomes the colour of the text, light or dark
 ENCODER, RANDOM, RAW, OTHER = "#2f7ed8", "#8f959e", "#d9822b", "#6aa84f"
 CURVES = {
     "loss": "loss",
@@ -47,10 +48,10 @@ def report(run: Run) -> Path:
         The page.
 
     Raises:
-        UserError: the run is unfinished, or a file of it is damaged.
+        UserError: the run is unfinished, or one of its files is damaged.
     """
     if not run.finished:
-        raise UserError(f"{run.path} is unfinished: go on with `dabsmix pretrain --resume`")
+        raise UserError(f"{run.path} is unfinished: continue it with `dabsmix pretrain --resume`")
     tasks = [(path, read_transfer(path)) for path in sorted((run.path / "transfer").glob("*.json"))]
     training = _training(run)
     drawn = [(record, _predictions(path), _of_task(record, _predictions(path))) for path, record in tasks]
@@ -111,7 +112,7 @@ def _page(
 
 
 def _transfer_command(folder: str, task: TransferRecord, run: Run) -> str:
-    """What scores the run so again: for a user's own files that have been scored besides, what is to be filled in."""
+    """The command that repeats these scores."""
     shares = " ".join(dict.fromkeys(each.label_fraction for each in task.results))
     named = "" if task.protocol == default_protocol(run.record.protocol) else f" --protocol {task.protocol}"
     if task.of:
@@ -126,7 +127,7 @@ def _shown(metric: str, value: float | None) -> str:
 
 
 def _rows(task: TransferRecord) -> list[dict[str, str]]:
-    """The table of scores: the encoder's, then the random encoders', then the yardsticks'."""
+    """The table of scores: of the encoder, then of the random encoders, then of the yardsticks."""
 
     def row(
         of: str, probe: str, share: str, metric: str, ends: tuple[float, float | None, float | None]
@@ -143,23 +144,23 @@ def _rows(task: TransferRecord) -> list[dict[str, str]]:
     def of_result(of: str, each: Result) -> dict[str, str]:
         return row(of, each.probe, each.label_fraction, each.metric, (each.value, each.low, each.high))
 
-    found = [of_result("this encoder", each) for each in task.results]
-    found += [
+    rows = [of_result("this encoder", each) for each in task.results]
+    rows += [
         row(f"{each.seeds} random encoders", each.probe, each.label_fraction, each.metric, _ends(each))
         for each in task.gains
     ]
-    return found + [of_result(name, each) for name, results in task.yardsticks.items() for each in results]
+    return rows + [of_result(name, each) for name, results in task.yardsticks.items() for each in results]
 
 
 def _ends(gain: Gain) -> Ends:
     return gain.random, gain.random_low, gain.random_high
 
 
-# --- what is drawn: a title and a function that draws it
+# --- pictures: for each, a title and a function that draws it
 
 
 def _training(run: Run) -> list[tuple[str, Any]]:
-    """Curves over the steps; none for a run that took no step."""
+    """Curves over the steps; none for a run without steps."""
     lines = run.metrics()
 
     def curve(name: str) -> Callable[[Axes], None]:
@@ -192,7 +193,7 @@ def _of_task(task: TransferRecord, predictions: pd.DataFrame | None) -> list[tup
 
 
 def _scores(axes: Axes, task: TransferRecord) -> None:
-    """The headline and, with the same share of the labels, all that it is held against."""
+    """The headline score, and the scores that it is compared with at the same share of the labels."""
     first = task.headline
     bars = [("this encoder", first.value, first.low, first.high, ENCODER)]
     bars += [
@@ -208,10 +209,10 @@ def _scores(axes: Axes, task: TransferRecord) -> None:
             if each.label_fraction == first.label_fraction or each.probe == "majority"
         ]
     factor = 100 if in_percent(first.metric) else 1
-    for place, (_, value, low, high, color) in enumerate(reversed(bars)):
+    for y, (_, value, low, high, color) in enumerate(reversed(bars)):
         if low is not None and high is not None:
-            axes.plot([factor * low, factor * high], [place, place], color=color, linewidth=2)
-        axes.plot([factor * value], [place], "o", color=color)
+            axes.plot([factor * low, factor * high], [y, y], color=color, linewidth=2)
+        axes.plot([factor * value], [y], "o", color=color)
     axes.set_yticks(range(len(bars)), [name for name, *_ in reversed(bars)])
     axes.set_ylim(-0.6, len(bars) - 0.4)
     axes.set_xlabel(_unit(first.metric))
@@ -236,14 +237,14 @@ def _few(axes: Axes, task: TransferRecord) -> None:
         (-0.06, 0.0, 0.06),
         strict=True,
     ):
-        there = sorted((shares.index(each[0]) + shift, each[1:]) for each in points if each[0] in shares)
-        if not there:
+        drawn = sorted((shares.index(each[0]) + shift, each[1:]) for each in points if each[0] in shares)
+        if not drawn:
             continue
-        x, y = [place for place, _ in there], [factor * ends[0] for _, ends in there]
+        x, y = [position for position, _ in drawn], [factor * ends[0] for _, ends in drawn]
         axes.plot(x, y, color=color, label=name, marker="o", markersize=4)
-        for place, (_, low, high) in there:
+        for position, (_, low, high) in drawn:
             if low is not None and high is not None:
-                axes.plot([place, place], [factor * low, factor * high], color=color, linewidth=1.5)
+                axes.plot([position, position], [factor * low, factor * high], color=color, linewidth=1.5)
     axes.set_xticks(range(len(shares)), [_share(share, task) for share in shares])
     axes.set_xlabel("labels")
     axes.set_ylabel(_unit(first.metric))
@@ -251,7 +252,7 @@ def _few(axes: Axes, task: TransferRecord) -> None:
 
 
 def _labels(share: str, task: TransferRecord) -> float:
-    """About how many labels a share is, for the order of the axis."""
+    """The approximate number of labels of a share, for the order on the axis."""
     train = task.splits.get("train", {}).get("examples", 0)
     if share.endswith("/class"):
         return int(share.removesuffix("/class")) * max(1, len(task.classes))
@@ -266,9 +267,9 @@ def _share(share: str, task: TransferRecord) -> str:
 
 
 def _confusion(axes: Axes, predictions: pd.DataFrame, classes: Sequence[str]) -> None:
-    place = {name: number for number, name in enumerate(classes)}
+    index = {name: number for number, name in enumerate(classes)}
     counts = np.zeros((len(classes), len(classes)))
-    np.add.at(counts, (predictions["truth"].map(place).to_numpy(), predictions["prediction"].map(place).to_numpy()), 1)
+    np.add.at(counts, (predictions["truth"].map(index).to_numpy(), predictions["prediction"].map(index).to_numpy()), 1)
     share = counts / counts.sum(axis=1, keepdims=True).clip(1)
     axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
     if len(classes) <= 12:
@@ -283,7 +284,7 @@ def _confusion(axes: Axes, predictions: pd.DataFrame, classes: Sequence[str]) ->
 
 
 def _calibration(axes: Axes, predictions: pd.DataFrame) -> None:
-    """How often predictions of about one probability are right, for ten equal groups of examples."""
+    """How often predictions are right at their probability, for ten groups of equally many examples."""
     sure = predictions.filter(regex="^p_").to_numpy().max(axis=1)
     right = (predictions["truth"] == predictions["prediction"]).to_numpy(dtype=float)
     order = np.argsort(sure, kind="stable")
@@ -323,7 +324,7 @@ def _predictions(path: Path) -> pd.DataFrame | None:
 
 
 def _failures(predictions: pd.DataFrame) -> list[dict[str, str]]:
-    """The surest mistakes, or the largest errors."""
+    """The most confident mistakes, or the largest errors."""
     truth, predicted = predictions["truth"], predictions["prediction"]
     if truth.dtype.kind == "f":
         worst = (truth - predicted).abs().sort_values(ascending=False).index[:FAILURES]
@@ -360,7 +361,7 @@ def _style() -> dict[Any, Any]:
 
 
 def _svg(draw: Callable[[Axes], None]) -> str:
-    """One picture as part of a page, in the colours of its text."""
+    """One picture as SVG for a page, in the colour of its text."""
     import matplotlib
     from matplotlib.figure import Figure
 

@@ -20,9 +20,9 @@ from dabsmix.scoring.head_mix import (
     draw,
     el2n,
     interpolate,
-    kept,
     losses,
     mixupe,
+    no_worse,
     targets,
 )
 from dabsmix.scoring.results import HeadMix, HeadMixes
@@ -99,20 +99,20 @@ def test_mixupe_is_its_formula_and_its_factor_has_no_gradient(kind: str, eta: fl
 def test_guided_keeps_by_the_formula() -> None:
     target = mixed_target()
     student, teacher = losses(OUTPUTS, target, "classes"), losses(CLEAN, target, "classes")
-    for i, chosen in enumerate(kept(teacher, student).tolist()):
+    for i, chosen in enumerate(no_worse(teacher, student).tolist()):
         s, t, y = softmax(OUTPUTS[i]), softmax(CLEAN[i]), target[i].tolist()
         r = sum(-y[c] * math.log(t[c]) for c in range(C)) - sum(-y[c] * math.log(s[c]) for c in range(C))
         assert chosen == (r <= 0)
-    # a teacher that gives the mixed target itself is beaten by none: everything is kept
+    # a teacher that gives the mixed target itself is beaten by none: every sample is learned from
     perfect = losses(target.clamp_min(1e-12).log(), target, "classes")
-    assert kept(perfect, student).all()
+    assert no_worse(perfect, student).all()
     # one that gives the heavier class alone is beaten on every sample that is really mixed
     sure = torch.where(target == target.amax(dim=1, keepdim=True), 0.0, -50.0).double()
     worse = losses(sure, target, "classes")
-    assert kept(worse, student).tolist() == [
+    assert no_worse(worse, student).tolist() == [
         (w - s) <= 0 for w, s in zip(worse.tolist(), student.tolist(), strict=True)
     ]
-    assert not kept(worse, student).all()
+    assert not no_worse(worse, student).all()
 
 
 def test_el2n() -> None:
@@ -188,7 +188,7 @@ def test_a_batch_s_loss_is_that_of_its_examples_one_by_one(method: HeadMixes) ->
         for number, block in enumerate(of.encoder.blocks):
             if number == drawn.block:
                 hidden = (lam * hidden[0] + (1 - lam) * hidden[1])[None]
-            hidden = block(hidden)
+            hidden = block(hidden, None)
         return of.head(of.norm(of.encoder.norm(hidden).mean(dim=1)))[0]  # type: ignore[no-any-return, operator]
 
     total, clean, derivative, number = 0.0, 0.0, 0.0, 0
