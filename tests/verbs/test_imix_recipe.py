@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
-from dabsmix.config import PretrainConfig, resolve
+from dabsmix.config import PretrainConfig, TransferConfig, resolve
 from dabsmix.errors import UserError
 from dabsmix.model.encoder import Embedded, build_encoder
 from dabsmix.model.shapes import MLPConfig
@@ -20,6 +21,7 @@ from dabsmix.source import Source
 from dabsmix.spec import Batch, Table
 from dabsmix.training import accelerate, learning_rate, make_optimizer
 from dabsmix.verbs.pretrain import pretrain
+from dabsmix.verbs.transfer import transfer
 
 IMIX = PretrainConfig(Source("digits", protocol="imix"), algo="imix_npair", encoder="tiny")
 B = 8
@@ -152,3 +154,18 @@ def test_a_run_under_the_protocol(tmp_path: Path) -> None:
     assert run.record.steps == 2 * (1149 // 256)
     assert "optimizer: sgd" in (run.path / "config.yaml").read_text()
     assert run.metrics()[-1]["loss"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("domain", "encoder", "width"), [("breast_cancer", "mlp_quarter", 512), ("digits", "resnet18", 512)]
+)
+def test_an_encoder_without_tokens_is_scored_by_v2(domain: str, encoder: str, width: int, tmp_path: Path) -> None:
+    config = PretrainConfig(Source(domain), algo="npair", encoder=encoder, steps=5, batch_size=32, out=tmp_path)
+    run = pretrain(config, accelerator=accelerate())
+    transferred = TransferConfig(run=(run.path,), protocol="v2", labels=("1",))
+    (record,) = transfer(transferred, accelerator=accelerate(), answer=False)
+    assert {result.probe for result in record.results} == {"linear", "knn", "ridge"}
+    assert all(result.value > 0.3 for result in record.results)
+    (file,) = (run.path / "features").glob("*-test.safetensors")
+    assert {name: x.shape[1] for name, x in load_file(file).items()}["mean"] == width
