@@ -10,7 +10,16 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 
 from dabsmix.errors import UserError
-from dabsmix.model.encoder import ENCODERS, Dropout, Embedded, EncoderConfig, Transformer, make_encoder, pool
+from dabsmix.model.encoder import (
+    ENCODERS,
+    AttentionPath,
+    Dropout,
+    Embedded,
+    EncoderConfig,
+    Transformer,
+    make_encoder,
+    pool,
+)
 from dabsmix.spec import Grid, Spec, Table, Tokens
 
 SMALL = EncoderConfig(width=12, depth=2, heads=3, head_dim=5, mlp=20)
@@ -205,11 +214,13 @@ def test_unknown_encoder_names_the_nearest() -> None:
         make_encoder("tinny", (Table(3),))
 
 
-def test_blocks_compile_as_one() -> None:
+@pytest.mark.parametrize("path", ["fused", "fastest"])
+def test_blocks_compile_as_one(path: AttentionPath) -> None:
     """A graph for each block would be more than torch.compile keeps, and the deeper blocks would run uncompiled."""
     counter = CompileCounter()
-    encoder = make_encoder("tiny", (Table(4),))
+    encoder = make_encoder("tiny", (Table(4),), attention=path)
     for block in encoder.blocks:
         block.compile(backend=counter)
-    encoder((torch.randn(3, 4),))
+    with torch.autocast("cpu", torch.bfloat16, enabled=path == "fastest"):
+        encoder((torch.randn(3, 4),))
     assert counter.frame_count == 1
