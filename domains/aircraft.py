@@ -15,7 +15,7 @@ PARTS = ("train", "val", "test")
 
 
 def _read(folder: Path, protocol: str) -> Listing:
-    """Upstream's three parts, each image cut to its box; under ``dabs`` train and validation are trained on together.
+    """Upstream's three parts, each image cropped to its box; ``dabs`` trains on train and validation.
 
     DABS declares 102 classes; there are 100.
     """
@@ -28,7 +28,7 @@ def _read(folder: Path, protocol: str) -> Listing:
     boxes = {line.split()[0]: line.split()[1:] for line in lines(folder / "data" / "images_box.txt")}
     files = [f"data/images/{name}.jpg" for name in names]
     try:
-        # the corners count from 1 and belong to the box; PIL counts from 0, to one beyond
+        # upstream's corners count from 1 and are inclusive; PIL's count from 0, and the lower right one is exclusive
         box = np.array([boxes[name] for name in names], dtype=np.int64).reshape(-1, 4) - (1, 1, 0, 0)
     except (KeyError, ValueError) as error:
         raise UserError(f"{folder / 'data/images_box.txt'}: no box of four numbers for {error}") from error

@@ -11,12 +11,12 @@ from dabsmix.modalities.files import codes, split_note, walk
 from dabsmix.modalities.image import IMAGE_SUFFIXES, Listing, file_pixels, sized_domains
 
 FOLDER = "101_ObjectCategories"
-BACKGROUND = "BACKGROUND_Google/"  # clutter, no class of the task
+BACKGROUND = "BACKGROUND_Google/"  # clutter, which is not a class of the task
 TRAIN_PER_CLASS = 30
 
 
 def _read(folder: Path, protocol: str) -> Listing:
-    """The usual split, which upstream leaves to the reader: 30 images of each class drawn for training, the rest test.
+    """The usual split, which upstream does not fix: 30 images of each class for training, the rest for the test.
 
     Drawn with seed 0 over sorted names. There is no `dabs` form of this set.
     """

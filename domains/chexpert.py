@@ -1,4 +1,4 @@
-"""CheXpert (Irvin et al., 2019): 224,316 chest radiographs of 65,240 patients, findings read from their reports."""
+"""CheXpert (Irvin et al., 2019): 224,316 chest radiographs of 65,240 patients, findings taken from their reports."""
 
 import csv
 from pathlib import Path
@@ -16,7 +16,7 @@ VALUES = {"": 0, "0": 0, "0.0": 0, "1": 1, "1.0": 1, "-1": 0, "-1.0": 0}
 
 
 def _read(folder: Path, protocol: str) -> Listing:
-    """Upstream's train and valid, the five findings of its competition; what is blank or uncertain counts as absent."""
+    """Upstream's train and valid, the five findings of its competition; blank or uncertain findings count as absent."""
     tables = [_table(folder / f"{part}.csv") for part in ("train", "valid")]
     files = [file for table in tables for file, _ in table]
     first = len(tables[0])

@@ -16,7 +16,7 @@ TRAIN, TEST, META = [f"data_batch_{number}" for number in range(1, 6)], "test_ba
 
 
 class _Array:
-    """What a pickled numpy array of bytes becomes. No numpy code sees the pickle's state: it could forge pointers."""
+    """Stands for a pickled numpy array of bytes. No numpy code sees the pickle's state, which could forge pointers."""
 
     values: NDArray[np.uint8]
 
@@ -40,7 +40,7 @@ def _reconstruct(*_: Any) -> _Array:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Admits arrays of bytes and plain containers, and nothing that could run."""
+    """Admits arrays of bytes and plain containers, and nothing that could run code."""
 
     ADMITTED = {  # noqa: RUF012 (a constant)
         ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
@@ -56,7 +56,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def read_pickle(path: Path) -> dict[str, Any]:
-    """A CIFAR pickle (Python 2): ``data`` as uint8 ``(n, 3072)``, other entries as they are, strings as bytes.
+    """A CIFAR pickle (Python 2): ``data`` as uint8 ``(n, 3072)``, other entries unchanged, strings as bytes.
 
     Raises:
         UserError: the file is missing or damaged, or holds anything but byte arrays and plain containers.
@@ -72,7 +72,7 @@ def read_pickle(path: Path) -> dict[str, Any]:
 
 
 def read_batches(folder: Path, train: list[str], test: list[str], labels: str, meta: str, names: str) -> Listing:
-    """The listing of CIFAR-10 or CIFAR-100: files of the two splits, and what labels and class names are called."""
+    """The listing of CIFAR-10 or CIFAR-100, from the files of the two splits and the keys of labels and class names."""
     batches = [read_pickle(folder / file) for file in train + test]
     classes = tuple(name.decode() for name in read_pickle(folder / meta)[names])
     for file, batch in zip(train + test, batches, strict=True):

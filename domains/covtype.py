@@ -64,7 +64,7 @@ def _load(folder: Path, protocol: str) -> Data:
 
 
 def _source(folder: Path) -> Source:
-    """The first that is there of: upstream's file, the same unpacked, a copy with a header line."""
+    """The first one that exists: upstream's file, the same file unpacked, or a copy with a header line."""
     for name, header in (("covtype.data.gz", True), ("covtype.data", True), ("covtype.csv", False)):
         if (folder / name).is_file():
             return Source(folder / name, (*HEADER, LABEL) if header else ())
@@ -72,7 +72,7 @@ def _source(folder: Path) -> Source:
 
 
 def _split(label: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], str]:
-    """Rows of train, validation and test, and where they are from."""
+    """Rows of train, validation and test, and a note on their source."""
     rows = np.arange(len(label))
     if len(label) == ROWS:
         note = (

@@ -89,9 +89,9 @@ def _bands(folder: Path, files: list[str], row: int, side: int) -> NDArray[np.ui
             page = file.pages.first
             values = page.asarray()
             axes = page.axes
-    except Exception as error:  # a damaged directory can raise nearly anything
+    except Exception as error:  # a damaged directory raises many kinds of exception
         raise UserError(f"{path}: damaged TIFF ({' '.join(str(error).split())}); fetch the data set again") from error
-    if axes == "YXS":  # else band after band
+    if axes == "YXS":  # otherwise the bands come first
         values = values.transpose(2, 0, 1)
     if values.shape != (BANDS, side, side) or values.dtype != np.uint16:
         raise UserError(f"{path}: {values.shape} {values.dtype}; expected {(BANDS, side, side)} in 16 bits")

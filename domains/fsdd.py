@@ -11,7 +11,7 @@ from dabsmix.modalities.spectrogram import LARGE, Clips, sized_domains, small, s
 
 NAME = re.compile(r"(\d)_([^_]+)_(\d+)\.wav")
 TEST = 5
-"""Recordings 0 to 4 of every digit and speaker are the test part, as the set's own README has it."""
+"""Recordings 0 to 4 of every digit and speaker are the test part, as the set's README states."""
 
 
 def _read(folder: Path, protocol: str) -> Clips:

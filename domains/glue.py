@@ -32,7 +32,7 @@ MNLI = ("entailment", "neutral", "contradiction")
 
 @dataclass(frozen=True)
 class Table:
-    """Where a task's texts and labels stand.
+    """The columns of a task's texts and labels.
 
     Attributes:
         folder: upstream's name of its folder.
@@ -126,7 +126,7 @@ def _rows(table: Table, files: list[Path], part: str) -> Iterator[Row]:
 
 
 def _mrpc(table: Table, files: list[Path], part: str) -> Iterator[Row]:
-    """MRPC as its first publisher gives it: one training file, and GLUE's list of the pairs that are dev."""
+    """MRPC as first published: one training file, and GLUE's list of the pairs that belong to dev."""
     dev = {tuple(ids) for _, ids in read_tsv(files[1], ["one", "two"], ["one", "two"])}
     columns = ("Quality", "#1 ID", "#2 ID", "#1 String", "#2 String")
     for number, (label, one, two, *texts) in read_tsv(files[0], columns):
@@ -189,8 +189,8 @@ def _downloads(folder: str) -> tuple[Download, ...]:
 
 def _revisions(name: str, table: Table) -> dict[str, int]:
     if name == "sst2":
-        return {"v1": 1}  # since then no validation text lies inside a training text
-    return {"dabs": 1} if len(table.texts) == 2 else {}  # since then rows that lack a text are left out
+        return {"v1": 1}  # since then, no validation text lies inside a training text
+    return {"dabs": 1} if len(table.texts) == 2 else {}  # since then, rows that lack a text are left out
 
 
 def _needs(table: Table) -> tuple[str, ...]:

@@ -56,7 +56,7 @@ def _load(part: str, folder: Path, protocol: str) -> Data:
 
 
 def _upstream(part: str, n: int) -> tuple[Rows, Rows, str]:
-    """Upstream's convention: the last 500,000 rows are the test; of a cut file, its last fifteenth."""
+    """Upstream's convention: the last 500,000 rows are the test; for a shortened file, the last fifteenth."""
     rows = np.arange(n)
     held_out = min(TEST_ROWS, n // 15)
     first = 0 if part == "higgs" else n - n // 10
@@ -70,7 +70,7 @@ def _upstream(part: str, n: int) -> tuple[Rows, Rows, str]:
 
 
 def _imix(part: str, n: int) -> tuple[Rows, Rows, str]:
-    """i-Mix (Lee et al. 2021): so many rows drawn by seed 1 from all before the test, as its code draws 100,000."""
+    """i-Mix (Lee et al. 2021): this many rows from all before the test, drawn with seed 1 as its code draws 100,000."""
     held_out = min(TEST_ROWS, n // 15)
     count = min(DRAWN[part], n - held_out)
     rows = np.sort(np.random.RandomState(1).choice(n - held_out, count, replace=False))
@@ -83,7 +83,7 @@ def _imix(part: str, n: int) -> tuple[Rows, Rows, str]:
 
 
 def _dabs(part: str, n: int) -> tuple[Rows, Rows, str]:
-    """DABS: nine tenths to pretrain on, the last to transfer to; in each, shuffled, the last tenth is the test."""
+    """DABS: nine tenths for pretraining and the last for transfer; each is shuffled, and its last tenth is the test."""
     pretrained = int(np.ceil(0.9 * n))
     rows = np.arange(n)[:pretrained] if part == "higgs" else np.arange(n)[n - int(np.floor(0.1 * n)) :]
     # pandas.DataFrame.sample(frac=1, random_state=42) draws this permutation
@@ -127,7 +127,7 @@ DOMAINS = tuple(
         needs=("HIGGS.csv.gz|HIGGS.csv",),
         batch_size=512 if name in DRAWN else BATCH_SIZE,
         dabs="higgs" if name in DRAWN else "",
-        revisions={"dabs": 1},  # since then the rows that were held out for validation are trained on
+        revisions={"dabs": 1},  # since then, training takes the rows that were held out for validation
     )
     for name, title, sizes, transfers in (
         ("higgs", "HIGGS, signal or background (Baldi et al. 2014; UCI)", "10,500,000 / 500,000", ("higgs_transfer",)),

@@ -31,7 +31,7 @@ def _utterances(folder: Path, part: str) -> tuple[list[str], list[str]]:
 
 
 def _read(part: Path, protocol: str) -> Clips:
-    """All training parts that lie beside this one."""
+    """All training parts in the folder of this one."""
     folder = part.parent
     present = [part for part in TRAIN if (folder / part).is_dir()]
     absent = [part for part in TRAIN if part not in present]
@@ -94,7 +94,7 @@ DOMAINS = (
         _read,
         title="LibriSpeech, 960 hours of read books (Panayotov et al., 2015)",
         licence="CC BY 4.0",
-        # each part is there or not by itself, and one will do
+        # the parts are separate downloads, and one of them is enough
         folder=f"LibriSpeech/{TRAIN[0]}",
         stand_ins=tuple(f"LibriSpeech/{part}" for part in TRAIN[1:]),
         needs=("*/*/*.flac",),

@@ -19,7 +19,7 @@ SHARDS = {"en": 11264, "fr": 2048, "de": 2048, "zh": 1024, "es": 2048, "ja": 102
 
 
 def load(folder: Path, protocol: str) -> Data:
-    """Every language's pages in turn, until one language has no more; the protocols do not differ."""
+    """The languages' pages in turn, until one language has no more; both protocols are the same."""
     tokens = tokenizer(XLM_ROBERTA, folder.parents[1])
     files = {language: sorted(folder.glob(f"c4-{language}.tfrecord-*.json.gz")) for language in SHARDS}
     for language, shards in files.items():

@@ -14,7 +14,7 @@ from dabsmix.modalities.captioned import Examples, sized_domains
 
 
 def _read(folder: Path, protocol: str) -> Examples:
-    """Captions are exchanged within each part, so that no part sees a caption of another."""
+    """Captions are exchanged within each part, so that no part has a caption of another."""
     entries, _, (first, second), tables = captioned(folder, protocol)
     count = first + second
     train, validation, test = np.arange(first), np.arange(first, count), np.arange(first, count)

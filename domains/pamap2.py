@@ -1,8 +1,8 @@
 """PAMAP2 (Reiss & Stricker 2012): heart rate and three inertial sensors on nine people in twelve activities, 100 Hz.
 
 ``v1`` tests on subjects 5 and 6 and validates on subject 1, on windows that are fixed, do not overlap and lie within
-one bout of an activity. ``dabs`` draws as DABS does (Tamkin et al. 2021): windows at random from all that a subject
-did of an activity, raw values, without ironing, test on subject 5 alone; its lists are drawn once, from a fixed seed.
+one bout of an activity. ``dabs`` follows DABS (Tamkin et al. 2021): windows at random times of a subject's activity,
+raw values, no ironing, and the test on subject 5 alone; its windows are drawn once, from a fixed seed.
 ``pamap2_spectrogram`` is the log power spectrogram of windows of ten seconds, the form of DABS's first version.
 """
 
@@ -54,14 +54,14 @@ COLUMNS = 54  # seconds, activity, heart rate, and 17 of each of hand, chest and
 CHANNELS = COLUMNS - 2
 # of each place: temperature, two accelerometers, gyroscope and magnetometer with three axes each, orientation
 TRIAXIAL = tuple(1 + 17 * place + sensor for place in range(3) for sensor in (1, 4, 7, 10))
-RATE = 100  # readings a second
+RATE = 100  # readings per second
 LENGTH, STRIDE = 320, 32  # 3.2 s; pretraining sees a window every 0.32 s
 LENGTHS = {"pamap2": LENGTH, "pamap2_spectrogram": 1000}
 DABS_TRAIN, DABS_TEST = 50_000, 10_000
 VERSION = "1"
 
 Table = NDArray[np.int64]
-"""Stretches of readings, one a row: subject, activity, first reading, reading after the last."""
+"""Stretches of readings, one per row: subject, activity, first reading, reading after the last."""
 
 
 def _load(name: str, folder: Path, protocol: str) -> Data:
@@ -121,8 +121,8 @@ def _v1(ready: Path, source: str, length: int, notes: list[str]) -> Data:
 def _dabs(ready: Path, source: str, length: int, notes: list[str]) -> Data:
     readings, bouts = np.load(ready / "readings.npy", mmap_mode="r"), np.load(ready / "bouts.npy")
     ids = [activity for activity in ACTIVITIES if activity != 17]
-    # Bouts are stored by subject and activity: all that one subject did of one activity is one stretch. That a window
-    # may join two bouts is DABS's.
+    # Bouts are stored by subject and activity, so all readings of one subject in one activity are one stretch. As in
+    # DABS, a window may join two bouts.
     firsts = runs(bouts[:, 0], bouts[:, 1])
     stretches = np.column_stack([bouts[firsts[:-1], :3], bouts[firsts[1:] - 1, 3]])
     usable = np.flatnonzero(np.isin(stretches[:, 1], ids) & (stretches[:, 3] - stretches[:, 2] > length))
@@ -197,7 +197,7 @@ def _build(into: Path, files: dict[int, Path]) -> None:
     np.save(into / "bouts.npy", np.array(bouts, np.int64))
     starts, _ = _windows(np.array(bouts, np.int64), TRAIN, LENGTH, LENGTH)
     if len(starts) == 0:
-        return  # v1 will say so; DABS's terms need no statistics
+        return  # v1 reports it; DABS needs no statistics
     statistics = Standardise.of(Windows(stored, starts, LENGTH), np.arange(len(starts)))
     np.save(into / "mean.npy", np.array(statistics.mean, np.float32))
     np.save(into / "std.npy", np.array(statistics.std, np.float32))
@@ -258,7 +258,7 @@ DOMAINS = tuple(
         revisions=revisions,
     )
     for name, form, revisions in (
-        ("pamap2", "", {"dabs": 1}),  # since then all pairs are trained on under `dabs`
+        ("pamap2", "", {"dabs": 1}),  # since then, training takes all pairs under `dabs`
         ("pamap2_spectrogram", ", spectrograms of ten seconds", dict[str, int]()),
     )
 )

@@ -1,7 +1,7 @@
 """Proteins (DABS 2.0, Tamkin et al. 2022, from TAPE, Rao et al. 2019): Pfam to pretrain on, five tasks to transfer to.
 
-Read from TAPE's JSON files. Under ``dabs`` the splits are DABS's, which never reads TAPE's test files: what it reports
-is TAPE's validation part. Else the test is TAPE's own, where it has one.
+The files are TAPE's JSON. Under ``dabs`` the splits are those of DABS, which never reads TAPE's test files and reports
+scores on TAPE's validation part. Otherwise the test is TAPE's own, if it has one.
 """
 
 from collections.abc import Callable, Iterator
@@ -24,7 +24,7 @@ RESIDUES = Alphabet("XARNDCQEGHILKMFPSTWYVUOBZJ", pad=0)
 LENGTH = 128
 NOTE = (
     "Only the first 128 residues are read. X, the unknown residue, is also the padding, as in DABS; TAPE's own scores "
-    "are of whole sequences and do not compare."
+    "are of whole sequences and are not comparable."
 )
 PREPARATION = 1
 
@@ -42,7 +42,7 @@ FOUND, TRAINED = "pfam_valid.json", "pfam_train.json"
 
 
 def _pfam(part: str, folder: Path, protocol: str) -> Data:
-    """The tail of the shuffled validation file is what `pfam_transfer` has; the rest of it tests `pfam`."""
+    """The tail of the shuffled validation file is the data of `pfam_transfer`; the rest is the test of `pfam`."""
     files = [folder / TRAINED, folder / FOUND]
     source = fingerprint(folder, files)
     ready = prepared("pfam", f"{source} {PREPARATION}", partial(_build_pfam, files))
@@ -168,7 +168,7 @@ def _tape(name: str, folder: Path, protocol: str) -> Data:
             raise UserError(f"{files[part]}: class {split.label.max()}, the last is {len(tape.task.classes) - 1}")
     notes = []
     if protocol != "dabs":
-        # TAPE keeps superfamilies (of scop) and parents (of stability) of its test file apart from train
+        # no superfamily (scop) or parent (stability) of TAPE's test file is in train
         train, validation = (replace(splits[part], group=None) for part in ("train", "validation"))
         if splits["test"].group is not None:
             what = {"scop": "superfamilies", "stability": "parents"}[name]
@@ -198,7 +198,7 @@ def _build(tape: TapeTask, files: dict[str, Path], into: Path) -> None:
 
 
 def _data(name: str, protocol: str, source: str, task: Task, train: Split, test: Split, notes: list[str]) -> Data:
-    """A task whose source has two parts: validation is carved from train, under ``dabs`` it is the test."""
+    """A task whose source has two parts. Validation is carved from train; under ``dabs`` it is the test."""
     if not len(test):
         raise UserError(f"{name}: no sequence is left for the test; is pfam_valid.json complete?")
     if protocol == "dabs":

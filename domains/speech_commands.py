@@ -23,7 +23,7 @@ TRAIN, VALIDATION, TEST = 0, 1, 2
 
 
 def _read(folder: Path, protocol: str) -> Clips:
-    """Every clip of a word, labelled with it; its part is what upstream's lists say."""
+    """Every clip of a word, labelled with it; upstream's lists say to which part a clip belongs."""
     files = [file for file in sounds(folder) if not file.startswith(NOISE)]
     if not files:
         raise UserError(f"{folder}: no sound word/speaker_nohash_number.wav; fetch the data set again")

@@ -17,7 +17,7 @@ BYTES = 3 * 96 * 96
 
 
 def _read(folder: Path, protocol: str) -> Listing:
-    """Pretraining sees the unlabelled images alone, as the set is meant; labels count from 1."""
+    """Pretraining sees only the unlabelled images, as the set is meant; labels on disk count from 1."""
     images = [_images(folder / f"{part}_X.bin") for part in PARTS]
     labels = [_labels(folder / f"{part}_y.bin", len(stored)) for part, stored in zip(PARTS[:2], images, strict=False)]
     edges = np.cumsum([0, *(len(stored) for stored in images)])
@@ -45,7 +45,7 @@ def _read(folder: Path, protocol: str) -> Listing:
 
 
 def _images(path: Path) -> NDArray[np.uint8]:
-    """Mapped, not read: uint8 ``(n, 3, columns, rows)``."""
+    """A memory map uint8 ``(n, 3, columns, rows)``."""
     try:
         size = path.stat().st_size
     except OSError as error:

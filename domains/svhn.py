@@ -44,7 +44,7 @@ def _variable(path: Path, name: str) -> NDArray[np.uint8]:
 
     try:
         return np.asarray(loadmat(path, variable_names=[name])[name])
-    except Exception as error:  # scipy raises nearly anything for a damaged file
+    except Exception as error:  # scipy raises many kinds of exception for a damaged file
         raise UserError(f"{path}: no MATLAB file with {name!r} ({error}); fetch it from {SOURCE}") from error
 
 

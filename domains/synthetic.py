@@ -2,9 +2,9 @@
 
 An example has 16 places, and at each one of eight parts. Every class is an arrangement of the parts, each part twice;
 an example is its class's arrangement with `SCRAMBLED` of the places drawn anew. So all classes have the same parts, and
-what is where tells them apart. A part shows itself differently every time (with either sign, in noise, as any of
-several words), so that a linear map of the raw input tells no class from another, and the pooled features of an
-encoder with random weights, which hold the parts much better than their places, tell them badly.
+differ only in their arrangement. A part looks different every time (with either sign, in noise, as any of several
+words), so that a linear map of the raw input cannot tell the classes apart, and the pooled features of an encoder with
+random weights, which hold the parts much better than their places, can do so only badly.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ NOISE = 0.3
 WORDS = 4
 
 Parts = NDArray[np.int64]
-"""Which part lies where: ``(n, PLACES)``."""
+"""The part at each place: ``(n, PLACES)``."""
 
 
 def arrange(rng: np.random.Generator) -> tuple[NDArray[np.int64], Parts, Parts]:
@@ -58,7 +58,7 @@ def _image(rng: np.random.Generator, parts: Parts) -> tuple[Spec, NDArray[Any]]:
 
 
 def _spectrogram(rng: np.random.Generator, parts: Parts) -> tuple[Spec, NDArray[Any]]:
-    """Two partials a part, about the mean in decibels; each patch holds eight bands of eight frames."""
+    """Two partials per part, about the mean in decibels; each patch holds eight bands of eight frames."""
     bands = _patches(rng, parts, 8)[..., None]
     fading = np.cos(np.pi * (np.arange(8) - 3.5) / 10)  # along the frames
     noise = NOISE * rng.standard_normal((*parts.shape, 8, 8), dtype=np.float32)

@@ -14,7 +14,7 @@ TABLES = ("wnids.txt", "val/val_annotations.txt")
 
 
 def _read(folder: Path, protocol: str) -> Listing:
-    """Upstream's test images have no labels, so its validation images are the test, as everywhere."""
+    """Upstream's test images have no labels, so its validation images are the test, as is usual."""
     classes = tuple(sorted(lines(folder / TABLES[0])))
     number = {name: place for place, name in enumerate(classes)}
     train = [f"train/{file}" for file in walk(folder / "train", IMAGE_SUFFIXES)]

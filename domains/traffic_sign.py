@@ -1,4 +1,4 @@
-"""German traffic signs, GTSRB (Stallkamp et al., 2011): 43 kinds of sign, filmed in tracks of 30 frames a sign."""
+"""German traffic signs, GTSRB (Stallkamp et al., 2011): 43 kinds of sign, filmed in tracks of 30 frames per sign."""
 
 import csv
 from pathlib import Path

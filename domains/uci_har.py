@@ -96,18 +96,18 @@ def _column(path: Path, low: int, high: int) -> NDArray[np.int64]:
 
 
 def _bouts(label: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Number of the run of equal labels that each row lies in."""
+    """The number of the run of equal labels in which each row lies."""
     bounds = runs(label)
     return np.repeat(np.arange(len(bounds) - 1), np.diff(bounds))
 
 
 def _last_block(bout: NDArray[np.int64], fraction: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Rows before and from the first bout that begins in the last ``fraction``: no window overlaps one beyond."""
+    """Rows before and from the first bout that begins in the last ``fraction``; no window spans both."""
     rows = np.arange(len(bout))
     begins = np.flatnonzero(np.diff(bout, prepend=-1))
     late = begins[begins >= (1 - fraction) * len(bout)]
     if late.size == 0 or late[0] == 0:
-        raise UserError("UCI HAR: too few bouts of activity to part a validation block from; use more of its rows")
+        raise UserError("UCI HAR: too few bouts of activity to carve a validation block from; use more of its rows")
     return rows[: late[0]], rows[late[0] :]
 
 

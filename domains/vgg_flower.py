@@ -15,7 +15,7 @@ CITED = "torchvision 0.27.1, datasets/flowers102.py"
 
 
 def _read(folder: Path, protocol: str) -> Listing:
-    """The source's split (1,020 train, 1,020 validation, 6,149 test); under ``dabs`` its own, 80 % of each class."""
+    """The source's split (1,020 train, 1,020 validation, 6,149 test); under ``dabs`` DABS's, 80 % of each class."""
     label = _column(folder / "imagelabels.mat", "labels") - 1
     files = [f"jpg/image_{number:05d}.jpg" for number in range(1, len(label) + 1)]
     train, validation, test = (_column(folder / "setid.mat", part) - 1 for part in ("trnid", "valid", "tstid"))
@@ -40,7 +40,7 @@ def _column(path: Path, name: str) -> NDArray[np.int64]:
 
     try:
         return np.asarray(loadmat(path)[name], dtype=np.int64).ravel()
-    except Exception as error:  # scipy raises nearly anything for a damaged file
+    except Exception as error:  # scipy raises many kinds of exception for a damaged file
         raise UserError(f"{path}: no MATLAB file with {name!r} ({error}); fetch it from {SOURCE}") from error
 
 

@@ -16,7 +16,7 @@ PARTS = ("train2014", "val2014")
 
 
 def _read(folder: Path, protocol: str) -> Examples:
-    """An image, its question and an answer, wrong for half of the questions; DABS draws which without a seed."""
+    """An image, its question and an answer, wrong for half of the questions, which DABS draws without a seed."""
     files: list[str] = []
     image: list[int] = []
     pairs: list[tuple[str, str]] = []

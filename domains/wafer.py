@@ -38,7 +38,7 @@ def _load(name: str, folder: Path, protocol: str) -> Data:
     path = folder / FILE
     source = fingerprint(folder, [path])
     ready = prepared("wafer", f"{source} {PREPARATION}", partial(_build, path))
-    # a plain array over the map: np.memmap's own bookkeeping would be paid at every batch
+    # a plain array over the memory map: indexing np.memmap itself costs more, at every batch
     maps = np.asarray(np.load(ready / "maps.npy", mmap_mode="r"))
     label, lot = np.load(ready / "label.npy"), np.load(ready / "lot.npy")
     rows = np.flatnonzero((label == UNLABELLED) == (name == "wafer"))
@@ -80,13 +80,13 @@ def _load(name: str, folder: Path, protocol: str) -> Data:
 
 
 def _from_zero(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Three equal channels in [0, 1], as DABS has them."""
+    """Three equal channels in [0, 1], as in DABS."""
     (x,) = inputs
     return (x.float().div(255)[:, None].expand(-1, 3, -1, -1),)
 
 
 def _around_zero(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Three equal channels in [-1, 1]; constants, so that wafers with and without a label are read alike."""
+    """Three equal channels in [-1, 1], by constants, so that wafers with and without a label are read the same way."""
     return tuple(2 * x - 1 for x in _from_zero(inputs))
 
 
@@ -118,7 +118,7 @@ def _build(path: Path, into: Path) -> None:
 
 
 def _values(file: h5py.File, references: NDArray[Any]) -> Iterator[Any]:
-    """What each reference leads to: text, an array in MATLAB's orientation, or None where it is empty."""
+    """The value of each reference: text, an array in MATLAB's orientation, or None if it is empty."""
     for reference in references:
         node = file[reference]
         while node.attrs.get("MATLAB_class") == b"cell" and not node.attrs.get("MATLAB_empty", 0):

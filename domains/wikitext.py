@@ -13,7 +13,7 @@ GLUE = ("cola", "sst2", "mrpc", "qqp", "stsb", "mnli_matched", "mnli_mismatched"
 
 
 def load(name: str, part: str, folder: Path, protocol: str) -> Data:
-    """One line is one sample and empty lines are none, as in DABS; the protocols do not differ."""
+    """One line is one sample, and empty lines are skipped, as in DABS; both protocols are the same."""
     tokens = tokenizer(BERT, folder.parent)
     file = folder / f"wiki.{part}.tokens"
     if not file.is_file():

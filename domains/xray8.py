@@ -1,4 +1,4 @@
-"""ChestX-ray8 (Wang et al., 2017): 112,120 chest radiographs of 30,805 patients, findings read from their reports."""
+"""ChestX-ray8 (Wang et al., 2017): 112,120 chest radiographs of 30,805 patients, findings taken from their reports."""
 
 import csv
 from pathlib import Path
@@ -26,7 +26,7 @@ SOURCE = "https://nihcc.app.box.com/v/ChestXray-NIHCC"
 
 
 def _read(folder: Path, protocol: str) -> Listing:
-    """Upstream's lists, whose patients are apart; under ``dabs`` nine tenths of all images, drawn by image."""
+    """Upstream's lists, which share no patient; under ``dabs`` nine tenths of all images, drawn by image."""
     table = next((name for name in TABLES if (folder / name).is_file()), None)
     if table is None:
         raise UserError(f"{folder}: none of {', '.join(TABLES)}; fetch one from {SOURCE} and put it there")

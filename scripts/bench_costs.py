@@ -4,7 +4,7 @@
     OMP_NUM_THREADS=1 python scripts/bench_costs.py --domain digits
 
 Each measurement is a process of its own. Seconds are its CPU time, which other work on the machine changes little on
-one thread; memory is its largest resident size, what Python and torch take included (some 500 MiB).
+one thread; memory is its largest resident size, including that of Python and torch (about 500 MiB).
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from dabsmix.training import accelerate
 from dabsmix.verbs.pretrain import pretrain
 
 SKIPPED, MEASURED = 2, 4
-"""Steps before the measured ones, and these."""
+"""Steps before the measured ones, and measured steps."""
 
 BATCH, ENCODER_BATCH = 32, 8
-"""Examples a step when algorithms are measured, and when encoders are, of which some are large."""
+"""Examples per step when algorithms are measured, and when encoders are measured, of which some are large."""
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Whether the data keep up: what the loader delivers against what the `dabs` encoder takes, for every modality.
+"""Whether data loading keeps up: examples per second of the loader and of the `dabs` encoder, for every modality.
 
     python scripts/bench_data.py                                  # what is here of each modality, minutes
     python scripts/bench_data.py --domains imagenet_224 --json out.json
@@ -34,7 +34,7 @@ from dabsmix.registry import algorithm_class, domain
 from dabsmix.run import commit, device_name
 from dabsmix.spec import Batch
 
-# Of each modality the first that is here.
+# For each modality, the first data set that is present is measured.
 CHOICES = (
     ("cifar10", "synthetic_image"),
     ("speech_commands", "fsdd", "synthetic_spectrogram"),
@@ -143,7 +143,7 @@ def measure(name: str, load: Callable[[], Data], batch_size: int, device: torch.
     prepared = time.perf_counter()
     data = load()
     again = time.perf_counter()
-    # a CPU takes so long over a step that a small batch is as good as a large one
+    # a CPU takes so long for a step that a small batch measures the same as a large one
     size = min(batch_size if device.type == "cuda" else 16, len(data.pretrain))
     loader_size = min(batch_size, len(data.pretrain))
     dropped = drop_page_cache(Path(os.environ["DABSMIX_CACHE"]))
@@ -191,7 +191,7 @@ def wait(device: torch.device) -> None:
 
 
 def drop_page_cache(folder: Path) -> bool:
-    """Have every file of the folder read from disk again; False where the system cannot be asked to."""
+    """Drop every file of the folder from the page cache; False if the system has no such call."""
     if not hasattr(os, "posix_fadvise"):
         return False
     for path in folder.rglob("*"):

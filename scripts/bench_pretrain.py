@@ -64,7 +64,7 @@ PROBED, V1_PROBES = 2, 10  # steps between two updates of the online probe: in t
 
 
 class Stop(Exception):
-    """Enough steps are taken; the run is thrown away."""
+    """Raised after enough steps; the run is discarded."""
 
 
 def main() -> None:

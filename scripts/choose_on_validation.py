@@ -1,4 +1,4 @@
-"""Which of several runs on one domain to take, by few labels on validation; the test split is not read.
+"""Choose among several runs on one domain, by few labels on validation; the test split is not read.
 
     python scripts/choose_on_validation.py 5/class runs/covtype-mae-s0 runs/covtype-dmix-s0
 

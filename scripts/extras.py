@@ -1,4 +1,4 @@
-"""What dabsmix and each of its extras bring and weigh, as a Markdown table; of what is installed where this runs.
+"""The packages and sizes of dabsmix and each of its extras as a Markdown table, from the current environment.
 
 pip install '.[test,docs,slurm,track,export]' && python scripts/extras.py
 """
@@ -26,7 +26,7 @@ def main() -> None:
 
 
 def brought(requirements: list[str]) -> dict[str, float]:
-    """The packages that these need, themselves included, with what each weighs in MiB; 0 where it is not installed."""
+    """The packages that these need, themselves included, with the size of each in MiB; 0 if it is not installed."""
     found: dict[str, float] = {}
     waiting = [(text, "") for text in requirements]
     while waiting:

@@ -1,10 +1,10 @@
 """Mixing while labels are learned, compared: every `--head-mix` from random weights and from the best pretrained run.
 
-    python scripts/head_mix.py --runs runs --out docs/science/head_mix.md          # goes on where it stopped
+    python scripts/head_mix.py --runs runs --out docs/science/head_mix.md          # continues where it stopped
     python scripts/head_mix.py --runs runs --domains digits --protocol v2 --minutes 30
-    python scripts/head_mix.py --runs runs --tables-only                           # of what is there
+    python scripts/head_mix.py --runs runs --tables-only                           # of the runs that are done
 
-`--runs` holds pretrained runs as `dabsmix bench leaderboard/plans/cpu.yaml` leaves them. For each data set two
+`--runs` holds pretrained runs of `dabsmix bench leaderboard/plans/cpu.yaml`. For each data set two
 algorithms are taken: `none`, and the one with the best validation score of the linear probe, averaged over seeds. Each
 run is transferred with every head mix; records lie in the run's own folder, and `dabsmix submit` puts them on a board.
 Finetuned networks of grids also read the test split rotated, noisy and blurred: predictions lie beside the record in
@@ -70,7 +70,7 @@ def blur(x: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def rotation(x: Tensor, generator: torch.Generator, degrees: float) -> Tensor:
-    """By an angle uniform in ± degrees, bilinear, zeros outside."""
+    """Rotate by a uniform angle between ± degrees, bilinear, zeros outside."""
     angle = (2 * torch.rand(len(x), generator=generator) - 1) * np.pi * degrees / 180
     cos, sin, zero = angle.cos(), angle.sin(), torch.zeros(len(x))
     turn = torch.stack([torch.stack([cos, -sin, zero], 1), torch.stack([sin, cos, zero], 1)], 1).to(x)
@@ -78,7 +78,7 @@ def rotation(x: Tensor, generator: torch.Generator, degrees: float) -> Tensor:
 
 
 def deformations(data: Data) -> dict[str, Deform]:
-    """Those that are defined for the data: none for tables and texts."""
+    """The deformations that are defined for the data; none for tables and texts."""
     if not isinstance(data.specs[0], Grid) or len(data.specs) > 1:
         return {}
     plain: dict[str, Deform] = {"noise 0.5": partial(noise, std=0.5), "noise 1": partial(noise, std=1.0), "blur": blur}
@@ -87,7 +87,7 @@ def deformations(data: Data) -> dict[str, Deform]:
 
 
 def normalised_and(deform: Deform, generator: torch.Generator, data: Data) -> Normalise:
-    """Normalises inputs as the data are, and deforms them."""
+    """Normalises inputs the way the data are normalised, then deforms them."""
     return lambda x: (deform(data.normalise(x)[0], generator),)
 
 
@@ -113,7 +113,7 @@ def deformed(path: Path, network: Network, data: Data) -> None:
 
 
 def cells(runs: Path, domains: Sequence[str], mixes: Sequence[HeadMixes]) -> list[Cell]:
-    """In an order that completes one data set after another, and there one seed after another."""
+    """The work in an order that completes one data set after another, and in each one seed after another."""
     found = []
     for domain in domains:
         by_algorithm: dict[str, list[tuple[int, Path, float]]] = defaultdict(list)
@@ -138,7 +138,7 @@ def cells(runs: Path, domains: Sequence[str], mixes: Sequence[HeadMixes]) -> lis
 
 
 def asked_of(cell: Cell, protocol: str) -> HeadMix:
-    """What transfer is asked for: a linear head without mixing is trained as the mixed ones are."""
+    """The configuration of a transfer; a linear head without mixing is trained the same way as those with mixing."""
     if protocol == "v2" and cell.mix == "none":
         return HeadMix("mixup", UNMIXED)
     return HeadMix(cell.mix)
@@ -151,7 +151,7 @@ def stem(cell: Cell, protocol: str) -> str:
 
 
 def measured(path: Path, probe: str, deformation: str = "") -> Measured | None:
-    """The scores that a record's predictions give, of all labels; None where they are missing."""
+    """The scores from a record's predictions with all labels; None if they are missing."""
     predictions, other = path.with_suffix(".predictions.npz"), path.with_suffix(".deformed.npz")
     if not path.is_file() or not predictions.is_file() or (deformation and not other.is_file()):
         return None

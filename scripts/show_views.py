@@ -1,4 +1,4 @@
-"""A contact sheet of augmentations: one example a column, first as it is stored and then in random views.
+"""A contact sheet of augmentations: one example per column, first as it is stored and then in random views.
 
     python scripts/show_views.py --out docs/views.png
 
@@ -32,7 +32,7 @@ class Options:
     out: Path = Path("docs/views.png")
     """The picture to write."""
     seed: int = 0
-    """Of the views."""
+    """The seed of the views."""
 
 
 def examples(name: str, seed: int) -> tuple[str, list[NDArray[np.float32]]]:

@@ -4,8 +4,8 @@
     python scripts/simulate_evaluation.py equal > equal.md          # Gaussian, unequal seed variances
     python scripts/simulate_evaluation.py aa --domain digits > aa.md  # 90 random encoders, real probes
 
-Its output stands in docs/evaluation.md, each table with the commit that computed it. The tables of coverage and of real
-encoders have the former estimators beside the present ones.
+Its output is in docs/evaluation.md, each table with the commit that computed it. The tables of coverage and of real
+encoders compare the former estimators with the present ones.
 """
 
 import argparse
@@ -83,7 +83,7 @@ def two_normals(positives: int, negatives: int, area: float) -> Draw:
 
 
 def confused(num_classes: int, each: int, accuracy: float) -> tuple[Draw, float]:
-    """Macro F1 where classes differ in difficulty and in what they are taken for, and its value on infinite data."""
+    """Macro F1 if classes differ in difficulty and in their confusions, and its value on infinite data."""
     rng = np.random.default_rng(num_classes)
     right = rng.normal(accuracy, 0.1, size=num_classes).clip(0.05, 0.99)
     wrong = rng.dirichlet(np.full(num_classes, 0.3), size=num_classes)
@@ -217,7 +217,7 @@ def former_claims(block: Sequence[Sequence[Measured]], rng: np.random.Generator)
 
 
 def rate(count: int, trials: int) -> str:
-    """Per cent with its 95 % Clopper-Pearson interval."""
+    """A percentage with its 95 % Clopper-Pearson interval."""
     found = binomtest(count, trials).proportion_ci()
     return f"{100 * count / trials:.1f} ({100 * found.low:.1f} to {100 * found.high:.1f})"
 

@@ -67,7 +67,7 @@ def norm_and_noise(w: Tensor, data: Data) -> tuple[float, float]:
 
 
 def train(seed: int, data: Data, test: Data, method: str, teacher: Tensor | None = None) -> tuple[Tensor, np.ndarray]:
-    """The weights, and every so many steps: common, rare, gradient norm, noise, share kept, test accuracy."""
+    """The weights, and at regular steps: common, rare, gradient norm, noise, share learned from, test accuracy."""
     generator = torch.Generator().manual_seed(seed)
     w = START * torch.randn(2, WIDTH, D, generator=generator)
     found = []

@@ -1,4 +1,4 @@
-"""What the scripts of this folder share: one look of figures, and intervals over seeds."""
+"""Shared by the scripts of this folder: the style of figures, and intervals over seeds."""
 
 import platform
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 import matplotlib
 
-matplotlib.use("agg")  # before pyplot: the scripts run where no screen is
+matplotlib.use("agg")  # before pyplot: the scripts run without a screen
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
@@ -37,7 +37,7 @@ plt.rcParams.update(
 
 
 def panels(number: int, width: float = 4.4, height: float = 3.5) -> tuple[Figure, list[Axes]]:
-    """A figure with so many panels side by side."""
+    """A figure with this many panels side by side."""
     figure, axes = plt.subplots(1, number, figsize=(width * number, height), squeeze=False)
     return figure, list(axes[0])
 
@@ -64,7 +64,7 @@ def band(axis: Axes, x: ArrayLike, values: ArrayLike, colour: str, label: str, s
 
 
 def save(figure: Figure, name: str) -> None:
-    """Write the figure to ``docs/science`` and say what computed it."""
+    """Write the figure to ``docs/science``, and print the commit and machine that computed it."""
     FOLDER.mkdir(parents=True, exist_ok=True)
     figure.savefig(FOLDER / f"{name}.png", metadata={"Software": None})
     print(f"{platform.machine()} CPU, torch {torch.__version__}, commit {commit()}: docs/science/{name}.png")

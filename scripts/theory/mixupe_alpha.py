@@ -26,7 +26,7 @@ def alphas(network: nn.Module, x: Tensor, label: Tensor, centre: Tensor) -> Tens
 
 
 def run(seed: int, x: Tensor, label: Tensor, *, mixup: bool) -> list[tuple[float, float, float]]:
-    """Share of negative α, the least α and the mean norm of ∇f_k, every so many steps."""
+    """The share of negative α, the least α and the mean norm of ∇f_k, at regular steps."""
     torch.manual_seed(seed)
     network = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
