@@ -1,12 +1,14 @@
 """`dabsmix runs`, and what a run's folder says of a run that is going on, was killed, or failed."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
 from recorded import run_record
 
+from dabsmix.cli import main
 from dabsmix.config import PretrainConfig, RunsConfig, config_hash
 from dabsmix.errors import UserError
 from dabsmix.run import LOCK, Run
@@ -45,6 +47,21 @@ def test_every_state_is_listed(tmp_path: Path) -> None:
     assert found[0].scores == {"digits": 0.5}
     assert "lower --lr" in found[1].failure
     assert found[2].loss == 1.25
+
+
+@pytest.mark.parametrize("algo", ["dmix", "mae"])
+def test_a_rate_that_is_far_too_high_ends_with_one_line(
+    algo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--steps", "40", "--batch-size", "8", "--encoder", "tiny", "--out", str(tmp_path)]
+    command = ["dabsmix", "pretrain", "--domain", "digits", "--algo", algo, "--lr", "1e9", *flags]
+    monkeypatch.setattr("sys.argv", command)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert re.match(r"dabsmix: training diverged: the loss is .* start again with a lower --lr \(now 1e\+09\)", last)
+    assert not list(tmp_path.rglob("encoder.safetensors"))
 
 
 def test_no_folder_of_runs(tmp_path: Path) -> None:
