@@ -67,7 +67,7 @@ def test_dabs_draws_its_training_features_anew_each_epoch(
     assert any("watches during training" in note for note in record["notes"])
     assert any("watches during training" in text for text in record["said"])
     assert (run.path / "transfer" / "small-dabs.json").exists()
-    with pytest.raises(UserError, match="with all labels alone"):
+    with pytest.raises(UserError, match="only with all labels"):
         go(run, protocol="dabs", labels=("0.1",))
 
 
