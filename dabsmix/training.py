@@ -6,7 +6,7 @@ import math
 import os
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
 from torch import nn
 
@@ -32,7 +32,8 @@ def accelerate(precision: str = "fp32", device: str | None = None) -> Accelerato
     if device is not None:
         _choose(device)
     mixed = "no" if precision == "fp32" else precision
-    kind = PartialState(cpu=device == "cpu").device.type
+    # Accelerate's own state is not asked: made before the Accelerator, it would not join the processes of a CPU.
+    kind = (device or ("cuda" if torch.cuda.is_available() else "cpu")).partition(":")[0]
     if precision == "fp16" and kind != "cuda":
         raise UserError(f"--precision fp16 is for CUDA GPUs without bf16, and this is a {kind}: use bf16 or fp32")
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != mixed:
