@@ -1,0 +1,113 @@
+"""Seconds to validate a large leaderboard, to print its overview, and to draw its page.
+
+    python scripts/bench_board.py --rows 100000
+
+No board has so many rows yet, so this one is synthetic: the committed board over and over, each time as if it were of
+other data (the fingerprints of the data and the encoders are replaced), in a temporary folder. Every record is a folder
+of its own with its own predictions, which are links to the same few files: they are cheaper to read from the system's
+cache than those of a real board from a disk.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from dabsmix.board.forgery import record_name
+from dabsmix.board.overview import overviews, text
+from dabsmix.board.page import page
+from dabsmix.board.row import COLUMNS, Row, read
+from dabsmix.board.row import text as rows_text
+from dabsmix.board.submit import validate
+from dabsmix.files import parsed
+from dabsmix.run import RunRecord, commit, device_name
+
+BOARD = Path(__file__).parents[1] / "leaderboard" / "results.csv"
+T = TypeVar("T")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=100_000)
+    parser.add_argument("--page", type=int, default=5_000, help="rows of the page; default: %(default)s")
+    options = parser.parse_args()
+
+    print(f"{device_name(torch.device('cpu'))}, commit {commit()[:7]}, {torch.get_num_threads()} threads")
+    with tempfile.TemporaryDirectory() as folder:
+        csv_path = Path(folder) / "results.csv"
+        rows = repeated(read(BOARD), options.rows, csv_path.parent / "runs")
+        print(f"{len(rows):,} synthetic rows, the committed board {len(rows) // len(read(BOARD))} times")
+        csv_path.write_text(f"{','.join(COLUMNS)}\n{rows_text(rows)}", encoding="utf-8")
+        problems = timed("validate", lambda: validate(csv_path))
+        print(f"  {len(problems)} problems {problems[:1]}")
+        read_rows = timed("read", lambda: read(csv_path))
+        timed("overview", lambda: text(overviews(read_rows, lambda domain: domain)))
+        drawn = timed(f"page of {options.page:,} rows", lambda: page(read_rows[: options.page]))
+        print(f"  {len(drawn) / 2**20:.1f} MiB")
+
+
+def timed(what: str, call: Callable[[], T]) -> T:
+    began, used = time.perf_counter(), time.process_time()
+    found = call()
+    wall, cpu = time.perf_counter() - began, time.process_time() - used
+    print(f"{what}: {wall:.2f} s, {cpu:.2f} of them on the CPU", flush=True)
+    return found
+
+
+def repeated(board: list[Row], count: int, records: Path) -> list[Row]:
+    """The board as often as it takes to have so many rows."""
+    rows: list[Row] = []
+    turn = 0
+    while len(rows) < count:
+        names = {record: copied(record, records, turn) for record in dict.fromkeys(row.record for row in board)}
+        for row in board:
+            name = names[row.record]
+            again = replace(
+                row,
+                run=name,
+                record=records / name,
+                data_fingerprint=other(row.data_fingerprint, turn),
+                pretrain_fingerprint=other(row.pretrain_fingerprint, turn),
+                encoder_sha256=other(row.encoder_sha256, turn),
+            )
+            rows.append(again)
+        turn += 1
+    return rows
+
+
+def copied(record: Path, records: Path, turn: int) -> str:
+    """A record with other fingerprints; returns its name."""
+    run = changed(record / "run.json", turn)
+    target = records / record_name(parsed(RunRecord, run))
+    (target / "transfer").mkdir(parents=True, exist_ok=True)
+    (target / "run.json").write_text(json.dumps(run))
+    os.link(record / "config.yaml", target / "config.yaml")
+    for file in (record / "transfer").iterdir():
+        if file.suffix == ".json":
+            (target / "transfer" / file.name).write_text(json.dumps(changed(file, turn)))
+        else:
+            os.link(file, target / "transfer" / file.name)
+    return target.name
+
+
+def changed(file: Path, turn: int) -> dict[str, Any]:
+    """The values of a JSON file with other fingerprints."""
+    values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    names = ("data_fingerprint", "encoder_sha256")
+    return values | {name: other(values[name], turn) for name in names if values.get(name)}
+
+
+def other(digest: str, turn: int) -> str:
+    return hashlib.sha256(f"{digest} {turn}".encode()).hexdigest()
+
+
+if __name__ == "__main__":
+    main()
