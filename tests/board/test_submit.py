@@ -271,8 +271,9 @@ def _submit_all(runs: list[Path], by: str, board: Path) -> None:
         submit(run, by, board)
 
 
-def test_several_submitters_at_once_lose_no_row(tmp_path: Path) -> None:
-    board, submitters, each = tmp_path / "results.csv", 4, 6
+@pytest.mark.slow
+def test_sixteen_submitters_at_once_lose_no_row(tmp_path: Path) -> None:
+    board, submitters, each = tmp_path / "results.csv", 16, 2
     runs = [[write_run(tmp_path / f"{i}-{j}", seed=i * each + j) for j in range(each)] for i in range(submitters)]
     spawn = multiprocessing.get_context("spawn")
     processes = [spawn.Process(target=_submit_all, args=(mine, f"by{i}", board)) for i, mine in enumerate(runs)]
