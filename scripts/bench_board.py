@@ -41,7 +41,7 @@ def main() -> None:
     options = parser.parse_args()
 
     print(f"{device_name(torch.device('cpu'))}, commit {commit()[:7]}, {torch.get_num_threads()} threads")
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir=BOARD.parents[1]) as folder:  # links do not cross file systems
         csv_path = Path(folder) / "results.csv"
         rows = repeated(read(BOARD), options.rows, csv_path.parent / "runs")
         print(f"{len(rows):,} synthetic rows, the committed board {len(rows) // len(read(BOARD))} times")

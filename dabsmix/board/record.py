@@ -51,7 +51,7 @@ _NOT_IN_RECIPE = ("seed", "out", "data_root", "checkpoint_every", "checkpoint_mi
 def transfers(folder: Path) -> dict[str, TransferRecord]:
     """The scores of a run's folder or record, by file name without suffix: transfer's by name, then the online one."""
     try:
-        names = os.listdir(folder / "transfer")  # several times faster than a glob, and asked for with every row
+        names = os.listdir(folder / "transfer")
     except OSError:
         names = []
     found = {}
@@ -100,7 +100,7 @@ def config_of(folder: Path) -> dict[str, Any]:
 
 @lru_cache(maxsize=1024)
 def _config(path: Path, modified: int, size: int) -> dict[str, Any]:
-    """Read once for all that asks; the C parser takes a tenth of the time where it was built."""
+    """Read once for all the checks of one record, and by the C parser where it was built."""
     import yaml
 
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
