@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import tempfile
@@ -14,7 +13,7 @@ from typing import Any, TypeVar
 
 from dabsmix.errors import UserError
 
-__all__ = ["cache_folder", "cached", "data_root", "is_temporary", "parsed", "sha256", "sweep", "unwritable", "write"]
+__all__ = ["cache_folder", "data_root", "is_temporary", "parsed", "sha256", "sweep", "unwritable", "write"]
 
 
 def write(path: Path, save: Callable[[Path], object]) -> None:
@@ -85,25 +84,6 @@ def cache_folder() -> Path:
     if own := os.environ.get("DABSMIX_CACHE"):
         return Path(own).expanduser().absolute()
     return _user_cache().absolute() / "dabsmix"
-
-
-def cached(kind: str, key: str, compute: Callable[[], Any], *, keep: bool = True) -> Any:
-    """JSON values that are expensive and depend on the key alone: read from the cache, or computed and stored there.
-
-    Args:
-        kind: the folder in the cache.
-        key: states everything that the values depend on.
-        compute: returns the values.
-        keep: whether this process stores them; one of several processes does.
-    """
-    path = cache_folder() / kind / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        values = compute()
-    if keep:
-        write(path, lambda p: p.write_text(json.dumps(values), encoding="utf-8"))
-    return values
 
 
 T = TypeVar("T")

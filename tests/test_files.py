@@ -1,37 +1,12 @@
-"""Files: values that are computed once, and dataclasses read from JSON."""
+"""Files: written whole, and dataclasses read from JSON."""
 
-import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from dabsmix.errors import UserError
-from dabsmix.files import cached, parsed, write
-
-
-def test_values_are_computed_once_per_key(cache: Path) -> None:
-    computed: list[int] = []
-
-    def compute() -> list[int]:
-        computed.append(1)
-        return [1, 2]
-
-    assert [cached("squares", "a", compute) for _ in range(3)] == [[1, 2]] * 3
-    assert len(computed) == 1
-    assert cached("squares", "b", compute) == [1, 2]
-    assert len(computed) == 2
-    path = cache / "squares" / f"{hashlib.sha256(b'a').hexdigest()[:32]}.json"
-    assert json.loads(path.read_text()) == [1, 2]
-    path.write_text("[1,")  # a damaged file is computed again
-    assert cached("squares", "a", compute) == [1, 2]
-    assert json.loads(path.read_text()) == [1, 2]
-
-
-def test_a_process_that_does_not_keep_writes_nothing(cache: Path) -> None:
-    assert cached("cubes", "a", lambda: 8, keep=False) == 8
-    assert not (cache / "cubes").exists()
+from dabsmix.files import parsed, write
 
 
 @dataclass(frozen=True)

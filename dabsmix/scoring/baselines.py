@@ -31,7 +31,7 @@ from dabsmix.scoring.results import Result, yardstick_key
 from dabsmix.scoring.selection import Selected, select
 from dabsmix.spec import Grid, Spec, Table, Tokens, describe
 
-__all__ = ["RawReader", "Yardsticks", "raw_reader", "yardsticks"]
+__all__ = ["RawReader", "Yardsticks", "kept", "raw_reader", "yardsticks"]
 
 # Numbers per example: three channels of 16×16 pixels. A probe on 224×224×3 would have more weights than the
 # encoder, and would take longer than all that is compared with it.
@@ -71,11 +71,24 @@ def yardsticks(data: Data, rules: Protocol, labels: tuple[str, ...], device: tor
     # files are divided in more than one way: higgs_transfer reads the last tenth of higgs
     rows = [hashlib.sha256(split.rows.tobytes()).hexdigest() for split in labelled.splits.values()]
     asked = json.dumps([data.fingerprint, rows, describe(data.specs), str(task), labels, rules_said])
-    path = cache_folder() / "yardsticks" / f"{hashlib.sha256(asked.encode()).hexdigest()[:32]}.npz"
+    return kept("yardsticks", asked, lambda: _yardsticks(data, rules, labels, device, width))
+
+
+def kept(folder: str, key: str, compute: Callable[[], Yardsticks], *, keep: bool = True) -> Yardsticks:
+    """What was computed for this key before, or is computed now and stored in the cache.
+
+    Args:
+        folder: in the cache.
+        key: states everything that the scores depend on.
+        compute: returns them.
+        keep: whether this process stores them; one of several processes does.
+    """
+    path = cache_folder() / folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npz"
     stored = _read_stored(path)
     if stored is None:
-        stored = _yardsticks(data, rules, labels, device, width)
-        _store(path, stored)
+        stored = compute()
+        if keep:
+            _store(path, stored)
     return stored
 
 

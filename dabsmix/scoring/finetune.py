@@ -24,16 +24,16 @@ from torch import Tensor, nn
 import dabsmix
 from dabsmix.data.batches import Batches, step_seed
 from dabsmix.data.domain import Data, Labelled, Split, Task
-from dabsmix.files import cached
 from dabsmix.model.contract import Embedded
 from dabsmix.model.encoder import Encoder, build_encoder
 from dabsmix.model.shapes import MLPConfig
+from dabsmix.scoring.baselines import Yardsticks, kept
 from dabsmix.scoring.evaluate import compact, result, share
 from dabsmix.scoring.features import each_row
 from dabsmix.scoring.head_mix import MixedLoss, alpha_at, draw, el2n
 from dabsmix.scoring.heads import Features, Scale
 from dabsmix.scoring.metrics import Metric, Undefined, metric
-from dabsmix.scoring.results import HeadMix, Result, mixed_probe, prediction_key
+from dabsmix.scoring.results import HeadMix, Result, mixed_probe, prediction_key, yardstick_key
 from dabsmix.scoring.selection import few_labels
 from dabsmix.spec import Table, describe
 from dabsmix.training import learning_rate
@@ -163,20 +163,20 @@ def supervised(
     accelerator: Accelerator,
     watch: Watch = lambda title, items: items,
     mix: HeadMix = UNMIXED,
-) -> tuple[Result, ...]:
+) -> Yardsticks:
     """The same encoder trained with all labels from random weights: a yardstick, kept for the data set and encoder."""
     task = data.require_labelled().task
     asked = [data.fingerprint, describe(data.specs), str(task), asdict(encoder.config), asdict(SUPERVISED)]
     asked += [str(mix)] if str(mix) else []
 
-    def train() -> list[dict[str, Any]]:
+    def train() -> Yardsticks:
         torch.manual_seed(step_seed(0, 0, "weights"))
         fresh = build_encoder(encoder.specs, encoder.config)
         found = finetune(fresh, data, ("1",), SUPERVISED, accelerator=accelerator, watch=watch, mix=mix)
-        return [asdict(each) for each in found.results]
+        predictions = {yardstick_key("supervised", key): each for key, each in found.predictions.items()}
+        return Yardsticks({"supervised": tuple(found.results)}, predictions)
 
-    key = json.dumps([*asked, dabsmix.__version__])
-    return tuple(Result.from_plain(each) for each in cached("supervised", key, train, keep=accelerator.is_main_process))
+    return kept("supervised", json.dumps([*asked, dabsmix.__version__]), train, keep=accelerator.is_main_process)
 
 
 class Network(nn.Module):

@@ -38,6 +38,7 @@ __all__ = [
     "probes_of",
     "read_predictions",
     "read_transfer",
+    "read_yardstick_predictions",
     "write_transfer",
     "yardstick_key",
 ]
@@ -454,9 +455,22 @@ def read_predictions(path: Path) -> dict[str, NDArray[Any]]:
     Raises:
         UserError: their file is missing or damaged.
     """
+    return _read_arrays(path.with_suffix(".predictions.npz"), path)
+
+
+def read_yardstick_predictions(path: Path) -> dict[str, NDArray[Any]]:
+    """The yardsticks' predictions beside a transfer file, by `yardstick_key`; empty if none were kept.
+
+    Raises:
+        UserError: their file is damaged.
+    """
+    file = path.with_suffix(".yardsticks.npz")
+    return _read_arrays(file, path) if file.exists() else {}
+
+
+def _read_arrays(file: Path, path: Path) -> dict[str, NDArray[Any]]:
     import numpy as np
 
-    file = path.with_suffix(".predictions.npz")
     try:
         with np.load(file, allow_pickle=False) as arrays:
             return dict(arrays)

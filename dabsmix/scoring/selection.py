@@ -2,7 +2,7 @@
 
     draws = few_labels(train, validation, task, fraction)     # [(train, validation)] for all labels
     chosen = select(fit, draws, metric)                       # one head per draw, all with one setting
-    interval = bootstrap(metric, [c.head.predict(test) for c in chosen], test.label, test.group)
+    found = interval(metric, [measure(metric, [c.head.predict(test) for c in chosen], test.label, test.group)])
 
 The last line is the one time that test is read.
 """

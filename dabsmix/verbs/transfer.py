@@ -35,6 +35,7 @@ from dabsmix.scoring.results import (
     prediction_key,
     read_predictions,
     read_transfer,
+    read_yardstick_predictions,
     write_transfer,
 )
 from dabsmix.terminal import progress, stage
@@ -158,15 +159,18 @@ def _transfer_to(
     missing = tuple(label for label in labels if label not in done)
     earlier_predictions = {} if before is None or not missing else read_predictions(path)
     beside = {} if before is None else dict(before.yardsticks)
+    beside_predictions = {} if before is None else read_yardstick_predictions(path)
     if config.supervised and "supervised" not in beside:
-        beside["supervised"] = supervised(encoder, data, accelerator=accelerator, watch=progress, mix=mix)
+        trained_by_labels = supervised(encoder, data, accelerator=accelerator, watch=progress, mix=mix)
+        beside |= trained_by_labels.results
+        beside_predictions |= trained_by_labels.predictions
     if before is not None and not missing:
         gains = _gains(before, {}, path, run, encoder, data, rules, accelerator) if answer else before.gains
         record = replace(before, yardsticks=beside, gains=gains)
         if record == before:
             say(f"{path}: scored already")
         elif accelerator.is_main_process:
-            write_transfer(path, record)
+            write_transfer(path, record, yardstick_predictions=beside_predictions)
         accelerator.wait_for_everyone()
         return record
     stage(f"{task}: what needs no pretraining")
@@ -174,6 +178,7 @@ def _transfer_to(
     width = encoder.width * (len(encoder.blocks) if blocks else 1)  # the widest that a probe reads
     measured = yardsticks(data, rules, (*done, *missing), accelerator.device, width)
     beside |= measured.results
+    beside_predictions |= measured.predictions
 
     keep = KeptFeatures(run.path / "features", run.record.encoder_sha256)
     trained: Finetuned | None = None
@@ -219,7 +224,7 @@ def _transfer_to(
     if accelerator.is_main_process:
         first = before is None and data.labelled.task.kind != "tokens"
         write_transfer(
-            path, record, predictions, measured.predictions, by_example(scored.outputs, data) if first else None, el2n
+            path, record, predictions, beside_predictions, by_example(scored.outputs, data) if first else None, el2n
         )
     accelerator.wait_for_everyone()
     for note in notes:

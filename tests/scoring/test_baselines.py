@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -70,7 +71,8 @@ def labelled(task: Task, label: NDArray[Any], seed: int = 0) -> Data:
     return Data((Table(2),), train, Labelled(task, train, validation, test), f"{seed:064}")
 
 
-def test_raw_input_and_majority_class_and_a_second_look(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_raw_input_and_majority_class_and_a_second_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DABSMIX_CACHE", str(tmp_path))
     label = np.random.default_rng(0).choice(2, size=250, p=[0.3, 0.7])
     data = labelled(Task("classes", "accuracy", ("a", "b")), label)
     rules = replace(v1(), linear=LinearGrid(rates=(0.1,), epochs=20), draws=2)
@@ -88,6 +90,10 @@ def test_raw_input_and_majority_class_and_a_second_look(monkeypatch: pytest.Monk
     assert {name: each.tolist() for name, each in again.predictions.items()} == {
         name: each.tolist() for name, each in predictions.items()
     }
+    (file,) = (tmp_path / "yardsticks").iterdir()
+    file.write_bytes(file.read_bytes()[:-30])  # a damaged file is computed again
+    with pytest.raises(pytest.fail.Exception, match="computed again"):
+        yardsticks.yardsticks(data, rules, ("1", "0.5"), torch.device("cpu"), 4)
     splits = data.require_labelled()
     divided = replace(data, labelled=replace(splits, test=splits.test.take(np.arange(50))))  # other rows of the files
     with pytest.raises(pytest.fail.Exception, match="computed again"):

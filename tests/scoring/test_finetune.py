@@ -159,12 +159,17 @@ def test_supervised_training_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "SUPERVISED", replace(SHORT, layer_decay=1.0, steps=(60, 60)))
     data, start = table(CLASSES, sign), encoder()
     found = supervised(start, data, accelerator=accelerate())
-    assert [(each.probe, each.label_fraction) for each in found] == [("finetune", "1")]
-    assert found[0].value > 0.85
+    (result,) = found.results["supervised"]
+    assert (result.probe, result.label_fraction) == ("finetune", "1")
+    assert result.value > 0.85
+    truth = data.require_labelled().test.label
+    assert (found.predictions["supervised finetune@1"] == truth).mean() == pytest.approx(result.value)
     torch.manual_seed(5)
     other = build_encoder(start.specs, start.config)  # other weights, the same encoder
     monkeypatch.setattr(module, "finetune", lambda *_, **__: pytest.fail("trained again"))
-    assert supervised(other, data, accelerator=accelerate()) == found
+    again = supervised(other, data, accelerator=accelerate())
+    assert again.results == found.results
+    assert np.array_equal(again.predictions["supervised finetune@1"], found.predictions["supervised finetune@1"])
 
 
 def test_the_recipe_is_that_of_its_sources() -> None:
@@ -174,6 +179,7 @@ def test_the_recipe_is_that_of_its_sources() -> None:
 
 
 def test_transfer_under_the_finetune_protocol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dabsmix.board.record import yardstick_predictions
     from dabsmix.board.submit import submit
     from dabsmix.config import PretrainConfig, TransferConfig
     from dabsmix.source import Source
@@ -185,13 +191,23 @@ def test_transfer_under_the_finetune_protocol(tmp_path: Path, monkeypatch: pytes
     run = pretrain(
         PretrainConfig(Source("digits"), algo="none", encoder="tiny", out=tmp_path), accelerator=accelerate()
     )
-    config = TransferConfig(run=(run.path,), protocol="finetune", supervised=True)
+    config = TransferConfig(run=(run.path,), protocol="finetune")
+    (before,) = transfer.transfer(config, accelerator=accelerate())
+    config = replace(config, supervised=True)  # it joins a record that is there, and keeps the others' predictions
     (record,) = transfer.transfer(config, accelerator=accelerate())
+    assert record.results == before.results
     assert [(each.probe, each.label_fraction) for each in record.results] == [("finetune", "1")]
     assert record.yardsticks.keys() >= {"raw", "majority", "patches", "supervised"}
     assert (run.path / "transfer" / "digits-finetune.json").exists()
     assert record.headline.value > record.yardsticks["majority"][0].value
-    assert [row.probe for row in submit(run.path, "somebody", tmp_path / "board" / "results.csv")] == ["finetune"]
+    (row,) = submit(run.path, "somebody", tmp_path / "board" / "results.csv")
+    assert row.probe == "finetune"
+    for name, results in record.yardsticks.items():  # each is compared on the same test examples
+        for result in results:
+            kept = yardstick_predictions(row, name, result)
+            assert kept is not None
+            right = np.mean([scores.argmax(axis=1) == kept.label for scores in kept.scores])
+            assert right == pytest.approx(result.value), name
     said: list[str] = []
     assert transfer.transfer(config, accelerator=accelerate(), say=said.append) == [record]
     assert said[-1].endswith("scored already")
