@@ -383,7 +383,7 @@ class TransferRecord:
 
         each = [("encoder", result) for result in self.results]
         each += [(name, result) for name, found in self.yardsticks.items() for result in found]
-        columns = ("probe", "label_fraction", "metric", "value", "low", "high", "n", "units", "draws")
+        columns = ("probe", "label_fraction", "metric", "value", "low", "high", "n", "units", "draws", "num_features")
         rows = [{"of": of} | {name: getattr(result, name) for name in columns} for of, result in each]
         return pd.DataFrame(rows).assign(run=self.run, task=self.task, protocol=self.protocol)
 
@@ -397,7 +397,10 @@ class TransferRecord:
         factor = 100 if in_percent(first.metric) else 1
         for name, r in rows:
             interval = "" if r.low is None or r.high is None else f"  [{factor * r.low:.1f}, {factor * r.high:.1f}]"
-            lines.append(f"  {name:<14} {r.probe:<8} labels {r.label_fraction:<8} {factor * r.value:6.2f}{interval}")
+            read = f"  {r.num_features} features" if r.num_features else ""
+            lines.append(
+                f"  {name:<14} {r.probe:<8} labels {r.label_fraction:<8} {factor * r.value:6.2f}{interval}{read}"
+            )
         if groups and first.low is None:
             lines.append(
                 f"  The test rows come from {first.units} group(s). With fewer than 5 there is no interval, because "

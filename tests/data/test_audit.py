@@ -96,6 +96,22 @@ def test_rows_that_differ_in_one_bit_are_no_duplicates() -> None:
     assert not [each for each in audit(data) if each.check == "duplicates"]
 
 
+def test_a_held_out_text_inside_a_training_text_is_found() -> None:
+    ids = np.random.default_rng(0).integers(4, 2000, size=(600, 24))
+    ids[:, [0, -1]] = 2, 3  # the ends that every text has
+    data = make(x=ids, spec=Tokens(24, 2000, pad=0))
+    labelled = data.require_labelled()
+    assert not [each for each in audit(data) if each.check == "overlap"]
+    phrase = ids[labelled.train.rows[3], 5:15].copy()
+    ids[labelled.validation.rows[7], 1:] = [*phrase, 3, *[0] * 12]  # whole within
+    ids[labelled.validation.rows[8], 9:19] = phrase  # a part of it
+    found = only(audit(data), "overlap")
+    assert (found.split, found.severity, found.count) == ("validation", "info", 2)
+    assert sorted(found.rows) == sorted(labelled.validation.rows[[7, 8]].tolist())
+    ids[labelled.test.rows[:11], 9:19] = phrase
+    assert only(audit(data), "overlap", "test").severity == "warning"  # more than a tenth of the split
+
+
 def test_shared_groups_are_named() -> None:
     group = np.arange(600) // 10
     found = [each for each in audit(make(group=group)) if each.check == "groups"]

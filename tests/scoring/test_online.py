@@ -10,8 +10,13 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from dabsmix.data.domain import Task
-from dabsmix.scoring.online import OnlineProbe
+from dabsmix.data.batches import Batches, Raw
+from dabsmix.data.domain import Data, Labelled, Split, Task
+from dabsmix.model.encoder import EncoderConfig, Transformer
+from dabsmix.scoring.features import features
+from dabsmix.scoring.online import OnlineProbe, watch_online
+from dabsmix.spec import Table
+from dabsmix.training import accelerate
 
 CLASSES = Task("classes", "accuracy", ("a", "b", "c"))
 
@@ -70,6 +75,26 @@ def test_one_update_equals_the_plain_one(protocol: str) -> None:
     torch.testing.assert_close(loss, expected.detach())
     torch.testing.assert_close(probe.head.weight, weight)
     torch.testing.assert_close(probe.head.bias, bias)
+
+
+@pytest.mark.parametrize("protocol", ["v1", "dabs"])
+def test_it_learns_from_a_pass_of_its_own(protocol: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In eval mode, so that an algorithm's dropout and masks have no say; under dabs with dropout, as there."""
+    x, label = np.random.default_rng(0).normal(size=(60, 6)).astype(np.float32), np.arange(60) % 3
+    train, validation, test = (Split((x,), part, label[part]) for part in np.split(np.arange(60), [40, 50]))
+    data = Data((Table(6),), train, Labelled(CLASSES, train, validation, test), "0" * 64)
+    encoder = Transformer(data.specs, EncoderConfig(16, depth=2, heads=2, head_dim=8, mlp=32, dropout=0.5)).train()
+    online = watch_online(encoder, data, None, protocol, 2, Batches(train, 10, seed=0), accelerate())
+    assert online is not None
+    seen: list[torch.Tensor] = []
+    monkeypatch.setattr(OnlineProbe, "learn", lambda probe, found, label, seed: seen.append(found))
+    raw = train.batch(np.arange(10))
+    for step in (1, 2, 3, 4):
+        online.learn(encoder, step, Raw(raw, torch.arange(10) % 3, torch.arange(10)), 0, accelerate())
+    assert len(seen) == 2  # every second step
+    assert encoder.training
+    clean = features(encoder, train.take(np.arange(10)), data.normalise, accelerator=accelerate()).mean
+    assert [torch.allclose(found, clean, atol=1e-6) for found in seen] == [protocol == "v1"] * 2
 
 
 def test_dropout_follows_its_seed_and_not_torch_s_own_generator() -> None:

@@ -75,6 +75,8 @@ def test_a_person_reads_lines_and_pandas_a_frame() -> None:
     assert [line.split()[:2] for line in lines[1:]] == [["encoder", "linear"]] * 2 + [["majority", "majority"]]
     assert lines[1].endswith("90.00  [88.0, 92.0]")
     assert lines[2].endswith(" 60.00")
+    read = replace(RECORD, results=(replace(FIRST, num_features=256),))
+    assert str(read).splitlines()[1].endswith("90.00  [88.0, 92.0]  256 features")
     frame = RECORD.to_frame()
     assert list(frame["of"]) == ["encoder", "encoder", "majority"]
     assert list(frame["value"]) == [0.9, 0.6, 0.1]

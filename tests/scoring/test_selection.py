@@ -61,6 +61,24 @@ def test_the_setting_is_the_best_mean_over_draws_and_the_same_for_all() -> None:
         select(lambda train: heads[2:], draws, metric("accuracy"))
 
 
+@pytest.mark.parametrize(
+    ("right", "edge"),
+    [
+        ((900, 800, 700), True),  # the first, 10 points above its neighbour
+        ((700, 800, 900), True),
+        ((700, 900, 800), False),
+        ((700, 899, 900), False),  # 0.1 points above: the grid is long enough
+        ((800, 900), False),  # two settings have no inside
+    ],
+)
+def test_a_choice_at_the_edge_of_its_grid_is_told_where_it_gains(right: tuple[int, ...], edge: bool) -> None:
+    answers = [np.eye(2, dtype=np.float32)[(np.arange(1000) < number).astype(int)] for number in right]
+    heads = [Fixed(each, {"pooling": "mean", "C": i}) for i, each in enumerate(answers)]
+    heads += [Fixed(np.zeros((1000, 2), np.float32), {"pooling": "cls", "C": i}) for i in range(3)]  # another grid
+    validation = rows(range(1000), [1] * 1000)
+    assert select(lambda train: heads, [(validation, validation)], metric("accuracy"))[0].at_edge == edge
+
+
 def test_less_is_better_where_the_metric_says_so() -> None:
     heads = [Fixed(np.array([v], dtype=np.float32), {"number": v}) for v in (3.0, 1.0, 2.0)]
     chosen = select(lambda train: heads, [(rows([0], [1]), rows([0], [1]))], metric("mse"))

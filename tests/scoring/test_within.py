@@ -34,15 +34,17 @@ def test_validation_labels_have_no_say() -> None:
 
 
 def test_every_draw_is_chosen_and_fitted_on_its_own_labels() -> None:
-    train = features(200, 0)
-    draws = choose(train, features(60, 1), TASK, v2(), ("5/class",))["linear", "5/class"]
+    train, test, fit = features(200, 0), features(50, 2), fits(v2(), TASK)["ridge"]
+    draws = choose(train, features(60, 1), TASK, v2(), ("5/class",))["ridge", "5/class"]
     assert len(draws) == 10  # half of the labels in all
     for number, rows in enumerate(label_subsets(train.label, TASK, per_class=5, draws=10)):
         part = train.take(rows)
         assert len(part) == 10
-        again = compare_within(fits(v2(), TASK)["knn"], part, TASK, ACCURACY, seed=number)
-        assert again is not None
-    assert all(0 <= (each.validation or 0) <= 1 for each in draws)
+        within = compare_within(fit, part, TASK, ACCURACY, seed=number)
+        assert within is not None
+        assert (draws[number].setting, draws[number].validation) == within[:2]
+        (head,) = (head for head in fit(part) if head.setting == within[0])
+        assert np.array_equal(draws[number].head.predict(test), head.predict(test))
 
 
 def test_one_label_of_a_class_leaves_the_setting_stated_in_advance() -> None:
