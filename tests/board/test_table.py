@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from dabsmix.board.page import page
 from dabsmix.board.row import Row, problems
-from dabsmix.board.standings import Line, standings
+from dabsmix.board.standings import Line, measured, standings
 from dabsmix.board.table import published, render, show
 from dabsmix.scoring.metrics import METRICS
 from dabsmix.scoring.results import in_percent
@@ -234,6 +234,26 @@ def test_paired_predictions_show_what_intervals_cannot(tmp_path: Path) -> None:
     assert against.paired
     assert against.shown
     assert against.difference == pytest.approx(0.05)
+
+
+def test_draws_of_labels_are_averaged_within_their_seed(tmp_path: Path) -> None:
+    """Twenty draws of three seeds are three runs: as sixty, this gain over the random encoder would be shown."""
+    rng = np.random.default_rng(0)
+    label = np.arange(400) % 4
+    rows: list[Row] = []
+    for algorithm, levels, steps in (("dmix", (0.60, 0.70, 0.80), 300), ("none", (0.55, 0.62, 0.70), 0)):
+        for seed, level in enumerate(levels):
+            draws = np.where(rng.random((20, 400)) < level, label, (label + 1) % 4)
+            value = float((draws == label).mean())
+            rows.append(row(tmp_path, value, half=0.04, algorithm=algorithm, seed=seed, steps=steps))
+            write_record(rows[-1], scores=draws, label=label)
+    runs = measured(rows[:3])
+    assert runs is not None
+    assert [run.value for run in runs] == pytest.approx([each.value for each in rows[:3]])
+    against = lines(rows)["dmix"].against
+    assert against is not None
+    assert against.paired
+    assert not against.shown
 
 
 @pytest.mark.parametrize(("kept", "wrong", "best"), [(True, 100, True), (False, 100, False), (True, 99, False)])
