@@ -153,6 +153,29 @@ def test_components_against_their_plain_formulas() -> None:
     assert found.value - found.low == pytest.approx(t.ppf(0.975, degrees) * math.sqrt(variance))
 
 
+def test_groups_against_their_plain_formulas() -> None:
+    """CR2's correction of each group's part, and the degrees of the effective number of groups."""
+    rng = np.random.default_rng(9)
+    sizes = rng.integers(10, 91, size=8)
+    group = np.repeat(np.arange(8), sizes)
+    right = rng.random(len(group)) < np.repeat(rng.random(8), sizes)
+    share = sizes / sizes.sum()
+    parts = [(right[group == g] - right.mean()).sum() / len(right) for g in range(8)]
+    found = estimate([run(right, group)])
+    assert found.variance == pytest.approx(sum(part**2 / (1 - w) for part, w in zip(parts, share, strict=True)))
+    assert found.degrees == pytest.approx(1 / (share**2).sum() - 1)
+
+
+def test_seeds_that_agree_by_chance_do_not_count_as_many() -> None:
+    from scipy.stats import t
+
+    better, worse = run(np.arange(400) < 300), run(np.arange(400) >= 120)
+    found = compare([better] * 3, [worse] * 3)  # no spread of seeds, which by itself would be no end of degrees
+    assert found.low is not None
+    error = math.sqrt(((better.influence - worse.influence) ** 2).sum())
+    assert found.value - found.low == pytest.approx(t.ppf(0.975, 12) * error)  # three times those of six seeds
+
+
 def test_the_variance_is_never_below_the_larger_one_way_estimate() -> None:
     for seed in range(50):
         side = runs(0.8, 3, 0.0, seed, n=100)
