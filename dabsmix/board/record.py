@@ -45,7 +45,10 @@ MAX_DEPTH = 8  # of config.yaml: deep nesting takes hours to read, and a few lin
 MAX_CLASSES = 100_000  # a forged class number would take all memory
 _OF_TASK = ("task", "protocol", "data_fingerprint")
 _OF_RESULT = ("probe", "label_fraction", "metric", "value", "low", "high", "n", "test_reads")
-_NOT_IN_RECIPE = ("seed", "out", "data_root", "checkpoint_every", "checkpoint_minutes", "evaluate_every")
+_NOT_IN_RECIPE = (
+    *("seed", "out", "data_root", "checkpoint_every", "checkpoint_minutes", "checkpoint_activations"),
+    "evaluate_every",
+)
 
 
 def transfers(folder: Path) -> dict[str, TransferRecord]:

@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,13 @@ RESULTS = (("linear", "1", 0.9), ("ridge", "1", 0.61), ("knn", "1", 0.8))
 
 
 def write_run(
-    out: Path, *, name: str = "digits-dmix-s0", seed: int = 0, tasks: tuple[str, ...] = ("digits",), lr: float = 3e-4
+    out: Path,
+    *,
+    name: str = "digits-dmix-s0",
+    seed: int = 0,
+    tasks: tuple[str, ...] = ("digits",),
+    lr: float = 3e-4,
+    checkpoint_activations: bool = False,
 ) -> Path:
     """A finished run that was transferred to these tasks; another seed gives another encoder and configuration."""
     folder = out / name
@@ -33,7 +40,7 @@ def write_run(
     encoder = f"generated weights {name} {seed} {lr}".encode()
     (folder / "encoder.safetensors").write_bytes(encoder)
     asked = PretrainConfig(Source("digits"), algo="dmix", encoder="tiny", steps=300, seed=seed, lr=lr, out=out)
-    config, _ = resolve(asked, 128)
+    config, _ = resolve(replace(asked, checkpoint_activations=checkpoint_activations), 128)
     (folder / "config.yaml").write_text(yaml.safe_dump(as_plain(config)))
     run = {
         **{"name": name, "status": "finished", "domain": "digits", "algorithm": "dmix", "encoder": "tiny"},
@@ -181,7 +188,11 @@ def test_two_machines_same_name_do_not_collide(tmp_path: Path) -> None:
 
 def test_runs_share_a_recipe_exactly_if_only_their_seeds_differ(tmp_path: Path) -> None:
     board = tmp_path / "results.csv"
-    runs = [write_run(tmp_path / "a"), write_run(tmp_path / "b", seed=1), write_run(tmp_path / "c", seed=2, lr=1e-3)]
+    runs = [
+        write_run(tmp_path / "a"),
+        write_run(tmp_path / "b", seed=1, checkpoint_activations=True),  # which changes no number
+        write_run(tmp_path / "c", seed=2, lr=1e-3),
+    ]
     recipes = [submit(run, "Ada", board)[0].recipe for run in runs]
     assert recipes[0] == recipes[1] != recipes[2]
 
