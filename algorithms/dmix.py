@@ -1,6 +1,6 @@
 """d-mix: e-mix with discrete patch mixup, in which no token is interpolated.
 
-Every example of the batch is a class of its own. With r a random permutation and λ_i ~ Beta(α, α), λ_i ≥ 1/2,
+Every example of the batch is a separate class. With r a random permutation and λ_i ~ Beta(α, α), λ_i ≥ 1/2,
 k_i = round((1-λ_i) N) of the N tokens of example i, chosen uniformly, are replaced by its partner's at the same places:
 
     M_i[p] = T_r(i)[p] if p is chosen else T_i[p]       T tokens before positions

@@ -1,6 +1,6 @@
 """e-mix: i-Mix on embedded inputs (DABS, Tamkin et al. 2021; after i-Mix, Lee et al. 2021).
 
-Every example of the batch is a class of its own. With r a random permutation and λ_i ~ Beta(α, α), λ_i ≥ 1/2,
+Every example of the batch is a separate class. With r a random permutation and λ_i ~ Beta(α, α), λ_i ≥ 1/2,
 
     M_i = λ_i T_i + (1-λ_i) sg(T_r(i))            T tokens before positions, sg stop-gradient
     L_ij = cos(encode(M)_i, encode(T)_j) / τ

@@ -46,7 +46,7 @@ _PLACES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name from where it lives when it is first asked for."""
+    """Import a public name when it is first used."""
     if name not in _PLACES:
         raise AttributeError(f"module 'dabsmix' has no attribute {name!r}")
     from importlib import import_module

@@ -93,7 +93,7 @@ class PretrainConfig:
     """Weight decay, AdamW's decoupled from the rate [v1: 0.01, dabs and imix: 1e-4]."""
     schedule: Literal["cosine", "constant", "epoch-cosine", "epoch-steps"] | None = None
     """Learning rate over time: warm-up (5 % of the steps) and cosine to 0; constant; or as i-Mix a warm-up of 10 epochs
-    (5 where there are at most 500), then a cosine by whole epochs, or a tenth of it from 60 and 80 % of them [v1:
+    (5 if there are at most 500), then a cosine by whole epochs, or a tenth of it from 60 and 80 % of them [v1:
     cosine, dabs: constant, imix: epoch-cosine; its reference has epoch-steps for speech]."""
     clip: float | None = None
     """Largest gradient norm, 0 for none [v1: 1, dabs and imix: 0]."""
@@ -166,9 +166,9 @@ def resolve(
     """The configuration with every open field filled in from protocol, domain and algorithm, and its recipe.
 
     Args:
-        config: what was asked for.
-        domain_batch_size: where none is asked for.
-        num_examples: what an epoch goes over, where epochs are asked for; the configuration then states the steps.
+        config: the configuration as it was given.
+        domain_batch_size: the batch size if none is given.
+        num_examples: examples in an epoch, if epochs are given; the configuration then states the steps.
 
     Raises:
         UserError: a number is out of range, or the algorithm is unknown.
@@ -213,7 +213,7 @@ def resolve(
 
 
 def _steps(config: PretrainConfig, values: dict[str, Any], num_examples: int | None) -> int:
-    """The steps asked for, or those of the epochs asked for; takes ``epochs`` out of ``values``."""
+    """The given steps, or those of the given epochs; removes ``epochs`` from ``values``."""
     usual = values.pop("epochs", None)
     if config.epochs is not None and config.steps is not None:
         raise UserError(f"--epochs {config.epochs} and --steps {config.steps}: give one of them")

@@ -16,7 +16,7 @@ __all__ = ["all_sum", "gather", "gather_with_grad", "local", "own_rows", "rank",
 
 
 def rank() -> int:
-    """This process's number, 0 where there is only one."""
+    """This process's number, 0 if there is only one."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 

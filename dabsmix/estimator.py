@@ -30,7 +30,7 @@ class SelfSupervised(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # 
         algorithm: a name that `dabsmix list algorithms` shows, or your own as ``"module:Class"``.
         encoder: a name that `dabsmix list encoders` shows.
         steps: optimizer steps.
-        batch_size: examples a step; None for 256, or all where there are fewer.
+        batch_size: examples per step; None for 256, or all if there are fewer.
         lr: AdamW's learning rate; None for the default.
         pooling: ``mean`` or ``cls``, which feature of an example.
         random_state: seed of weights, batches, partners, masks and dropout.

@@ -46,7 +46,7 @@ def is_temporary(name: str) -> bool:
 
 
 def sweep(folder: Path) -> None:
-    """Delete what writes that were killed left directly in a folder. To be called under the lock of whoever writes."""
+    """Delete the remains of killed writes directly in a folder. Call it under the lock of the writers."""
     for path in folder.glob(".*"):
         if is_temporary(path.name) and path.is_file():
             path.unlink(missing_ok=True)

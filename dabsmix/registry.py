@@ -168,7 +168,7 @@ def _lineage(name: str) -> list[tuple[ast.ClassDef, _Source]]:
     """An algorithm's class and those of its base classes that are imported by name, read from their sources."""
     module, cls = _module_and_class(name)
     if module == "__main__":
-        raise UserError(f"{name}: flags are read from a file, so an algorithm needs one of its own, as my_file:{cls}")
+        raise UserError(f"{name}: flags are read from a file, so the algorithm has to be in a file, as my_file:{cls}")
     if ":" in name and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # for a file in the working folder, where a console script does not look
     source = _Source.of(module)
@@ -199,7 +199,7 @@ def algorithm_class(name: str) -> type[Algorithm]:
     """The class behind a name; imports torch.
 
     Raises:
-        UserError: there is no such algorithm, its class is not an `Algorithm`, or it has hyperparameters that cannot be
+        UserError: it does not exist, its class is not an `Algorithm`, or it has hyperparameters that cannot be
             read from its source, or what its module imports is missing.
     """
     from dabsmix.pretext.algorithm import Algorithm

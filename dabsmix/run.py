@@ -306,7 +306,7 @@ class Run:
         """Write the state after ``step`` steps and its digest; keep the newest two checkpoints."""
         import torch
 
-        file = io.BytesIO()  # torch.save reports a full disk as a RuntimeError of its own
+        file = io.BytesIO()  # torch.save reports a full disk as a RuntimeError
         torch.save(dict(state), file)
         path = self.path / "checkpoints" / f"{step:09d}.pt"
         line = f"{hashlib.sha256(file.getbuffer()).hexdigest()}  {path.name}\n"

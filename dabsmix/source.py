@@ -255,7 +255,7 @@ def _is_packed(source: Source) -> bool:
 
 
 def absolute(path: Path) -> Path:
-    """A path that is found from any folder; what names a data set on the hub stays as it is."""
+    """An absolute path; the name of a data set on the hub does not change."""
     place = str(path)
     if place.startswith(HUB) and not Path(place.removeprefix(HUB)).expanduser().exists():
         return path
@@ -329,7 +329,7 @@ def _is_a(value: object, kind: Any) -> bool:
 def ensure(domain: Domain, root: Path) -> Path:
     """The folder of a domain's raw files, fetched when it is missing and can be fetched.
 
-    Files that are there are used as they are, even if they are a subset, unless an earlier download was interrupted.
+    Existing files are used without a download, even if they are a subset, unless an earlier download was interrupted.
 
     Raises:
         UserError: the files are missing and cannot be fetched, or the data root cannot be written.

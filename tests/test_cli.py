@@ -180,7 +180,7 @@ def one_line(capsys: pytest.CaptureFixture[str]) -> str:
         (f"pretrain {SHORT} --lr nan", "--lr nan: must be at least 0"),
         (f"pretrain {SHORT} --seed -1", "--seed -1: must be at least 0"),
         (f"pretrain {SHORT} --temperature 0", "above 0"),
-        (f"pretrain {SHORT} --views augment --algo simclr", "digits has no augmentation of its own"),
+        (f"pretrain {SHORT} --views augment --algo simclr", "digits has no augmentation"),
         (f"pretrain {SHORT} --views mask --algo simclr", "digits has no numeric columns to mask"),
         ("pretrain", "either --domain NAME"),
         ("pretrain --domain digits --data .", "either --domain NAME"),

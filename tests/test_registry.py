@@ -257,7 +257,7 @@ def test_a_file_in_the_working_folder_is_found(tmp_path: Path, monkeypatch: pyte
 
 
 def test_a_class_of_a_script_is_refused() -> None:
-    with pytest.raises(UserError, match="needs one of its own, as my_file:Rotate"):
+    with pytest.raises(UserError, match="has to be in a file, as my_file:Rotate"):
         plugins.algorithm_flags("__main__:Rotate")
 
 

@@ -176,7 +176,7 @@ def _transfer_problems(stem: str, transfer: TransferRecord, run: RunRecord) -> I
     fitted = probes_of(transfer.protocol, transfer.kind, transfer.head_mix)  # one that did badly may not be left out
     asked = dict.fromkeys([*transfer.asked, *(prediction_key(probe, share) for share in shares for probe in fitted)])
     if missing := [cell for cell in asked if cell not in there]:
-        yield f"no result of {', '.join(missing)}, which was asked for"
+        yield f"no result of {', '.join(missing)}, which was requested"
 
 
 # --- a row by its predictions
@@ -209,7 +209,7 @@ def _missing(row: Row) -> list[str]:
     """Predictions may be missing only where they are too large to be kept."""
     source = transfer_of(row)
     if source is None:
-        return []  # said elsewhere
+        return []  # reported elsewhere
     stem, transfer = source
     scores = max(1, len(transfer.classes)) if row.metric not in BY_CLASS else 1
     needed = sum(4 * each.n * each.draws * scores for each in transfer.results) + 8 * row.n

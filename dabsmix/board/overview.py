@@ -28,7 +28,7 @@ RESAMPLES = 1000
 
 @dataclass(frozen=True)
 class Column:
-    """One block: a data set, its metric, and the random encoder's score there; None where nobody ran it."""
+    """One block: a data set, its metric, and the random encoder's score there; None if it was not run."""
 
     domain: str
     task: str
@@ -40,7 +40,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Cell:
-    """One algorithm in one column, in the metric's unit; ``gain`` is None where there is no random encoder."""
+    """One algorithm in one column, in the metric's unit; ``gain`` is None if there is no random encoder."""
 
     score: float
     gain: float | None

@@ -88,7 +88,7 @@ def yardsticks_file(folder: Path, stem: str) -> Path:
 
 
 def config_of(folder: Path) -> dict[str, Any]:
-    """What a run was asked for: its ``config.yaml``.
+    """A run's configuration: its ``config.yaml``.
 
     Raises:
         UserError: it is missing or damaged.
@@ -175,7 +175,7 @@ def transfer_of(row: Row) -> tuple[str, TransferRecord] | None:
 
 
 def shares(row: Row) -> tuple[str, ...]:
-    """The shares of the labels that the row's transfer was asked for; () without a record."""
+    """The shares of the labels that the row's transfer was run with; () without a record."""
     source = transfer_of(row)
     return () if source is None else tuple(dict.fromkeys(each.label_fraction for each in source[1].results))
 
@@ -222,7 +222,7 @@ def _value(row: Row, found: Predictions) -> float:
 
 
 def predictions_of(row: Row) -> Predictions | None:
-    """A row's predictions as its record has them; None where there are none.
+    """A row's predictions as its record has them; None if there are none.
 
     Raises:
         UserError: the file is damaged.

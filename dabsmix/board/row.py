@@ -35,7 +35,7 @@ class Row:
         pretrain_fingerprint: digest of the data pretrained on; ``data_fingerprint`` that of the task's data.
         seconds: wall time of the pretraining.
         test_reads: how often the test split had been read for this encoder, task and protocol, this score included.
-        units: independent units that the test examples form: groups where there are groups, else examples.
+        units: independent units that the test examples form: groups if there are groups, otherwise examples.
         train_flops: of the whole pretraining; both None in rows of a version that did not have the column.
     """
 
@@ -111,7 +111,7 @@ def read(csv_path: Path) -> list[Row]:
     """Every row of the leaderboard.
 
     Raises:
-        UserError: there is no such file, its header is broken, or a cell cannot be read; it names the line.
+        UserError: the file does not exist, its header is broken, or a cell cannot be read; the message names the line.
     """
     rows = []
     for line, cells in lines(csv_path):

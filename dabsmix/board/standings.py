@@ -1,4 +1,4 @@
-"""Who stands where on the leaderboard: rows gathered into what may be compared, and which differences are shown.
+"""Standings of the leaderboard: rows gathered into blocks that may be compared, and the differences that are shown.
 
 Rows meet in one block only where the pretraining data, task data, encoder, protocol, probe, labels, metric and budget
 (steps and batch) are the same. The random encoder and the supervised one belong to every budget. Within a block, runs
@@ -76,15 +76,15 @@ class Line:
     Attributes:
         name: the algorithm, or the yardstick.
         part: ``ranked``; ``apart`` where augmentations, labels or other weights helped in pretraining; ``yardstick``.
-        marks: why it stands apart.
+        marks: why it is listed apart.
         budget: steps, batch and learning rate of the pretraining; empty for yardsticks.
         flops: of the pretraining; None for yardsticks, and where a run did not count them.
-        setting: how it differs from other lines of the same name; empty where there is none.
+        setting: how it differs from other lines of the same name; empty if there is no other.
         seeds: how many; 0 for a yardstick, which no pretraining seed enters.
         mean, std: over seeds; ``std`` is None with one.
-        low, high: the 95 % interval of the mean over seeds; None where there is none.
-        n: test examples; ``groups`` that they come from, None where they are independent or nobody counted.
-        rows: what it was computed from; empty for the yardsticks that are no runs.
+        low, high: the 95 % interval of the mean over seeds; None if there is no interval.
+        n: test examples; ``groups`` that they come from, None if they are independent or were not counted.
+        rows: what it was computed from; empty for the yardsticks that are not runs.
         against: the gain over the random encoder; None for yardsticks and where the block has no random encoder.
         best: its lead over the random encoder, every yardstick and every other ranked line is each significant at 5 %.
     """
@@ -263,7 +263,7 @@ def _gains(lines: list[Line], runs: Callable[[Line], list[Measured] | None]) -> 
 def _leads(first: Line, rivals: list[Line], sign: int, runs: Callable[[Line], list[Measured] | None]) -> bool:
     """Whether each lead is significant by itself: an intersection-union test, which needs no correction.
 
-    Another recipe of the same algorithm is no rival. Without a random encoder or another yardstick nobody leads.
+    Another recipe of the same algorithm is not a rival. Without a random encoder or another yardstick no line leads.
     """
     rivals = [line for line in rivals if line.part != "apart" and line.name != first.name]
     kinds = {is_random(line) for line in rivals if line.part == "yardstick"}
@@ -287,16 +287,16 @@ def _entry(row: Row) -> tuple[str, str, str]:
 
 def _settings(rows: list[Row]) -> dict[tuple[str, str, str], str]:
     """For each entry the values in which it differs from others of the same algorithm."""
-    said: dict[tuple[str, str, str], str] = {}
+    settings: dict[tuple[str, str, str], str] = {}
     for entries in _grouped({_entry(row): row for row in rows}.values(), lambda r: r.algorithm).values():
         values = {_entry(row): {name: str(getattr(row, name)) for name in _SETTINGS} | _hyper(row) for row in entries}
         names = dict.fromkeys(name for each in values.values() for name in each)
         differing = [name for name in names if len({each.get(name) for each in values.values()}) > 1]
         for key, each in values.items():
-            said[key] = ", ".join(f"{name} {each[name]}" for name in differing if name in each)
-        if len(set(said[key] for key in values)) < len(values):  # they differ in something that is no column
-            said |= {key: ", ".join(filter(None, (said[key], f"recipe {key[1]}"))) for key in values}
-    return said
+            settings[key] = ", ".join(f"{name} {each[name]}" for name in differing if name in each)
+        if len(set(settings[key] for key in values)) < len(values):  # they differ in something that is not a column
+            settings |= {key: ", ".join(filter(None, (settings[key], f"recipe {key[1]}"))) for key in values}
+    return settings
 
 
 def _hyper(row: Row) -> dict[str, str]:

@@ -279,7 +279,7 @@ def _positive(estimator: Any, x: Any) -> NDArray[np.float64]:
 
 
 def _fitted(classifier: Any, regressor: Any, x: Any, label: NDArray[Any], task: Task) -> Any:
-    """One fitted estimator, or one per label where there are several."""
+    """One fitted estimator, or one per label if there are several."""
     from sklearn.base import clone
     from sklearn.dummy import DummyClassifier
 
@@ -296,7 +296,7 @@ def fit_words(train: Features, task: Task, strengths: Sequence[float] = (1.0, 10
     """Logistic regression, or ridge for a quantity, on the tf-idf of words and pairs of neighbouring words.
 
     Args:
-        train: ``raw`` ids ``(n, L)``, negative where there is no word.
+        train: ``raw`` ids ``(n, L)``, negative for padding.
         task: not of one label per token.
         strengths: C of the logistic regression; ``1 / C`` is ridge's penalty.
     """
@@ -319,7 +319,7 @@ def _grams(ids: NDArray[np.int64]) -> Iterable[tuple[int, ...]]:
 
 
 def _words(specs: tuple[Spec, ...], which: Sequence[int], inputs: tuple[Tensor, ...]) -> Tensor:
-    """Ids of all texts of an example, one after the other, -1 where there is padding."""
+    """Ids of all texts of an example, one after the other, -1 for padding."""
     parts = []
     for i in which:
         spec = specs[i]

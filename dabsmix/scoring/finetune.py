@@ -72,7 +72,7 @@ LINEAR = replace(SUPERVISED, rates=(1e-3, 1e-2, 1e-1))
 """Of a linear head that is trained with mixing on frozen features."""
 UNMIXED = HeadMix()
 EL2N_EPOCH = 10
-"""EL2N scores are of this epoch (Paul et al. 2021 use 10 to 20), or of the last one where there are fewer."""
+"""EL2N scores are of this epoch (Paul et al. 2021 use 10 to 20), or of the last one if there are fewer."""
 
 
 class Finetuned(NamedTuple):
@@ -210,7 +210,7 @@ class Network(nn.Module):
 
 
 class Frozen(Encoder):
-    """An encoder that has run already: its features ``(n, D)`` come as a table and are mixed as they are.
+    """An encoder that has run already: its features ``(n, D)`` are given as a table and are mixed directly.
 
     Args:
         width: D.

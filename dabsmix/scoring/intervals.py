@@ -49,7 +49,7 @@ class Measured:
         share: of the test rows in each group, ``(units,)``; None where rows are independent.
         n: test rows.
         rarest: how many rows the metric rests on at least, see `influence.rarest`.
-        widening: see `influence.widening`; 1 where there are groups.
+        widening: see `influence.widening`; 1 if there are groups.
         rows: digest of the labels and groups: runs are compared unit by unit only where it is equal.
     """
 
@@ -80,7 +80,7 @@ class Interval:
         low, high: the ends; None where the test rows come from fewer than `MIN_GROUPS` groups. With one seed they
             say nothing of how seeds vary.
         n: test rows.
-        units: groups where there are groups, else rows.
+        units: groups if there are groups, otherwise rows.
         seeds: how many.
     """
 
@@ -100,7 +100,7 @@ class Difference:
         value: the difference of the means over seeds.
         low, high: its 95 % interval; None where a side has fewer than `MIN_SEEDS` seeds or the rows come from fewer
             than `MIN_GROUPS` groups.
-        p: two-sided, for no difference; 1 where there is no interval. A family of them goes through `holm`.
+        p: two-sided, for no difference; 1 if there is no interval. A family of them is corrected by `holm`.
     """
 
     value: float

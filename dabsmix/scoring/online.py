@@ -1,4 +1,4 @@
-"""Online evaluation: a linear probe trained beside the encoder on detached features, with an optimizer of its own."""
+"""Online evaluation: a linear probe trained beside the encoder on detached features, with a separate optimizer."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Online:
         probe: learns as long as training lasts.
         data: which data set these are.
         labelled: its labels.
-        every: steps between two updates, each from an encoder pass of its own.
+        every: steps between two updates, each from a separate encoder pass.
         clean: whether that pass is in eval mode and in the run's precision; otherwise dropout is on and it is float32,
             as in DABS's reference.
         batches: of another data set's training part, from which the probe learns; None where it learns from the
@@ -69,7 +69,7 @@ class Online:
         What an algorithm computes does not matter here, so that online scores of two algorithms compare.
 
         Args:
-            encoder: as it is now.
+            encoder: in its current state.
             step: steps done.
             raw: this step's examples.
             seed: of this step's draws.
@@ -153,7 +153,7 @@ def watch_online(
     batches: Batches,
     accelerator: Accelerator,
 ) -> Online | None:
-    """The online evaluation of a run; None where there are no labels.
+    """The online evaluation of a run; None if there are no labels.
 
     Args:
         encoder: whose features are read.

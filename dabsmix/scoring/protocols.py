@@ -35,7 +35,7 @@ class Protocol:
         fractions: shares of the labels to fit and choose with.
         draws: how many subsets of a share below 1 are drawn: this many for small shares, whose choice of setting and
             score vary most; for larger shares, enough draws to cover half the labels in total, at least three.
-        within: where there are few labels, whether each draw chooses by cross-validation within its own labels, and
+        within: with few labels, whether each draw chooses by cross-validation within its own labels, and
             falls back on these settings, by probe, where a class has fewer than two; None: validation is reduced
             equally and chooses for all draws together.
         dropout: whether the training features are drawn anew each epoch with the encoder's dropout on.

@@ -127,7 +127,7 @@ def probes_of(protocol: str, kind: str, head_mix: str = "") -> tuple[str, ...]:
 
 
 def mixed_probe(protocol: str, head_mix: str) -> str:
-    """The name of what is trained with mixing, ``finetune+mixup`` or ``linear+mixup``: a probe of its own."""
+    """The name of what is trained with mixing, ``finetune+mixup`` or ``linear+mixup``, which is a separate probe."""
     return f"{'finetune' if protocol == 'finetune' else 'linear'}+{head_mix}"
 
 
@@ -157,10 +157,10 @@ class Result:
         probe: what was fitted on the features.
         label_fraction: the share of the training labels that it was fitted with (``1``, ``0.1``, ``5/class``).
         metric: a name that ``metrics.metric`` knows.
-        value: in the metric's own unit; ``low`` and ``high`` are its 95 % interval, None where there is none.
-        n: test examples; ``units`` is the number of independent ones among them (groups), 0 where nobody counted.
+        value: in the metric's own unit; ``low`` and ``high`` are its 95 % interval, None if there is no interval.
+        n: test examples; ``units`` is the number of independent ones among them (groups), 0 if not counted.
         draws: subsets of the labels that the value is the mean over.
-        num_features: numbers that the probe read of each example, the most over draws; 0 where nobody counted.
+        num_features: numbers that the probe read of each example, the most over draws; 0 if not counted.
         selected: the setting that validation chose, its validation score, and from how many candidates.
         test_reads: how often this encoder's scores on this task under this protocol had read the test split, this one
             included: more than 1 where shares of the labels were added later.
@@ -269,9 +269,9 @@ class TransferRecord:
         classes: the class names in label order.
         data_fingerprint: digest of the task's data; ``encoder_sha256`` that of the encoder.
         notes: what a reader of the scores has to know, in whole sentences.
-        asked: the `prediction_key` of every result that the run has been asked for; empty in older files.
+        asked: the `prediction_key` of every requested result; empty in older files.
         gains: over random encoders, one per share of the labels; empty in older files and for random encoders.
-        splits: examples of each part, and their groups where there are groups; empty in older files.
+        splits: examples of each part, and their groups if there are groups; empty in older files.
         of: for a user's files that were given to transfer, the flags that name them.
         head_mix: what was mixed while labels were learned, as ``head_mix.HeadMix`` spells it; empty for nothing.
     """
@@ -331,7 +331,7 @@ class TransferRecord:
         )
 
     def as_plain(self) -> dict[str, Any]:
-        """JSON values as the file holds them, the headline's among them for whoever reads the file by eye."""
+        """JSON values as the file holds them, with the headline's values for human readers."""
         first = asdict(self.headline)
         return {
             "run": self.run,
@@ -407,8 +407,8 @@ class TransferRecord:
                 "nothing says how other groups would differ."
             )
         if first.others:
-            said = (f"{name} {(100 if in_percent(name) else 1) * value:.4g}" for name, value in first.others.items())
-            lines.append(f"  The first of these by other metrics: {', '.join(said)}.")
+            further = (f"{name} {(100 if in_percent(name) else 1) * value:.4g}" for name, value in first.others.items())
+            lines.append(f"  The first of these by other metrics: {', '.join(further)}.")
         if self.unbeaten:
             lines.append(f"  The {first.probe} probe does not beat {', '.join(self.unbeaten)}: nothing is shown.")
         lines += [f"  {self.answer}"] * bool(self.gains)

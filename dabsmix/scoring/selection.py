@@ -178,7 +178,7 @@ def few_labels(
 ) -> list[tuple[Part, Part]]:
     """Training and validation parts with a share of their labels, or some of each class.
 
-    Validation shrinks at the same rate as train: whoever has 1 % of the labels to train with has 1 % to choose with,
+    Validation is reduced by the same factor as train: with 1 % of the labels to train on, there is 1 % to choose with,
     and a score chosen with all of them would be no few-label score.
 
     Args:

@@ -74,7 +74,7 @@ def step_cost(config: PretrainConfig) -> StepCost:
 def training_flops(config: PretrainConfig, recipe: Recipe, data: Data, batches: Batches, device: torch.device) -> float:
     """FLOPs of all steps of a training, counted as in `StepCost` on a few examples; of all processes together.
 
-    The step is taken by an encoder and an algorithm of its own, and draws from no generator of the training's. Every
+    The step has a separate encoder and algorithm, and uses none of the training's random generators. Every
     process has to call this.
 
     Args:

@@ -67,7 +67,7 @@ def load_encoder(run: Run | str | Path) -> FeatureExtractor:
 
 
 class FeatureExtractor:
-    """A frozen encoder that reads a user's examples as they are: it prepares and normalises them itself.
+    """A frozen encoder that takes a user's raw examples: it prepares and normalises them itself.
 
     Args:
         module: the encoder; put in eval mode.

@@ -114,7 +114,7 @@ def _shared_record(run: Run) -> dict[str, Any]:
 
 
 def _shared_config(run: Run) -> dict[str, Any]:
-    """Paths by their last part: where somebody's files lie is nobody's business."""
+    """Paths by their last part, so that nobody's folders are published."""
     values: dict[str, Any] = yaml.safe_load((run.path / "config.yaml").read_text(encoding="utf-8"))
     paths = ("data", "options", "out", "data_root", "init")
     return {name: PurePath(value).name if value and name in paths else value for name, value in values.items()}

@@ -115,7 +115,7 @@ def pretrain(
     ):
         raise UserError(f"--algo {config.algo} learns from one class per example, and {source.name} has none")
     if algorithm.views == "augment" and data.augment is None:
-        raise UserError(f"--views augment: {source.name} has no augmentation of its own")
+        raise UserError(f"--views augment: {source.name} has no augmentation")
     tables = [spec for spec in data.specs if isinstance(spec, Table)]
     if algorithm.views == "mask" and not any(0 in spec.cardinalities for spec in tables):
         raise UserError(f"--views mask: {source.name} has no numeric columns to mask; --views noise masks tokens")

@@ -85,7 +85,7 @@ def _page(
     tasks = [
         {
             "name": task.task,
-            "said": f"{task.headline.metric}, protocol {task.protocol}, {task.headline.n:,} test examples",
+            "headline": f"{task.headline.metric}, protocol {task.protocol}, {task.headline.n:,} test examples",
             "answer": task.answer,
             "unbeaten": ", ".join(task.unbeaten),
             "rows": _rows(task),

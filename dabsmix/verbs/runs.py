@@ -23,7 +23,7 @@ class Listed:
         name: of its folder.
         status: ``finished``, ``running`` (a process works on it now), ``interrupted`` (``--resume`` goes on with it) or
             ``failed``.
-        step, steps: done, and asked for; both 0 where nothing is trained.
+        step, steps: done, and requested; both 0 if nothing is trained.
         loss: of the last line of metrics; None without one.
         scores: by task, the headline of each transfer in the metric's own unit.
         metrics: by task, what the score is.

@@ -23,7 +23,7 @@ __all__ = ["load_task", "own_sources", "read_as", "tasks_of"]
 
 
 def tasks_of(run: Run, asked: tuple[str, ...]) -> tuple[str, ...]:
-    """The tasks asked for, by their own names; by default those that the pretraining domain names, or itself."""
+    """The requested tasks, by their main names; by default those of the pretraining domain, or the domain itself."""
     if asked:
         return tuple(task if task == run.record.domain else domain(task).name for task in asked)
     name = run.record.domain

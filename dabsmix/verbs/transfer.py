@@ -319,7 +319,7 @@ def _mixed_head(
 
 
 def _of(trained: Finetuned, data: Data) -> Scored:
-    """Scores of what was trained; there are no features to compare."""
+    """Scores of a trained network, which has no frozen features to compare."""
     predictions = trained.predictions | truth(data.require_labelled().test)
     return Scored(trained.results, predictions, trained.train_value, None, trained.outputs)
 

@@ -58,7 +58,7 @@ def verify(
         run: holds the encoder: the one that was submitted, or one that was trained again from its configuration.
         accelerator: where to score it.
         data_root: where raw data lie.
-        say: told what a user should know.
+        say: called with lines for the user.
 
     Raises:
         UserError: the encoder's file is damaged or not the run's, or the data are not here.
