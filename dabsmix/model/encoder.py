@@ -210,7 +210,8 @@ class Attention(nn.Module):
             attended = weight.softmax(dim=-1) @ v
         else:
             attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        return self.proj_drop(self.proj(rearrange(attended, "b h n d -> b n (h d)")))  # type: ignore[no-any-return]
+        attended = rearrange(attended, "b h n d -> b n (h d)")
+        return self.proj_drop(self.proj(attended))  # type: ignore[no-any-return]  # nn.Module calls are untyped
 
 
 def explicit_is_faster(query: Tensor) -> bool:
@@ -261,7 +262,7 @@ class MLPLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, N, D)`` to ``(B, N, D)``."""
-        return self.drop2(self.fc2(self.drop1(F.gelu(self.fc1(x)))))  # type: ignore[no-any-return]
+        return self.drop2(self.fc2(self.drop1(F.gelu(self.fc1(x)))))  # type: ignore[no-any-return]  # nn.Module calls are untyped
 
 
 class Block(nn.Module):
@@ -277,7 +278,7 @@ class Block(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """``(B, N, D)`` to ``(B, N, D)``; ``mask`` as in `Attention`."""
         x = x + self.attn(self.norm1(x), mask)
-        return x + self.mlp(self.norm2(x))  # type: ignore[no-any-return]
+        return x + self.mlp(self.norm2(x))  # type: ignore[no-any-return]  # nn.Module calls are untyped
 
 
 # --- from tokens to features

@@ -97,19 +97,19 @@ class Online:
         encoder.train()
         return found
 
-    def predict(self, encoder: Encoder, split: Split, accelerator: Accelerator) -> Scores:
-        """Predictions on a whole split in the form of ``metrics.py``."""
+    def _features(self, encoder: Encoder, split: Split, accelerator: Accelerator) -> Tensor:
+        """What the probe reads of a whole split."""
         if self.probe.task.kind == "tokens":
             found = token_features(encoder, split, self.data.normalise, accelerator=accelerator, autocast=True)
         else:
             found = features(encoder, split, self.data.normalise, accelerator=accelerator, autocast=True).mean
-        return self.probe.predict(found.to(accelerator.device))
+        return found.to(accelerator.device)
 
     def validate(self, encoder: Encoder, accelerator: Accelerator) -> float:
-        """The task's metric on the validation split; NaN where it has no value there."""
+        """The task's metric on the validation split; NaN if it has no value there."""
         split = self.labelled.validation
         assert split.label is not None
-        return _score(self.probe.task, self.predict(encoder, split, accelerator), split.label)
+        return self.probe.score(self._features(encoder, split, accelerator), split.label)
 
     def test(self, encoder: Encoder, task: str, protocol: str, accelerator: Accelerator) -> tuple[float, Scored | None]:
         """The score on the test split, which is read here once, and what the leaderboard keeps of it.
@@ -125,7 +125,7 @@ class Online:
         """
         split, own = self.labelled.test, self.probe.task
         assert split.label is not None
-        predicted = self.predict(encoder, split, accelerator)
+        predicted = self.probe.predict(self._features(encoder, split, accelerator))
         value = _score(own, predicted, split.label)
         if math.isnan(value):
             return value, None
