@@ -1,6 +1,7 @@
 """The number of processes changes nothing: loss, gradients, queues and statistics of 2 and 4 equal those of one."""
 
 import copy
+import gc
 import os
 import socket
 from collections.abc import Mapping
@@ -118,7 +119,9 @@ def _worker(process: int, processes: int, port: int, alone: list["Ran"]) -> None
             for problem in _compare(case, _run(case, _build(case), SIZE // processes), expected)
         ]
         assert not problems, "\n".join(problems)
+        dist.barrier()
     finally:
+        gc.collect()  # DDP holds the group in circles; a group that outlives this line may abort the process at its end
         dist.destroy_process_group()
 
 
