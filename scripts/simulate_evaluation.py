@@ -11,11 +11,13 @@ encoders compare the former estimators with the present ones.
 import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import beta, binomtest, norm, t
 
+from dabsmix.files import write
 from dabsmix.run import commit
 from dabsmix.scoring.influence import influence
 from dabsmix.scoring.intervals import Measured, compare, holm, interval, measure
@@ -260,18 +262,20 @@ def equal(trials: int) -> list[str]:
     return lines
 
 
-def aa(domain: str, share: str, pool: int, blocks: int) -> list[str]:
+def aa(domain: str, share: str, pool: int, blocks: int, kept: Path | None) -> list[str]:
     """Blocks of equal rows from a pool of random encoders, scored with real probes.
 
-    A block takes 9 × S of the pool's encoders without replacement; blocks share encoders, so the error of the rate
-    includes the finite pool: that of the rate over ten parts of the pool's permutations is printed beside.
+    A block takes 9 × S of the pool's encoders without replacement. Blocks share encoders and the pool is finite, so
+    the interval for as many blocks as the pool has disjoint ones is printed beside.
     """
-    runs = random_encoders(domain, share, pool)
+    runs = random_encoders(domain, share, pool, kept)
     lines = [
         "| data | labels | seeds | false claims per block now, % | formerly, % |",
         "|---|---|---|---|---|",
     ]
     for seeds in (1, 3, 5):
+        if BLOCK * seeds > pool:
+            continue
         rng = np.random.default_rng(seeds)
         now = before = 0
         for _ in range(blocks):
@@ -289,8 +293,11 @@ def aa(domain: str, share: str, pool: int, blocks: int) -> list[str]:
     return lines
 
 
-def random_encoders(domain: str, label: str, pool: int) -> list[Measured]:
-    """`none` under many seeds, each scored on test by the linear probe of `v2`, as transfer does it."""
+def random_encoders(domain: str, label: str, pool: int, kept: Path | None) -> list[Measured]:
+    """`none` under many seeds, each scored on test by the linear probe of `v2`, as transfer does it.
+
+    Each seed's predictions are stored in `kept` if it is given, so that a study which was stopped can go on.
+    """
     import torch
     from accelerate import Accelerator
 
@@ -304,8 +311,10 @@ def random_encoders(domain: str, label: str, pool: int) -> list[Measured]:
     data, accelerator = load(Source(domain)), Accelerator(cpu=True)
     labelled = data.require_labelled()
     task, accuracy, rules = labelled.task, metric("accuracy"), replace(v2(), neighbours=(), penalties=())
-    found = []
-    for seed in range(pool):
+    test_split = labelled.splits["test"]
+    assert test_split.label is not None
+
+    def predictions(seed: int) -> list[Scores]:
         torch.manual_seed(seed)
         encoder = make_encoder("tiny", data.specs)
         assert isinstance(encoder, Transformer)
@@ -315,9 +324,29 @@ def random_encoders(domain: str, label: str, pool: int) -> list[Measured]:
             read = all_poolings(encoder, split, data.normalise, accelerator=accelerator)
             parts.append(Features(read, split.label, split.group))
         train, validation, test = parts
-        chosen = choose(train, validation, task, rules, (label,))["linear", label]
-        found.append(measure(accuracy, [each.head.predict(test) for each in chosen], test.label, test.group))
+        return [each.head.predict(test) for each in choose(train, validation, task, rules, (label,))["linear", label]]
+
+    found = []
+    for seed in range(pool):
+        file = kept and kept / f"{domain}-{label.replace('/', '-')}-{seed}.npy"
+        if file and file.exists():
+            scores = list(np.load(file))
+        else:
+            scores = predictions(seed)
+            if file:
+                keep(file, scores)
+        found.append(measure(accuracy, scores, test_split.label, test_split.group))
     return found
+
+
+def keep(file: Path, scores: Sequence[Scores]) -> None:
+    """Write predictions, one draw of the labels per first index."""
+
+    def save(temporary: Path) -> None:
+        with temporary.open("wb") as part:  # numpy would add a suffix to a path
+            np.save(part, np.stack(scores))
+
+    write(file, save)
 
 
 def main() -> None:
@@ -326,6 +355,7 @@ def main() -> None:
     parser.add_argument("--domain", default="digits")
     parser.add_argument("--labels", default="5/class")
     parser.add_argument("--pool", type=int, default=90)
+    parser.add_argument("--keep", type=Path, help="folder of the encoders' predictions, to go on after a stop")
     parser.add_argument("--trials", type=int, default=TRIALS)
     parser.add_argument("--metric", help="of the tables of coverage; default: all")
     parser.add_argument("--former", type=int, default=500, help="trials of the estimators that resample, 0 for none")
@@ -335,7 +365,7 @@ def main() -> None:
     elif given.what == "equal":
         lines = equal(given.trials)
     else:
-        lines = aa(given.domain, given.labels, given.pool, given.trials)
+        lines = aa(given.domain, given.labels, given.pool, given.trials, given.keep)
     print("\n".join([*lines, "", f"Computed at commit {commit() or 'unknown'}."]))
 
 
