@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
@@ -21,7 +21,17 @@ from dabsmix.errors import UserError
 from dabsmix.files import cache_folder, sha256, write
 from dabsmix.terminal import progress
 
-__all__ = ["allocate", "check", "check_all", "fingerprint", "prepared"]
+__all__ = [
+    "BLOCK",
+    "Parts",
+    "allocate",
+    "check",
+    "check_all",
+    "fingerprint",
+    "prepared",
+    "prepared_in_parts",
+    "stored_rows",
+]
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +40,12 @@ COMPLETE = "complete"
 
 SUMS = "sums.json"
 """Name of the file with the size, time stamp and sha256 of every other file of a prepared folder."""
+
+PART = 2**30
+"""Bytes of a part of a large set: little enough to lose when a process is killed, and not too many files."""
+
+BLOCK = 256
+"""The length of a part is a multiple of this, so that rows are read in the same blocks as without parts."""
 
 FULL = {errno.ENOSPC, errno.EDQUOT}
 FORBIDDEN = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
@@ -118,29 +134,75 @@ def prepared(name: str, key: str, build: Callable[[Path], None]) -> Path:
     Raises:
         UserError: the cache folder cannot be written or the disk is full. What ``build`` raises is passed on.
     """
-    final = cache_folder() / name / hashlib.sha256(key.encode()).hexdigest()[:32]
+    final = _place(name, key)
+    _prepare(final, key, build, wait=True)
+    return final
+
+
+def prepared_in_parts(
+    name: str, key: str, num_rows: int, row_bytes: int, build: Callable[[Path, range], None]
+) -> list[Path]:
+    """The folders of a set of rows, in order: one for a small set, one for each `PART` bytes of a larger one.
+
+    Each is made as `prepared` makes one, and is damaged and built again by itself. Processes that need the set at the
+    same time, on one machine or on several that share the cache folder, divide the work: each builds the next part that
+    no other one is building. What a killed process had finished stays; its last part is built by another one, or by the
+    next call. A set that an earlier version prepared in one folder stays there.
+
+    Args:
+        name, key: as in `prepared`.
+        num_rows: of the whole set.
+        row_bytes: of a stored row.
+        build: ``build(folder, rows)`` writes these rows of the set.
+
+    Raises:
+        UserError: as `prepared`.
+    """
+    size = max(1, PART // row_bytes // BLOCK) * BLOCK
+    if num_rows <= size or (_place(name, key) / COMPLETE).is_file():
+        return [prepared(name, key, lambda folder: build(folder, range(num_rows)))]
+    parts = [range(start, min(start + size, num_rows)) for start in range(0, num_rows, size)]
+    keys = {part: f"{key} rows {part.start} to {part.stop - 1}" for part in parts}
+
+    def ready(part: range, *, wait: bool) -> bool:
+        return _prepare(_place(name, keys[part]), keys[part], lambda folder: build(folder, part), wait=wait)
+
+    others = [part for part in parts if not ready(part, wait=False)]
+    for part in others:  # being built by other processes, unless one of them was killed
+        ready(part, wait=True)
+    return [_place(name, keys[part]) for part in parts]
+
+
+def _place(name: str, key: str) -> Path:
+    return cache_folder() / name / hashlib.sha256(key.encode()).hexdigest()[:32]
+
+
+def _prepare(final: Path, key: str, build: Callable[[Path], None], *, wait: bool) -> bool:
+    """Build a folder if need be; False if another process is building it and this one is not to wait."""
     if (final / COMPLETE).is_file() and _unchanged(final):
-        return final
-    from filelock import FileLock
+        return True
+    from filelock import FileLock, Timeout
 
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(_explained(error) or _refused(error)) from error
     try:
-        with FileLock(final.with_suffix(".lock")):
+        with FileLock(final.with_suffix(".lock"), timeout=-1 if wait else 0):
             if (final / COMPLETE).is_file() and (damaged := check(final)):
                 log.warning("%s is damaged (%s): the data are prepared again", final, ", ".join(damaged))
                 shutil.rmtree(final)
             if not (final / COMPLETE).is_file():
                 _build(final, key, build)
+    except Timeout:
+        return False
     except OSError as error:
         if (final / COMPLETE).is_file() and not check(final):
-            return final  # the cache may be read-only
+            return True  # the cache may be read-only
         if (line := _explained(error)) is None:
             raise  # not a fault of the cache's disk, but for example of a raw file
         raise UserError(line) from error
-    return final
+    return True
 
 
 def _build(final: Path, key: str, build: Callable[[Path], None]) -> None:
@@ -281,3 +343,35 @@ def allocate(path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> NDArray[An
             if error.errno in FULL:
                 raise  # any other error means that the file system cannot reserve space
     return array
+
+
+# --- reading prepared rows
+
+
+class Parts:
+    """Rows that are stored in several arrays, one after another; all but the last are of equal length.
+
+    Args:
+        arrays: with the same dtype and shape of a row.
+    """
+
+    def __init__(self, arrays: Sequence[NDArray[Any]]) -> None:
+        self._arrays = arrays
+
+    def __len__(self) -> int:
+        return sum(map(len, self._arrays))
+
+    def __getitem__(self, rows: NDArray[np.int64], /) -> NDArray[Any]:
+        first = self._arrays[0]
+        part, row = np.divmod(rows, len(first))
+        found = np.empty((len(rows), *first.shape[1:]), first.dtype)
+        for to, (each, of) in enumerate(zip(part.tolist(), row.tolist(), strict=True)):
+            found[to] = self._arrays[each][of]
+        return found
+
+
+def stored_rows(folders: Sequence[Path], name: str) -> NDArray[Any] | Parts:
+    """The array of this name in the folders of `prepared_in_parts`, memory-mapped."""
+    # plain arrays over the memory maps: indexing np.memmap itself costs more, at every batch
+    arrays = [np.asarray(np.load(folder / name, mmap_mode="r")) for folder in folders]
+    return arrays[0] if len(arrays) == 1 else Parts(arrays)

@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from dabsmix.data.cache import allocate, fingerprint, prepared
-from dabsmix.data.domain import BATCH_SIZE, Data, Domain, Labelled, Split, Task
+from dabsmix.data.cache import BLOCK, allocate, fingerprint, prepared_in_parts, stored_rows
+from dabsmix.data.domain import BATCH_SIZE, Data, Domain, Labelled, Rows, Split, Task
 from dabsmix.data.download import Download
 from dabsmix.data.splits import divide
 from dabsmix.data.standardise import Standardise
@@ -370,48 +370,53 @@ def four_fifths(label: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np
 
 def stored(
     name: str, listing: Listing, side: int, on_bad: Literal["error", "skip"] = "error"
-) -> tuple[NDArray[Any], NDArray[np.int64], dict[int, str], str]:
-    """Decode the images, once.
+) -> tuple[Rows, NDArray[np.int64], dict[int, str], str]:
+    """Decode the images, once; several processes at once divide a large set (`prepared_in_parts`).
 
     Returns:
         The images ``(count, channels, side, side)``; their sums, int64 ``(count, 2, channels)``, of the values and of
         the squares, from which the statistics of any split follow without another pass; for each bad row what is wrong
         with it; and the fingerprint. Bad rows are zero and must not be used; without ``skip`` there are none.
     """
+    shape = (listing.channels, side, side)
+    dtype = np.dtype(np.uint8 if listing.depth == 8 else np.uint16)
 
-    def build(folder: Path) -> None:
+    def build(folder: Path, rows: range) -> None:
         if not listing.count:
             raise UserError(f"{listing.folder}: holds no image; is it the right folder?")
-        shape = (listing.count, listing.channels, side, side)
-        dtype = np.uint8 if listing.depth == 8 else np.uint16
-        images = allocate(folder / "images.npy", dtype, shape)
-        sums = np.zeros((listing.count, 2, listing.channels), dtype=np.int64)
+        images = allocate(folder / "images.npy", dtype, (len(rows), *shape))
+        sums = np.zeros((len(rows), 2, listing.channels), dtype=np.int64)
         bad: dict[int, str] = {}
-        for row, image in progress(f"decoding {name}", _decoded(listing, side, on_bad), listing.count):
+        title = f"decoding {name}" + (f", images from {rows.start:,}" if len(rows) < listing.count else "")
+        for row, image in progress(title, _decoded(listing, rows, side, on_bad), len(rows)):
             if isinstance(image, str):
                 bad[row] = image
                 continue
-            images[row] = image
+            images[row - rows.start] = image
             wide = image.astype(np.int64)
-            sums[row] = wide.sum(axis=(1, 2)), (wide * wide).sum(axis=(1, 2))
+            sums[row - rows.start] = wide.sum(axis=(1, 2)), (wide * wide).sum(axis=(1, 2))
         np.save(folder / "sums.npy", sums)
         (folder / "bad.json").write_text(json.dumps(bad), encoding="utf-8")
+
+    def folders(key: str) -> tuple[list[Path], dict[int, str]]:
+        found = prepared_in_parts(name, key, listing.count, math.prod(shape) * dtype.itemsize, build)
+        entries = [json.loads((folder / "bad.json").read_text(encoding="utf-8")) for folder in found]
+        return found, {int(row): fault for each in entries for row, fault in each.items()}
 
     source = fingerprint(listing.folder, listing.files)
     # rows are numbered in the order of the list, which is not part of the fingerprint
     key = f"{source} {digest(listing.files)} {side} {on_bad} {PREPARATION}"
-    folder = prepared(name, key, build)
-    bad = json.loads((folder / "bad.json").read_text(encoding="utf-8"))
+    ready, bad = folders(key)
     if any(REFUSED_ONCE in reason for reason in bad.values()):
-        folder = prepared(name, f"{key} 16 bits", build)
-        bad = json.loads((folder / "bad.json").read_text(encoding="utf-8"))
-    # a plain array over the memory map: indexing np.memmap itself costs more, at every batch
-    images = np.asarray(np.load(folder / "images.npy", mmap_mode="r"))
-    return images, np.load(folder / "sums.npy"), {int(row): fault for row, fault in bad.items()}, source
+        ready, bad = folders(f"{key} 16 bits")
+    sums = np.concatenate([np.load(folder / "sums.npy") for folder in ready])
+    return stored_rows(ready, "images.npy"), sums, bad, source
 
 
-def _decoded(listing: Listing, side: int, on_bad: Literal["error", "skip"]) -> Iterator[tuple[int, NDArray[Any] | str]]:
-    """Every row's pixels, or what is wrong with them, in order; a few hundred images are in memory at a time."""
+def _decoded(
+    listing: Listing, rows: range, side: int, on_bad: Literal["error", "skip"]
+) -> Iterator[tuple[int, NDArray[Any] | str]]:
+    """The pixels of these rows, or what is wrong with them, in order; `BLOCK` images are in memory at a time."""
 
     def one(row: int) -> NDArray[Any] | str:
         try:
@@ -423,9 +428,9 @@ def _decoded(listing: Listing, side: int, on_bad: Literal["error", "skip"]) -> I
 
     # PIL decodes and resizes outside the interpreter lock, so threads use every core
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for start in range(0, listing.count, 256):
-            rows = range(start, min(start + 256, listing.count))
-            yield from zip(rows, pool.map(one, rows), strict=True)
+        for start in range(0, len(rows), BLOCK):
+            block = rows[start : start + BLOCK]
+            yield from zip(block, pool.map(one, block), strict=True)
 
 
 # --- on the device, a whole batch at a time: stored integers to standardised floats, and augmented views
@@ -725,7 +730,7 @@ def _own_listing(folder: Folder, files: list[str]) -> Listing:
     return Listing(folder, files, len(files), file_pixels(folder, files), label, no_rows, no_rows, task)
 
 
-def _unsplit(images: NDArray[Any], rows: NDArray[np.int64], source: str, state: Mapping[str, Any]) -> Data:
+def _unsplit(images: Rows, rows: NDArray[np.int64], source: str, state: Mapping[str, Any]) -> Data:
     """Images without labels; the state holds size, patch, mean and std."""
     side, patch = (state["size"],) * 2, (state["patch"],) * 2
     pixels = Pixels(Standardise(tuple(state["mean"]), tuple(state["std"])), 255, flip=True)

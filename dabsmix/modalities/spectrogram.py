@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dabsmix.data.cache import allocate, fingerprint, prepared
-from dabsmix.data.domain import Data, Domain, Labelled, Split, Task
+from dabsmix.data.cache import allocate, fingerprint, prepared_in_parts, stored_rows
+from dabsmix.data.domain import Data, Domain, Labelled, Rows, Split, Task
 from dabsmix.data.download import Download
 from dabsmix.data.splits import divide
 from dabsmix.data.standardise import Standardise
@@ -416,8 +416,8 @@ class About(NamedTuple):
 
 def stored(
     name: str, clips: Clips, key: str, form: Form, *, as_dabs: bool = False, on_bad: Literal["error", "skip"] = "error"
-) -> tuple[NDArray[np.float16], NDArray[np.float64], About]:
-    """Transform the clips, once.
+) -> tuple[Rows, NDArray[np.float64], About]:
+    """Transform the clips, once; several processes at once divide a large set (`prepared_in_parts`).
 
     Returns:
         The spectrograms ``(n, 1, mels, frames)`` in decibels; their sums ``(n, 2)``, of the values and of the squares,
@@ -425,22 +425,24 @@ def stored(
         rows are zero and must not be used; without ``skip`` there are none.
     """
 
-    def build(folder: Path) -> None:
+    n = len(clips.files)
+
+    def build(folder: Path, rows: range) -> None:
         if not clips.files:
             raise UserError(f"{clips.folder}: holds no sound file; is it the right folder?")
-        n = len(clips.files)
-        spectrograms = allocate(folder / "spectrograms.npy", np.float16, (n, 1, form.mels, form.frames))
-        sums = np.zeros((n, 2))
+        spectrograms = allocate(folder / "spectrograms.npy", np.float16, (len(rows), 1, form.mels, form.frames))
+        sums = np.zeros((len(rows), 2))
         about = About(0, {})
         read = partial(_read, clips, form, as_dabs, on_bad)
+        title = f"transforming {name}" + (f", clips from {rows.start:,}" if len(rows) < n else "")
         # libsndfile reads outside the interpreter lock, so threads use every core
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for start in progress(f"transforming {name}", range(0, n, BATCH)):
-                rows = range(start, min(start + BATCH, n))
+            for start in progress(title, range(0, len(rows), BATCH)):
+                block = range(start, min(start + BATCH, len(rows)))  # rows of this part
                 good: dict[int, Clip] = {}
-                for row, clip in zip(rows, pool.map(read, rows), strict=True):
+                for row, clip in zip(block, pool.map(read, rows[start : start + BATCH]), strict=True):
                     if isinstance(clip, str):
-                        about.bad[row] = clip
+                        about.bad[rows[row]] = clip
                     else:
                         good[row] = clip
                 about = about._replace(cut=about.cut + sum(clip.longer for clip in good.values()))
@@ -452,11 +454,14 @@ def stored(
         np.save(folder / "sums.npy", sums)
         (folder / "about.json").write_text(json.dumps(about), encoding="utf-8")
 
-    folder = prepared(name, f"{key} {form} {as_dabs} {on_bad} {PREPARATION}", build)
-    cut, bad = json.loads((folder / "about.json").read_text(encoding="utf-8"))
-    # a plain array over the memory map: indexing np.memmap itself costs more, at every batch
-    spectrograms = np.asarray(np.load(folder / "spectrograms.npy", mmap_mode="r"))
-    return spectrograms, np.load(folder / "sums.npy"), About(cut, {int(row): fault for row, fault in bad.items()})
+    whole = f"{key} {form} {as_dabs} {on_bad} {PREPARATION}"
+    folders = prepared_in_parts(name, whole, n, 2 * form.mels * form.frames, build)
+    about = About(0, {})
+    for folder in folders:
+        cut, bad = json.loads((folder / "about.json").read_text(encoding="utf-8"))
+        about = About(about.cut + cut, about.bad | {int(row): fault for row, fault in bad.items()})
+    sums = np.concatenate([np.load(folder / "sums.npy") for folder in folders])
+    return stored_rows(folders, "spectrograms.npy"), sums, about
 
 
 def _read(clips: Clips, form: Form, own_rate: bool, on_bad: Literal["error", "skip"], row: int) -> Clip | str:
