@@ -206,8 +206,8 @@ def resolve(
     # i-Mix zeroes values of a table's numeric columns
     masked = config.source.protocol == "imix" and modality_of(config.source) == "tabular" and "views" in defaults
     hyper = defaults | dabs | ({"views": "mask"} if masked else {}) | dict(config.hyper)
-    for name in algorithm_added(algo):
-        if hyper[name] == defaults[name]:
+    for name in algorithm_added(algo):  # an algorithm that inherits the list may lack some of these arguments
+        if name in hyper and hyper[name] == defaults[name]:
             del hyper[name]
     return replace(config, **asdict(recipe), epochs=None, algo=algo, hyper=hyper), recipe
 

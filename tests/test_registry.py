@@ -12,10 +12,12 @@ import torch
 
 from dabsmix import registry as plugins
 from dabsmix.cli import main
+from dabsmix.config import PretrainConfig, resolve
 from dabsmix.errors import UserError
 from dabsmix.model.encoder import Encoder
 from dabsmix.pretext.algorithm import Algorithm, Loss
 from dabsmix.run import Run, newest_run
+from dabsmix.source import Source
 from dabsmix.spec import Batch
 from dabsmix.testing import check_algorithm
 
@@ -103,6 +105,24 @@ def test_flags_are_read_with_type_default_and_help(package: Callable[[str, str],
     assert plugins.algorithm_dabs("theirs.rotate:Rotate") == {"weight": 2.0}
     assert plugins.algorithm_summary("theirs.rotate:Rotate") == "Tells reversed sequences of tokens from others."
     assert "theirs.rotate" not in sys.modules  # read, not run
+
+
+NARROWER = """
+from dabsmix.algorithms.npair import NPair
+
+
+class Sharper(NPair):
+    \"\"\"N-pair at a low temperature.\"\"\"
+
+    def __init__(self, encoder) -> None:
+        super().__init__(encoder, temperature=0.05)
+"""
+
+
+def test_a_subclass_may_take_fewer_arguments_than_its_base(package: Callable[[str, str], Path]) -> None:
+    package("sharper", NARROWER)
+    config, _ = resolve(PretrainConfig(Source("digits"), algo="theirs.sharper:Sharper"), 64)
+    assert config.hyper == {}
 
 
 def test_algorithm_of_another_package_by_module_and_by_entry_point(
