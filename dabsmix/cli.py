@@ -264,7 +264,7 @@ def _last_given(words: list[str]) -> list[str]:
     return [word for name, values in groups.items() for word in (name, *values)]
 
 
-# --- the commands: each imports what it needs
+# --- the commands: each imports what it needs, and reports what it can before torch is imported, which takes seconds
 
 
 def _say(text: str) -> None:
@@ -282,14 +282,20 @@ def _accelerate(precision: str = "fp32", device: str | None = None) -> Accelerat
 
 
 def _pretrain(config: PretrainConfig, seeds: tuple[int, ...]) -> None:
-    from dabsmix.model.shapes import encoder_config
-    from dabsmix.registry import domain
+    from dabsmix.registry import canonical_algorithm
+    from dabsmix.run import Run, newest_run
 
-    for name in filter(None, (config.source.domain, config.online)):  # before torch is imported, which takes seconds
-        domain(name)
-    encoder_config(config.encoder)
     if len(set(seeds)) < len(seeds):
         raise UserError(f"--seeds {' '.join(map(str, seeds))}: each seed once")
+    config.source.check()
+    config.check()
+    if config.resume and len(seeds) == 1:
+        wanted = (config.source.name, canonical_algorithm(config.algo), *seeds)
+
+        def may_continue(run: Run) -> bool:
+            return (run.record.domain, run.record.algorithm, run.record.seed) == wanted
+
+        newest_run(config.out, may_continue, "run of this configuration to resume")
 
     from dabsmix.verbs.pretrain import pretrain
 
@@ -308,11 +314,9 @@ def _pretrain(config: PretrainConfig, seeds: tuple[int, ...]) -> None:
 
 
 def _transfer(config: TransferConfig) -> None:
-    from dabsmix.registry import domain
+    from dabsmix.verbs.tasks import to_score
 
-    for name in config.task:  # before torch is imported; own data's tasks have the names of their runs
-        if not any(_is_own(path, name) for path in config.run):
-            domain(name)
+    to_score(config)
 
     from dabsmix.verbs.transfer import Incomplete, transfer
 
@@ -326,17 +330,6 @@ def _transfer(config: TransferConfig) -> None:
         print(json.dumps(plain, indent=1) if config.json else "\n".join(map(str, records)))
     if incomplete is not None:
         raise incomplete
-
-
-def _is_own(run: Path, task: str) -> bool:
-    """Whether a run was pretrained on a user's own data of this name; a folder that is not a run is reported later."""
-    from dabsmix.run import Run
-
-    try:
-        record = Run(run).record
-    except UserError:
-        return True
-    return bool(record.own_data) and record.domain == task
 
 
 def _runs(config: RunsConfig) -> None:
@@ -418,7 +411,8 @@ def _verify(config: LeaderboardConfig) -> None:
     if config.run is None:
         raise UserError("verify: name the run's folder with --run")
     run = Run(config.run)
-    rows, accelerator = rows_of(run, config.csv), _accelerate()
+    rows = rows_of(run, config.csv)
+    accelerator = _accelerate()
     with tempfile.TemporaryDirectory(prefix="dabsmix-retrain-") as folder:
         if config.retrain:
             from dabsmix.verbs.pretrain import pretrain
@@ -460,7 +454,7 @@ def _list(config: ListConfig) -> None:
 
 
 def _bench(plans: list[BenchConfig], path: Path | None) -> None:
-    from dabsmix.verbs.bench import bench, dry_run
+    from dabsmix.verbs.bench import bench, cells, dry_run
 
     first = plans[0]
     chosen = first.chosen or (path.with_suffix(".chosen.json") if path else first.out / "chosen.json")
@@ -481,6 +475,7 @@ def _bench(plans: list[BenchConfig], path: Path | None) -> None:
 
         print("\n".join(submit_jobs(sys.argv[1:], first)))
         return
+    cells(plans)
     if first.workers > 1:
         status = _share(first.workers)
     else:
@@ -508,15 +503,16 @@ def _share(workers: int) -> int:
 
 
 def _report(config: ReportConfig) -> None:
-    from dabsmix.run import Run, newest_run
+    from dabsmix.run import finished_runs
     from dabsmix.verbs.report import report
 
-    runs = [Run(path) for path in config.run]
-    for run in runs or [newest_run(config.out, lambda run: run.finished, "finished run")]:
+    for run in finished_runs(config.run, config.out):
         print(report(run))
 
 
 def _embed(config: EmbedConfig) -> None:
+    config.check()
+
     from dabsmix.verbs.embed import embed
 
     _accelerate(device=config.device)
@@ -524,6 +520,8 @@ def _embed(config: EmbedConfig) -> None:
 
 
 def _export(config: ExportConfig) -> None:
+    config.check()
+
     from dabsmix.verbs.export import export
 
     print(export(config, say=_say))

@@ -11,15 +11,19 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
 from dabsmix.errors import UserError
+from dabsmix.model.shapes import TIMM, encoder_config
 from dabsmix.registry import algorithm_added, algorithm_dabs, algorithm_flags, canonical_algorithm, domain
+from dabsmix.run import Run, finished_runs
 from dabsmix.scoring.results import HeadMixes, MixSchedules, Protocols
-from dabsmix.source import Modality, Source, absolute, modality_of, read_options
+from dabsmix.source import Modality, Source, absolute, batch_size, modality_of, read_options
+from dabsmix.tracking import check_tracker
 
 __all__ = [
     "ADDED",
@@ -142,6 +146,21 @@ class PretrainConfig:
     """Also send what metrics.jsonl holds to a tracker (needs `pip install dabsmix[track]`)."""
     hyper: Annotated[Mapping[str, Any], tyro.conf.Suppress] = field(default_factory=dict)
 
+    def check(self) -> None:
+        """Refuse mistakes that are found without torch and without the data.
+
+        Raises:
+            UserError: the algorithm, the encoder, the tracker, or what --online or --init names does not exist, or a
+                number is out of range.
+        """
+        encoder_config(self.encoder)
+        check_tracker(self.track)
+        if self.online is not None:
+            domain(self.online)
+        if self.init is not None and not self.init.startswith(TIMM):
+            init_run(self.init)
+        resolve(self, batch_size(self.source), num_examples=1)  # no number of examples is a mistake
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -251,6 +270,23 @@ ADDED: Mapping[str, Any] = {
 A field that has this value is left out of the hash and of ``config.yaml``, so that a run keeps the hash that it had
 before the field existed. The same holds for an algorithm's hyperparameters: see ``Algorithm.added``.
 """
+
+
+def init_run(init: str) -> Run:
+    """The finished run that --init names: its folder, in a ``config.yaml`` followed by ``@`` and its encoder's digest.
+
+    Raises:
+        UserError: it is not a finished run, or its encoder has another digest.
+    """
+    place, digest = init, ""
+    if not Path(place).expanduser().exists() and "@" in place:
+        place, _, digest = place.rpartition("@")
+    run = Run(Path(place).expanduser().absolute())
+    run.require_finished()
+    encoder = run.record.encoder_sha256[:12]
+    if digest not in ("", encoder):
+        raise UserError(f"--init {init}: the encoder of {run.path} is {encoder}, not {digest}")
+    return run
 
 
 def started_from(init: str | None) -> dict[str, str]:
@@ -422,6 +458,29 @@ class ExportConfig:
     runs: Path = Path("runs")
     """Folder in which to look for the newest run."""
 
+    def check(self) -> None:
+        """Refuse mistakes that are found without torch.
+
+        Raises:
+            UserError: the run is not a finished run, or see `target`.
+        """
+        finished_runs([self.run] if self.run is not None else [], self.runs)
+        self.target()
+
+    def target(self) -> tuple[str, str]:
+        """The format, and the repository to upload to; empty without one.
+
+        Raises:
+            UserError: there is no such format, or it needs a package that is not installed.
+        """
+        kind, _, repository = self.to.partition(":")
+        if kind not in ("torch", "onnx", "hub") or (repository and kind != "hub"):
+            raise UserError(f"--to {self.to}: choose torch, onnx, hub (a folder) or hub:ORG/NAME (uploaded)")
+        lacking = [name for name in ("onnx", "onnxscript", "onnxruntime") if not find_spec(name)]
+        if kind == "onnx" and lacking:
+            raise UserError(f"--to onnx: {', '.join(lacking)} not installed; pip install 'dabsmix[export]'")
+        return kind, repository
+
 
 @dataclass(frozen=True)
 class RunsConfig:
@@ -445,6 +504,10 @@ class ListConfig:
     """Print JSON."""
 
 
+FEATURE_FILES = (".parquet", ".csv", ".npz")
+"""Suffixes of the files that embed writes."""
+
+
 @dataclass(frozen=True)
 class EmbedConfig:
     """Write the features of your own examples from a run's encoder, keyed by file name or row."""
@@ -461,6 +524,21 @@ class EmbedConfig:
     """What to do with unreadable examples; skipped ones are counted and listed and get no row."""
     device: str | None = None
     """Device to compute on: cpu, cuda, cuda:1, mps [the one that Accelerate finds]."""
+
+    def check(self) -> None:
+        """Refuse mistakes that are found without torch.
+
+        Raises:
+            UserError: the run is not a finished run, the input does not exist, or the output has another format.
+        """
+        from dabsmix.modalities.packed import is_packed
+
+        run = Run(self.run.expanduser())
+        run.require_finished()
+        if not is_packed(self.input.expanduser(), run.modality) and not self.input.expanduser().exists():
+            raise UserError(f"--input {self.input}: no such file or folder")
+        if self.out.suffix not in FEATURE_FILES:
+            raise UserError(f"--out {self.out}: its name must end in one of {', '.join(FEATURE_FILES)}")
 
 
 @dataclass(frozen=True)

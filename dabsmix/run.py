@@ -16,7 +16,7 @@ import subprocess
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from itertools import count
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from dabsmix.model.encoder import Encoder
     from dabsmix.spec import Spec
 
-__all__ = ["Run", "RunRecord", "commit", "device_name", "newest_run", "read_record", "readable_runs"]
+__all__ = ["Run", "RunRecord", "commit", "device_name", "finished_runs", "newest_run", "read_record", "readable_runs"]
 
 KEPT_CHECKPOINTS = 2
 LOCK = ".lock"
@@ -199,6 +199,44 @@ class Run:
         """Whether the encoder is final."""
         return self.record.status == "finished"
 
+    def require_finished(self) -> None:
+        """Refuse a run that has no final encoder.
+
+        Raises:
+            UserError: the run is unfinished.
+        """
+        if not self.finished:
+            raise UserError(f"{self.path} is unfinished: continue it with `dabsmix pretrain --resume`")
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The contents of ``config.yaml``; empty if there is none.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        path = self.path / "config.yaml"
+        try:
+            values = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise UserError(f"{path} is damaged ({' '.join(str(error).split())}): restore it") from error
+        if not isinstance(values, dict):
+            raise UserError(f"{path} is damaged (it holds no lines `field: value`): restore it")
+        return values
+
+    @property
+    def modality(self) -> str:
+        """The modality of the data, in runs that did not record it too."""
+        from dabsmix.registry import domain
+
+        return self.record.modality or self.record.own_data or domain(self.record.domain).modality
+
+    @property
+    def data_root(self) -> Path | None:
+        """The data root that the run was given with ``--data-root``; None without it."""
+        root = self.config.get("data_root")
+        return None if root is None else Path(root)
+
     def encoder(self, specs: tuple[Spec, ...] | None = None) -> Encoder:
         """The encoder at the end of the run, in eval mode.
 
@@ -210,8 +248,7 @@ class Run:
         """
         from dabsmix.model.checkpoint import load_encoder
 
-        if not self.finished:
-            raise UserError(f"{self.path} is unfinished: continue it with `dabsmix pretrain --resume`")
+        self.require_finished()
         return load_encoder(self.encoder_file(), specs)
 
     # metrics.jsonl: one object per line
@@ -415,6 +452,18 @@ def newest_run(out: Path, condition: Callable[[Run], bool], description: str) ->
     if not runs:
         raise UserError(f"no {description} under {out}: name another --out, or start with `dabsmix pretrain`")
     return max(runs, key=lambda run: (run.record.created, run.path.name))
+
+
+def finished_runs(paths: Sequence[Path], out: Path) -> list[Run]:
+    """The runs in these folders; the newest finished run under ``out`` if no folder is named.
+
+    Raises:
+        UserError: a folder is not a run, or the run is unfinished; there is no finished run under ``out``.
+    """
+    runs = [Run(path) for path in paths] or [newest_run(out, lambda run: run.finished, "finished run")]
+    for run in runs:
+        run.require_finished()
+    return runs
 
 
 def device_name(device: torch.device) -> str:

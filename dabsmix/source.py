@@ -45,6 +45,16 @@ HUB = "hf:"
 FLAGS = ("path", "state", "label", "on_bad", "root")
 """Keywords that a reader gets from the command line or a run; its other keywords are options."""
 
+READS_FILES = {
+    "image": "size",
+    "spectrogram": "form",
+    "sensor": "channels",
+    "tabular": "columns",
+    "text": "tokenizer",
+    "sequence": "alphabet",
+}
+"""By modality, the entry of a run's state that its reader needs to read files."""
+
 
 @dataclass(frozen=True)
 class Source:
@@ -92,11 +102,11 @@ class Source:
         return 0 if self.domain is None else domain(self.domain).revisions.get(self.protocol, 0)
 
     def check(self) -> None:
-        """Refuse a source that names no data, or names two.
+        """Refuse a source that does not name its data completely.
 
         Raises:
-            UserError: neither or both of --domain and --data are given, --data lacks its modality, or a flag for
-                files is given with --domain.
+            UserError: neither or both of --domain and --data are given, the domain is unknown, --data does not exist
+                or lacks its modality, --options cannot be read, or a flag for files is given with --domain.
         """
         if (self.domain is None) == (self.data is None):
             raise UserError("name the data: either --domain NAME (see `dabsmix list domains`) or --data PATH")
@@ -104,8 +114,15 @@ class Source:
             for flag in ("modality", "label", "options", "group", "ignore"):
                 if (given := getattr(self, flag)) is not None:
                     raise UserError(f"--{flag} {given} is for your own data (--data PATH); leave it out with --domain")
-        elif self.modality is None and not _is_packed(self):
+            domain(self.domain)
+            return
+        assert self.data is not None
+        packed = _is_packed(self)
+        if self.modality is None and not packed:
             raise UserError("--data also needs --modality image, spectrogram, sensor, tabular, text or sequence")
+        if not packed and not self.data.expanduser().exists():
+            raise UserError(f"--data {self.data}: no such file or folder")
+        read_options(self.options)
 
     @classmethod
     def from_plain(cls, values: Mapping[str, Any]) -> Source:
@@ -202,7 +219,9 @@ def load_as(source: Source, modality: str, state: Mapping[str, Any]) -> Data:
 
     if source.label is None:
         raise UserError(f"--data {source.data}: name the column that is to be predicted with --label")
-    source, path, options, notes = _opened(replace(source, modality=source.modality or cast(Modality, modality)))
+    source = replace(source, modality=source.modality or cast(Modality, modality))
+    source.check()
+    source, path, options, notes = _opened(source)
     if source.modality != modality:
         raise UserError(f"--data {source.data} is {source.modality}, and the run was pretrained on {modality}")
     read = importlib.import_module(f"dabsmix.modalities.{modality}").load_further_labelled
@@ -241,8 +260,6 @@ def _opened(source: Source) -> tuple[Source, Path, dict[str, Any], tuple[str, ..
         beside = {name: value for name, value in inside.options.items() if source.label or name != "labels"}
         path, notes, options = inside.path, inside.notes, beside | options
         source = replace(source, modality=cast(Modality, inside.modality))
-    elif not path.exists():
-        raise UserError(f"--data {source.data}: no such file or folder")
     flags = {name: getattr(source, name) for name in ("group", "ignore") if getattr(source, name) is not None}
     return source, path, options | flags, notes
 

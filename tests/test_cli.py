@@ -317,27 +317,74 @@ def test_what_is_for_files_is_refused_with_a_domain(
     assert said == f"dabsmix: {flag} is for your own data (--data PATH); leave it out with --domain\n"
 
 
-@pytest.mark.parametrize(
-    ("words", "line"),
-    [
-        (
-            "pretrain --domain digits --stepz 3",
-            "Unrecognized options: --stepz, 3 (did you mean --steps?); see `dabsmix pretrain",
-        ),
-        ("submit", "Missing from dabsmix submit: --by; see `dabsmix submit --help`"),
-        ("pretrian", "unknown command 'pretrian' (did you mean 'pretrain'?); commands: list, pretrain, "),
-        ("", "no command is given; commands: list, pretrain, "),
-        ("bench --stepz 3", "Unrecognized options: --stepz, 3 (did you mean --steps?); see `dabsmix bench --help`"),
-        ("pretrain --encoder tinny --domain digits", "unknown encoder 'tinny' (did you mean 'tiny'?); there are: dabs"),
-        ("transfer --task digitz --run nowhere", "nowhere is not a run"),
-        ("transfer --task digitz", "unknown domain 'digitz' (did you mean 'digits'?)"),
-    ],
-)
-def test_a_mistake_in_the_words_is_one_line_and_needs_no_torch(words: str, line: str) -> None:
-    code = "import sys; from dabsmix.cli import main; sys.argv = ['dabsmix', *sys.argv[1:]]\n"
-    code += "try: main()\nexcept SystemExit as end: print('torch' in sys.modules, end.code)"
-    done = subprocess.run([sys.executable, "-c", code, *words.split()], capture_output=True, text=True, check=True)
-    assert done.stderr.startswith(f"dabsmix: {line}")
-    assert done.stderr.count("\n") == 1
-    if "nowhere" not in words:
-        assert done.stdout == "False 2\n"
+# Folders of runs: `finished`, `running` and `damaged` under `runs`; nothing is in `nowhere`.
+MISTAKES = {
+    "": "no command is given; commands: list, pretrain, ",
+    "pretrian": "unknown command 'pretrian' (did you mean 'pretrain'?); commands: list, pretrain, ",
+    "submit": "Missing from dabsmix submit: --by; see `dabsmix submit --help`",
+    "bench --stepz 3": "Unrecognized options: --stepz, 3 (did you mean --steps?); see `dabsmix bench --help`",
+    "bench --domains digitz --algos dmix": "unknown domain 'digitz' (did you mean 'digits'?)",
+    "bench --domains digits --algos dmixx": "unknown algorithm 'dmixx' (did you mean 'dmix'?)",
+    "pretrain --domain digits --stepz 3": "Unrecognized options: --stepz, 3 (did you mean --steps?)",
+    "pretrain --domain digits --encoder tinny": "unknown encoder 'tinny' (did you mean 'tiny'?); there are: dabs",
+    "pretrain --domain digits --protocol v3": "invalid choice 'v3' for argument '--protocol'",
+    "pretrain --domain digits --steps 0": "--steps 0: must be at least 1",
+    "pretrain --domain digits --online digitz": "unknown domain 'digitz'",
+    "pretrain --domain digits --init nowhere": "nowhere is not a run",
+    "pretrain --domain digits --resume --out nowhere": "no run of this configuration to resume under nowhere",
+    "pretrain --domain digits --resume --out runs": "no run of this configuration to resume under runs",
+    "pretrain --data nowhere.csv --modality tabular": "--data nowhere.csv: no such file or folder",
+    "pretrain --data . --modality image --options nowhere.yaml": "--options nowhere.yaml: no such file",
+    "audit --domain digitz": "unknown domain 'digitz' (did you mean 'digits'?)",
+    "transfer --run nowhere": "nowhere is not a run",
+    "transfer --run nowhere --task digitz": "nowhere is not a run",
+    "transfer --run runs/damaged": "runs/damaged/run.json is damaged",
+    "transfer --run runs/running": "runs/running is unfinished: continue it",
+    "transfer --task digitz": "unknown domain 'digitz' (did you mean 'digits'?)",
+    "transfer --protocol v3": "invalid choice 'v3' for argument '--protocol'",
+    "transfer --out nowhere": "no finished run under nowhere",
+    "transfer --data nowhere --label y": "--data nowhere: no such file or folder",
+    "embed --run nowhere --input . --out x.csv": "nowhere is not a run",
+    "embed --run runs/running --input . --out x.csv": "runs/running is unfinished: continue it",
+    "embed --run runs/finished --input nowhere --out x.csv": "--input nowhere: no such file or folder",
+    "embed --run runs/finished --input . --out x.tsv": "--out x.tsv: its name must end in one of .parquet, .csv, .npz",
+    "report --run nowhere": "nowhere is not a run",
+    "report --run runs/running": "runs/running is unfinished: continue it",
+    "export --run nowhere --to torch": "nowhere is not a run",
+    "export --run runs/finished --to torchh": "--to torchh: choose torch, onnx, hub",
+    "runs --out nowhere": "--out nowhere: no such folder",
+    "submit --by me --run nowhere": "nowhere is not a run",
+    "submit --by me --run runs/damaged": "runs/damaged/run.json is damaged",
+    "leaderboard --csv nowhere": "no leaderboard at nowhere",
+    "leaderboard verify --run nowhere": "nowhere is not a run",
+    "leaderboard verify --run runs/finished --csv nowhere": "no leaderboard at nowhere",
+}
+
+
+def test_mistakes_in_the_words_are_reported_before_torch_is_imported(tmp_path: Path) -> None:
+    """All of them in one process, which has imported no torch after the last one."""
+    Run.create(tmp_path / "runs", "finished", {}, run_record(status="finished", created="2026"))
+    Run.create(tmp_path / "runs", "running", {}, run_record())
+    Run.create(tmp_path / "runs", "damaged", {}, run_record())
+    (tmp_path / "runs" / "damaged" / "run.json").write_text("{")
+    code = (
+        "import sys; from dabsmix.cli import main\n"
+        "for line in sys.stdin.read().splitlines():\n"
+        "    sys.argv = ['dabsmix', *line.split()]\n"
+        "    try: main()\n"
+        "    except SystemExit as end: print(end.code, 'torch' in sys.modules)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        input="\n".join(MISTAKES),
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=True,
+    )
+    errors, statuses = done.stderr.splitlines(), done.stdout.splitlines()
+    assert len(errors) == len(statuses) == len(MISTAKES), done.stderr
+    for (words, message), error, status in zip(MISTAKES.items(), errors, statuses, strict=True):
+        assert error.startswith("dabsmix: "), words
+        assert message in error, words
+        assert status == "2 False", words

@@ -5,7 +5,7 @@ from typing import Literal
 
 from dabsmix.errors import UserError, did_you_mean
 
-__all__ = ["ENCODERS", "AnyConfig", "Columns", "EncoderConfig", "MLPConfig", "ResNetConfig", "encoder_config"]
+__all__ = ["ENCODERS", "TIMM", "AnyConfig", "Columns", "EncoderConfig", "MLPConfig", "ResNetConfig", "encoder_config"]
 
 Columns = Literal["shared", "own"]
 
@@ -87,6 +87,10 @@ ENCODERS: dict[str, AnyConfig] = {
     "resnet18": ResNetConfig("basic", (2, 2, 2, 2)),
     "resnet50": ResNetConfig("bottleneck", (3, 4, 6, 3)),
 }
+
+
+TIMM = "timm:"
+"""How ``--init`` names weights of timm."""
 
 
 def encoder_config(name: str) -> AnyConfig:

@@ -11,10 +11,9 @@ from torch import Tensor
 
 from dabsmix.errors import UserError, did_you_mean
 from dabsmix.model.encoder import Encoder
+from dabsmix.model.shapes import TIMM
 
-__all__ = ["TIMM", "Taken", "take", "timm_name", "timm_weights"]
-
-TIMM = "timm:"
+__all__ = ["Taken", "take", "timm_name", "timm_weights"]
 
 
 class Taken(NamedTuple):

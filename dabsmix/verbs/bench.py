@@ -89,7 +89,8 @@ def cells(plans: Sequence[BenchConfig]) -> list[Cell]:
     """Every cell of the matrices, ordered by data set, so that complete blocks come first.
 
     Raises:
-        UserError: no data are named, or a data set, algorithm or hyperparameter is unknown.
+        UserError: no data are named, a number is out of range, or a data set, algorithm, hyperparameter or encoder is
+            unknown.
     """
     matrix_cells = [
         Cell(_pretraining(source, row, seed, plan), row, plan)
@@ -100,6 +101,9 @@ def cells(plans: Sequence[BenchConfig]) -> list[Cell]:
     ]
     if not matrix_cells:
         raise UserError("no cells: name --domains or --data, --algos and --seeds, or a plan that does")
+    for plan in plans:
+        for row in plan.algos:
+            _pretraining(Source(), row, 0, plan).check()
     return matrix_cells
 
 

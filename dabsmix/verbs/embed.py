@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import yaml
 from accelerate import PartialState
 from numpy.typing import NDArray
 from torch import Tensor
@@ -24,20 +23,10 @@ from dabsmix.modalities.packed import is_packed, unpacked
 from dabsmix.model.encoder import Encoder, build_encoder
 from dabsmix.registry import domain
 from dabsmix.run import Run
-from dabsmix.source import Source, load
+from dabsmix.source import READS_FILES, Source, load
 from dabsmix.spec import Spec
 
-__all__ = ["READS_FILES", "FeatureExtractor", "data_root_of", "embed", "load_encoder", "modality_of_run"]
-
-READS_FILES = {
-    "image": "size",
-    "spectrogram": "form",
-    "sensor": "channels",
-    "tabular": "columns",
-    "text": "tokenizer",
-    "sequence": "alphabet",
-}
-"""By modality, the entry of a run's state that its reader needs to read files."""
+__all__ = ["FeatureExtractor", "embed", "load_encoder"]
 
 CHUNK = 4096
 """Number of examples whose features are in memory at once when they are written to a file."""
@@ -61,9 +50,9 @@ def load_encoder(run: Run | str | Path) -> FeatureExtractor:
 
         run = downloaded(run.removeprefix("hub:"))
     run = run if isinstance(run, Run) else Run(Path(run).expanduser())
-    root = data_root_of(run)
+    root = run.data_root
     state = run.record.data_state if root is None else {**run.record.data_state, "data_root": str(root)}
-    return FeatureExtractor(run.encoder(), modality_of_run(run), state, lambda: _domain_normaliser(run))
+    return FeatureExtractor(run.encoder(), run.modality, state, lambda: _domain_normaliser(run))
 
 
 class FeatureExtractor:
@@ -199,8 +188,7 @@ def embed(config: EmbedConfig, *, say: Callable[[str], None] = lambda _: None) -
     Raises:
         UserError: the run is not a finished run; unreadable input; an output of another format.
     """
-    if config.out.suffix not in WRITERS:
-        raise UserError(f"--out {config.out}: its name must end in one of {', '.join(WRITERS)}")
+    config.check()
     extractor = load_encoder(config.run)
     data, keys = extractor.read(config.input, config.on_bad)
     for note in data.notes:
@@ -260,23 +248,12 @@ def _write_npz(path: Path, keys: Sequence[str], parts: Iterator[NDArray[np.float
 WRITERS = {".parquet": _write_parquet, ".csv": _write_csv, ".npz": _write_npz}
 
 
-# --- what a run says about its data
-
-
-def modality_of_run(run: Run) -> str:
-    """What a run was pretrained on, in runs of older versions too."""
-    return run.record.modality or run.record.own_data or domain(run.record.domain).modality
-
-
-def data_root_of(run: Run) -> Path | None:
-    """The data root that a run was given with ``--data-root``; None if it was not."""
-    path = run.path / "config.yaml"
-    return Source.from_plain(yaml.safe_load(path.read_text(encoding="utf-8"))).data_root if path.is_file() else None
+# --- pieces
 
 
 def _domain_normaliser(run: Run) -> Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]]:
     """How a named domain normalises, from its data, for runs that do not record it."""
-    source = Source.from_plain(yaml.safe_load((run.path / "config.yaml").read_text(encoding="utf-8")))
+    source = Source.from_plain(run.config)
     card = None if source.domain is None else domain(source.domain)
     if card is None or (card.folder and card.present(data_root(source.data_root)) is None):
         raise UserError(

@@ -7,7 +7,6 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from dabsmix.data.standardise import Standardise
 from dabsmix.errors import UserError
 from dabsmix.files import write
 from dabsmix.model.encoder import Encoder
-from dabsmix.run import Run, newest_run
+from dabsmix.run import Run, finished_runs
 from dabsmix.spec import Grid, Spec, Table, Tokens
 from dabsmix.verbs.hub import published
 
@@ -44,12 +43,8 @@ def export(config: ExportConfig, *, say: Callable[[str], None] = lambda _: None)
     Raises:
         UserError: the run is unfinished; a package is missing; the hub refuses; the features differ.
     """
-    run = Run(config.run) if config.run is not None else newest_run(config.runs, lambda r: r.finished, "finished run")
-    kind, _, repository = config.to.partition(":")
-    if kind not in ("torch", "onnx", "hub") or (repository and kind != "hub"):
-        raise UserError(f"--to {config.to}: choose torch, onnx, hub (a folder) or hub:ORG/NAME (uploaded)")
-    if kind == "onnx" and (lacking := [name for name in ("onnx", "onnxscript", "onnxruntime") if not find_spec(name)]):
-        raise UserError(f"--to onnx: {', '.join(lacking)} not installed; pip install 'dabsmix[export]'")
+    (run,) = finished_runs([config.run] if config.run is not None else [], config.runs)
+    kind, repository = config.target()
     encoder = run.encoder()
     folder = config.out or run.path / "export"
     if kind == "hub":

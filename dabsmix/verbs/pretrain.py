@@ -17,7 +17,7 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 import dabsmix
-from dabsmix.config import PretrainConfig, Recipe, as_plain, config_hash, resolve, started_from
+from dabsmix.config import PretrainConfig, Recipe, as_plain, config_hash, init_run, resolve, started_from
 from dabsmix.data.batches import Batches, Raw, make_views, step_seed
 from dabsmix.data.domain import Data, as_stored
 from dabsmix.data.standardise import Standardise
@@ -26,7 +26,8 @@ from dabsmix.files import sha256
 from dabsmix.interrupt import Interrupted, stop_on_signals
 from dabsmix.model.checkpoint import save_encoder
 from dabsmix.model.encoder import Encoder, EncoderConfig, make_encoder
-from dabsmix.model.start import TIMM, take, timm_name, timm_weights
+from dabsmix.model.shapes import TIMM
+from dabsmix.model.start import take, timm_name, timm_weights
 from dabsmix.pretext.algorithm import Algorithm, Loss, check_fit
 from dabsmix.registry import algorithm_class
 from dabsmix.run import Run, RunRecord, commit, device_name, newest_run, readable_runs
@@ -36,7 +37,7 @@ from dabsmix.scoring.results import write_transfer
 from dabsmix.source import Source, batch_size, load, modality_of
 from dabsmix.spec import Batch, Table, describe
 from dabsmix.terminal import Bar
-from dabsmix.tracking import Track, check_tracker, tracker
+from dabsmix.tracking import Track, tracker
 from dabsmix.training import learning_rate, make_optimizer
 from dabsmix.verbs.budget import training_flops
 
@@ -69,7 +70,7 @@ def pretrain(
         Interrupted: a signal asked the process to stop, and the state has been saved.
     """
     # What to learn from.
-    check_tracker(config.track)
+    config.check()
     source = config.source
     if data is None:
         data = load(source)
@@ -371,14 +372,8 @@ def _begin_with(config: PretrainConfig, encoder: Encoder) -> tuple[PretrainConfi
         name = timm_name(config.init.removeprefix(TIMM))
         init, weights = TIMM + name, timm_weights(name)
     else:
-        place, digest = config.init, ""
-        if not Path(place).expanduser().exists() and "@" in place:
-            place, _, digest = place.rpartition("@")  # as config.yaml has it
-        start = Run(Path(place).expanduser().absolute())
-        found_digest = start.record.encoder_sha256[:12]
-        if digest not in ("", found_digest):
-            raise UserError(f"--init {config.init}: the encoder of {start.path} is {found_digest}, not {digest}")
-        init, weights = f"{start.path}@{found_digest}", start.encoder().state_dict()
+        start = init_run(config.init)
+        init, weights = f"{start.path}@{start.record.encoder_sha256[:12]}", start.encoder().state_dict()
     taken = take(encoder, weights)
     if len(taken.taken) < len(taken.left):
         raise UserError(f"--init {config.init}: its shape is not that of --encoder {config.encoder}; choose that one")

@@ -50,8 +50,7 @@ def report(run: Run) -> Path:
     Raises:
         UserError: the run is unfinished, or one of its files is damaged.
     """
-    if not run.finished:
-        raise UserError(f"{run.path} is unfinished: continue it with `dabsmix pretrain --resume`")
+    run.require_finished()
     tasks = [(path, read_transfer(path)) for path in sorted((run.path / "transfer").glob("*.json"))]
     training = _training(run)
     drawn = [(record, _predictions(path), _of_task(record, _predictions(path))) for path, record in tasks]

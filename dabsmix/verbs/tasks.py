@@ -7,19 +7,36 @@ from dataclasses import replace
 from itertools import product
 from typing import TYPE_CHECKING
 
-import yaml
-
 from dabsmix.errors import UserError
 from dabsmix.registry import domain
-from dabsmix.source import Source, batch_size, load, load_as, with_metric
-from dabsmix.verbs.embed import READS_FILES, data_root_of, modality_of_run
+from dabsmix.run import Run, finished_runs
+from dabsmix.source import READS_FILES, Source, batch_size, load, load_as, with_metric
 
 if TYPE_CHECKING:
     from dabsmix.config import TransferConfig
     from dabsmix.data.domain import Data
-    from dabsmix.run import Run
 
-__all__ = ["load_task", "own_sources", "read_as", "tasks_of"]
+__all__ = ["load_task", "read_as", "tasks_of", "to_score"]
+
+
+def to_score(config: TransferConfig, data: Data | None = None) -> list[tuple[Run, dict[str, Source | None]]]:
+    """The runs to score, each with its tasks by name; the value of a task on a user's own files is their source.
+
+    This needs no torch, so the command line calls it before torch is imported.
+
+    Args:
+        config: what to score.
+        data: loaded data to score on, in place of tasks.
+
+    Raises:
+        UserError: there is no such run, it is unfinished, a task is unknown, or the flags for files contradict others.
+    """
+    runs, sources = finished_runs(config.run, config.out), _own_sources(config)
+    for run, source in product(runs, sources.values()):
+        replace(source, modality=source.modality or run.modality).check()
+    if data is not None and data.source is not None:
+        return [(run, {data.source.name: None}) for run in runs]
+    return [(run, {**sources} or dict.fromkeys(tasks_of(run, config.task))) for run in runs]
 
 
 def tasks_of(run: Run, asked: tuple[str, ...]) -> tuple[str, ...]:
@@ -47,7 +64,7 @@ def load_task(task: str, name: str, run: Run, config: TransferConfig, given: Dat
     if given is not None and given.source is not None:
         source = given.source
     elif own:
-        source = Source.from_plain(yaml.safe_load((run.path / "config.yaml").read_text(encoding="utf-8")))
+        source = Source.from_plain(run.config)
         if source.data is None:
             raise UserError(f"{run.path} was pretrained on an array in memory, which has no labels: name a --task")
     else:
@@ -68,15 +85,14 @@ def load_task(task: str, name: str, run: Run, config: TransferConfig, given: Dat
 
 def _check_modality(run: Run, task: str) -> None:
     """Refuse a task of another modality before its data are fetched."""
-    reads = modality_of_run(run)
-    if domain(task).modality != reads:
+    if domain(task).modality != run.modality:
         raise UserError(
-            f"{task} is {domain(task).modality} data, and the encoder of {run.path} reads {reads}: name a task of that "
-            "modality (see `dabsmix list domains`)"
+            f"{task} is {domain(task).modality} data, and the encoder of {run.path} reads {run.modality}: name a task "
+            "of that modality (see `dabsmix list domains`)"
         )
 
 
-def own_sources(config: TransferConfig) -> dict[str, Source]:
+def _own_sources(config: TransferConfig) -> dict[str, Source]:
     """A source for each of the user's own files and each label, by the name of the task; empty without files.
 
     Raises:
@@ -113,7 +129,6 @@ def own_sources(config: TransferConfig) -> dict[str, Source]:
 
 def read_as(run: Run, source: Source) -> Data:
     """A user's labelled data with the run's columns, categories, tokenizer and statistics."""
-    modality = modality_of_run(run)
-    if READS_FILES.get(modality) not in run.record.data_state:
+    if READS_FILES.get(run.modality) not in run.record.data_state:
         raise UserError(f"{run.path} does not say how further files are read: name a --task, or pretrain on files")
-    return load_as(replace(source, data_root=source.data_root or data_root_of(run)), modality, run.record.data_state)
+    return load_as(replace(source, data_root=source.data_root or run.data_root), run.modality, run.record.data_state)

@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 
 from dabsmix.errors import UserError
-from dabsmix.run import Run, newest_run
+from dabsmix.run import Run
 from dabsmix.scoring.baselines import yardsticks
 from dabsmix.scoring.evaluate import share
 from dabsmix.scoring.finetune import FINETUNE, LINEAR, Finetuned, Network, features_as_data, finetune, supervised
@@ -39,7 +39,7 @@ from dabsmix.scoring.results import (
     write_transfer,
 )
 from dabsmix.terminal import progress, stage
-from dabsmix.verbs.tasks import load_task, own_sources, read_as, tasks_of
+from dabsmix.verbs.tasks import load_task, read_as, tasks_of, to_score
 
 if TYPE_CHECKING:
     from dabsmix.config import TransferConfig
@@ -85,20 +85,13 @@ def transfer(
         UserError: there is no such run, it is unfinished, its encoder does not fit the data, or they have no labels.
         Incomplete: this holds for one of several tasks; the others have been scored.
     """
-    runs = [Run(path) for path in config.run]
-    runs = runs or [newest_run(config.out, lambda run: run.finished, "finished run")]
-    for run in runs:
-        if not run.finished:
-            raise UserError(f"{run.path} is unfinished: continue it with `dabsmix pretrain --resume`")
-    sources = own_sources(config)
+    runs = to_score(config, data)
     records, failed = [], []
-    for run in runs:
+    for run, tasks in runs:
         say(f"run: {run.path}")
         name = config.protocol or default_protocol(run.record.protocol)
-        asked = tasks_of(run, config.task) if data is None or data.source is None else (data.source.name,)
-        tasks: list[tuple[str, Source | None]] = [(task, None) for task in asked] if not sources else [*sources.items()]
         with run.lock() if accelerator.is_main_process else nullcontext():
-            for task, source in tasks:
+            for task, source in tasks.items():
                 try:
                     given = data if source is None else read_as(run, source)
                     records.append(_transfer_to(task, name, run, config, given, accelerator, say, observe, answer))

@@ -11,7 +11,6 @@ from dabsmix.board.row import Row, read
 from dabsmix.config import TransferConfig
 from dabsmix.errors import UserError
 from dabsmix.run import Run
-from dabsmix.verbs.transfer import transfer
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -63,6 +62,8 @@ def verify(
     Raises:
         UserError: the encoder's file is damaged or not the run's, or the data are not here.
     """
+    from dabsmix.verbs.transfer import transfer  # imports torch; `rows_of` does not need it
+
     verified = []
     run.encoder_file()
     with tempfile.TemporaryDirectory(prefix="dabsmix-verify-") as folder:
