@@ -282,13 +282,15 @@ def _accelerate(precision: str = "fp32", device: str | None = None) -> Accelerat
 
 
 def _pretrain(config: PretrainConfig, seeds: tuple[int, ...]) -> None:
-    from dabsmix.registry import canonical_algorithm
+    from dabsmix.registry import canonical_algorithm, domain
     from dabsmix.run import Run, newest_run
 
     if len(set(seeds)) < len(seeds):
         raise UserError(f"--seeds {' '.join(map(str, seeds))}: each seed once")
     config.source.check()
     config.check()
+    if config.online is not None:
+        domain(config.online)
     if config.resume and len(seeds) == 1:
         wanted = (config.source.name, canonical_algorithm(config.algo), *seeds)
 

@@ -150,13 +150,11 @@ class PretrainConfig:
         """Refuse mistakes that are found without torch and without the data.
 
         Raises:
-            UserError: the algorithm, the encoder, the tracker, or what --online or --init names does not exist, or a
-                number is out of range.
+            UserError: the algorithm, the encoder, the tracker or the run of --init does not exist, or a number is out
+                of range.
         """
         encoder_config(self.encoder)
         check_tracker(self.track)
-        if self.online is not None:
-            domain(self.online)
         if self.init is not None and not self.init.startswith(TIMM):
             init_run(self.init)
         resolve(self, batch_size(self.source), num_examples=1)  # no number of examples is a mistake

@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from itertools import product
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from dabsmix.errors import UserError
 from dabsmix.registry import domain
 from dabsmix.run import Run, finished_runs
-from dabsmix.source import READS_FILES, Source, batch_size, load, load_as, with_metric
+from dabsmix.source import READS_FILES, Modality, Source, batch_size, load, load_as, with_metric
 
 if TYPE_CHECKING:
     from dabsmix.config import TransferConfig
@@ -33,7 +33,7 @@ def to_score(config: TransferConfig, data: Data | None = None) -> list[tuple[Run
     """
     runs, sources = finished_runs(config.run, config.out), _own_sources(config)
     for run, source in product(runs, sources.values()):
-        replace(source, modality=source.modality or run.modality).check()
+        replace(source, modality=source.modality or cast(Modality, run.modality)).check()
     if data is not None and data.source is not None:
         return [(run, {data.source.name: None}) for run in runs]
     return [(run, {**sources} or dict.fromkeys(tasks_of(run, config.task))) for run in runs]

@@ -79,7 +79,7 @@ def test_a_row_may_set_hyperparameters(tmp_path: Path) -> None:
         (dict(algos=("emix:beta=1",)), "no hyperparameter 'beta'"),
         (dict(algos=("emix:alpha=x",)), "float"),
         (dict(algos=("contpred:score=some",)), "one of all, masked"),
-        (dict(domains=(), data=(Path("x"),), modality="text"), "needs --label"),
+        (dict(domains=(), data=(Path(__file__),), modality="text"), "needs --label"),
     ],
 )
 def test_mistakes_in_a_plan_are_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:

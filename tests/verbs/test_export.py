@@ -128,7 +128,7 @@ def test_the_files_of_the_folder_are_uploaded(digits: Run, tmp_path: Path, monke
 def test_what_cannot_be_exported_is_one_line(digits: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="--to tensorflow: choose torch"):
         export(ExportConfig("tensorflow", digits.path, tmp_path))
-    monkeypatch.setattr("dabsmix.verbs.export.find_spec", lambda _: None)
+    monkeypatch.setattr("dabsmix.config.find_spec", lambda _: None)
     with pytest.raises(UserError, match=r"dabsmix\[export\]"):
         export(ExportConfig("onnx", digits.path, tmp_path))
     with pytest.raises(UserError, match="not uploaded"):  # there is no network here
