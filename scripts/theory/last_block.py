@@ -35,7 +35,7 @@ from dabsmix.scoring.collapse import rankme
 from dabsmix.scoring.frozen import encoding
 from dabsmix.scoring.heads import Features
 from dabsmix.scoring.intervals import Difference, Measured, compare, holm, measure
-from dabsmix.scoring.linear import fit_linear
+from dabsmix.scoring.linear import LinearGrid, fit_linear
 from dabsmix.scoring.logistic import LogisticGrid, fit_logistic
 from dabsmix.scoring.metrics import metric
 from dabsmix.scoring.protocols import v1, v2
@@ -83,6 +83,7 @@ def probes(data: dabsmix.data.domain.Data) -> dict[str, Any]:
         name: partial(fit_logistic, task=task, grid=LogisticGrid(poolings=(pooling,)))
         for name, pooling in converged.items()
     }
+    assert isinstance(V1.linear, LinearGrid)
     return heads | {"v1's linear": partial(fit_linear, task=task, grid=V1.linear, seed=0)}
 
 
