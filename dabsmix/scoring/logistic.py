@@ -15,6 +15,7 @@ starts from the solution of the one before.
 # n examples, D width, r rank of the features, C outputs
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -125,10 +126,9 @@ class _Problem:
                 value += float(F.binary_cross_entropy_with_logits(logits, target, reduction="sum"))
                 residual = logits.sigmoid() - target
             else:
-                log_share = logits.log_softmax(dim=1)
-                value -= float(log_share.gather(1, target[:, None]).sum())
-                residual = log_share.exp()
-                residual[torch.arange(len(target), device=target.device), target] -= 1
+                log_share, own = logits.log_softmax(dim=1), target[:, None]
+                value -= float(log_share.gather(1, own).sum())
+                residual = log_share.exp().scatter_add_(1, own, logits.new_full(own.shape, -1))
             gradient[:-1] += x.T @ residual
             gradient[-1] += residual.sum(dim=0)
         n = len(self.target)
@@ -142,7 +142,6 @@ class _Problem:
     ) -> tuple[Tensor, Tensor, NDArray[np.float64]]:
         """Weight ``(D, C)`` and bias ``(C,)``, and the solution on the principal axes for the next strength."""
         from scipy.optimize import minimize
-        from threadpoolctl import threadpool_limits
 
         penalty = 1 / (strength * len(self.target))
         spread = (CURVATURE * self.values + penalty).rsqrt()
@@ -156,11 +155,19 @@ class _Problem:
         begun = start / spread.cpu().numpy()
         limits: Any = {"gtol": tolerance, "ftol": 0.0, "maxiter": max_steps, "maxfun": 2 * max_steps}
         # scipy's BLAS works on vectors of the weights' length here: its threads would only fight with torch's for cores
-        with threadpool_limits(1, user_api="blas"):
+        with _threadpools().limit(limits=1, user_api="blas"):
             found = minimize(scaled, begun.ravel(), jac=True, method="L-BFGS-B", options=limits)
         solution = found.x.reshape(shape) * spread.cpu().numpy()
         weight = torch.from_numpy(solution).to(device)
         return self.axes @ weight[:-1], weight[-1], solution
+
+
+@cache
+def _threadpools() -> Any:
+    """The libraries that have thread pools; looking for them takes longer than solving for a few labels does."""
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController()
 
 
 def _principal(rows: Tensor, scale: Scale) -> tuple[Tensor, Tensor]:
