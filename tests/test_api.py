@@ -60,11 +60,11 @@ def test_a_named_domain_from_load_to_features(tmp_path: Path, quick: None) -> No
     assert str(score).startswith("digits-dmix-s0  digits  accuracy")
     assert set(score.to_frame()["label_fraction"]) == {"5/class", "1"}  # the majority class takes all
     digits = load_digits().images[:5] / 16
-    found = dabsmix.load_encoder(str(run.path)).features(digits)
-    assert found.shape == (5, 64)
-    assert found.dtype == np.float32
+    features = dabsmix.load_encoder(str(run.path)).features(digits)
+    assert features.shape == (5, 64)
+    assert features.dtype == np.float32
     same = dabsmix.load_encoder(run).features(torch.from_numpy(digits).float()[:, None])
-    np.testing.assert_allclose(found, same, atol=1e-6)
+    np.testing.assert_allclose(features, same, atol=1e-6)
 
 
 def test_a_run_is_the_same_from_python_and_from_the_command_line(
@@ -263,10 +263,10 @@ def test_a_transformer_in_a_pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_frames_keep_their_categories_and_other_modalities_their_shapes() -> None:
     frame = table().drop(columns="outcome")
-    found = dabsmix.SelfSupervised(steps=2).fit(frame)
-    assert list(found.feature_names_in_) == ["size", "weight", "kind"]
-    assert found.transform(frame[:3]).shape == (3, 64)
-    assert len(found.get_feature_names_out()) == 64
+    fitted = dabsmix.SelfSupervised(steps=2).fit(frame)
+    assert list(fitted.feature_names_in_) == ["size", "weight", "kind"]
+    assert fitted.transform(frame[:3]).shape == (3, 64)
+    assert len(fitted.get_feature_names_out()) == 64
     cases: list[tuple[Modality, Any]] = [
         ("image", photographs(6)),
         ("image", np.random.default_rng(0).integers(0, 256, (6, 16, 16), dtype=np.uint8)),

@@ -24,15 +24,18 @@ def test_what_is_here_and_how_the_rest_is_had(tmp_path: Path) -> None:
     (tmp_path / "cifar-10-batches-py").mkdir()  # holds nothing
     write_cifar100(tmp_path)
     write_imagenet(tmp_path)
-    found = entries(tmp_path)
-    assert found.keys() == domains().keys()
-    assert {name: found[name]["files"] for name in ("cifar100", "imagenet")} == {"cifar100": "here", "imagenet": "here"}
-    assert {name: found[name]["files"] for name in ("cifar10", "chexpert", "fsdd", "digits")} == {
+    listed = entries(tmp_path)
+    assert listed.keys() == domains().keys()
+    assert {name: listed[name]["files"] for name in ("cifar100", "imagenet")} == {
+        "cifar100": "here",
+        "imagenet": "here",
+    }
+    assert {name: listed[name]["files"] for name in ("cifar10", "chexpert", "fsdd", "digits")} == {
         **{"cifar10": "download", "chexpert": "register", "fsdd": "by hand", "digits": "embedded"}
     }
-    assert (found["imagenet"]["present"], found["imagenet"]["obtained"]) == (True, "register")
-    assert (found["digits"]["present"], found["cifar10"]["present"]) == (True, False)
-    assert found["cifar10"]["sizes"] == "50,000 / 10,000"
+    assert (listed["imagenet"]["present"], listed["imagenet"]["obtained"]) == (True, "register")
+    assert (listed["digits"]["present"], listed["cifar10"]["present"]) == (True, False)
+    assert listed["cifar10"]["sizes"] == "50,000 / 10,000"
 
 
 @pytest.mark.parametrize("name", ["digits", "breast_cancer", "synthetic_text"])
@@ -48,12 +51,12 @@ def test_a_domain_is_a_line_of_120_columns(monkeypatch: pytest.MonkeyPatch, caps
             super().__init__(width=120, force_terminal=True, color_system=None)
 
     monkeypatch.setattr(rich.console, "Console", Terminal)
-    found = catalogue("domains", Path("no such folder"))
-    show(found)
+    rows = catalogue("domains", Path("no such folder"))
+    show(rows)
     _, header, *lines = capsys.readouterr().out.splitlines()
     assert header.split() == ["name", "modality", "train", "/", "test", "files", "licence", "title"]
-    assert len(lines) == len(found["domains"])
-    for entry, line in zip(found["domains"], lines, strict=True):
+    assert len(lines) == len(rows["domains"])
+    for entry, line in zip(rows["domains"], lines, strict=True):
         assert len(line) <= 120
         shown = line.split()
         assert shown[:2] == [entry["name"], entry["modality"]]

@@ -71,8 +71,8 @@ def test_numbers_out_of_range_are_refused(name: str, value: float) -> None:
 
 def test_imix_masks_the_values_of_tables_unless_told_otherwise() -> None:
     def views(domain: str, algo: str, protocol: str, **hyper: Any) -> Any:
-        asked = PretrainConfig(Source(domain, protocol=protocol), algo=algo, steps=9, hyper=hyper)  # type: ignore[arg-type]
-        return resolve(asked, 64)[0].hyper.get("views")
+        config = PretrainConfig(Source(domain, protocol=protocol), algo=algo, steps=9, hyper=hyper)  # type: ignore[arg-type]
+        return resolve(config, 64)[0].hyper.get("views")
 
     assert views("covtype", "imix_npair", "imix") == "mask"
     assert views("covtype", "imix_npair", "imix", views="noise") == "noise"

@@ -45,9 +45,9 @@ def cases() -> list[Case]:
     keys = {"momentum": 0.5}  # a key encoder that moves far enough to be seen
     queue = {"queue": 19, **keys}  # no multiple of 16, and full after two steps
     small = {"moco": queue, "imix_moco": queue, "byol": keys, "imix_byol": keys}
-    found = [Case(name, small.get(name, {})) for name in algorithms() if algorithm_class(name).trains]
+    selected = [Case(name, small.get(name, {})) for name in algorithms() if algorithm_class(name).trains]
     return [
-        *found,
+        *selected,
         Case("emix", {"label_weight": "batch-mean"}),
         Case("dmix", {"detach_partner": False}),
         Case("moco", {"queue": 10, "in_batch_negatives": True, "head_norm": "both"}),
@@ -147,11 +147,11 @@ def _augmented() -> Tensor:
     """Every view of images, sounds and sensors, flattened side by side: ``(b, numbers)``."""
     images = torch.rand(SIZE, 3, 16, 16, generator=torch.Generator().manual_seed(1))
     mine, plain, form = local(images), Standardise(0.0, 1.0), Form(8000, 7680, 512, 512, 16, 4)
-    found = [augmented(mine, torch.Generator().manual_seed(2), flip=True)]
-    found.append(imix_view(mine, torch.Generator().manual_seed(2), flip=True))
-    found += SoundViews(plain, form).augment((mine[:, :1],), torch.Generator().manual_seed(2))
-    found += SensorViews(plain, (0,)).augment((mine[:, :, 0],), torch.Generator().manual_seed(2))
-    return torch.cat([view.flatten(1) for view in found], dim=1)
+    views = [augmented(mine, torch.Generator().manual_seed(2), flip=True)]
+    views.append(imix_view(mine, torch.Generator().manual_seed(2), flip=True))
+    views += SoundViews(plain, form).augment((mine[:, :1],), torch.Generator().manual_seed(2))
+    views += SensorViews(plain, (0,)).augment((mine[:, :, 0],), torch.Generator().manual_seed(2))
+    return torch.cat([view.flatten(1) for view in views], dim=1)
 
 
 class Ran(NamedTuple):

@@ -35,11 +35,11 @@ ASIDE = {
 
 
 def modules() -> dict[str, Path]:
-    found = {}
+    paths = {}
     for path in sorted(PACKAGE.rglob("*.py")):
         parts = path.relative_to(PACKAGE).with_suffix("").parts
-        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
-    return found
+        paths[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return paths
 
 
 def imports(path: Path, known: set[str]) -> set[str]:
@@ -51,7 +51,7 @@ def imports(path: Path, known: set[str]) -> set[str]:
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
         for inner in ast.walk(node)
     }
-    found = set()
+    names = set()
     for node in ast.walk(tree):
         if id(node) in typed:
             continue
@@ -59,10 +59,10 @@ def imports(path: Path, known: set[str]) -> set[str]:
             base = node.module.removeprefix("dabsmix").removeprefix(".")
             for alias in node.names:
                 inner = f"{base}.{alias.name}".removeprefix(".")
-                found.add(inner if inner in known else base)
+                names.add(inner if inner in known else base)
         elif isinstance(node, ast.Import):
-            found |= {alias.name.removeprefix("dabsmix.") for alias in node.names if alias.name.startswith("dabsmix.")}
-    return {name for name in found if name in known and name}
+            names |= {alias.name.removeprefix("dabsmix.") for alias in node.names if alias.name.startswith("dabsmix.")}
+    return {name for name in names if name in known and name}
 
 
 def test_nothing_imports_upward() -> None:

@@ -209,9 +209,9 @@ def test_a_checkpoint_runs_no_code(tmp_path: Path) -> None:
     harmful = {"step": 2, "x": Harmful(tmp_path / "harmed")}
     torch.save(harmful, run.path / "checkpoints" / "000000002.pt")
     (run.path / "checkpoints" / "000000003.pt").write_bytes(pickle.dumps(harmful, protocol=2))
-    said: list[str] = []
-    assert run.load_checkpoint(said.append) == {"step": 1}
-    assert ["000000003.pt is damaged" in said[0], "000000002.pt is damaged" in said[1]] == [True, True]
+    messages: list[str] = []
+    assert run.load_checkpoint(messages.append) == {"step": 1}
+    assert ["000000003.pt is damaged" in messages[0], "000000002.pt is damaged" in messages[1]] == [True, True]
     assert not (tmp_path / "harmed").exists()
 
 

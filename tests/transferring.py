@@ -36,9 +36,11 @@ def pretrained(out: Path, domain: str = "digits", **changes: Any) -> Run:
 
 
 def go(run: Run, **changes: Any) -> dict[str, Any]:
-    said: list[str] = []
-    (record,) = transfer.transfer(TransferConfig(run=(run.path,), **changes), accelerator=accelerate(), say=said.append)
-    return record.as_plain() | {"said": said}
+    messages: list[str] = []
+    (record,) = transfer.transfer(
+        TransferConfig(run=(run.path,), **changes), accelerator=accelerate(), say=messages.append
+    )
+    return record.as_plain() | {"said": messages}
 
 
 def clusters(n: int, seed: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:

@@ -36,8 +36,8 @@ def batch_of(kind: str, *, label: bool = False, seed: int = 0, num_views: int = 
 def feature(encoder: Encoder, tokens: Tensor, mask: Tensor | None) -> Tensor:
     """The mean-pooled feature ``(D,)`` of one example's tokens ``(L, D)``, encoded alone."""
     hidden = encoder.encode(Embedded(tokens[None], None if mask is None else mask[None]))[0]
-    kept = [hidden[0]] + [h for p, h in enumerate(hidden[1:]) if mask is None or mask[p]]
-    return torch.stack(kept).sum(dim=0) / len(kept)
+    real = [hidden[0]] + [h for p, h in enumerate(hidden[1:]) if mask is None or mask[p]]
+    return torch.stack(real).sum(dim=0) / len(real)
 
 
 def cosine(a: Tensor, b: Tensor) -> float:
@@ -61,7 +61,7 @@ def mixed_up(
     tokens: Tensor, mask: Tensor | None, order: list[int], weight: list[float]
 ) -> tuple[list[Tensor], list[float]]:
     """Mixup by loops: each example's mixed tokens and the weight of its own label."""
-    out, kept = [], []
+    out, lams = [], []
     for i in range(B):
         rows, total, length = [], 0.0, 0
         for p in range(tokens.shape[1]):
@@ -71,23 +71,23 @@ def mixed_up(
             rows.append(w * tokens[i, p] + (1 - w) * tokens[order[i], p])
             total, length = total + w * mine, length + mine
         out.append(torch.stack(rows))
-        kept.append(total / length)
-    return out, kept
+        lams.append(total / length)
+    return out, lams
 
 
 def patched(
-    tokens: Tensor, mask: Tensor | None, order: list[int], weight: list[float], places: np.ndarray[Any, Any]
+    tokens: Tensor, mask: Tensor | None, order: list[int], weight: list[float], draws: np.ndarray[Any, Any]
 ) -> tuple[list[Tensor], list[float]]:
     """Patch mixing by loops."""
-    out, kept = [], []
+    out, lams = [], []
     for i in range(B):
         mine = [p for p in range(tokens.shape[1]) if mask is None or mask[i, p]]
         both = [p for p in mine if mask is None or mask[order[i], p]]
         count = min(round(float(np.float32(1) - np.float32(weight[i])) * len(mine)), len(both))
-        taken = sorted(both, key=lambda p: places[i, p])[:count]
+        taken = sorted(both, key=lambda p: draws[i, p])[:count]
         out.append(torch.stack([tokens[order[i] if p in taken else i, p] for p in range(tokens.shape[1])]))
-        kept.append(1 - count / len(mine))
-    return out, kept
+        lams.append(1 - count / len(mine))
+    return out, lams
 
 
 def projections(algorithm: Algorithm, head: Any, batches: list[list[Tensor]], mask: Tensor | None) -> list[Tensor]:

@@ -92,13 +92,13 @@ def write_imagenet(root: Path, *, held: str = "validation") -> Path:
 def write_tiny_imagenet(root: Path) -> Path:
     folder, names = root / "tiny-imagenet-200", ("n02124075", "n01443537")
     text(folder / "wnids.txt", names)
-    held = []
+    validation = []
     for number, name in enumerate(sorted(names)):
         for image in range(5):
             picture(folder / "train" / name / "images" / f"{name}_{image}.JPEG", number, (64, 64))
         picture(folder / "val" / "images" / f"val_{9 - number}.JPEG", number, (64, 64))
-        held.append(f"val_{9 - number}.JPEG\t{name}\t0\t0\t62\t62")
-    text(folder / "val" / "val_annotations.txt", held)
+        validation.append(f"val_{9 - number}.JPEG\t{name}\t0\t0\t62\t62")
+    text(folder / "val" / "val_annotations.txt", validation)
     return folder
 
 
@@ -255,11 +255,11 @@ def write_chexpert(root: Path, *, patients: int = 12) -> Path:
     for part, numbers in (("train", range(patients)), ("valid", range(patients, patients + 3))):
         rows = []
         for patient in numbers:
-            found = cells[patient % 3]
+            observed = cells[patient % 3]
             for view in ("view1_frontal", "view2_lateral"):
                 file = f"{part}/patient{patient:05d}/study1/{view}.jpg"
-                picture(folder / file, found.count("1.0"))
-                rows.append([f"{folder.name}/{file}", "Female", "60", "Frontal", "AP", *found])
+                picture(folder / file, observed.count("1.0"))
+                rows.append([f"{folder.name}/{file}", "Female", "60", "Frontal", "AP", *observed])
         table(folder / f"{part}.csv", ["Path", "Sex", "Age", "Frontal/Lateral", "AP/PA", *findings], rows)
     return folder
 
@@ -299,12 +299,12 @@ def write_vqa(root: Path) -> Path:
             picture(folder / part / name, image % 10, (60, 80))
             images.append({"id": image, "file_name": name})
             for number in range(3):
-                asked: Mapping[str, Any] = {"question_id": 10 * image + number, "image_id": image}
+                question: Mapping[str, Any] = {"question_id": 10 * image + number, "image_id": image}
                 questions.append(
-                    {**asked, "question": f"what is it {number}", "multiple_choices": ["dog", "cat", "bus"]}
+                    {**question, "question": f"what is it {number}", "multiple_choices": ["dog", "cat", "bus"]}
                 )
                 answer = "whale" if image == number == 0 else "dog"
-                annotations.append({**asked, "multiple_choice_answer": answer})
+                annotations.append({**question, "multiple_choice_answer": answer})
         contents = {
             f"annotations/captions_{part}.json": {"images": images, "annotations": []},
             f"mscoco_{part}_annotations.json": {"annotations": annotations[::-1]},

@@ -42,9 +42,9 @@ def test_emix(kind: str, alpha: float, temperature: float) -> None:
     algorithm, batch = build("emix", kind, alpha=alpha, temperature=temperature), batch_of(kind)
     tokens, mask = algorithm.encoder.embed(batch.views[0])
     _, order, weight = draw(batch.seed, alpha)
-    mixed, kept = mixed_up(tokens, mask, order, weight)
+    mixed, lam = mixed_up(tokens, mask, order, weight)
     anchors, keys = projections(algorithm, algorithm.head, [mixed, list(tokens)], mask)
-    assert_loss(algorithm, batch, npair_loss(anchors, keys, order, kept, temperature))
+    assert_loss(algorithm, batch, npair_loss(anchors, keys, order, lam, temperature))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -76,9 +76,9 @@ def test_dmix(kind: str, alpha: float, temperature: float, detach: bool) -> None
     batch = batch_of(kind)
     tokens, mask = algorithm.encoder.embed(batch.views[0])
     rng, order, weight = draw(batch.seed, alpha)
-    mixed, kept = patched(tokens, mask, order, weight, rng.random(tokens.shape[:2], dtype=np.float32))
+    mixed, lam = patched(tokens, mask, order, weight, rng.random(tokens.shape[:2], dtype=np.float32))
     anchors, keys = projections(algorithm, algorithm.head, [mixed, list(tokens)], mask)
-    assert_loss(algorithm, batch, npair_loss(anchors, keys, order, kept, temperature))
+    assert_loss(algorithm, batch, npair_loss(anchors, keys, order, lam, temperature))
 
 
 @pytest.mark.parametrize(("name", "detach"), [("emix", True), ("dmix", True), ("dmix", False)])
@@ -88,21 +88,21 @@ def test_gradient_stops_at_the_partner_where_it_should(name: str, detach: bool) 
     tokens, _ = algorithm.encoder.embed(batch.views[0])
     rng, order, weight = draw(batch.seed)
     partner = tokens[order].detach() if detach else tokens[order]
-    kept = torch.tensor(weight, dtype=torch.float64)
+    lam = torch.tensor(weight, dtype=torch.float64)
     if name == "emix":
-        mixed = kept[:, None, None] * tokens + (1 - kept[:, None, None]) * partner
+        mixed = lam[:, None, None] * tokens + (1 - lam[:, None, None]) * partner
     else:
-        places = torch.from_numpy(rng.random(tokens.shape[:2], dtype=np.float32))
-        taken = places.argsort(dim=1).argsort(dim=1) < torch.round((1 - kept.float()) * 6)[:, None]
+        draws = torch.from_numpy(rng.random(tokens.shape[:2], dtype=np.float32))
+        taken = draws.argsort(dim=1).argsort(dim=1) < torch.round((1 - lam.float()) * 6)[:, None]
         mixed = torch.where(taken[..., None], partner, tokens)
-        kept = 1 - taken.double().mean(dim=1)
+        lam = 1 - taken.double().mean(dim=1)
     anchors, keys = (
         F.normalize(algorithm.head(algorithm.encoder.encode(Embedded(x, None)).mean(dim=1))) for x in (mixed, tokens)
     )
     logits = anchors @ keys.T / 0.2
     own, other = (F.cross_entropy(logits, torch.tensor(at), reduction="none") for at in (list(range(B)), order))
     weights = list(algorithm.encoder.embedders.parameters())
-    expected = torch.autograd.grad((kept * own + (1 - kept) * other).mean(), weights)
+    expected = torch.autograd.grad((lam * own + (1 - lam) * other).mean(), weights)
     for mine, theirs in zip(torch.autograd.grad(algorithm(batch).value, weights), expected, strict=True):
         torch.testing.assert_close(mine, theirs)
 
@@ -118,9 +118,9 @@ def test_npair_and_its_mixed_form(kind: str, head_norm: str) -> None:
     algorithm = build("imix_npair", kind, head_norm=head_norm, alpha=2.0)
     tokens, mask = algorithm.encoder.embed(batch.views[0])
     _, order, weight = draw(batch.seed, 2.0)
-    mixed, kept = mixed_up(tokens, mask, order, weight)
+    mixed, lam = mixed_up(tokens, mask, order, weight)
     anchors, keys = projections(algorithm, algorithm.head, [mixed, list(tokens)], mask)
-    assert_loss(algorithm, batch, npair_loss(anchors, keys, order, kept, 0.2))
+    assert_loss(algorithm, batch, npair_loss(anchors, keys, order, lam, 0.2))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -129,17 +129,17 @@ def test_supervised_npair_and_its_mixed_form(kind: str, name: str) -> None:
     algorithm: Any = build(name, kind)
     batch = batch_of(kind)._replace(label=torch.tensor([0, 1, 0, 2, 1, 0, 3, 1]))
     tokens, mask = algorithm.encoder.embed(batch.views[0])
-    order, kept, examples = list(range(B)), [1.0] * B, list(tokens)
+    order, lam, examples = list(range(B)), [1.0] * B, list(tokens)
     if name == "imix_supnpair":
         _, order, weight = draw(batch.seed)
-        examples, kept = mixed_up(tokens, mask, order, weight)
+        examples, lam = mixed_up(tokens, mask, order, weight)
     anchors, keys = projections(algorithm, algorithm.head, [examples, list(tokens)], mask)
     assert batch.label is not None
     classes, total = batch.label.tolist(), 0.0
     for i in range(B):
         logits = [cosine(anchors[i], keys[j]) / 0.2 for j in range(B)]
-        for share, wanted in ((kept[i], classes[i]), (1 - kept[i], classes[order[i]])):
-            same = [j for j in range(B) if classes[j] == wanted]
+        for share, target in ((lam[i], classes[i]), (1 - lam[i], classes[order[i]])):
+            same = [j for j in range(B) if classes[j] == target]
             total += share * sum(cross_entropy(logits, j) for j in same) / len(same)
     assert_loss(algorithm, batch, total / B)
 
@@ -161,9 +161,9 @@ def test_noise_is_part_of_what_is_mixed() -> None:
     order = rng.permutation(B).tolist()
     drawn = rng.beta(1, 1, size=B)
     weight = [float(np.float32(max(x, 1 - x))) for x in drawn]
-    mixed, kept = mixed_up(first, None, order, weight)
+    mixed, lam = mixed_up(first, None, order, weight)
     anchors, keys = projections(algorithm, algorithm.head, [mixed, list(second)], None)
-    assert_loss(algorithm, batch, npair_loss(anchors, keys, order, kept, 0.2))
+    assert_loss(algorithm, batch, npair_loss(anchors, keys, order, lam, 0.2))
 
 
 # --- SimCLR, SupCon
@@ -197,15 +197,15 @@ def mixed_views(
     views = batch.views if len(batch.views) == 2 else batch.views * 2
     embedded = [algorithm.encoder.embed(view) for view in views]
     rng = np.random.default_rng(batch.seed)
-    mixed, kept, orders = [], [], []
+    mixed, lams, orders = [], [], []
     for tokens, mask in embedded:
         order = rng.permutation(B).tolist()
         weight = [float(np.float32(max(x, 1 - x))) for x in rng.beta(1, 1, size=B)]
         examples, weights = mixed_up(tokens, mask, order, weight)
         mixed.append(examples)
-        kept.append(weights)
+        lams.append(weights)
         orders.append(order)
-    return mixed, [tokens for tokens, _ in embedded], embedded[0].mask, kept, orders
+    return mixed, [tokens for tokens, _ in embedded], embedded[0].mask, lams, orders
 
 
 @pytest.mark.parametrize(("kind", "views"), TWO_VIEWS)
@@ -218,12 +218,12 @@ def test_simclr_and_its_mixed_form(kind: str, views: str, temperature: float) ->
     assert_loss(algorithm, batch, two_view_loss(keys, keys, lambda v, i: one_hot((1 - v) * B + i), temperature))
 
     algorithm = build("imix_simclr", kind, temperature=temperature, views=views)
-    mixed, clean, mask, kept, orders = mixed_views(algorithm, batch)
+    mixed, clean, mask, lams, orders = mixed_views(algorithm, batch)
     *anchors, one, two = projections(algorithm, algorithm.head, [*mixed, *(list(view) for view in clean)], mask)
 
     def labels(view: int, i: int) -> list[float]:
         own, partner = one_hot((1 - view) * B + i), one_hot((1 - view) * B + orders[view][i])
-        return [kept[view][i] * a + (1 - kept[view][i]) * b for a, b in zip(own, partner, strict=True)]
+        return [lams[view][i] * a + (1 - lams[view][i]) * b for a, b in zip(own, partner, strict=True)]
 
     assert_loss(algorithm, batch, two_view_loss(anchors, [one, two], labels, temperature))
 
@@ -244,12 +244,12 @@ def test_supcon_and_its_mixed_form(kind: str, views: str, classes: list[int]) ->
     assert_loss(algorithm, batch, two_view_loss(keys, keys, lambda v, i: label(i, v, i), 0.2))
 
     algorithm = build("imix_supcon", kind, views=views)
-    mixed, clean, mask, kept, orders = mixed_views(algorithm, batch)
+    mixed, clean, mask, lams, orders = mixed_views(algorithm, batch)
     *anchors, one, two = projections(algorithm, algorithm.head, [*mixed, *(list(view) for view in clean)], mask)
 
     def labels(view: int, i: int) -> list[float]:
         pairs = zip(label(i, view, i), label(orders[view][i], view, i), strict=True)
-        return [kept[view][i] * a + (1 - kept[view][i]) * b for a, b in pairs]
+        return [lams[view][i] * a + (1 - lams[view][i]) * b for a, b in pairs]
 
     assert_loss(algorithm, batch, two_view_loss(anchors, [one, two], labels, 0.2))
 
@@ -283,10 +283,10 @@ def test_moco_over_steps_that_fill_the_queue(kind: str, name: str, head_norm: st
         batch = batch_of(kind, seed=step)
         twin = copy.deepcopy(algorithm)
         tokens, mask = twin.encoder.embed(batch.views[0])
-        order, kept, examples = list(range(B)), [1.0] * B, list(tokens)
+        order, lam, examples = list(range(B)), [1.0] * B, list(tokens)
         if name == "imix_moco":
             _, order, weight = draw(batch.seed)
-            examples, kept = mixed_up(tokens, mask, order, weight)
+            examples, lam = mixed_up(tokens, mask, order, weight)
         (anchors,) = projections(twin, twin.head, [examples], mask)
         keys = key_projections(twin, batch)
         total = 0.0
@@ -296,7 +296,7 @@ def test_moco_over_steps_that_fill_the_queue(kind: str, name: str, head_norm: st
                 total += cross_entropy([cosine(anchors[i], keys[i]) / 0.2, *past], 0)
             else:
                 logits = [cosine(anchors[i], k) / 0.2 for k in keys] + past
-                total += kept[i] * cross_entropy(logits, i) + (1 - kept[i]) * cross_entropy(logits, order[i])
+                total += lam[i] * cross_entropy(logits, i) + (1 - lam[i]) * cross_entropy(logits, order[i])
         assert_loss(copy.deepcopy(algorithm), batch, total / B)
 
         moved_by_gradient(algorithm, batch)
@@ -315,16 +315,16 @@ def test_byol_and_its_mixed_form(kind: str, head_norm: str, predictor_norm: str)
         moved_by_gradient(algorithm, batch)  # so that the key encoder is another than the encoder
         twin = copy.deepcopy(algorithm)
         tokens, mask = twin.encoder.embed(batch.views[0])
-        order, kept, examples = list(range(B)), [1.0] * B, list(tokens)
+        order, lam, examples = list(range(B)), [1.0] * B, list(tokens)
         if name == "imix_byol":
             _, order, weight = draw(batch.seed)
-            examples, kept = mixed_up(tokens, mask, order, weight)
+            examples, lam = mixed_up(tokens, mask, order, weight)
         (projected,) = projections(twin, twin.head, [examples], mask)
         predicted, target = twin.predictor(projected), key_projections(twin, batch)
         total = 0.0
         for i in range(B):
             own, partner = cosine(predicted[i], target[i]), cosine(predicted[i], target[order[i]])
-            total += 2 - 2 * (kept[i] * own + (1 - kept[i]) * partner)
+            total += 2 - 2 * (lam[i] * own + (1 - lam[i]) * partner)
         assert_loss(algorithm, batch, total / B)
 
 
@@ -334,9 +334,9 @@ def test_symmetric_byol_is_the_sum_of_both_directions(name: str) -> None:
     hyper: dict[str, Any] = {"views": "augment", "mixing": "none"} if name == "byol" else {"views": "augment"}
     one_way, both_ways = build(name, "sensor", **hyper), build(name, "sensor", symmetric=True, **hyper)
     if name == "byol":  # nothing is drawn, so the directions can be taken apart
-        there = float(one_way(views).value.detach())
+        forth = float(one_way(views).value.detach())
         back = float(one_way(views._replace(views=views.views[::-1])).value.detach())
-        assert_loss(both_ways, views, there + back)
+        assert_loss(both_ways, views, forth + back)
     else:
         assert not torch.equal(both_ways(views).value, 2 * one_way(views).value)
 

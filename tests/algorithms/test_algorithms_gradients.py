@@ -37,9 +37,9 @@ def drawn(rng: np.random.Generator, tokens: Tensor, mixed: bool) -> tuple[Tensor
         return tokens, own
     order = rng.permutation(B)
     weight = np.array([float(np.float32(max(x, 1 - x))) for x in rng.beta(1, 1, size=B)])
-    kept = torch.from_numpy(weight)
-    out = kept[:, None, None] * tokens + (1 - kept[:, None, None]) * tokens[order]
-    return out, kept[:, None] * own + (1 - kept[:, None]) * own[order]
+    lam = torch.from_numpy(weight)
+    out = lam[:, None, None] * tokens + (1 - lam[:, None, None]) * tokens[order]
+    return out, lam[:, None] * own + (1 - lam[:, None]) * own[order]
 
 
 def plain_loss(algorithm: Any, batch: Batch, objective: str, mixed: bool) -> Tensor:

@@ -177,7 +177,7 @@ def test_contdmix(kind: str, score: str, normalize: bool, beta: float) -> None:
     tokens, mask = algorithm.encoder.embed(batch.views[0])
     length = tokens.shape[1]
     rng, order, weight = draw(batch.seed)
-    mixed, kept = patched(tokens, mask, order, weight, rng.random((B, length), dtype=np.float32))
+    mixed, lam = patched(tokens, mask, order, weight, rng.random((B, length), dtype=np.float32))
     chosen = corrupted_places(rng, mask, length, 0.15, 1)
     real = [[p for p in range(length) if mask is None or mask[i, p]] for i in range(B)]
     zeroed = [m.clone() for m in mixed]
@@ -187,7 +187,7 @@ def test_contdmix(kind: str, score: str, normalize: bool, beta: float) -> None:
         out = algorithm.encoder.encode(Embedded(zeroed[i][None], None if mask is None else mask[i : i + 1]))[0]
         predictions.append(algorithm.predictor(out[1:]))
     anchors, keys = projections(algorithm, algorithm.head, [zeroed, list(tokens)], mask)
-    dmix = npair_loss(anchors, keys, order, kept, 0.2)
+    dmix = npair_loss(anchors, keys, order, lam, 0.2)
     scored = real if score == "all" else chosen
     contpred = contpred_loss(predictions, mixed, scored, real, temperature=0.07, normalize=normalize)
     assert_loss(algorithm, batch, dmix + beta * contpred)
@@ -228,12 +228,12 @@ def test_contdmix_stops_at_the_partner_where_it_should(detach: bool) -> None:
     loss = algorithm(batch).value
     (grad,) = torch.autograd.grad(loss, seen[0])
     rng, order, weight = draw(batch.seed)
-    places = rng.random((B, 6), dtype=np.float32)
+    draws = rng.random((B, 6), dtype=np.float32)
     lent = torch.zeros(B, 6, dtype=torch.bool)  # what an example gives away
-    _, kept = patched(seen[0].detach(), None, order, weight, places)
+    _, lam = patched(seen[0].detach(), None, order, weight, draws)
     own = torch.ones(B, 6, dtype=torch.bool)
     for i in range(B):
-        for p in sorted(range(6), key=lambda p: places[i, p])[: round((1 - kept[i]) * 6)]:
+        for p in sorted(range(6), key=lambda p: draws[i, p])[: round((1 - lam[i]) * 6)]:
             lent[order[i], p], own[i, p] = True, False
     only_lent = lent & ~own  # its own sequence has another's token there
     assert only_lent.any()

@@ -39,13 +39,13 @@ def make(
 
 
 def only(findings: list[Finding], check: str, split: str = "", severity: str = "") -> Finding:
-    found = [
+    matching = [
         each
         for each in findings
         if each.check == check and split in ("", each.split) and severity in ("", each.severity)
     ]
-    assert len(found) == 1, render(findings)
-    return found[0]
+    assert len(matching) == 1, render(findings)
+    return matching[0]
 
 
 def test_clean_set_has_nothing_but_information() -> None:
@@ -59,18 +59,18 @@ def test_planted_copy_of_a_test_row_in_train_is_found_with_its_row() -> None:
     labelled = data.require_labelled()
     x = np.asarray(labelled.test.inputs[0])
     x[labelled.train.rows[17]] = x[labelled.test.rows[5]]
-    found = only(audit(data), "leak")
-    assert (found.severity, found.split, found.count) == ("error", "test", 1)
-    assert found.rows == (int(labelled.test.rows[5]),)
+    leak = only(audit(data), "leak")
+    assert (leak.severity, leak.split, leak.count) == ("error", "test", 1)
+    assert leak.rows == (int(labelled.test.rows[5]),)
 
 
 def test_pretraining_on_test_rows_is_a_leak() -> None:
     data = make()
     labelled = data.require_labelled()
     both = np.concatenate([labelled.train.rows, labelled.test.rows[:7]])
-    found = only(audit(replace(data, pretrain=Split(labelled.train.inputs, both))), "leak")
-    assert found.count == 7
-    assert "pretrain" in found.message
+    leak = only(audit(replace(data, pretrain=Split(labelled.train.inputs, both))), "leak")
+    assert leak.count == 7
+    assert "pretrain" in leak.message
 
 
 def test_duplicates_within_a_split_and_labels_that_contradict() -> None:
@@ -81,10 +81,10 @@ def test_duplicates_within_a_split_and_labels_that_contradict() -> None:
     label[[1, 2, 3]] = [0, 0, 1]
     x[rows[2]] = x[rows[1]]  # same label
     x[rows[3]] = x[rows[1]]  # another label
-    found = only(audit(data), "duplicates", "train")
-    assert sorted(found.rows) == sorted(rows[[1, 2, 3]].tolist())
-    assert "2 could be removed" in found.message
-    assert "1 examples occur with different labels" in found.message
+    duplicates = only(audit(data), "duplicates", "train")
+    assert sorted(duplicates.rows) == sorted(rows[[1, 2, 3]].tolist())
+    assert "2 could be removed" in duplicates.message
+    assert "1 examples occur with different labels" in duplicates.message
 
 
 def test_rows_that_differ_in_one_bit_are_no_duplicates() -> None:
@@ -105,17 +105,17 @@ def test_a_held_out_text_inside_a_training_text_is_found() -> None:
     phrase = ids[labelled.train.rows[3], 5:15].copy()
     ids[labelled.validation.rows[7], 1:] = [*phrase, 3, *[0] * 12]  # whole within
     ids[labelled.validation.rows[8], 9:19] = phrase  # a part of it
-    found = only(audit(data), "overlap")
-    assert (found.split, found.severity, found.count) == ("validation", "info", 2)
-    assert sorted(found.rows) == sorted(labelled.validation.rows[[7, 8]].tolist())
+    overlap = only(audit(data), "overlap")
+    assert (overlap.split, overlap.severity, overlap.count) == ("validation", "info", 2)
+    assert sorted(overlap.rows) == sorted(labelled.validation.rows[[7, 8]].tolist())
     ids[labelled.test.rows[:11], 9:19] = phrase
     assert only(audit(data), "overlap", "test").severity == "warning"  # more than a tenth of the split
 
 
 def test_shared_groups_are_named() -> None:
     group = np.arange(600) // 10
-    found = [each for each in audit(make(group=group)) if each.check == "groups"]
-    assert {each.severity for each in found} == {"error"}  # rows are split at random, groups of ten are torn apart
+    shared = [each for each in audit(make(group=group)) if each.check == "groups"]
+    assert {each.severity for each in shared} == {"error"}  # rows are split at random, groups of ten are torn apart
     apart = make(group=np.argsort(np.random.default_rng(1).permutation(600)) // 100)  # the split itself as the group
     assert not [each for each in audit(apart) if each.check == "groups"]
 
@@ -125,8 +125,8 @@ def test_missing_class_and_constant_label() -> None:
     labelled = data.require_labelled()
     assert labelled.train.label is not None
     labelled.train.label[labelled.train.label == 1] = 0
-    found = only(audit(data), "classes", "train", "error")
-    assert "1 of 3 classes do not occur: b" in found.message
+    missing = only(audit(data), "classes", "train", "error")
+    assert "1 of 3 classes do not occur: b" in missing.message
     labelled.train.label[:] = 2
     messages = [each.message for each in audit(data) if each.split == "train" and each.severity == "error"]
     assert "the label is constant: c" in messages
@@ -137,8 +137,8 @@ def test_labels_outside_the_classes_are_named() -> None:
     labelled = data.require_labelled()
     assert labelled.test.label is not None
     labelled.test.label[4] = 3
-    found = only(audit(data), "classes", "test", "error")
-    assert found.rows == (int(labelled.test.rows[4]),)
+    unknown = only(audit(data), "classes", "test", "error")
+    assert unknown.rows == (int(labelled.test.rows[4]),)
 
 
 def test_regression_labels() -> None:
@@ -157,8 +157,8 @@ def test_labels_sorted_in_the_file_are_told_from_shuffled_ones(kind: Any) -> Non
     label = np.sort(np.random.default_rng(0).integers(0, 3, 600))
     if kind == "regression":
         label = np.sort(np.random.default_rng(0).normal(size=600)).astype(np.float32)
-    found = [each for each in audit(make(label=label, task=task)) if each.check == "order"]
-    assert [each.split for each in found] == ["train", "validation", "test"]
+    sorted_splits = [each for each in audit(make(label=label, task=task)) if each.check == "order"]
+    assert [each.split for each in sorted_splits] == ["train", "validation", "test"]
     shuffled = np.random.default_rng(3).permutation(label)
     assert not [each for each in audit(make(label=shuffled, task=task)) if each.check == "order"]
 
@@ -173,12 +173,12 @@ def test_values_of_a_table() -> None:
     x[labelled.test.rows[4], 3] = 2  # there are categories 0 and 1
     x[labelled.test.rows[5], :] = np.nan
     findings = [each for each in audit(data) if each.check == "values" and each.split == "test"]
-    told = {each.message.partition(":")[0]: each for each in findings}
-    assert told["1 rows have infinite values"].rows == (int(labelled.test.rows[3]),)
-    assert told["1 rows have a code that is not a category"].rows == (int(labelled.test.rows[4]),)
-    assert told["1 rows hold nothing but empty cells"].severity == "warning"
-    assert told["constant columns"].message.endswith(": 1")
-    assert told["4 empty cells, in columns 0, 1, 2, 3"].severity == "info"
+    by_message = {each.message.partition(":")[0]: each for each in findings}
+    assert by_message["1 rows have infinite values"].rows == (int(labelled.test.rows[3]),)
+    assert by_message["1 rows have a code that is not a category"].rows == (int(labelled.test.rows[4]),)
+    assert by_message["1 rows hold nothing but empty cells"].severity == "warning"
+    assert by_message["constant columns"].message.endswith(": 1")
+    assert by_message["4 empty cells, in columns 0, 1, 2, 3"].severity == "info"
 
 
 def test_values_of_a_grid_and_of_tokens() -> None:
@@ -186,16 +186,16 @@ def test_values_of_a_grid_and_of_tokens() -> None:
     data = make(x=x, spec=Grid(2, (8,), (4,)))
     x[data.require_labelled().train.rows[0], 1, 3] = np.nan
     x[data.require_labelled().train.rows[1]] = 0
-    found = {each.message: each for each in audit(data) if each.check == "values" and each.count}
-    assert found["1 rows have NaN"].severity == "error"
-    assert found["1 rows hold one value everywhere"].rows == (int(data.require_labelled().train.rows[1]),)
+    by_message = {each.message: each for each in audit(data) if each.check == "values" and each.count}
+    assert by_message["1 rows have NaN"].severity == "error"
+    assert by_message["1 rows hold one value everywhere"].rows == (int(data.require_labelled().train.rows[1]),)
     ids = np.random.default_rng(0).integers(1, 50, (600, 6))
     data = make(x=ids, spec=Tokens(6, 50, pad=0))
     ids[data.require_labelled().train.rows[2]] = 0
     ids[data.require_labelled().train.rows[3], 0] = 50
-    found = {each.message: each for each in audit(data) if each.check == "values"}
-    assert found["1 rows hold nothing but padding"].rows == (int(data.require_labelled().train.rows[2]),)
-    assert found["1 rows have an id outside the vocabulary"].severity == "error"
+    by_message = {each.message: each for each in audit(data) if each.check == "values"}
+    assert by_message["1 rows hold nothing but padding"].rows == (int(data.require_labelled().train.rows[2]),)
+    assert by_message["1 rows have an id outside the vocabulary"].severity == "error"
 
 
 def test_reading_in_small_batches_finds_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,8 +214,8 @@ def test_no_labels_and_an_empty_split() -> None:
     assert [each.message for each in audit(bare) if each.check == "splits"][1].startswith("there are no labels")
     labelled = data.require_labelled()
     emptied = replace(labelled, test=labelled.test.take(np.arange(0)))
-    found = only(audit(replace(data, labelled=emptied)), "splits", "test")
-    assert found.severity == "error"
+    empty = only(audit(replace(data, labelled=emptied)), "splits", "test")
+    assert empty.severity == "error"
 
 
 def test_rendering() -> None:

@@ -41,16 +41,16 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         name = self.path.strip("/")
-        asked = self.headers.get("Range")
-        self.server.requests.append((name, asked))
+        byte_range = self.headers.get("Range")
+        self.server.requests.append((name, byte_range))
         if name not in self.server.files:
             self.send_error(404)
             return
         content = self.server.files[name]
         etag = f'"{hashlib.md5(content).hexdigest()}"'
         start = 0
-        if asked and self.server.knows_range and self.headers.get("If-Range") == etag:
-            start = int(asked.removeprefix("bytes=").removesuffix("-"))
+        if byte_range and self.server.knows_range and self.headers.get("If-Range") == etag:
+            start = int(byte_range.removeprefix("bytes=").removesuffix("-"))
             self.send_response(206)
             self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
         else:
@@ -93,7 +93,7 @@ def test_a_cut_connection_is_resumed_where_it_broke(server: Server, tmp_path: Pa
     server.cuts = 2
     path = fetch(Download((server.url("data.bin"),), "data.bin", sha256(CONTENT), "this test"), tmp_path)
     assert path.read_bytes() == CONTENT
-    assert [asked for _, asked in server.requests] == [None, "bytes=300000-", "bytes=600000-"]
+    assert [byte_range for _, byte_range in server.requests] == [None, "bytes=300000-", "bytes=600000-"]
     assert left(tmp_path) == ["data.bin", "data.bin.sha256"]
 
 
@@ -114,7 +114,7 @@ def test_a_server_that_ignores_range_sends_everything_again(server: Server, tmp_
     server.files["data.bin"] = CONTENT
     server.cuts, server.knows_range = 1, False
     assert fetch(Download((server.url("data.bin"),), "data.bin"), tmp_path).read_bytes() == CONTENT
-    assert [asked for _, asked in server.requests] == [None, "bytes=300000-"]
+    assert [byte_range for _, byte_range in server.requests] == [None, "bytes=300000-"]
 
 
 def test_a_file_that_changed_on_the_server_is_not_glued_together(server: Server, tmp_path: Path) -> None:

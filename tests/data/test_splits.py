@@ -11,20 +11,20 @@ def test_parts_are_a_partition_in_order_and_repeat() -> None:
     label = np.arange(100, dtype=np.int64) % 3
     group = np.arange(100, dtype=np.int64) // 5
     for options in ({}, {"label": label}, {"group": group}):
-        train, held = carve(100, fraction=0.2, seed=3, **options)
-        assert sorted([*train, *held]) == list(range(100))
+        train, validation = carve(100, fraction=0.2, seed=3, **options)
+        assert sorted([*train, *validation]) == list(range(100))
         assert list(train) == sorted(train)
-        assert list(held) == sorted(held)
+        assert list(validation) == sorted(validation)
         again = carve(100, fraction=0.2, seed=3, **options)
-        assert np.array_equal(held, again[1])
+        assert np.array_equal(validation, again[1])
         other = carve(100, fraction=0.2, seed=4, **options)
-        assert not np.array_equal(held, other[1])
+        assert not np.array_equal(validation, other[1])
 
 
 def test_every_class_gives_its_share_and_keeps_one_to_train_on() -> None:
     label = np.repeat([0, 1, 2, 3], [50, 20, 2, 1]).astype(np.int64)
-    train, held = carve(len(label), label=label, fraction=0.1)
-    assert list(np.bincount(label[held], minlength=4)) == [5, 2, 1, 0]
+    train, validation = carve(len(label), label=label, fraction=0.1)
+    assert list(np.bincount(label[validation], minlength=4)) == [5, 2, 1, 0]
     assert list(np.bincount(label[train], minlength=4)) == [45, 18, 1, 1]
 
 
@@ -32,16 +32,16 @@ def test_every_class_gives_its_share_and_keeps_one_to_train_on() -> None:
 def test_groups_are_taken_until_the_fraction_is_reached(fraction: float, groups: int) -> None:
     group = np.repeat(np.arange(10), 10).astype(np.int64)
     for seed in range(5):
-        train, held = carve(100, group=group, fraction=fraction, seed=seed)
-        assert not set(group[train]) & set(group[held])
-        assert len(set(group[held])) == groups
+        train, validation = carve(100, group=group, fraction=fraction, seed=seed)
+        assert not set(group[train]) & set(group[validation])
+        assert len(set(group[validation])) == groups
 
 
 def test_one_group_always_stays_in_training() -> None:
     group = np.array([0, 0, 0, 0, 0, 0, 0, 0, 0, 1], dtype=np.int64)
     for seed in range(6):
-        train, held = carve(10, group=group, fraction=0.5, seed=seed)
-        assert len(set(group[train])) == len(set(group[held])) == 1
+        train, validation = carve(10, group=group, fraction=0.5, seed=seed)
+        assert len(set(group[train])) == len(set(group[validation])) == 1
 
 
 def test_names_of_groups_do_not_matter_beyond_their_order() -> None:

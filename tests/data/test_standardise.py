@@ -39,15 +39,15 @@ def test_a_table_row_is_standardised_by_column() -> None:
 def test_sums_by_channel_give_the_same_and_a_constant_channel_is_only_centred() -> None:
     images = np.full((3, 2, 4, 4), 77)
     images[:, 1] += np.arange(16).reshape(4, 4)
-    found = Standardise.from_sums(48, images.sum(axis=(0, 2, 3)), (images**2).sum(axis=(0, 2, 3)))
-    assert found.mean == pytest.approx((77, 77 + 7.5))
-    assert found.std == pytest.approx((1, np.arange(16).std()))
+    from_sums = Standardise.from_sums(48, images.sum(axis=(0, 2, 3)), (images**2).sum(axis=(0, 2, 3)))
+    assert from_sums.mean == pytest.approx((77, 77 + 7.5))
+    assert from_sums.std == pytest.approx((1, np.arange(16).std()))
 
 
 def test_one_number_for_all() -> None:
     values = np.random.default_rng(0).normal(5, 3, size=(20, 1, 4))
-    found = Standardise.from_sums(80, values.sum(), (values**2).sum())
-    (out,) = found((torch.from_numpy(values).half(),))
+    from_sums = Standardise.from_sums(80, values.sum(), (values**2).sum())
+    (out,) = from_sums((torch.from_numpy(values).half(),))
     torch.testing.assert_close(out.double().numpy(), (values - values.mean()) / values.std(), atol=5e-3, rtol=0)
 
 

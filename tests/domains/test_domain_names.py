@@ -23,8 +23,8 @@ from dabsmix.source import Source, load
 def test_a_name_of_dabs_is_the_same_domain_and_the_same_run(alias: str, name: str) -> None:
     assert domain(alias) is domains()[name]
     assert Source(alias).name == name
-    asked, plain = (resolve(PretrainConfig(Source(each)), 64)[0] for each in (alias, name))
-    assert config_hash(asked) == config_hash(plain)
+    by_alias, by_name = (resolve(PretrainConfig(Source(each)), 64)[0] for each in (alias, name))
+    assert config_hash(by_alias) == config_hash(by_name)
 
 
 def test_no_alias_is_a_name_or_another_ones() -> None:

@@ -117,8 +117,8 @@ def test_a_picture_is_squeezed_and_cut_as_dabs_does() -> None:
     )
     with Image.open(data_root() / "coco-mini/val2017" / f"{first:012d}.jpg") as image:
         expected = steps(image.convert("RGB"))
-    found, _ = data.normalise(data.require_labelled().test.batch(np.arange(1)))
-    assert torch.equal(found[0], expected)
+    picture, _ = data.normalise(data.require_labelled().test.batch(np.arange(1)))
+    assert torch.equal(picture[0], expected)
 
 
 # --- exchanged captions

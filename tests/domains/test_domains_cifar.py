@@ -30,9 +30,9 @@ def test_cifar10_equals_numpys_own_reading() -> None:
     folder = real()
     with (folder / "data_batch_2").open("rb") as file:
         expected = pickle.load(file, encoding="bytes")
-    found = read_pickle(folder / "data_batch_2")
-    assert np.array_equal(found["data"], expected[b"data"])
-    assert found["labels"] == expected[b"labels"]
+    content = read_pickle(folder / "data_batch_2")
+    assert np.array_equal(content["data"], expected[b"data"])
+    assert content["labels"] == expected[b"labels"]
     data = domain("cifar10").load(folder, "dabs")
     labelled = data.require_labelled()
     assert labelled.task.classes[3] == "cat"
@@ -48,8 +48,8 @@ def test_cifar10_keeps_a_tenth_of_each_class_for_validation() -> None:
     labelled = data.require_labelled()
     assert labelled.train.label is not None
     assert labelled.validation.label is not None
-    held = np.bincount(labelled.validation.label)
-    assert np.abs(held - (held + np.bincount(labelled.train.label)) / 10).max() <= 0.5
+    counts = np.bincount(labelled.validation.label)
+    assert np.abs(counts - (counts + np.bincount(labelled.train.label)) / 10).max() <= 0.5
     assert not set(labelled.train.rows.tolist()) & set(labelled.validation.rows.tolist())
 
 

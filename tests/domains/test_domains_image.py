@@ -198,10 +198,10 @@ def test_vgg_flower_under_dabs_draws_as_dabs_does(tmp_path: Path) -> None:
     """The draw written out: classes in order of first occurrence, one generator for all."""
     data = domain("vgg_flower").load(upstream.write_vgg_flower(tmp_path), "dabs")
     rng, expected = np.random.RandomState(42), []
-    for places in ([0, 3, 6, 9, 12, 15, 18, 21, 24, 27], [*range(1, 30, 3)], [*range(2, 30, 3)]):
+    for picked in ([0, 3, 6, 9, 12, 15, 18, 21, 24, 27], [*range(1, 30, 3)], [*range(2, 30, 3)]):
         order = np.arange(10)
         rng.shuffle(order)
-        expected += [places[place] for place in order[:8]]
+        expected += [picked[place] for place in order[:8]]
     assert data.require_labelled().train.rows.tolist() == expected
 
 

@@ -120,15 +120,15 @@ def test_pamap2_windows_are_the_readings_of_one_bout(generated: Path) -> None:
                 values[i] = column[left] * (1 - share) + column[right] * share
         expected[window.astype(np.float32)[3].tobytes()] = (names[activity[begin]], window)
     assert test.label is not None
-    found = 0
+    windows = 0
     for place in range(len(test)):
         (x,) = test.batch(np.array([place]))
         if (key := x[0, 3].numpy().tobytes()) in expected:
             name, window = expected[key]
             assert labelled.task.classes[test.label[place]] == name
             np.testing.assert_allclose(x[0].numpy(), window, rtol=1e-5)
-            found += 1
-    assert found == len(expected) == 14
+            windows += 1
+    assert windows == len(expected) == 14
 
 
 def test_pamap2_gaps_at_the_ends_of_a_recording_take_the_nearest_reading(generated: Path, tmp_path: Path) -> None:

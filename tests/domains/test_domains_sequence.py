@@ -75,11 +75,11 @@ def test_pfam_keeps_its_transfer_part_apart(tmp_path: Path) -> None:
     folder = upstream.write_tape(tmp_path, "pfam", count=90)
     whole, transfer = load(tmp_path, "pfam"), load(tmp_path, "pfam_transfer")
     seen = whole.require_labelled()
-    held = transfer.require_labelled()
+    scored = transfer.require_labelled()
     assert (len(whole.pretrain), len(seen.validation), len(seen.test)) == (81, 9, 79)
-    assert sum(len(split) for split in held.splits.values()) == 11  # an eighth of 90
+    assert sum(len(split) for split in scored.splits.values()) == 11  # an eighth of 90
     tested = {row.tobytes() for row in np.asarray(seen.test.inputs[0][seen.test.rows])}
-    transferred = {row.tobytes() for split in held.splits.values() for row in split.inputs[0][split.rows]}
+    transferred = {row.tobytes() for split in scored.splits.values() for row in split.inputs[0][split.rows]}
     assert not tested & transferred
     records = json.loads((folder / "pfam_train.json").read_text())
     assert seen.train.label is not None
@@ -130,8 +130,8 @@ def test_genomics_splits(tmp_path: Path) -> None:
         data = load(tmp_path, name, protocol)
         assert data.specs == (Tokens(250, 4),)
         labelled = data.require_labelled()
-        found = tuple(len(split) for split in labelled.splits.values())
-        assert (*found, len(labelled.task.classes)) == expected, (name, protocol)
+        lengths = tuple(len(split) for split in labelled.splits.values())
+        assert (*lengths, len(labelled.task.classes)) == expected, (name, protocol)
 
 
 def test_genomics_row_and_class(tmp_path: Path) -> None:
@@ -188,8 +188,8 @@ def test_wafers(tmp_path: Path, protocol: str) -> None:
         wafer = file[outer[0, 0]][()].T
     grey = Image.fromarray((np.repeat(wafer[:, :, None], 3, 2) * 127.5).astype(int).astype("uint8")).convert("RGB")
     expected = np.asarray(grey.resize((32, 32), Image.Resampling.BILINEAR)).transpose(2, 0, 1) / 255
-    found = transfer.normalise(labelled.test.batch(np.array([0])))[0][0].numpy()
-    np.testing.assert_allclose(found, expected if protocol == "dabs" else 2 * expected - 1, atol=1e-6)
+    pixels = transfer.normalise(labelled.test.batch(np.array([0])))[0][0].numpy()
+    np.testing.assert_allclose(pixels, expected if protocol == "dabs" else 2 * expected - 1, atol=1e-6)
 
 
 def test_damaged_wafers_are_told(tmp_path: Path) -> None:

@@ -56,9 +56,9 @@ def test_arrangements_have_the_same_parts_in_every_class() -> None:
     label, parts, arrangements = synthetic.arrange(np.random.default_rng(0))
     assert {tuple(np.sort(each)) for each in arrangements} == {tuple(np.sort(np.arange(16) % 8))}
     assert len({tuple(each) for each in arrangements}) == synthetic.CLASSES
-    kept = (parts == arrangements[label]).mean()
+    agreement = (parts == arrangements[label]).mean()
     by_chance = 1 / synthetic.PARTS
-    assert kept == pytest.approx(1 - synthetic.SCRAMBLED * (1 - by_chance), abs=0.01)
+    assert agreement == pytest.approx(1 - synthetic.SCRAMBLED * (1 - by_chance), abs=0.01)
 
 
 @pytest.mark.parametrize("modality", MODALITIES)

@@ -53,7 +53,7 @@ def labels(split: Split) -> NDArray[Any]:
 
 def plain_rows(folder: Path, name: str, part: str) -> list[tuple[list[str], str]]:
     """Texts and label of every row, as one would read the file by hand."""
-    places = {
+    columns = {
         "CoLA": (None, [3], 1),
         "SST-2": (1, [0], 1),
         "MRPC": (1, [3, 4], 0),
@@ -64,7 +64,7 @@ def plain_rows(folder: Path, name: str, part: str) -> list[tuple[list[str], str]
         "RTE": (1, [1, 2], 3),
         "WNLI": (1, [1, 2], 3),
     }
-    header, texts, label = places[folder.name]
+    header, texts, label = columns[folder.name]
     file = "train.tsv" if part == "train" else TABLES[name].dev
     lines = (folder / file).read_text(encoding="utf-8").split("\n")[1 if header else 0 : -1]
     return [([line.split("\t")[i].strip() for i in texts], line.split("\t")[label]) for line in lines]

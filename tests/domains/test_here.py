@@ -98,14 +98,14 @@ def test_here_means_every_file_that_a_load_needs(name: str, tmp_path: Path) -> N
     assert folder is not None
     hidden = tmp_path / "hidden"
     for pattern in card.needs:
-        found = [path for one in pattern.split("|") for path in folder.glob(one)]
-        assert found, pattern
-        for place, path in enumerate(found):  # such as a test part that was not unpacked
+        needed = [path for one in pattern.split("|") for path in folder.glob(one)]
+        assert needed, pattern
+        for place, path in enumerate(needed):  # such as a test part that was not unpacked
             path.rename(hidden.with_name(f"hidden{place}"))
         assert not card.complete(tmp_path), pattern
         with pytest.raises(UserError):
             card.load(folder, "v1")
-        for place, path in enumerate(found):
+        for place, path in enumerate(needed):
             hidden.with_name(f"hidden{place}").rename(path)
     assert card.complete(tmp_path)
 

@@ -60,8 +60,8 @@ def test_a_damaged_file_is_one_line(
             *("--data-root", str(tmp_path), "--out", str(tmp_path / "runs")),
         )
     assert stopped.value.code == 2
-    (told,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("dabsmix: ")]
-    assert path.name in told
+    (message,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("dabsmix: ")]
+    assert path.name in message
     assert not (tmp_path / "runs").exists() or not any((tmp_path / "runs").iterdir())
 
 

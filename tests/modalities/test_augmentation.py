@@ -80,8 +80,8 @@ def test_speed_moves_the_loudest_band_as_it_moves_pitch(monkeypatch: pytest.Monk
     decibels = torch.full((1, 1, 128, 17), -80.0)
     decibels[:, :, tone] = 0.0
     (view,) = SoundViews(Standardise(0.0, 1.0), form).augment((decibels,), torch.Generator())
-    found = int(view[0, 0, :, 3].argmax())
-    assert abs(centres[found] / centres[tone] - 1.2) < 0.03
+    loudest = int(view[0, 0, :, 3].argmax())
+    assert abs(centres[loudest] / centres[tone] - 1.2) < 0.03
 
 
 def test_noise_takes_its_share_of_the_amplitude(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,14 +99,14 @@ def test_mel_scale_is_torchaudios() -> None:
     banks = melscale_fbanks(4001, 0.0, 8000.0, 40, 16000, norm=None, mel_scale="slaney")
     top = mel_scale(torch.tensor(8000.0))
     centres = hertz(torch.arange(1, 41) / 41 * top)
-    found = torch.linspace(0, 8000, 4001)[banks.argmax(dim=0)]
-    torch.testing.assert_close(centres, found, rtol=0, atol=2.0)  # to the grid of frequencies
+    frequencies = torch.linspace(0, 8000, 4001)[banks.argmax(dim=0)]
+    torch.testing.assert_close(centres, frequencies, rtol=0, atol=2.0)  # to the grid of frequencies
 
 
 def test_rotations_are_rodrigues_by_hand() -> None:
     generator = torch.Generator().manual_seed(0)
     height, longitude, angle = (torch.rand(5, generator=generator).double() * 2 - 1 for _ in range(3))
-    found = rotations(height, longitude, angle)
+    matrices = rotations(height, longitude, angle)
     for i in range(5):
         z, ring = float(height[i]), math.sqrt(1 - float(height[i]) ** 2)
         axis = np.array([ring * math.cos(float(longitude[i])), ring * math.sin(float(longitude[i])), z])
@@ -116,7 +116,7 @@ def test_rotations_are_rodrigues_by_hand() -> None:
                 + np.cross(axis, basis) * math.sin(float(angle[i]))
                 + axis * (axis @ basis) * (1 - math.cos(float(angle[i])))
             )
-            np.testing.assert_allclose(found[i].numpy() @ basis, turned, atol=1e-6)
+            np.testing.assert_allclose(matrices[i].numpy() @ basis, turned, atol=1e-6)
 
 
 def sensor(monkeypatch: pytest.MonkeyPatch, shares: list[Any]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -136,13 +136,13 @@ def test_a_sensor_without_changes_is_as_it_was(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_pieces_change_places(monkeypatch: pytest.MonkeyPatch) -> None:
-    places = torch.tensor([0.3, 0.1, 0.4, 0.2])  # the pieces from first to last: 1, 3, 0, 2
+    draws = torch.tensor([0.3, 0.1, 0.4, 0.2])  # the pieces from first to last: 1, 3, 0, 2
     cuts = torch.tensor([0.75, 0.5, 0.2])
-    before, view = sensor(monkeypatch, [*JITTER, *SCALING, *ROTATION, cuts, places, 0.0])
+    before, view = sensor(monkeypatch, [*JITTER, *SCALING, *ROTATION, cuts, draws, 0.0])
     pieces = [before[:, :, :4], before[:, :, 4:10], before[:, :, 10:15], before[:, :, 15:]]
-    sizes = sorted(range(4), key=lambda piece: float(places[piece]))
+    sizes = sorted(range(4), key=lambda piece: float(draws[piece]))
     assert view.shape == before.shape
-    ranks = places.argsort().tolist()  # the rank that each piece gets is the place of that number in the sort
+    ranks = draws.argsort().tolist()  # the rank that each piece gets is the place of that number in the sort
     expected = torch.cat([pieces[piece] for piece in sorted(range(4), key=lambda piece: ranks[piece])], dim=2)
     assert torch.equal(view, expected)
     assert sizes != [0, 1, 2, 3]

@@ -38,8 +38,8 @@ def check(data: Data, has_label: NDArray[np.bool_]) -> None:
         assert split.label is not None
         assert (split.label >= 0).all()
     missing = int((~has_label).sum())
-    said = f"{missing} of {len(has_label)} "
-    assert any(note.startswith(said) and f"pretraining sees {missing} of them" in note for note in data.notes)
+    message = f"{missing} of {len(has_label)} "
+    assert any(note.startswith(message) and f"pretraining sees {missing} of them" in note for note in data.notes)
 
 
 def test_a_table_with_empty_label_cells(tmp_path: Path) -> None:

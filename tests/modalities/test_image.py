@@ -285,8 +285,8 @@ def test_a_csv_gives_labels_and_groups(tmp_path: Path) -> None:
     for split in parts:
         assert split.label is not None
         assert (split.label == (split.rows % 2 == 0)).all()  # cat 0, dog 1
-    places = [set((split.rows // 4).tolist()) for split in parts]
-    assert sum(map(len, places)) == len(set.union(*places)) == 10, "a place in two splits"
+    groups = [set((split.rows // 4).tolist()) for split in parts]
+    assert sum(map(len, groups)) == len(set.union(*groups)) == 10, "a place in two splits"
     ungrouped = load_own(root, label="kind", labels=str(tmp_path / "labels.csv"))
     assert ungrouped.fingerprint == data.fingerprint
     (tmp_path / "labels.csv").write_text("\n".join(["file,kind,place", *lines]).replace("place1,", "place2,"))
@@ -366,8 +366,8 @@ def test_further_images_are_read_alike(tmp_path: Path) -> None:
     assert further.specs == data.specs
     assert further.labelled is None
     (expected,) = data.normalise((torch.from_numpy(data.pretrain.inputs[0][np.arange(30, 50)]),))
-    (found,) = further.normalise(further.pretrain.batch(np.arange(20)))
-    assert torch.equal(found, expected)
+    (images,) = further.normalise(further.pretrain.batch(np.arange(20)))
+    assert torch.equal(images, expected)
     one, (key,) = load_further(root / "dog/07.png", state)
     assert key == "07.png"
     assert torch.equal(one.normalise(one.pretrain.batch(np.arange(1)))[0][0], expected[7])

@@ -19,7 +19,7 @@ def test_a_small_image_is_shifted_by_whole_pixels(flip: bool, monkeypatch: pytes
     images = batch(64, 16)
     views = augmented(images, torch.Generator().manual_seed(0), flip=flip)
     padded = torch.nn.functional.pad(images, (4, 4, 4, 4))
-    found = []
+    shifts = []
     for image, view in zip(padded, views, strict=True):
         crops = {
             (top, left, mirrored): crop.flip(-1) if mirrored else crop
@@ -28,10 +28,10 @@ def test_a_small_image_is_shifted_by_whole_pixels(flip: bool, monkeypatch: pytes
             for mirrored in (False, True)
             for crop in [image[:, top : top + 16, left : left + 16]]
         }
-        found += [key for key, crop in crops.items() if torch.allclose(crop, view, atol=1e-4)]
-    assert len(found) == 64
-    assert len({key[:2] for key in found}) > 30
-    assert {key[2] for key in found} == ({False, True} if flip else {False})
+        shifts += [key for key, crop in crops.items() if torch.allclose(crop, view, atol=1e-4)]
+    assert len(shifts) == 64
+    assert len({key[:2] for key in shifts}) > 30
+    assert {key[2] for key in shifts} == ({False, True} if flip else {False})
 
 
 def test_colour_jitter_equals_a_plain_loop(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,11 +85,11 @@ def test_augmentation_follows_its_generator_and_keeps_the_scale() -> None:
 def test_pixels_run_on_the_device(dtype: torch.dtype) -> None:
     pixels = Pixels(Standardise((100.0,) * 3, (50.0,) * 3), 255, flip=True)
     stored_images = torch.arange(2 * 3 * 32 * 32).remainder(256).view(2, 3, 32, 32).to(dtype)
-    (here,) = pixels.normalise((stored_images,))
-    (there,) = pixels.normalise((stored_images.cuda(),))
-    torch.testing.assert_close(here, there.cpu())
-    (view,) = pixels.augment((there,), torch.Generator("cuda").manual_seed(0))
-    assert view.shape == here.shape
+    (on_cpu,) = pixels.normalise((stored_images,))
+    (on_gpu,) = pixels.normalise((stored_images.cuda(),))
+    torch.testing.assert_close(on_cpu, on_gpu.cpu())
+    (view,) = pixels.augment((on_gpu,), torch.Generator("cuda").manual_seed(0))
+    assert view.shape == on_cpu.shape
     assert torch.isfinite(view).all()
 
 
@@ -139,5 +139,5 @@ def test_the_protocol_chooses_the_view() -> None:
     images = batch(4, 16)
     for imix, function in ((True, imix_view), (False, augmented)):
         pixels = Pixels(Standardise(0.0, 1.0), 1, flip=True, imix=imix)
-        (found,) = pixels.augment((images,), torch.Generator().manual_seed(1))
-        torch.testing.assert_close(found, function(images, torch.Generator().manual_seed(1), flip=True))
+        (view,) = pixels.augment((images,), torch.Generator().manual_seed(1))
+        torch.testing.assert_close(view, function(images, torch.Generator().manual_seed(1), flip=True))

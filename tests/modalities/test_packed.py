@@ -51,10 +51,10 @@ def frame(kind: str) -> Any:
     names = {"image": ["image"], "audio": ["audio"], "text": ["story"], "tabular": ["number", "list"]}[kind]
     values = {name: columns[name][0] for name in names}
     features = {name: columns[name][1] for name in names if columns[name][1] is not None}
-    found = datasets.Dataset.from_dict(values)
+    data = datasets.Dataset.from_dict(values)
     for name, feature in features.items():
-        found = found.cast_column(name, feature)
-    return found.add_column("way", codes).cast_column("way", way)
+        data = data.cast_column(name, feature)
+    return data.add_column("way", codes).cast_column("way", way)
 
 
 KINDS = [("image", "image"), ("audio", "spectrogram"), ("text", "text"), ("tabular", "tabular")]
@@ -71,8 +71,8 @@ def check(data: Data, modality: str) -> None:
 
 @pytest.mark.parametrize(("kind", "modality"), KINDS)
 def test_a_saved_data_set_is_read_by_its_features(kind: str, modality: str, tmp_path: Path) -> None:
-    found = frame(kind)
-    datasets.DatasetDict(train=found, test=found.select(range(3))).save_to_disk(tmp_path / "saved")
+    rows = frame(kind)
+    datasets.DatasetDict(train=rows, test=rows.select(range(3))).save_to_disk(tmp_path / "saved")
     options = tmp_path / "options.yaml"
     options.write_text(OPTIONS.get(modality, "{}"))
     data = load(Source(data=Path(f"hf:{tmp_path / 'saved'}"), label="way", options=options))
@@ -85,14 +85,14 @@ def test_a_saved_data_set_is_read_by_its_features(kind: str, modality: str, tmp_
 
 @pytest.mark.parametrize(("kind", "modality"), KINDS)
 def test_parquet_shards_and_a_single_file_hold_the_same(kind: str, modality: str, tmp_path: Path) -> None:
-    found = frame(kind)
+    rows = frame(kind)
     if kind == "tabular":
-        found = found.remove_columns("list")  # which only the pass into the cache leaves out
+        rows = rows.remove_columns("list")  # which only the pass into the cache leaves out
     shards = tmp_path / "shards"
     shards.mkdir()
     for shard in range(2):
-        found.select(range(20 * shard, 20 * shard + 20)).to_parquet(shards / f"train-{shard:05}-of-00002.parquet")
-    found.to_parquet(tmp_path / "whole.parquet")
+        rows.select(range(20 * shard, 20 * shard + 20)).to_parquet(shards / f"train-{shard:05}-of-00002.parquet")
+    rows.to_parquet(tmp_path / "whole.parquet")
     options = tmp_path / "options.yaml"
     options.write_text(OPTIONS.get(modality, "column: story" if modality == "text" else "{}"))
     both = []

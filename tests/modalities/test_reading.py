@@ -191,9 +191,9 @@ def test_group_and_ignore_as_flags_are_the_options_of_that_name(tmp_path: Path) 
     table = pd.DataFrame({"id": range(N), "x": rng.normal(size=N), "who": np.arange(N) // 5, "y": ["a", "b"] * 30})
     table.to_csv(tmp_path / "t.csv", index=False)
     (tmp_path / "o.yaml").write_text("group: who\nignore: id\n")
-    asked = Source(data=tmp_path / "t.csv", modality="tabular", label="y")
-    by_file = load(replace(asked, options=tmp_path / "o.yaml"))
-    by_flag = load(replace(asked, group="who", ignore="id"))
+    source = Source(data=tmp_path / "t.csv", modality="tabular", label="y")
+    by_file = load(replace(source, options=tmp_path / "o.yaml"))
+    by_flag = load(replace(source, group="who", ignore="id"))
     assert by_flag.fingerprint == by_file.fingerprint
     assert by_flag.notes == by_file.notes
     assert by_flag.pretrain.rows.tolist() == by_file.pretrain.rows.tolist()

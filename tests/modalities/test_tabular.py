@@ -153,8 +153,8 @@ def test_category_that_training_rows_lack_is_missing_and_counted(tmp_path: Path)
     ],
 )
 def test_kinds(lines: list[str], kinds: list[tuple[str, ...] | None], tmp_path: Path) -> None:
-    found = scan([Source(write(tmp_path / "t.csv", lines))])
-    assert [found[name].categories for name in lines[0].split(",")] == kinds
+    table = scan([Source(write(tmp_path / "t.csv", lines))])
+    assert [table[name].categories for name in lines[0].split(",")] == kinds
 
 
 def test_numbers_that_are_codes_stay_numeric_unless_named(table: Path) -> None:

@@ -141,10 +141,10 @@ def test_training_gives_the_same_tokenizer_in_another_process() -> None:
         "train_tokenizer; rng = np.random.default_rng(5); "
         "print(train_tokenizer([sentence(rng, 9) for _ in range(300)], 330).digest)"
     )
-    here = Path(__file__).parents[1]
+    tests = Path(__file__).parents[1]
     seen = set()
     for seed in ("1", "2"):
-        environment = {**os.environ, "PYTHONPATH": str(here), "PYTHONHASHSEED": seed, "RAYON_NUM_THREADS": seed}
+        environment = {**os.environ, "PYTHONPATH": str(tests), "PYTHONHASHSEED": seed, "RAYON_NUM_THREADS": seed}
         run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
         seen.add(run.stdout)
     assert len(seen) == 1

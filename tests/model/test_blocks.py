@@ -43,14 +43,14 @@ def test_a_block_has_the_weights_features_and_gradients_of_timm_s(config: Encode
         norm_layer=partial(nn.LayerNorm, eps=config.eps),
         attn_layer=TimmHeads,
     )
-    x, found = torch.randn(2, 7, config.width), []
+    x, outputs = torch.randn(2, 7, config.width), []
     for block in (ours, theirs):
         torch.manual_seed(1)
         hidden = block(x, mask) if block is ours else block(x, attn_mask=mask)
         hidden.square().sum().backward()
-        found.append([hidden, *block.state_dict().values(), *(p.grad for p in block.parameters())])
+        outputs.append([hidden, *block.state_dict().values(), *(p.grad for p in block.parameters())])
     assert list(ours.state_dict()) == list(theirs.state_dict())
-    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(*outputs, strict=True))
 
 
 # --- the path of attention
@@ -59,14 +59,14 @@ def test_a_block_has_the_weights_features_and_gradients_of_timm_s(config: Encode
 @pytest.mark.parametrize("mask", [None, PADDING], ids=["full", "padded"])
 def test_explicit_attention_computes_what_fused_does(mask: Tensor | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dabsmix.model.encoder.explicit_is_faster", lambda query: True)
-    found = []
+    outputs = []
     for path in ("fused", "fastest"):
         torch.manual_seed(0)
         block = Block(CONFIG, path, "torch").double()
         hidden = block(torch.randn(2, 7, 24, dtype=torch.float64), mask)
         hidden.square().sum().backward()
-        found.append([hidden, *(p.grad for p in block.parameters())])
-    for a, b in zip(*found, strict=True):
+        outputs.append([hidden, *(p.grad for p in block.parameters())])
+    for a, b in zip(*outputs, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
 
@@ -126,12 +126,12 @@ def test_fast_masks_follow_from_the_seed() -> None:
 @pytest.mark.slow
 def test_fast_masks_are_those_of_another_process() -> None:
     torch.manual_seed(5)
-    here = hashlib.sha256(fast_mask(torch.empty(4096), 0.1).numpy().tobytes()).hexdigest()
+    digest = hashlib.sha256(fast_mask(torch.empty(4096), 0.1).numpy().tobytes()).hexdigest()
     program = (
         "import hashlib, torch; from dabsmix.model.encoder import fast_mask; torch.manual_seed(5); "
         "print(hashlib.sha256(fast_mask(torch.empty(4096), 0.1).numpy().tobytes()).hexdigest())"
     )
-    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout.strip() == here
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout.strip() == digest
 
 
 def test_dropout_with_fast_masks_scales_and_sends_gradients_where_it_keeps() -> None:
@@ -160,7 +160,7 @@ def test_activations_computed_twice_give_the_same_gradients_with_dropout(name: s
     for kind in KINDS:
         if algorithm_class(name).needs_labels and kind != KINDS[0]:
             continue
-        found = []
+        gradients = []
         for twice in (False, True):
             algorithm = build(name, kind, dropout=0.3)
             algorithm.encoder.checkpoint_activations = twice
@@ -168,12 +168,12 @@ def test_activations_computed_twice_give_the_same_gradients_with_dropout(name: s
             batch = batch_of(kind, label=algorithm.needs_labels, num_views=algorithm.num_views)
             loss = algorithm(batch).value
             loss.backward()
-            found.append([loss.detach(), *(p.grad for p in algorithm.parameters() if p.grad is not None)])
-        assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+            gradients.append([loss.detach(), *(p.grad for p in algorithm.parameters() if p.grad is not None)])
+        assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
 
 def test_checkpointing_holds_less() -> None:
-    held = []
+    saved = []
     for twice in (False, True):
         encoder = make_encoder("tiny", (Grid(1, (8, 8), (2, 2)),))
         encoder.checkpoint_activations = twice
@@ -185,5 +185,5 @@ def test_checkpointing_holds_less() -> None:
 
         with torch.autograd.graph.saved_tensors_hooks(hold, lambda x: x):
             encoder((torch.randn(4, 1, 8, 8),))
-        held.append(sum(sizes))
-    assert held[1] < held[0] / 5
+        saved.append(sum(sizes))
+    assert saved[1] < saved[0] / 5

@@ -74,8 +74,8 @@ def test_a_run_that_begins_with_another_says_so(tmp_path: Path) -> None:
     assert again.record.config_hash == second.record.config_hash
     assert check_record(second.path) == check_record(first.path) == []
     # no step is taken, so that these are the weights themselves
-    kept, start = go(tmp_path, algo="none", init=named).encoder().state_dict(), first.encoder().state_dict()
-    assert all(torch.equal(kept[name], start[name]) for name in start)
+    weights, start = go(tmp_path, algo="none", init=named).encoder().state_dict(), first.encoder().state_dict()
+    assert all(torch.equal(weights[name], start[name]) for name in start)
 
 
 @pytest.mark.parametrize(

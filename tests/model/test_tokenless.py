@@ -49,7 +49,7 @@ def test_the_mlp_is_the_plain_one() -> None:
                 rows[i, place + (int(value) if categories else 0)] = 1 if categories else value
             place += max(1, categories)
     for training in (True, False):
-        found = encoder.train(training)((x,)).mean.detach().numpy()
+        features = encoder.train(training)((x,)).mean.detach().numpy()
         hidden = rows
         blocks: list[Any] = [block for block in encoder.blocks if isinstance(block, nn.Sequential)]
         for linear, norm, _ in blocks:
@@ -63,7 +63,7 @@ def test_the_mlp_is_the_plain_one() -> None:
         assert isinstance(last, nn.Linear)
         hidden = hidden @ last.weight.detach().numpy().T + last.bias.detach().numpy()
         expected = [[max(row[4 * j : 4 * j + 4]) for j in range(2)] for row in hidden.tolist()]
-        np.testing.assert_allclose(found, expected, rtol=1e-9)
+        np.testing.assert_allclose(features, expected, rtol=1e-9)
 
 
 def test_the_named_mlp_is_the_papers() -> None:
@@ -143,5 +143,5 @@ def test_their_file_holds_all(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "encoder.safetensors"
     save_encoder(path, encoder, "mlp")
     inputs = random_batch(SMALL[kind][0], 4, seed=1).views[0]
-    found: Tensor = load_encoder(path, SMALL[kind][0])(inputs).mean
-    assert torch.equal(found, encoder.eval()(inputs).mean)
+    features: Tensor = load_encoder(path, SMALL[kind][0])(inputs).mean
+    assert torch.equal(features, encoder.eval()(inputs).mean)

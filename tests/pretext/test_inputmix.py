@@ -79,6 +79,6 @@ def test_inputmix_goes_into_both_views_before_the_mixing_and_leaves_labels_alone
     first, second = view(), view()
     order = rng.permutation(B).tolist()
     weight = [float(np.float32(max(x, 1 - x))) for x in rng.beta(1, 1, size=B)]
-    mixed, kept = mixed_up(first, None, order, weight)
+    mixed, lam = mixed_up(first, None, order, weight)
     anchors, keys = projections(algorithm, algorithm.head, [mixed, list(second)], None)
-    assert_loss(algorithm, batch, npair_loss(anchors, keys, order, kept, 0.2))
+    assert_loss(algorithm, batch, npair_loss(anchors, keys, order, lam, 0.2))

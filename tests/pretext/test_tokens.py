@@ -65,13 +65,13 @@ def test_mixup_is_the_weighted_sum_of_tokens(seed: int, padded: bool) -> None:
     )
     mixed = mixup(own, partner, weight)
     for i in range(B):
-        kept = 0.0
+        total = 0.0
         for p in range(L):
             w = float(weight[i]) if real(own, i, p) and real(partner, i, p) else 1.0
             expected = w * own.tokens[i, p] + (1 - w) * partner.tokens[i, p]
             torch.testing.assert_close(mixed.embedded.tokens[i, p], expected)
-            kept += w * real(own, i, p)
-        assert float(mixed.weight[i]) == pytest.approx(kept / length_of(own, i))
+            total += w * real(own, i, p)
+        assert float(mixed.weight[i]) == pytest.approx(total / length_of(own, i))
     assert mixed.embedded.mask is own.mask
 
 
@@ -150,9 +150,9 @@ def test_an_example_keeps_at_least_half_of_itself(mixing: Literal["patch", "cutm
     encoder, batch = small_encoder((spec,)), random_batch((spec,), 64)
     view = View(encoder, batch.views[0], encoder.embed(batch.views[0]))
     length = view.own.real.sum(dim=1)
-    kept = torch.stack([mix(view, np.random.default_rng(s), mixing, 1.0, "example")[0].weight for s in range(20)])
-    assert (kept * length >= length / 2 - 0.5).all()  # to within rounding
-    assert (kept < 1).float().mean() > 0.3  # and it is mixed
+    weights = torch.stack([mix(view, np.random.default_rng(s), mixing, 1.0, "example")[0].weight for s in range(20)])
+    assert (weights * length >= length / 2 - 0.5).all()  # to within rounding
+    assert (weights < 1).float().mean() > 0.3  # and it is mixed
 
 
 @pytest.mark.parametrize("num", [1, 2])

@@ -121,8 +121,8 @@ def features(tmp_path: Path) -> Path:
     import torch
     from safetensors.torch import save_file
 
-    found = {"mean": torch.randn(20, 8), "cls": torch.randn(20, 8)}
-    save_file(found, tmp_path / "f.safetensors", {"key": "k", "sha256": _digest(found)})
+    arrays = {"mean": torch.randn(20, 8), "cls": torch.randn(20, 8)}
+    save_file(arrays, tmp_path / "f.safetensors", {"key": "k", "sha256": _digest(arrays)})
     return tmp_path / "f.safetensors"
 
 
@@ -136,8 +136,8 @@ def test_no_flipped_bit_of_kept_features_passes(features: Path) -> None:
     for _ in range(60):
         features.write_bytes(content)
         damage(features, "flipped", int(rng.integers(len(content))))
-        found = _kept(features, "k")
-        assert found is None or all(torch.equal(found[name], whole[name]) for name in whole)
+        loaded = _kept(features, "k")
+        assert loaded is None or all(torch.equal(loaded[name], whole[name]) for name in whole)
 
 
 @pytest.mark.parametrize("how", ["zeroed", "truncated", "empty"])

@@ -34,18 +34,18 @@ def data() -> Iterator[None]:
     store = np.random.default_rng(0).normal(size=(64, 4)).astype(np.float32)
     split = Split((store,), np.arange(64), np.arange(64) % 2)
     labelled = Labelled(Task("classes", "accuracy", ("a", "b")), split, split, split)
-    found = Data((Table(4),), split, labelled, "0" * 64)
+    data_set = Data((Table(4),), split, labelled, "0" * 64)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("dabsmix.verbs.pretrain.load", lambda source: found)
+        patch.setattr("dabsmix.verbs.pretrain.load", lambda source: data_set)
         yield
 
 
-def go(out: Path, said: list[str] | None = None, stop_after: int | None = None, **changes: Any) -> Run:
+def go(out: Path, messages: list[str] | None = None, stop_after: int | None = None, **changes: Any) -> Run:
     def observe(step: int) -> None:
         if step == stop_after:
             raise Killed
 
-    say = (lambda _: None) if said is None else said.append
+    say = (lambda _: None) if messages is None else messages.append
     return pretrain(replace(CONFIG, out=out, **changes), accelerator=accelerate(), say=say, observe=observe)
 
 
@@ -68,8 +68,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 def run(cut: Path, tmp_path: Path) -> Run:
     """A copy of the killed run, alone in ``tmp_path / "out"``."""
     shutil.copytree(cut, tmp_path / "out")
-    (found,) = [Run(path) for path in (tmp_path / "out").iterdir()]
-    return found
+    (trained,) = [Run(path) for path in (tmp_path / "out").iterdir()]
+    return trained
 
 
 def newest(run: Run) -> Path:
@@ -106,11 +106,11 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(run: Run, dam
             shutil.copy(path.with_name("000000003.pt"), path)
         case "no checkpoint":
             torch.save([1, 2], path)
-    said: list[str] = []
-    state = run.load_checkpoint(said.append)
+    messages: list[str] = []
+    state = run.load_checkpoint(messages.append)
     assert state is not None
     assert state["step"] == 3
-    assert [line.startswith(f"{path} is damaged") for line in said] == [True]
+    assert [line.startswith(f"{path} is damaged") for line in messages] == [True]
 
 
 def test_a_run_goes_on_from_the_checkpoint_before_the_damaged_one(run: Run, whole: bytes) -> None:
@@ -150,14 +150,14 @@ def test_no_flipped_bit_passes(run: Run, whole: bytes) -> None:
         flip(path, int(rng.integers(8 * len(content))))
         if number == 25:
             path.with_name(f"{path.name}.sha256").unlink()
-        found = run.load_checkpoint()
-        assert found is not None
+        loaded = run.load_checkpoint()
+        assert loaded is not None
         assert state is not None
-        if found["step"] == 6:  # without a digest, a bit that says nothing, as in a date of the zip file
+        if loaded["step"] == 6:  # without a digest, a bit that says nothing, as in a date of the zip file
             assert number >= 25
             passed += 1
             for name, value in state["algorithm"].items():
-                assert torch.equal(found["algorithm"][name], value)
+                assert torch.equal(loaded["algorithm"][name], value)
     assert passed < 10
 
 
@@ -207,19 +207,19 @@ def test_a_run_that_another_process_trains_is_refused(run: Run) -> None:
 
 def test_what_killed_writes_left_is_swept(run: Run) -> None:
     left = [run.path / ".run.json.ab_c1234", run.path / "checkpoints" / ".000000009.pt.x9_bcd12"]
-    kept = [run.path / ".notes", run.path / "a.b.abcd1234"]
-    for path in left + kept:
+    notes = [run.path / ".notes", run.path / "a.b.abcd1234"]
+    for path in left + notes:
         path.write_bytes(b"half")
     go(run.path.parent, resume=True)
-    assert [path.exists() for path in left + kept] == [False, False, True, True]
+    assert [path.exists() for path in left + notes] == [False, False, True, True]
 
 
 @pytest.mark.parametrize("exponent", [3, 18, 38])
 def test_a_rate_that_is_far_too_high_is_one_line_about_the_loss(tmp_path: Path, exponent: int) -> None:
-    said = ""
+    message = ""
     try:
         go(tmp_path, lr=10.0**exponent, schedule="constant")
     except UserError as error:
-        said = str(error)
-    assert exponent == 3 or said  # a low one may end with numbers, if with no use
-    assert not said or ("the loss is" in said and "lower --lr" in said)
+        message = str(error)
+    assert exponent == 3 or message  # a low one may end with numbers, if with no use
+    assert not message or ("the loss is" in message and "lower --lr" in message)

@@ -41,11 +41,11 @@ def test_a_flipped_bit_in_a_compressed_archive_is_refused_or_changes_nothing(tmp
         damaged[bit // 8] ^= 1 << bit % 8
         root = tmp_path / str(number)
         try:
-            found = unpack(bytes(damaged), root)
+            files = unpack(bytes(damaged), root)
         except UserError:
             refused += 1
-            found = [] if (root / "set").exists() else good
-        assert found == good, bit
+            files = [] if (root / "set").exists() else good
+        assert files == good, bit
     assert refused > 50  # the header holds a few bits that say nothing about the content
 
 

@@ -50,8 +50,8 @@ def replace(board: Path, old: str, new: str) -> None:
 def arrays(board: Path, edit: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
     path = record(board) / "transfer" / "uci_har.predictions.npz"
     with np.load(path) as file:
-        found = dict(file)
-    np.savez_compressed(path, **edit(found))
+        entries = dict(file)
+    np.savez_compressed(path, **edit(entries))
 
 
 def results(board: Path, **values: Any) -> None:
@@ -83,19 +83,22 @@ def run(**values: Any) -> Callable[[Path], None]:
     return forge
 
 
-def perfect(found: dict[str, Any]) -> dict[str, Any]:
-    return {name: np.broadcast_to(found["label"], x.shape) if "@" in name else x for name, x in found.items()}
+def perfect(entries: dict[str, Any]) -> dict[str, Any]:
+    return {name: np.broadcast_to(entries["label"], x.shape) if "@" in name else x for name, x in entries.items()}
 
 
 def swapped(board: Path) -> None:
     """The predictions become the labels."""
-    arrays(board, lambda found: {**found, "linear@1": found["label"][None], "label": found["linear@1"][0].astype(int)})
+    arrays(
+        board,
+        lambda entries: {**entries, "linear@1": entries["label"][None], "label": entries["linear@1"][0].astype(int)},
+    )
 
 
 def only_right_rows(board: Path) -> None:
-    def keep(found: dict[str, Any]) -> dict[str, Any]:
-        right = found["linear@1"][0] == found["label"]
-        return {name: x[:, right] if "@" in name else x[right] for name, x in found.items()}
+    def keep(entries: dict[str, Any]) -> dict[str, Any]:
+        right = entries["linear@1"][0] == entries["label"]
+        return {name: x[:, right] if "@" in name else x[right] for name, x in entries.items()}
 
     arrays(board, keep)
     results(board, value=1.0, low=1.0, high=1.0)
@@ -149,8 +152,8 @@ def other_config(board: Path) -> None:
 
 FORGERIES: dict[str, Callable[[Path], object]] = {
     "npz deleted": lambda b: (record(b) / "transfer" / "uci_har.predictions.npz").unlink(),
-    "keys renamed": lambda b: arrays(b, lambda found: {f"x{name}": x for name, x in found.items()}),
-    "one key renamed": lambda b: arrays(b, lambda found: {n.replace("knn@1", "x"): x for n, x in found.items()}),
+    "keys renamed": lambda b: arrays(b, lambda entries: {f"x{name}": x for name, x in entries.items()}),
+    "one key renamed": lambda b: arrays(b, lambda entries: {n.replace("knn@1", "x"): x for n, x in entries.items()}),
     "perfect predictions": lambda b: arrays(b, perfect),
     "labels are the predictions": swapped,
     "only the right rows": only_right_rows,
@@ -206,7 +209,7 @@ def test_no_file_of_a_record_hangs_or_fills_the_memory(board: Path, file: str) -
 
 
 def test_headers_that_claim_too_much_and_aliases_are_refused(board: Path) -> None:
-    arrays(board, lambda found: {**found, "knn@1": np.zeros((1, 950), np.int32)})
+    arrays(board, lambda entries: {**entries, "knn@1": np.zeros((1, 950), np.int32)})
     config = record(board) / "config.yaml"
     pairs = zip("abcdefgh", "bcdefghi", strict=True)
     bomb = "a: &a [1]\n" + "".join(f"{new}: &{new} [{', '.join(['*' + old] * 9)}]\n" for old, new in pairs)

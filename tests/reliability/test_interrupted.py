@@ -90,9 +90,9 @@ def test_another_part_is_recorded_and_said(tmp_path: Path) -> None:
         go(tmp_path, observe)
     (run,) = [Run(path) for path in tmp_path.iterdir()]
     run.update(version="0.0.9", processes=4)
-    said: list[str] = []
-    run = pretrain(replace(CONFIG, out=tmp_path, resume=True), accelerator=accelerate(), say=said.append)
-    assert [line for line in said if "version 0.0.9 → " in line and "processes 4 → 1" in line], said
+    messages: list[str] = []
+    run = pretrain(replace(CONFIG, out=tmp_path, resume=True), accelerator=accelerate(), say=messages.append)
+    assert [line for line in messages if "version 0.0.9 → " in line and "processes 4 → 1" in line], messages
     assert run.record.version == "0.0.9"
     assert run.record.parts[0]["processes"] == 1
 
@@ -100,9 +100,9 @@ def test_another_part_is_recorded_and_said(tmp_path: Path) -> None:
 WORDS = ["pretrain", "--domain=digits", "--algo=emix", "--encoder=tiny", "--batch-size=8", "--steps=4000"]
 
 
-def wait_for(process: subprocess.Popen[str], there: Callable[[], bool]) -> None:
+def wait_for(process: subprocess.Popen[str], ready: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 120
-    while not there():
+    while not ready():
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.05)

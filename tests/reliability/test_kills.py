@@ -45,8 +45,10 @@ def command(words: Sequence[str], kill_at: int | None, environment: dict[str, st
 
 def run(words: Sequence[str], kill_at: int | None = None) -> int:
     """The exit status of a command in a process of its own."""
-    kept = {name: value for name, value in os.environ.items() if name.startswith(("DABSMIX_", "OMP_", "HF_", "ACC"))}
-    process = context.Process(target=command, args=(words, kill_at, kept))
+    environment = {
+        name: value for name, value in os.environ.items() if name.startswith(("DABSMIX_", "OMP_", "HF_", "ACC"))
+    }
+    process = context.Process(target=command, args=(words, kill_at, environment))
     process.start()
     process.join(120)
     assert process.exitcode is not None, "the command hangs"
@@ -78,17 +80,17 @@ def again(folder: Path, words: Callable[[Path], list[str]]) -> None:
 
 def content(folder: Path) -> dict[str, Any]:
     """What a command is to leave: weights, scores, predictions and rows, and no temporary file beside them."""
-    found: dict[str, Any] = {}
+    content_by_name: dict[str, Any] = {}
     for path in sorted(each for each in folder.rglob("*") if each.is_file() and each.suffix != ".lock"):
         name = str(path.relative_to(folder))
         if path.suffix == ".npz":
             with np.load(path) as arrays:
-                found |= {f"{name}:{key}": arrays[key].tobytes() for key in arrays}
+                content_by_name |= {f"{name}:{key}": arrays[key].tobytes() for key in arrays}
         elif path.parent.name == "features":  # the order of a header's entries is nobody's business
-            found |= {f"{name}:{key}": values.tobytes() for key, values in load_file(path).items()}
+            content_by_name |= {f"{name}:{key}": values.tobytes() for key, values in load_file(path).items()}
         elif path.name not in ("run.json", "metrics.jsonl") and "checkpoint" not in name:  # these hold times
-            found[name] = path.read_bytes()
-    return found
+            content_by_name[name] = path.read_bytes()
+    return content_by_name
 
 
 @pytest.mark.slow

@@ -48,20 +48,20 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def filled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What was done, with rows on the board but nothing trained."""
-    told: list[str] = []
+    messages: list[str] = []
     fill = module._fill
 
     def noted(cell: Cell, chosen: Chosen) -> str:
-        told.append(str(cell))
+        messages.append(str(cell))
         return fill(cell, chosen)
 
     monkeypatch.setattr(module, "_fill", noted)
-    return told
+    return messages
 
 
 def test_cells_complete_a_data_set_before_the_next(tmp_path: Path) -> None:
-    found = [str(cell) for cell in cells([plan(tmp_path, domains=("digits", "uci_har"), algos=("none", "emix"))])]
-    assert found == ["digits none seed 0", "digits emix seed 0", "uci_har none seed 0", "uci_har emix seed 0"]
+    names = [str(cell) for cell in cells([plan(tmp_path, domains=("digits", "uci_har"), algos=("none", "emix"))])]
+    assert names == ["digits none seed 0", "digits emix seed 0", "uci_har none seed 0", "uci_har emix seed 0"]
 
 
 def test_a_row_may_set_hyperparameters(tmp_path: Path) -> None:
@@ -91,10 +91,10 @@ def test_a_plan_has_parts_and_flags_override_it(tmp_path: Path) -> None:
     file = tmp_path / "p.yaml"
     parts = [{"domains": ["digits"]}, {"domains": ["fsdd", "covtype"], "steps": 7}]
     file.write_text(yaml.safe_dump({"algos": ["none"], "steps": 5, "compile": True, "parts": parts}))
-    found, path = cli._read_plan([str(file), "--seeds", "4", "5", "--encoder=vit_small"])
+    configs, path = cli._read_plan([str(file), "--seeds", "4", "5", "--encoder=vit_small"])
     assert path == file
-    assert [each.domains for each in found] == [("digits",), ("fsdd", "covtype")]
-    assert [(each.steps, each.seeds, each.encoder, each.compile) for each in found] == [
+    assert [each.domains for each in configs] == [("digits",), ("fsdd", "covtype")]
+    assert [(each.steps, each.seeds, each.encoder, each.compile) for each in configs] == [
         (5, (4, 5), "vit_small", True),
         (7, (4, 5), "vit_small", True),
     ]
@@ -109,29 +109,29 @@ def test_an_unknown_field_of_a_plan_is_refused(tmp_path: Path) -> None:
 
 
 def test_what_is_on_the_board_is_not_done_again(tmp_path: Path, filled: list[str]) -> None:
-    asked = plan(tmp_path, algos=("none",))
-    (before,) = dry_run([asked], chosen_path=tmp_path / "c.json")
+    matrix = plan(tmp_path, algos=("none",))
+    (before,) = dry_run([matrix], chosen_path=tmp_path / "c.json")
     assert (before.state, before.seconds) == ("missing", None)
-    assert bench([asked], chosen_path=tmp_path / "c.json") == {}
-    rows = read(asked.leaderboard)
+    assert bench([matrix], chosen_path=tmp_path / "c.json") == {}
+    rows = read(matrix.leaderboard)
     assert {(row.task, row.algorithm, row.label_fraction) for row in rows} == {("digits", "none", "1")}
-    bench([asked], chosen_path=tmp_path / "c.json")
+    bench([matrix], chosen_path=tmp_path / "c.json")
     assert filled == ["digits none seed 0"]
-    assert read(asked.leaderboard) == rows
+    assert read(matrix.leaderboard) == rows
     done, other = dry_run([plan(tmp_path, algos=("none",), seeds=(0, 1))], chosen_path=tmp_path / "c.json")
     assert (done.state, other.state) == ("done", "missing")
     assert other.seconds is not None  # from the cell that was measured
 
 
 def test_an_online_score_alone_does_not_make_a_cell_done(tmp_path: Path) -> None:
-    asked = plan(tmp_path, algos=("shed",))
-    bench([asked], chosen_path=tmp_path / "c.json")
-    assert [each.state for each in dry_run([asked], chosen_path=tmp_path / "c.json")] == ["done"]
-    header, *lines = asked.leaderboard.read_text().splitlines(keepends=True)
+    matrix = plan(tmp_path, algos=("shed",))
+    bench([matrix], chosen_path=tmp_path / "c.json")
+    assert [each.state for each in dry_run([matrix], chosen_path=tmp_path / "c.json")] == ["done"]
+    header, *lines = matrix.leaderboard.read_text().splitlines(keepends=True)
     online = [line for line in lines if ",online," in line]
     assert len(online) == 1
-    asked.leaderboard.write_text(header + online[0])
-    assert [each.state for each in dry_run([asked], chosen_path=tmp_path / "c.json")] == ["missing"]
+    matrix.leaderboard.write_text(header + online[0])
+    assert [each.state for each in dry_run([matrix], chosen_path=tmp_path / "c.json")] == ["missing"]
 
 
 def test_a_failure_is_kept_with_its_reason_and_the_rest_goes_on(
@@ -146,21 +146,21 @@ def test_a_failure_is_kept_with_its_reason_and_the_rest_goes_on(
 
     original = module._fill
     monkeypatch.setattr(module, "_fill", fill)
-    asked, told = plan(tmp_path, algos=("emix", "none")), list[str]()
-    failed = bench([asked], chosen_path=tmp_path / "c.json", say=told.append)
+    matrix, messages = plan(tmp_path, algos=("emix", "none")), list[str]()
+    failed = bench([matrix], chosen_path=tmp_path / "c.json", say=messages.append)
     assert [(each["algorithm"], each["reason"]) for each in failed.values()] == [
         ("emix", "RuntimeError: out of memory")
     ]
-    assert json.loads((asked.leaderboard.parent / "failures.json").read_text()) == failed
-    assert told[0] == "failed: digits emix seed 0: RuntimeError: out of memory"
-    assert {row.algorithm for row in read(asked.leaderboard)} == {"none"}
+    assert json.loads((matrix.leaderboard.parent / "failures.json").read_text()) == failed
+    assert messages[0] == "failed: digits emix seed 0: RuntimeError: out of memory"
+    assert {row.algorithm for row in read(matrix.leaderboard)} == {"none"}
     broken = False
-    assert bench([asked], chosen_path=tmp_path / "c.json").keys() == failed.keys()  # only tried again when asked to
-    assert [each.state for each in dry_run([asked], chosen_path=tmp_path / "c.json")] == ["failed", "done"]
+    assert bench([matrix], chosen_path=tmp_path / "c.json").keys() == failed.keys()  # only tried again when asked to
+    assert [each.state for each in dry_run([matrix], chosen_path=tmp_path / "c.json")] == ["failed", "done"]
     again = plan(tmp_path, algos=("emix", "none"), retry=True)
     assert bench([again], chosen_path=tmp_path / "c.json") == {}
-    assert {row.algorithm for row in read(asked.leaderboard)} == {"none", "emix"}
-    assert json.loads((asked.leaderboard.parent / "failures.json").read_text()) == {}
+    assert {row.algorithm for row in read(matrix.leaderboard)} == {"none", "emix"}
+    assert json.loads((matrix.leaderboard.parent / "failures.json").read_text()) == {}
 
 
 def test_an_interrupted_cell_is_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,10 +168,10 @@ def test_an_interrupted_cell_is_no_failure(tmp_path: Path, monkeypatch: pytest.M
         raise Interrupted("asked to stop")
 
     monkeypatch.setattr(module, "_fill", fill)
-    asked = plan(tmp_path, algos=("none",))
+    matrix = plan(tmp_path, algos=("none",))
     with pytest.raises(Interrupted):
-        bench([asked], chosen_path=tmp_path / "c.json")
-    assert not (asked.leaderboard.parent / "failures.json").exists()
+        bench([matrix], chosen_path=tmp_path / "c.json")
+    assert not (matrix.leaderboard.parent / "failures.json").exists()
 
 
 def test_a_command_that_is_interrupted_or_fails_says_so() -> None:
@@ -198,24 +198,24 @@ def test_the_rate_is_chosen_on_validation(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(module, "_pretrained", pretrained)
     monkeypatch.setattr(module, "_validation_score", lambda run, source: scores[run.lr])
     chosen = Chosen(tmp_path / "c.json")
-    asked = plan(tmp_path, algos=("none", "emix"), rates=tuple(scores), seeds=(3, 4), steps=9)
+    matrix = plan(tmp_path, algos=("none", "emix"), rates=tuple(scores), seeds=(3, 4), steps=9)
     for lr in scores:
-        module._try(module.Trial(cells([asked])[1], lr), chosen)
+        module._try(module.Trial(cells([matrix])[1], lr), chosen)
     assert {(trial.seed, trial.steps) for trial in trials} == {(3, 3)}
     (entry,) = json.loads((tmp_path / "c.json").read_text()).values()
     assert (entry["lr"], entry["trial_steps"], entry["trial_seed"]) == (1e-2, 3, 3)
-    assert [module._settled(cell, chosen).lr for cell in cells([asked])] == [3e-4, 1e-2, 3e-4, 1e-2]  # none takes none
+    assert [module._settled(cell, chosen).lr for cell in cells([matrix])] == [3e-4, 1e-2, 3e-4, 1e-2]  # none takes none
 
 
 def test_a_rate_that_diverges_is_not_chosen(tmp_path: Path) -> None:
-    asked = plan(tmp_path, algos=("emix",), rates=(1e-3, 1e-2))
-    (cell,) = cells([asked])
+    matrix = plan(tmp_path, algos=("emix",), rates=(1e-3, 1e-2))
+    (cell,) = cells([matrix])
     chosen = Chosen(tmp_path / "c.json")
     module._note_rate(module.Trial(cell, 1e-3), None, chosen)
     module._note_rate(module.Trial(cell, 1e-2), None, chosen)
     with pytest.raises(UserError, match=r"every one of the rates 0.001, 0.01 failed"):
         chosen.lr(cell)
-    assert "every one of the rates" in next(iter(bench([asked], chosen_path=chosen.path).values()))["reason"]
+    assert "every one of the rates" in next(iter(bench([matrix], chosen_path=chosen.path).values()))["reason"]
 
 
 @pytest.mark.slow
@@ -223,8 +223,8 @@ def test_two_workers_share_the_cells(tmp_path: Path) -> None:
     more = ["--seeds", "0", "1", "--workers", "2"]
     done = subprocess.run([sys.executable, "-m", "dabsmix", *words(tmp_path), *more], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    told = [line.partition(":")[0] for line in done.stderr.splitlines() if "linear" in line]
-    assert sorted(told) == sorted({f"digits {algo} seed {seed}" for algo in ("none", "emix") for seed in (0, 1)})
+    submitted = [line.partition(":")[0] for line in done.stderr.splitlines() if "linear" in line]
+    assert sorted(submitted) == sorted({f"digits {algo} seed {seed}" for algo in ("none", "emix") for seed in (0, 1)})
     assert len(list((tmp_path / "runs").glob("*/run.json"))) == 4
 
 
@@ -238,8 +238,8 @@ def test_a_killed_worker_leaves_only_what_was_missing(tmp_path: Path) -> None:
     first.wait()
     again = subprocess.run(command, capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
-    told = [line.partition(":")[0] for line in again.stderr.splitlines() if "linear" in line]
-    assert "digits none seed 0" not in told
+    submitted = [line.partition(":")[0] for line in again.stderr.splitlines() if "linear" in line]
+    assert "digits none seed 0" not in submitted
     assert len({(row.algorithm, row.seed) for row in read(tmp_path / "board" / "results.csv")}) == 4
 
 
@@ -278,11 +278,11 @@ def test_a_run_records_the_flops_of_all_its_steps(tmp_path: Path) -> None:
 
 
 def test_equal_compute_gives_costly_algorithms_fewer_steps(tmp_path: Path) -> None:
-    asked = plan(tmp_path, algos=("emix", "shed", "none"), steps=100, budget="equal-compute")
+    matrix = plan(tmp_path, algos=("emix", "shed", "none"), steps=100, budget="equal-compute")
     chosen = Chosen(tmp_path / "c.json")
-    emix, shed, none = (module._settled(cell, chosen).steps for cell in cells([asked]))
+    emix, shed, none = (module._settled(cell, chosen).steps for cell in cells([matrix]))
     assert (emix, none) == (100, 100)
-    ratio = step_cost(cells([asked])[0].pretraining).flops / step_cost(cells([asked])[1].pretraining).flops
+    ratio = step_cost(cells([matrix])[0].pretraining).flops / step_cost(cells([matrix])[1].pretraining).flops
     assert shed == round(100 * ratio)
     assert shed != 100
 

@@ -70,8 +70,8 @@ def test_an_error_is_better_when_it_is_less(tmp_path: Path) -> None:
     assert high is not None
     assert low < explained.headline.value < high < 1
     assert explained.headline.others.keys() == {"spearman", "mae"}
-    kept = pd.read_parquet(run.path / "transfer" / "q.predictions.parquet")
-    assert np.abs(kept["truth"] - kept["prediction"]).mean() == pytest.approx(
+    predictions = pd.read_parquet(run.path / "transfer" / "q.predictions.parquet")
+    assert np.abs(predictions["truth"] - predictions["prediction"]).mean() == pytest.approx(
         explained.headline.others["mae"], rel=1e-4
     )
 
@@ -83,12 +83,12 @@ def test_predictions_by_row_of_the_file(tmp_path: Path) -> None:
     data = dabsmix.load(data=tmp_path / "t.csv", modality="tabular", label="y", on_bad="skip")
     run = dabsmix.pretrain(data, "none", encoder="tiny", out=tmp_path / "runs")
     record = dabsmix.transfer(run, labels=(1,))
-    kept = pd.read_parquet(run.path / "transfer" / "t.predictions.parquet")
-    assert list(kept.columns) == ["key", "truth", "prediction", "p_a", "p_b"]
-    assert len(kept) == record.headline.n
-    assert (kept["truth"] == kept["prediction"]).mean() == pytest.approx(record.headline.value)
-    np.testing.assert_allclose(kept["p_a"] + kept["p_b"], 1, atol=1e-6)
-    for key, truth in zip(kept["key"], kept["truth"], strict=True):
+    predictions = pd.read_parquet(run.path / "transfer" / "t.predictions.parquet")
+    assert list(predictions.columns) == ["key", "truth", "prediction", "p_a", "p_b"]
+    assert len(predictions) == record.headline.n
+    assert (predictions["truth"] == predictions["prediction"]).mean() == pytest.approx(record.headline.value)
+    np.testing.assert_allclose(predictions["p_a"] + predictions["p_b"], 1, atol=1e-6)
+    for key, truth in zip(predictions["key"], predictions["truth"], strict=True):
         name, _, row = key.partition(":")
         assert name == "t.csv"
         assert lines[int(row) - 1].endswith(f",{truth}")
@@ -106,6 +106,6 @@ def test_predictions_by_name_of_the_picture(tmp_path: Path) -> None:
     data = dabsmix.load(data=tmp_path / "p", modality="image", label="folder", options={"size": 16, "patch": 8})
     run = dabsmix.pretrain(data, "none", encoder="tiny", out=tmp_path / "runs")
     dabsmix.transfer(run, labels=(1,))
-    kept = pd.read_parquet(run.path / "transfer" / "p.predictions.parquet")
-    assert all(key.split("/")[0] == truth for key, truth in zip(kept["key"], kept["truth"], strict=True))
-    assert json.loads((run.path / "transfer" / "p.json").read_text())["n"] == len(kept)
+    predictions = pd.read_parquet(run.path / "transfer" / "p.predictions.parquet")
+    assert all(key.split("/")[0] == truth for key, truth in zip(predictions["key"], predictions["truth"], strict=True))
+    assert json.loads((run.path / "transfer" / "p.json").read_text())["n"] == len(predictions)

@@ -54,8 +54,8 @@ def test_from_raw_files_to_a_score(source: str, task: str, algo: str, tmp_path: 
     weights = load_file(run.path / "encoder.safetensors")
     assert all(weight.isfinite().all() for weight in weights.values())
 
-    asked = TransferConfig(run=(run.path,), task=(task,), labels=("1",), data_root=root)
-    (record,) = transfer(asked, accelerator=accelerator)
+    transfer_config = TransferConfig(run=(run.path,), task=(task,), labels=("1",), data_root=root)
+    (record,) = transfer(transfer_config, accelerator=accelerator)
     data = domain(task).load(domain(task).present(root) or root, "v1")
     labelled = data.require_labelled()
     assert labelled.test.label is not None

@@ -64,10 +64,10 @@ def test_a_program_gives_the_features_of_raw_examples(kind: str, digits: Run, tm
     extractor = dabsmix.load_encoder(digits)
     np.testing.assert_allclose(mean, extractor.features(raw), atol=1e-4)
     np.testing.assert_allclose(cls, extractor.features(raw, pooling="cls"), atol=1e-4)
-    said = json.loads((tmp_path / "encoder.json").read_text())
-    assert said["inputs"] == [{"name": "input", "shape": ["batch", 1, 8, 8], "dtype": "float32"}]
-    assert said["inputs_are"] == "raw, as stored"
-    assert said["largest_difference"] <= 1e-4
+    description = json.loads((tmp_path / "encoder.json").read_text())
+    assert description["inputs"] == [{"name": "input", "shape": ["batch", 1, 8, 8], "dtype": "float32"}]
+    assert description["inputs_are"] == "raw, as stored"
+    assert description["largest_difference"] <= 1e-4
 
 
 @pytest.mark.slow
@@ -120,8 +120,8 @@ def test_the_files_of_the_folder_are_uploaded(digits: Run, tmp_path: Path, monke
     address = export(ExportConfig("hub:ada/digits", digits.path, tmp_path))
     assert address == "https://huggingface.co/ada/digits"
     assert seen["made"] == "ada/digits"
-    wanted = ["README.md", "config.json", "config.yaml", "encoder.safetensors", "run.json", "transfer/digits.json"]
-    assert seen["files"] == wanted
+    files = ["README.md", "config.json", "config.yaml", "encoder.safetensors", "run.json", "transfer/digits.json"]
+    assert seen["files"] == files
     assert 'load_encoder("hub:ada/digits")' in seen["card"]
 
 

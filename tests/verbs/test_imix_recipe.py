@@ -59,8 +59,8 @@ def test_rates_are_the_references(epochs: int, warm: int, schedule: str) -> None
                 to = to if schedule == "epoch-cosine" else peak
                 expected = to * (batch + epoch * per_epoch) / (warm * per_epoch)
             step = epoch * per_epoch + batch
-            found = learning_rate(step, epochs * per_epoch, peak, schedule, per_epoch)
-            assert found == pytest.approx(expected, rel=1e-12)
+            computed = learning_rate(step, epochs * per_epoch, peak, schedule, per_epoch)
+            assert computed == pytest.approx(expected, rel=1e-12)
 
 
 def plain_loss(algorithm: Any, rows: Tensor, seed: int) -> Tensor:
@@ -73,8 +73,8 @@ def plain_loss(algorithm: Any, rows: Tensor, seed: int) -> Tensor:
     mixed = torch.stack([weight[i] * rows[i] + (1 - weight[i]) * rows[order[i]] for i in range(B)])
 
     def encode(module: Any, x: Tensor) -> Tensor:
-        found: Tensor = module.encode(Embedded(x[:, None], None))[:, 0]
-        return found
+        hidden: Tensor = module.encode(Embedded(x[:, None], None))[:, 0]
+        return hidden
 
     def cosine(a: Tensor, b: Tensor) -> Tensor:
         return (a @ b) / (a @ a).sqrt() / (b @ b).sqrt()

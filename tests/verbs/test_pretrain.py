@@ -271,11 +271,11 @@ def test_killed_at_a_random_step_and_resumed_equals_uninterrupted(tmp_path: Path
 def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
     run = go(tmp_path, steps=3)
     before = weights(run), (run.path / "run.json").read_text()
-    said: list[str] = []
+    messages: list[str] = []
     config = replace(CONFIG, steps=3, out=tmp_path, resume=True)
-    again = pretrain(config, accelerator=accelerate(), say=said.append)
+    again = pretrain(config, accelerator=accelerate(), say=messages.append)
     assert again.path == run.path
-    assert said == [f"{run.path} is finished already: nothing to resume"]
+    assert messages == [f"{run.path} is finished already: nothing to resume"]
     assert (weights(run), (run.path / "run.json").read_text()) == before
 
 
@@ -458,7 +458,7 @@ def test_two_processes_train_as_one(algo: str, tmp_path: Path) -> None:
     words += ["--checkpoint-every=6", "--schedule=constant"]
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    found = []
+    weights = []
     for name, launcher in (("one", [sys.executable]), ("two", launch)):
         done = subprocess.run(
             [*launcher, str(script), *words, "--out", str(tmp_path / name)],
@@ -469,8 +469,8 @@ def test_two_processes_train_as_one(algo: str, tmp_path: Path) -> None:
         )
         assert done.returncode == 0, done.stderr
         (run,) = [Run(path) for path in (tmp_path / name).iterdir()]
-        found.append(run)
-    one, two = found
+        weights.append(run)
+    one, two = weights
     assert (one.record.processes, two.record.processes) == (1, 2)
     assert one.record.config_hash == two.record.config_hash
     for a, b in zip(lines(one), lines(two), strict=True):

@@ -37,16 +37,16 @@ def test_every_state_is_listed(tmp_path: Path) -> None:
     killed.log({"step": 2, "loss": 1.25})
     working = Run.create(tmp_path, "fourth", {}, run_record(created="3000-01-02"))
     with FileLock(working.path / LOCK):
-        found = runs(tmp_path)
-    assert [(each.name, each.status, each.step, each.steps) for each in found] == [
+        listed = runs(tmp_path)
+    assert [(each.name, each.status, each.step, each.steps) for each in listed] == [
         ("first", "finished", 20, 20),
         ("second", "failed", 0, 20),
         ("third", "interrupted", 2, 3),
         ("fourth", "running", 0, 3),
     ]
-    assert found[0].scores == {"digits": 0.5}
-    assert "lower --lr" in found[1].failure
-    assert found[2].loss == 1.25
+    assert listed[0].scores == {"digits": 0.5}
+    assert "lower --lr" in listed[1].failure
+    assert listed[2].loss == 1.25
 
 
 @pytest.mark.parametrize("algo", ["dmix", "mae"])
@@ -72,18 +72,18 @@ def test_no_folder_of_runs(tmp_path: Path) -> None:
 def test_name_device_and_tracker_change_no_hash_and_are_not_kept(tmp_path: Path) -> None:
     plain = PretrainConfig(Source("digits"), **TINY)  # type: ignore[arg-type]
     run = go(tmp_path, name="named", device="cpu", track="tensorboard")
-    kept = (run.path / "config.yaml").read_text()
-    assert not {"name:", "device:", "track:"} & set(kept.split())
+    text = (run.path / "config.yaml").read_text()
+    assert not {"name:", "device:", "track:"} & set(text.split())
     assert run.record.config_hash == go(tmp_path).record.config_hash != config_hash(plain)  # open fields are filled in
 
 
 def test_tensorboard_holds_the_lines_of_metrics(tmp_path: Path) -> None:
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     run = go(tmp_path, track="tensorboard")
-    found = events.EventAccumulator(str(run.path / "tensorboard"))
-    found.Reload()
-    kept = {event.step: event.value for event in found.Scalars("loss")}
-    assert kept == pytest.approx({line["step"]: line["loss"] for line in run.metrics()})
+    events_file = events.EventAccumulator(str(run.path / "tensorboard"))
+    events_file.Reload()
+    losses = {event.step: event.value for event in events_file.Scalars("loss")}
+    assert losses == pytest.approx({line["step"]: line["loss"] for line in run.metrics()})
 
 
 @pytest.mark.parametrize(

@@ -54,9 +54,9 @@ def test_dabs_draws_its_training_features_anew_each_epoch(
     seen: list[tuple[bool, float]] = []
 
     def spy(encoder: Any, split: Split, *words: Any, dropout: bool = False, **how: Any) -> Any:
-        found = features(encoder, split, *words, dropout=dropout, **how)
-        seen.append((dropout, found.mean.sum().item()))
-        return found
+        computed = features(encoder, split, *words, dropout=dropout, **how)
+        seen.append((dropout, computed.mean.sum().item()))
+        return computed
 
     monkeypatch.setattr(frozen, "features", spy)
     record = go(run, protocol="dabs")
@@ -192,10 +192,10 @@ def test_scores_do_not_depend_on_the_batch_size(
     values = []
     for batch_size in (7, 256):
         monkeypatch.setattr(frozen, "features", lambda *w, size=batch_size, **how: features(*w, **how, batch_size=size))
-        for kept in run.path.glob("features/*"):
-            kept.unlink()
-        for kept in run.path.glob("transfer/*"):
-            kept.unlink()
+        for file in run.path.glob("features/*"):
+            file.unlink()
+        for file in run.path.glob("transfer/*"):
+            file.unlink()
         values.append([each["value"] for each in go(run, labels=("1",))["results"]])
     assert values[0] == pytest.approx(values[1], abs=0.011)  # a test example at a boundary may go either way
 
@@ -251,16 +251,16 @@ def test_scores_do_not_depend_on_the_number_of_processes(tmp_path: Path) -> None
 def test_features_do_not_depend_on_the_number_of_processes(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
-    found = []
+    scores = []
     for processes in (1, 2, 3):
         launch(processes, script, tmp_path / f"of{processes}")
         for rank in range(processes):
             with np.load(tmp_path / f"of{processes}-{rank}.npz") as arrays:
-                found.append(dict(arrays))
-    assert found[0]["mean37"].shape == (37, 64)
-    assert found[0]["tokens37"].shape == (37, 3, 64)
-    for other in found[1:]:
-        for name, values in found[0].items():
+                scores.append(dict(arrays))
+    assert scores[0]["mean37"].shape == (37, 64)
+    assert scores[0]["tokens37"].shape == (37, 3, 64)
+    for other in scores[1:]:
+        for name, values in scores[0].items():
             np.testing.assert_allclose(other[name], values, atol=1e-5, err_msg=name)
 
 
@@ -274,12 +274,12 @@ def test_the_others_are_scored_and_the_one_that_fails_is_named(
     run = pretrained(tmp_path, domain="small", batch_size=8)
     monkeypatch.setattr("dabsmix.source.ensure", lambda card, root: pytest.fail(f"{card.name} was looked for"))
     monkeypatch.setattr(tasks, "load", lambda source: small())
-    said: list[str] = []
+    messages: list[str] = []
     config = TransferConfig(run=(run.path,), task=("cifar10", "small"))
     with pytest.raises(module.Incomplete, match="not scored: cifar10") as caught:
-        module.transfer(config, accelerator=accelerate(), say=said.append)
+        module.transfer(config, accelerator=accelerate(), say=messages.append)
     assert [record.task for record in caught.value.records] == ["small"]
-    assert any("cifar10 is image data" in line and "reads tabular" in line for line in said)
+    assert any("cifar10 is image data" in line and "reads tabular" in line for line in messages)
     with pytest.raises(UserError, match="cifar10 is image data") as alone:
         go(run, task=("cifar10",))
     assert not isinstance(alone.value, module.Incomplete)

@@ -32,9 +32,9 @@ def test_scores_computed_again_are_equal_or_said_to_be_elsewhere(
     submitted: tuple[Run, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, csv = submitted
-    found = verify(rows_of(run, csv), run, accelerator=accelerate())
-    assert {each.verdict for each in found} == {"equal"}
-    assert len(found) == len(read(csv)) == 4
+    verified = verify(rows_of(run, csv), run, accelerator=accelerate())
+    assert {each.verdict for each in verified} == {"equal"}
+    assert len(verified) == len(read(csv)) == 4
     assert [row.probe for row in read(csv)] == ["linear", "knn", "ridge", "online"]
 
     row = read(csv)[0]
