@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from scipy.stats import binom, binomtest, t
 
 from dabsmix.scoring.intervals import (
     MAX_DEGREES,
@@ -39,27 +40,28 @@ def runs(level: float, num_seeds: int, spread: float, seed: int, n: int = 400) -
 
 @pytest.mark.parametrize(("right", "n"), [(49, 50), (50, 50), (0, 50), (150, 200)])
 def test_one_run_on_independent_examples_gets_wilson_s_interval(right: int, n: int) -> None:
-    from scipy.stats import binomtest
-
     found = interval(ACCURACY, [run(np.arange(n) < right)])
     expected = binomtest(right, n).proportion_ci(method="wilson")
     assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=1e-9)
 
 
-@pytest.mark.parametrize(("name", "negatives"), [("accuracy", 0), ("auroc_macro", 10), ("auroc_macro", 100)])
-def test_coverage_near_the_edge(name: str, negatives: int) -> None:
+@pytest.mark.parametrize("n", [50, 100, 200])
+def test_accuracy_is_covered_by_the_binomial_distribution(n: int) -> None:
+    found = [interval(ACCURACY, [run(np.arange(n) < right)]) for right in range(n + 1)]
+    low, high = (np.array([getattr(each, end) for each in found]) for end in ("low", "high"))
+    for accuracy in np.arange(500, 981) / 1000:
+        inside = (low <= accuracy) & (accuracy <= high)
+        assert 0.92 <= binom.pmf(np.arange(n + 1), n, accuracy)[inside].sum() <= 0.98
+
+
+@pytest.mark.parametrize("negatives", [10, 100])
+def test_auroc_is_covered_near_the_edge(negatives: int) -> None:
     rng = np.random.default_rng(0)
-    covered = 0
+    auroc, label, covered = metric("auroc_macro"), np.repeat([0, 1], [negatives, 10]), 0
     for _ in range(400):
-        if name == "accuracy":
-            true, label = 0.98, np.ones(50, dtype=np.int64)
-            drawn = scores(rng.random(50) < true)
-        else:
-            true, label = 0.95, np.repeat([0, 1], [negatives, 10])
-            one = rng.normal(size=len(label)) + label * math.sqrt(2) * 1.6449
-            drawn = np.stack([-one, one], axis=1)
-        found = interval(metric(name), [measure(metric(name), [drawn], label)])
-        covered += found.low is not None and found.high is not None and found.low <= true <= found.high
+        one = rng.normal(size=len(label)) + label * math.sqrt(2) * 1.6449
+        found = interval(auroc, [measure(auroc, [np.stack([-one, one], axis=1)], label)])
+        covered += found.low is not None and found.high is not None and found.low <= 0.95 <= found.high
     assert 0.91 <= covered / 400 <= 0.985
 
 
@@ -131,8 +133,6 @@ def test_unequal_numbers_of_seeds_use_every_seed() -> None:
 
 
 def test_components_against_their_plain_formulas() -> None:
-    from scipy.stats import t
-
     rng = np.random.default_rng(8)
 
     def side(levels: list[float]) -> list[Measured]:  # each algorithm has examples of its own that it finds hard
@@ -167,8 +167,6 @@ def test_groups_against_their_plain_formulas() -> None:
 
 
 def test_seeds_that_agree_by_chance_do_not_count_as_many() -> None:
-    from scipy.stats import t
-
     better, worse = run(np.arange(400) < 300), run(np.arange(400) >= 120)
     found = compare([better] * 3, [worse] * 3)  # no spread of seeds, which by itself would be no end of degrees
     assert found.low is not None
@@ -203,8 +201,6 @@ def test_holm_rejects_in_steps() -> None:
 def test_unpaired_estimates_add_their_variances() -> None:
     found = unpaired(Estimate(0.8, 0.0009, 4.0), Estimate(0.7, 0.0016, math.inf))
     assert found.low is not None
-    from scipy.stats import t
-
     assert found.value - found.low == pytest.approx(t.ppf(0.975, 0.0025**2 / (0.0009**2 / 4)) * 0.05)
     assert isinstance(found, Difference)
 
