@@ -1,0 +1,314 @@
+"""Examples per second on 1, 2 and 4 devices; where there is only one, the bytes that processes exchange in a step.
+
+    python scripts/bench_scaling.py                                 # every algorithm with vit_base at 224x224
+    python scripts/bench_scaling.py --processes 1 2 --encoder tiny --size 32 --patch 4 --algos emix    # speed on a CPU
+
+Each number of processes is a `torchrun` of the loop of `dabsmix pretrain` on random pixels, of which no time and no
+number of bytes depends on the values. With several GPUs, or with ``--processes``, the speed is measured, with the same
+batch for each process; the processes of a CPU share its cores.
+
+Otherwise two processes on the CPU run three steps, and every collective call is counted, with the size of its result:
+
+- *gradients*: what DDP sums over processes, once a step, however large the batch is.
+- *inputs*, *embeddings*: rows that are gathered from all processes, per example of the global batch. With InputMix or
+  mixing, an example's partner may live on another process, so all inputs are gathered.
+- *sums*: other sums over processes, per example of the global batch (the gradients of gathered embeddings), and those
+  that do not grow with the batch, such as the statistics of batch norm.
+- *buffers*: state that is broadcast: none, because every process computes it.
+
+From these, from the counted FLOPs of a step and from the constants below, a second table *estimates* the examples per
+second of 8 and 64 GPUs. Nothing in it is measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from dabsmix.config import PretrainConfig
+from dabsmix.data.domain import Data, Labelled, Split, Task
+from dabsmix.registry import algorithms
+from dabsmix.run import Run, commit, device_name
+from dabsmix.source import Source
+from dabsmix.spec import Grid
+from dabsmix.training import accelerate
+from dabsmix.verbs.pretrain import pretrain
+
+# Of the estimate. Data sheets: an H200 multiplies bf16 matrices at 989 TFLOP/s (dense) and sends 450 GB/s to the GPUs
+# of its node through NVLink; a 400 Gbit/s adapter per GPU sends 50 GB/s to other nodes. The shares are assumptions.
+PEAK, PEAK_SHARE = 989e12, 0.4
+WITHIN, BETWEEN, LINK_SHARE = 450e9, 50e9, 0.7
+BACKWARD = 2 / 3  # of a step's time, in which the gradients' sum is hidden
+NODE = 8  # GPUs
+BATCH = 64  # examples of each GPU
+
+CLASSES = 10
+WARM, TIMED = 10, 20  # steps of a measurement of speed; the online probe learns in every tenth
+COUNTED = 3  # the step that is counted; the first two also broadcast the weights and arrange the gradients
+
+
+class Stop(Exception):
+    """Raised after enough steps; the run is discarded."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--algos", nargs="+", default=[name for name in algorithms() if name != "none"])
+    parser.add_argument("--encoder", default="vit_base", help="default: %(default)s")
+    parser.add_argument("--size", type=int, default=224, help="pixels a side; default: %(default)s")
+    parser.add_argument("--patch", type=int, default=16, help="pixels of a patch's side; default: %(default)s")
+    parser.add_argument("--batch-size", type=int, help=f"of each process; default: {BATCH}, and 4 to count bytes")
+    parser.add_argument("--processes", nargs="+", type=int, help="default: those of 1, 2, 4 that have a GPU each")
+    parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)  # one of the processes: algorithm, what
+    options = parser.parse_args()
+    if options.worker:
+        algo, what = options.worker
+        (measure_speed if what == "speed" else count_bytes)(options, algo)
+        return
+    gpus = torch.cuda.device_count()
+    processes = options.processes or [number for number in (1, 2, 4) if number <= gpus]
+    if options.processes or gpus > 1:
+        print_speeds(options, processes)
+    else:
+        print_bytes(options)
+    device = torch.device("cuda" if gpus and (options.processes or gpus > 1) else "cpu")
+    print(
+        f"\n{options.encoder}, {options.size}x{options.size} in patches of {options.patch}; {device_name(device)}; "
+        f"torch {torch.__version__}; commit {commit()}"
+    )
+
+
+def launched(processes: int, algo: str, what: str, *, cpu: bool) -> dict[str, Any] | None:
+    """What the main process of a `torchrun` of this script answers; None if the algorithm does not take the data."""
+    environment = dict(os.environ)
+    if cpu:
+        environment |= {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes))}
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    words += [__file__, *sys.argv[1:], "--worker", algo, what]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        print(done.stderr, file=sys.stderr)
+        return None
+    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return answer
+
+
+# --- the loop
+
+
+def loop(options: argparse.Namespace, algo: str, batch_size: int, rows: int, observe: Callable[[int], None]) -> float:
+    """Run `dabsmix pretrain` until ``observe`` stops it; the FLOPs of a step, for each example."""
+    accelerator = accelerate(
+        "bf16" if torch.cuda.is_available() and not os.environ.get("ACCELERATE_USE_CPU") else "fp32"
+    )
+    batch, steps = batch_size * accelerator.num_processes, 10_000  # at whose end alone it would evaluate and write
+    with tempfile.TemporaryDirectory() as out:
+        config = PretrainConfig(
+            Source("synthetic_image"),
+            algo=algo,
+            encoder=options.encoder,
+            steps=steps,
+            batch_size=batch,
+            evaluate_every=steps,
+            checkpoint_every=steps,
+            checkpoint_minutes=1e9,
+            out=Path(out),
+        )
+        with suppress(Stop):
+            pretrain(config, accelerator=accelerator, data=pixels(options, max(rows, batch)), observe=observe)
+        if not accelerator.is_main_process:
+            return 0.0
+        (run,) = [Run(each) for each in Path(out).iterdir()]
+        assert run.record.flops is not None
+        flops: float = run.record.flops / steps / batch
+        return flops
+
+
+def pixels(options: argparse.Namespace, rows: int) -> Data:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((rows, 3, options.size, options.size), dtype=np.float32)
+    split = Split((x,), np.arange(rows), np.arange(rows) % CLASSES)
+    task = Task("classes", "accuracy", tuple(map(str, range(CLASSES))))
+    spec = Grid(3, (options.size, options.size), (options.patch, options.patch))
+    return Data((spec,), split, Labelled(task, split, split, split), "0" * 64, source=Source("synthetic_image"))
+
+
+def answer(values: dict[str, Any]) -> None:
+    if os.environ["RANK"] == "0":
+        print(json.dumps(values))
+
+
+# --- speed
+
+
+def measure_speed(options: argparse.Namespace, algo: str) -> None:
+    marks: list[float] = []
+
+    def observe(step: int) -> None:
+        if step in (WARM, WARM + TIMED):
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            marks.append(time.perf_counter())
+        if step == WARM + TIMED:
+            raise Stop
+
+    batch_size = options.batch_size or BATCH
+    loop(options, algo, batch_size, 512, observe)
+    answer({"rate": TIMED * batch_size * int(os.environ["WORLD_SIZE"]) / (marks[1] - marks[0])})
+
+
+def print_speeds(options: argparse.Namespace, processes: list[int]) -> None:
+    print("| algorithm | processes | examples/s | times as fast as one |\n|---|---|---|---|")
+    for algo in options.algos:
+        one = None
+        for number in processes:
+            found = launched(number, algo, "speed", cpu=not torch.cuda.is_available())
+            if found is None:
+                print(f"| {algo} | {number} | – | – |", flush=True)
+                continue
+            one = found["rate"] if number == 1 else one
+            ratio = "–" if one is None else f"{found['rate'] / one:.2f}"
+            print(f"| {algo} | {number} | {found['rate']:,.1f} | {ratio} |", flush=True)
+
+
+# --- bytes
+
+
+class Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    """Adds up the bytes of every collective call, by kind.
+
+    Those of DDP come from torch's C++ code, so none of our functions for collectives is on the stack.
+    """
+
+    def __init__(self, num_rows: int, row: tuple[int, ...]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # as above
+        self.num_rows, self.row = num_rows, row
+        self.bytes: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if op.namespace == "c10d":
+            name = op._schema.name.removeprefix("c10d::").strip("_")
+            for x in tensors(args[0]):  # the result: for gathering, the rows of all processes
+                self.bytes[self.kind(name, x)] += x.numel() * x.element_size()
+        return op(*args, **(kwargs or {}))
+
+    def kind(self, name: str, x: Tensor) -> str:
+        """Which of `KINDS` a result belongs to."""
+        of_rows = x.shape[:1] == (self.num_rows,)
+        match name:
+            case "allreduce":
+                if not ours():
+                    return "gradients"
+                return "sums an example" if of_rows else "other sums"
+            case "allgather_base" | "allgather" if of_rows:
+                return "inputs an example" if x.shape[1:] == self.row else "embeddings an example"
+            case "broadcast":
+                return "buffers"
+        return "other"
+
+
+def ours() -> bool:
+    """Whether a function of dabsmix/distributed.py is on the stack."""
+    frame = sys._getframe()
+    while frame.f_back is not None:
+        frame = frame.f_back
+        if frame.f_code.co_filename.endswith("dabsmix/distributed.py"):
+            return True
+    return False
+
+
+def tensors(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    return [x for each in value for x in tensors(each)] if isinstance(value, list | tuple) else []
+
+
+def count_bytes(options: argparse.Namespace, algo: str) -> None:
+    batch_size = options.batch_size or 4
+    num_rows = batch_size * int(os.environ["WORLD_SIZE"])
+    counting = Counting(num_rows, (3, options.size, options.size))
+
+    def observe(step: int) -> None:
+        if step == COUNTED - 1:
+            counting.bytes.clear()
+        if step == COUNTED:
+            raise Stop
+
+    with counting:
+        flops = loop(options, algo, batch_size, 16, observe)
+    counted = {
+        name: number // num_rows if name.endswith("an example") else number for name, number in counting.bytes.items()
+    }
+    answer(counted | {"flops": flops})
+
+
+def print_bytes(options: argparse.Namespace) -> None:
+    print(
+        "| algorithm | gradients, MB | inputs, kB an example | embeddings, kB an example | sums, kB an example "
+        "| other sums, kB | buffers, kB | other, kB |\n|---|---|---|---|---|---|---|---|"
+    )
+    found: dict[str, dict[str, float]] = {}
+    for algo in options.algos:
+        counted = launched(2, algo, "bytes", cpu=True)
+        if counted is None:
+            print(f"| {algo} | – | – | – | – | – | – | – |", flush=True)
+            continue
+        found[algo] = {name: 0.0 for name in KINDS} | counted
+        cells = [f"{found[algo]['gradients'] / 1e6:,.1f}", *(f"{found[algo][name] / 1e3:,.2f}" for name in KINDS[1:])]
+        print(f"| {algo} | {' | '.join(cells)} |", flush=True)
+    print(
+        f"\nEstimated, with {BATCH} examples for each GPU:\n\n| algorithm | GFLOP an example | one GPU, examples/s "
+        "| 8 GPUs | share of 8 times one | 64 GPUs | share of 64 times one |\n|---|---|---|---|---|---|---|"
+    )
+    for algo, counted in found.items():
+        compute = BATCH * counted["flops"] / (PEAK * PEAK_SHARE)
+        cells = [f"{counted['flops'] / 1e9:,.0f}", f"{BATCH / compute:,.0f}"]
+        for gpus in (8, 64):
+            seconds = compute + exposed(counted, gpus, compute)
+            cells += [f"{gpus * BATCH / seconds:,.0f}", f"{100 * compute / seconds:.0f} %"]
+        print(f"| {algo} | {' | '.join(cells)} |")
+
+
+KINDS = (
+    "gradients",
+    "inputs an example",
+    "embeddings an example",
+    "sums an example",
+    "other sums",
+    "buffers",
+    "other",
+)
+
+
+def exposed(counted: dict[str, float], gpus: int, compute: float) -> float:
+    """Estimated seconds of a step in which a GPU waits for others.
+
+    A ring sends (P - 1) / P of a gathered result through each GPU's link, and twice that of a sum. The sum of the
+    gradients is hidden behind the backward pass as far as that lasts.
+    """
+    link = (WITHIN if gpus <= NODE else BETWEEN) * LINK_SHARE
+    ring = (gpus - 1) / gpus / link
+    rows = gpus * BATCH
+    gathered = rows * (counted["inputs an example"] + counted["embeddings an example"])
+    summed = rows * counted["sums an example"] + counted["other sums"]
+    gradients = 2 * counted["gradients"] * ring
+    return ring * (gathered + 2 * summed) + max(0.0, gradients - BACKWARD * compute)
+
+
+if __name__ == "__main__":
+    main()
