@@ -72,7 +72,7 @@ def main() -> None:
     parser.add_argument("--encoder", default="vit_base", help="default: %(default)s")
     parser.add_argument("--size", type=int, default=224, help="pixels a side; default: %(default)s")
     parser.add_argument("--patch", type=int, default=16, help="pixels of a patch's side; default: %(default)s")
-    parser.add_argument("--batch-size", type=int, help=f"of each process; default: {BATCH}, and 4 to count bytes")
+    parser.add_argument("--batch-size", type=int, help=f"of each process; default: {BATCH}, and 2 to count bytes")
     parser.add_argument("--processes", nargs="+", type=int, help="default: those of 1, 2, 4 that have a GPU each")
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)  # one of the processes: algorithm, what
     options = parser.parse_args()
@@ -239,7 +239,7 @@ def tensors(value: Any) -> list[Tensor]:
 
 
 def count_bytes(options: argparse.Namespace, algo: str) -> None:
-    batch_size = options.batch_size or 4
+    batch_size = options.batch_size or 2
     num_rows = batch_size * int(os.environ["WORLD_SIZE"])
     counting = Counting(num_rows, (3, options.size, options.size))
 
@@ -250,7 +250,7 @@ def count_bytes(options: argparse.Namespace, algo: str) -> None:
             raise Stop
 
     with counting:
-        flops = loop(options, algo, batch_size, 16, observe)
+        flops = loop(options, algo, batch_size, num_rows, observe)
     counted = {
         name: number // num_rows if name.endswith("an example") else number for name, number in counting.bytes.items()
     }

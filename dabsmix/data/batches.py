@@ -18,7 +18,8 @@ from dabsmix.errors import UserError
 
 __all__ = ["Batches", "Raw", "make_views", "step_seed"]
 
-AHEAD = 3  # batches read ahead by a thread while the device computes
+AHEAD = 3
+"""Batches that are read ahead while the device computes, each by a thread of its own, and so held in memory."""
 
 
 class Raw(NamedTuple):
@@ -88,19 +89,22 @@ class Batches:
         )
 
     def iterate(self, start: int, stop: int, device: torch.device) -> Iterator[Raw]:
-        """Batches of steps ``start`` to ``stop - 1`` on the device, read ahead by a thread."""
+        """Batches of steps ``start`` to ``stop - 1`` on the device, read ahead by `AHEAD` threads.
+
+        Each reads a whole batch, so that the waiting times of a slow disk or a network overlap.
+        """
         pin = device.type == "cuda"
 
         def ready(step: int) -> Raw:
             raw = self.read(step)
             return _map(raw, Tensor.pin_memory) if pin else raw
 
-        with ThreadPoolExecutor(max_workers=1) as reader:
-            queue: list[Future[Raw]] = [reader.submit(ready, step) for step in range(start, min(start + AHEAD, stop))]
+        with ThreadPoolExecutor(max_workers=AHEAD) as readers:
+            queue: list[Future[Raw]] = [readers.submit(ready, step) for step in range(start, min(start + AHEAD, stop))]
             for step in range(start, stop):
                 raw = queue.pop(0).result()
                 if step + AHEAD < stop:
-                    queue.append(reader.submit(ready, step + AHEAD))
+                    queue.append(readers.submit(ready, step + AHEAD))
                 yield _map(raw, lambda t: t.to(device, non_blocking=True)) if pin else raw
 
 

@@ -81,7 +81,7 @@ def test_reading_ahead_gives_what_reading_gives() -> None:
 
 
 class Broken:
-    """Rows that fail from the given read on, and count the reads."""
+    """Rows of which one cannot be read; the reads are counted."""
 
     def __init__(self, at: int) -> None:
         self.at = at
@@ -92,13 +92,34 @@ class Broken:
 
     def __getitem__(self, rows: NDArray[np.int64], /) -> NDArray[Any]:
         self.reads += 1
-        if self.reads > self.at:
+        if self.at in rows:
             raise OSError("the disk is gone")
         return np.zeros((len(rows), 2), dtype=np.float32)
 
 
-def test_a_failure_in_the_reading_thread_surfaces_at_its_step() -> None:
-    store = Broken(at=2)
+class Meeting:
+    """Rows whose reads begin only once as many threads are reading."""
+
+    def __init__(self, threads: int) -> None:
+        self.barrier = threading.Barrier(threads, timeout=20)
+
+    def __len__(self) -> int:
+        return 40
+
+    def __getitem__(self, rows: NDArray[np.int64], /) -> NDArray[Any]:
+        self.barrier.wait()
+        return rows.astype(np.float32)
+
+
+def test_each_batch_ahead_is_read_by_a_thread_of_its_own() -> None:
+    batches = Batches(Split((Meeting(AHEAD),), np.arange(40)), 4, seed=0)
+    for step, raw in enumerate(batches.iterate(0, 3 * AHEAD, CPU)):
+        assert raw.ids.tolist() == raw.inputs[0].tolist() == batches.index(step).tolist()
+
+
+def test_a_failure_in_a_reading_thread_surfaces_at_its_step() -> None:
+    whole = Split((np.zeros((40, 2)),), np.arange(40))
+    store = Broken(at=Batches(whole, 4, seed=0).index(2)[0])
     ahead = Batches(Split((store,), np.arange(40)), 4, seed=0).iterate(0, 1000, CPU)
     next(ahead)
     next(ahead)
@@ -107,7 +128,7 @@ def test_a_failure_in_the_reading_thread_surfaces_at_its_step() -> None:
     assert store.reads <= 2 + AHEAD + 1
 
 
-def test_leaving_the_loop_early_ends_the_thread() -> None:
+def test_leaving_the_loop_early_ends_the_threads() -> None:
     store = Broken(at=1000)
     before = threading.active_count()
     iterator = Batches(Split((store,), np.arange(40)), 4, seed=0).iterate(0, 1000, CPU)
