@@ -8,8 +8,9 @@ import os
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -19,7 +20,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from dabsmix.errors import UserError
 from dabsmix.files import cache_folder, sha256, write
-from dabsmix.terminal import progress
+from dabsmix.terminal import Bar
 
 __all__ = [
     "BLOCK",
@@ -58,7 +59,7 @@ def fingerprint(folder: Path | zipfile.Path, files: Iterable[Path | str]) -> str
     """Hex sha256 over the relative names, sizes and contents of files below ``folder``, in any order.
 
     A file whose size and times have not changed since it was last hashed is not read again, so that a million files
-    take a few microseconds each.
+    take a few microseconds each. If several processes need it at once, one of them reads the files.
 
     Args:
         folder: where the files lie; for files in a zip archive, the whole archive is hashed.
@@ -71,26 +72,68 @@ def fingerprint(folder: Path | zipfile.Path, files: Iterable[Path | str]) -> str
         archive = Path(str(folder.root.filename))
         named = "\n".join(sorted(map(str, files)))
         return hashlib.sha256(f"{fingerprint(archive.parent, [archive])}\n{named}".encode()).hexdigest()
+    names = sorted({file if isinstance(file, str) else file.relative_to(folder).as_posix() for file in files})
+    states = {name: _state(folder, name) for name in names}
     known = _remembered(folder)
-    fresh: dict[str, list[Any]] = {}
-    names = {file if isinstance(file, str) else file.relative_to(folder).as_posix() for file in files}
-    for name in progress(f"reading {folder.name}", sorted(names)) if len(names) > 1 else names:
-        path = f"{folder}/{name}"  # making a Path would take ten times as long as the system call
-        try:
-            stat = os.stat(path)
-            # ctime reveals a file that was replaced by another of equal size and mtime (cp -p, tar)
-            state = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
-            if name in known and known[name][:-1] == state:
-                fresh[name] = known[name]
-                continue
-            with open(path, "rb") as stream:
-                fresh[name] = [*state, hashlib.file_digest(stream, "sha256").hexdigest()]
-        except OSError as error:
-            raise UserError(f"{path}: cannot be read ({error.strerror}); fix or fetch it again") from error
-    if any(known.get(name) != entry for name, entry in fresh.items()):
-        _remember(folder, known | fresh)
-    lines = (f"{name}\0{entry[0]}\0{entry[-1]}\n" for name, entry in sorted(fresh.items()))
+    if unread := _changed(states, known):
+        with _alone(folder):
+            known = _remembered(folder)  # another process may have read them meanwhile
+            if unread := _changed(states, known):
+                known |= {name: [*states[name], digest] for name, digest in _digests(folder, unread)}
+                _remember(folder, known)
+    lines = (f"{name}\0{states[name][0]}\0{known[name][-1]}\n" for name in names)
     return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _state(folder: Path, name: str) -> list[int]:
+    path = f"{folder}/{name}"  # making a Path would take ten times as long as the system call
+    try:
+        stat = os.stat(path)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    # ctime reveals a file that was replaced by another of equal size and mtime (cp -p, tar)
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+
+
+def _changed(states: Mapping[str, list[int]], known: Mapping[str, list[Any]]) -> list[str]:
+    return [name for name, state in states.items() if name not in known or known[name][:-1] != state]
+
+
+def _digests(folder: Path, names: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """The sha256 of each file. Threads read them, since a file on a network takes long to open."""
+
+    def digest(name: str) -> str:
+        path = f"{folder}/{name}"
+        try:
+            with open(path, "rb") as stream:
+                return hashlib.file_digest(stream, "sha256").hexdigest()
+        except OSError as error:
+            raise _unreadable(path, error) from error
+
+    with Bar(f"reading {folder.name}", total=len(names), shown=len(names) > 1) as bar, ThreadPoolExecutor() as pool:
+        for start in range(0, len(names), BLOCK):
+            block = names[start : start + BLOCK]
+            yield from zip(block, pool.map(digest, block), strict=True)
+            bar.advance(len(block))
+
+
+def _unreadable(path: str, error: OSError) -> UserError:
+    return UserError(f"{path}: cannot be read ({error.strerror}); fix or fetch it again")
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Let one process at a time hash a folder; without a writable cache, each does it by itself."""
+    from filelock import FileLock
+
+    lock = FileLock(_memory(folder).with_suffix(".lock"))
+    with suppress(OSError):
+        Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _memory(folder: Path) -> Path:

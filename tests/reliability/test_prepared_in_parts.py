@@ -1,5 +1,6 @@
 """A large set is prepared in parts: by several processes at once, some of them killed, it is what one process makes."""
 
+import hashlib
 import logging
 import multiprocessing
 import os
@@ -8,6 +9,7 @@ import time
 from collections import Counter
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -67,12 +69,26 @@ def counted(patch: pytest.MonkeyPatch, log: Path, die_at: int | None = None, sec
     patch.setattr(image, "opened", logged)
 
 
+def hashes_counted(patch: pytest.MonkeyPatch, log: Path) -> None:
+    """Append the name of each image file that is hashed to a file."""
+    file_digest = hashlib.file_digest
+
+    def logged(stream: Any, kind: str) -> Any:
+        if stream.name.endswith(".png"):
+            with log.open("a") as names:
+                names.write(f"{Path(stream.name).name}\n")
+        return file_digest(stream, kind)
+
+    patch.setattr(hashlib, "file_digest", logged)
+
+
 def prepare(photos: Path, folder: Path, log: Path, die_at: int | None) -> None:
     """What one of the processes does."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DABSMIX_CACHE", str(folder))
         in_parts(patch)
         counted(patch, log, die_at, seconds=0.02)
+        hashes_counted(patch, log.with_name("hashed"))
         patch.setattr(os, "cpu_count", lambda: 1)
         load(photos)
 
@@ -94,12 +110,15 @@ def test_processes_divide_the_work(
     photos: Path, tmp_path: Path, processes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = load(photos)
-    log = tmp_path / "log"
+    log = tmp_path / "decoded"
     started = [start(photos, tmp_path / "several", log) for _ in range(processes)]
     for process in started:
         process.join(60)
     assert [process.exitcode for process in started] == [0] * processes
-    assert set(Counter(log.read_text().split()).values()) == {1}, "an image was decoded twice"
+    for each in (log, log.with_name("hashed")):
+        counts = Counter(each.read_text().split())
+        assert len(counts) == IMAGES
+        assert set(counts.values()) == {1}, f"an image was {each.name} twice"
 
     monkeypatch.setenv("DABSMIX_CACHE", str(tmp_path / "several"))
     in_parts(monkeypatch)
