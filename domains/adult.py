@@ -40,8 +40,8 @@ def _load(folder: Path, protocol: str) -> Data:
     digest = fingerprint(folder, [source.path for source in sources])
 
     def columns() -> tuple[tuple[Column, ...], tuple[Column, ...]]:
-        found = scan(sources, MISSING)
-        return tuple(found[name] for name in FEATURES), (found[LABEL],)
+        table = scan(sources, MISSING)
+        return tuple(table[name] for name in FEATURES), (table[LABEL],)
 
     matrix = store("adult", digest, sources, columns, missing=MISSING, filled=frozenset([LABEL]))
     # adult.test ends its labels with a full stop

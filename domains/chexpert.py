@@ -44,7 +44,7 @@ def _patients(files: list[str]) -> NDArray[np.int64]:
 
 def _table(path: Path) -> list[tuple[str, list[int]]]:
     """Image (relative to the data set's folder) and findings of each row."""
-    found = []
+    rows = []
     try:
         with path.open(newline="", encoding="utf-8") as file:
             for number, row in enumerate(csv.DictReader(file), 2):
@@ -54,14 +54,14 @@ def _table(path: Path) -> list[tuple[str, list[int]]]:
                     raise UserError(f"{path}, row {number}: {wrong[0]} is {row[wrong[0]]!r}, not 1, 0, -1 or blank")
                 if image.count("/") != 3:
                     raise UserError(f"{path}, row {number}: {row['Path']!r} names no patient, study and view")
-                found.append((image, [VALUES[row[name]] for name in FINDINGS]))
+                rows.append((image, [VALUES[row[name]] for name in FINDINGS]))
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file; is the archive unpacked whole?") from error
     except UserError:
         raise
     except (KeyError, TypeError, IndexError, AttributeError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: no table with Path and the findings ({error}); unpack it again") from error
-    return found
+    return rows
 
 
 DOMAINS = sized_domains(

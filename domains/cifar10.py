@@ -76,14 +76,14 @@ def read_batches(folder: Path, train: list[str], test: list[str], labels: str, m
     batches = [read_pickle(folder / file) for file in train + test]
     classes = tuple(name.decode() for name in read_pickle(folder / meta)[names])
     for file, batch in zip(train + test, batches, strict=True):
-        found = batch.get(labels)
-        if not isinstance(found, list) or not all(isinstance(label, int) for label in found):
+        entry = batch.get(labels)
+        if not isinstance(entry, list) or not all(isinstance(label, int) for label in entry):
             raise UserError(f"{folder / file}: no {labels!r}, or not all of them numbers; fetch the archive again")
         data = batch.get("data")
-        if not isinstance(data, np.ndarray) or data.shape != (len(found), 3072):
-            raise UserError(f"{folder / file}: not 3072 bytes for each of {len(found)} labels; fetch the archive again")
-        if found and not 0 <= min(found) <= max(found) < len(classes):
-            raise UserError(f"{folder / file}: labels {min(found)} to {max(found)} for {len(classes)} classes")
+        if not isinstance(data, np.ndarray) or data.shape != (len(entry), 3072):
+            raise UserError(f"{folder / file}: not 3072 bytes for each of {len(entry)} labels; fetch the archive again")
+        if entry and not 0 <= min(entry) <= max(entry) < len(classes):
+            raise UserError(f"{folder / file}: labels {min(entry)} to {max(entry)} for {len(classes)} classes")
     images = np.concatenate([batch["data"] for batch in batches]).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
     first = sum(len(batch[labels]) for batch in batches[: len(train)])
     return Listing(

@@ -33,34 +33,36 @@ FILES = {  # of each name: what is divided under `dabs`; under v1 what trains, v
 
 def _load(name: str, folder: Path, protocol: str) -> Data:
     divided, parts = FILES[name]
-    wanted = (divided,) if protocol == "dabs" else tuple(dict.fromkeys(part for part in parts if part))
-    files = {part: _file(folder, part) for part in wanted}
+    needed = (divided,) if protocol == "dabs" else tuple(dict.fromkeys(part for part in parts if part))
+    files = {part: _file(folder, part) for part in needed}
     source = fingerprint(folder, files.values())
     ready = prepared(name, f"{source} {' '.join(files)} {PREPARATION}", partial(_build, files))
     classes = tuple(np.load(ready / "classes.npy").tolist())
-    found = {part: stored(ready, part, LENGTH) for part in files}
+    splits = {part: stored(ready, part, LENGTH) for part in files}
     if protocol == "dabs":
         # pandas.DataFrame.sample(frac=1, random_state=42) draws this permutation
-        order = np.random.RandomState(42).permutation(len(found[divided]))
+        order = np.random.RandomState(42).permutation(len(splits[divided]))
         tenth = len(order) // 10
-        train, test = (found[divided].take(part) for part in (order[: len(order) - tenth], order[len(order) - tenth :]))
+        train, test = (
+            splits[divided].take(part) for part in (order[: len(order) - tenth], order[len(order) - tenth :])
+        )
         validation = test
         note = "DABS's split: shuffled with seed 42, the last tenth is the test. It counts in the order in which "
         note += "TensorFlow Datasets stores the rows, which is not the file's."
     else:
         first, second, third = parts
         assert first is not None
-        train = found[first]
+        train = splits[first]
         note = "The test is upstream's."
         if third is None:
             train, test = _carved(train, 0.2)
             note = "Upstream tests on other bacteria, so a seeded fifth of every class is the test here."
         else:
-            test = found[third]
+            test = splits[third]
         if second is None:
             train, validation = _carved(train, 0.1)
         else:
-            validation = found[second]
+            validation = splits[second]
     return Data(
         specs=(BASES.spec(LENGTH),),
         pretrain=train,
@@ -73,8 +75,8 @@ def _load(name: str, folder: Path, protocol: str) -> Data:
 
 
 def _carved(split: Split, fraction: float) -> tuple[Split, Split]:
-    kept, held = carve(len(split), label=split.label, fraction=fraction)
-    return split.take(kept), split.take(held)
+    train_rows, validation_rows = carve(len(split), label=split.label, fraction=fraction)
+    return split.take(train_rows), split.take(validation_rows)
 
 
 def _file(folder: Path, part: str) -> Path:

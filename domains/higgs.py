@@ -22,7 +22,7 @@ LOW_LEVEL = (
     "lepton_phi",
     "missing_energy_magnitude",
     "missing_energy_phi",
-    *(f"jet_{jet}_{what}" for jet in range(1, 5) for what in ("pt", "eta", "phi", "b-tag")),
+    *(f"jet_{jet}_{quantity}" for jet in range(1, 5) for quantity in ("pt", "eta", "phi", "b-tag")),
 )
 HEADER = (*LOW_LEVEL, "m_jj", "m_jjj", "m_lv", "m_jlv", "m_bb", "m_wbb", "m_wwbb")
 LABEL = "class_label"
@@ -42,7 +42,7 @@ def _load(part: str, folder: Path, protocol: str) -> Data:
     if protocol == "dabs" and part not in DRAWN:
         train, validation, chosen = fitted_rows, test, "DABS tests on the split that it watches."
     else:
-        train, validation = (fitted_rows[places] for places in carve(len(fitted_rows), label=label[fitted_rows]))
+        train, validation = (fitted_rows[rows] for rows in carve(len(fitted_rows), label=label[fitted_rows]))
         chosen = "Validation is a seeded tenth of the training rows, by class."
     return supervised(
         matrix,

@@ -12,13 +12,13 @@ from dabsmix.modalities.image import IMAGE_SUFFIXES, Listing, file_pixels, sized
 
 def _read(folder: Path, protocol: str) -> Listing:
     """``train/WNID/*`` and ``validation/WNID/*`` (or ``val/``); the test labels are not public, so that is the test."""
-    held = "validation" if (folder / "validation").is_dir() else "val"
-    parts = [[f"{part}/{file}" for file in walk(folder / part, IMAGE_SUFFIXES)] for part in ("train", held)]
+    held_out = "validation" if (folder / "validation").is_dir() else "val"
+    parts = [[f"{part}/{file}" for file in walk(folder / part, IMAGE_SUFFIXES)] for part in ("train", held_out)]
     files = parts[0] + parts[1]
     names = [file.split("/")[1] for file in files]
     classes = tuple(sorted(set(names[: len(parts[0])])))
     if unknown := sorted(set(names) - set(classes)):
-        raise UserError(f"{folder / held / unknown[0]}: no such class in train; unpack the training archives again")
+        raise UserError(f"{folder / held_out / unknown[0]}: no such class in train; unpack the training archives again")
     return Listing(
         folder=folder,
         files=files,

@@ -20,13 +20,13 @@ def _read(folder: Path, protocol: str) -> Examples:
     train, validation, test = np.arange(first), np.arange(first, count), np.arange(first, count)
     parts = [train, test]
     if protocol != "dabs":
-        kept, held = carve(first)
-        train, validation = train[kept], train[held]
+        train_rows, validation_rows = carve(first)
+        train, validation = train[train_rows], train[validation_rows]
         parts = [train, validation, test]
     source, label = np.arange(count), np.ones(count, dtype=np.int64)
     for rows in parts:
-        places, label[rows] = exchanged(len(rows))
-        source[rows] = rows[places]
+        images, label[rows] = exchanged(len(rows))
+        source[rows] = rows[images]
     return Examples(
         files=[entry["file"] for entry in entries],
         tables=tables,

@@ -25,15 +25,17 @@ def captioned(folder: Path, protocol: str) -> tuple[list[dict[str, Any]], list[s
     counts, tables = [], []
     for part in PARTS:
         pair = [f"annotations/captions_{part}.json", f"annotations/instances_{part}.json"]
-        kept = extracted("mscoco", folder, pair, _extract)
-        names = kept["categories"]
-        found = kept["images"] if protocol == "dabs" else sorted(kept["images"], key=lambda image: int(image["id"]))
+        content = extracted("mscoco", folder, pair, _extract)
+        names = content["categories"]
+        images = (
+            content["images"] if protocol == "dabs" else sorted(content["images"], key=lambda image: int(image["id"]))
+        )
         which = "last" if protocol == "dabs" else "all"
         entries += [
             {"file": f"{part}/{each['file']}", "caption": each[f"{which}_caption"], "categories": each[which]}
-            for each in found
+            for each in images
         ]
-        counts.append(len(found))
+        counts.append(len(images))
         tables += pair
     return entries, names, counts, tables
 
@@ -42,9 +44,9 @@ def _extract(captions: Any, instances: Any) -> dict[str, Any]:
     order = sorted(instances["categories"], key=lambda category: int(category["id"]))
     number = {category["id"]: place for place, category in enumerate(order)}
     file = {image["id"]: image["file_name"] for image in captions["images"]}
-    said: dict[int, list[dict[str, Any]]] = {}
+    captions_of: dict[int, list[dict[str, Any]]] = {}
     for caption in captions["annotations"]:
-        said.setdefault(caption["image_id"], []).append(caption)
+        captions_of.setdefault(caption["image_id"], []).append(caption)
     seen: dict[int, list[int]] = {}
     for each in instances["annotations"]:
         seen.setdefault(each["image_id"], []).append(number[each["category_id"]])
@@ -59,7 +61,7 @@ def _extract(captions: Any, instances: Any) -> dict[str, Any]:
                 "last": seen[image][-1:],
                 "all": sorted(set(seen[image])),
             }
-            for image, texts in said.items()
+            for image, texts in captions_of.items()
             if image in seen
         ],
     }
@@ -76,8 +78,8 @@ def _read(folder: Path, protocol: str) -> Examples:
         absent = len(names) - len(np.unique(label[:first]))
         notes = (f"{absent} of the {len(names)} categories are the label of no training image.",) if absent else ()
     else:
-        kept, held = carve(first)
-        train, validation = train[kept], train[held]
+        train_rows, validation_rows = carve(first)
+        train, validation = train[train_rows], train[validation_rows]
         label = np.zeros((count, len(names)), dtype=np.uint8)
         for row, entry in enumerate(entries):
             label[row, entry["categories"]] = 1

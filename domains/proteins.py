@@ -50,13 +50,13 @@ def _pfam(part: str, folder: Path, protocol: str) -> Data:
     clans = np.load(ready / "clans.npy")
     # pandas.DataFrame.sample(frac=1, random_state=42) draws this permutation
     order = np.random.RandomState(42).permutation(len(rest))
-    held = min(TRANSFER, len(rest) // 8)
-    test = rest.take(np.sort(order[: len(rest) - held]))
+    tail_size = min(TRANSFER, len(rest) // 8)
+    test = rest.take(np.sort(order[: len(rest) - tail_size]))
     notes = ["TAPE's split is random: train and test share families."]
-    if held < TRANSFER:
-        notes.append(f"The validation file was cut: its last eighth ({held} sequences) is what pfam_transfer has.")
+    if tail_size < TRANSFER:
+        notes.append(f"The validation file was cut: its last eighth ({tail_size} sequences) is what pfam_transfer has.")
     if part == "pfam_transfer":
-        tail = order[len(rest) - held :]
+        tail = order[len(rest) - tail_size :]
         tenth = len(tail) // 10
         train, test = rest.take(tail[: len(tail) - tenth]), rest.take(tail[len(tail) - tenth :])
     return _data(
@@ -171,8 +171,8 @@ def _tape(name: str, folder: Path, protocol: str) -> Data:
         # no superfamily (scop) or parent (stability) of TAPE's test file is in train
         train, validation = (replace(splits[part], group=None) for part in ("train", "validation"))
         if splits["test"].group is not None:
-            what = {"scop": "superfamilies", "stability": "parents"}[name]
-            notes.append(f"Intervals are over the test's {what}.")
+            groups = {"scop": "superfamilies", "stability": "parents"}[name]
+            notes.append(f"Intervals are over the test's {groups}.")
         return _whole(source, Labelled(tape.task, train, validation, splits["test"]), notes)
     train, watched = (replace(splits[part], group=None) for part in ("train", "validation"))
     order = np.random.RandomState(42).permutation(len(watched))
@@ -203,8 +203,8 @@ def _data(name: str, protocol: str, source: str, task: Task, train: Split, test:
         raise UserError(f"{name}: no sequence is left for the test; is pfam_valid.json complete?")
     if protocol == "dabs":
         return _whole(source, Labelled(task, train, test, test), [*notes, "DABS tests on the split that it watches."])
-    kept, held = carve(len(train))
-    labelled = Labelled(task, train.take(kept), train.take(held), test)
+    train_rows, validation_rows = carve(len(train))
+    labelled = Labelled(task, train.take(train_rows), train.take(validation_rows), test)
     return _whole(source, labelled, [*notes, "Validation is a seeded tenth of the training part."])
 
 

@@ -116,14 +116,14 @@ DOMAINS = tuple(
     Domain(
         name=f"synthetic_{modality}",
         modality=modality,
-        title=f"Synthetic {what}: the same parts in every class, arranged differently (drawn when loaded)",
+        title=f"Synthetic {title}: the same parts in every class, arranged differently (drawn when loaded)",
         licence="MIT",
         folder="",
         load=partial(_load, seed, draw),
         sizes=f"{TRAIN:,} / {TEST:,}",
         batch_size=128,
     )
-    for seed, (modality, what, draw) in enumerate(
+    for seed, (modality, title, draw) in enumerate(
         (
             ("image", "images", _image),
             ("spectrogram", "spectrograms", _spectrogram),

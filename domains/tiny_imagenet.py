@@ -18,9 +18,9 @@ def _read(folder: Path, protocol: str) -> Listing:
     classes = tuple(sorted(lines(folder / TABLES[0])))
     number = {name: place for place, name in enumerate(classes)}
     train = [f"train/{file}" for file in walk(folder / "train", IMAGE_SUFFIXES)]
-    held = sorted(line.split("\t")[:2] for line in lines(folder / TABLES[1]))
-    files = train + [f"val/images/{file}" for file, _ in held]
-    names = [file.split("/")[1] for file in train] + [name for _, name in held]
+    validation = sorted(line.split("\t")[:2] for line in lines(folder / TABLES[1]))
+    files = train + [f"val/images/{file}" for file, _ in validation]
+    names = [file.split("/")[1] for file in train] + [name for _, name in validation]
     if unknown := sorted(set(names) - set(classes)):
         raise UserError(f"{folder / TABLES[0]}: no class {unknown[0]!r}, which train or val has; fetch it again")
     return Listing(

@@ -55,21 +55,21 @@ def _read(folder: Path, protocol: str) -> Listing:
 
 def _test_labels(path: Path, classes: tuple[str, ...]) -> dict[str, int]:
     """Class number of each test image, from upstream's table (semicolons, one header row)."""
-    found: dict[str, int] = {}
+    numbers: dict[str, int] = {}
     try:
         with path.open(newline="", encoding="utf-8") as file:
             for number, row in enumerate(csv.DictReader(file, delimiter=";"), 2):
                 name = f"{int(row['ClassId']):05d}"
                 if name not in classes:
                     raise UserError(f"{path}, row {number}: class {name} has no folder in {TRAIN}")
-                found[row["Filename"]] = classes.index(name)
+                numbers[row["Filename"]] = classes.index(name)
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file; {ARCHIVE}/GTSRB_Final_Test_GT.zip holds it") from error
     except UserError:
         raise
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: no table with Filename and ClassId ({error}); fetch it again") from error
-    return found
+    return numbers
 
 
 DOMAINS = sized_domains(

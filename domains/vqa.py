@@ -24,25 +24,25 @@ def _read(folder: Path, protocol: str) -> Examples:
     counts, tables, dropped = [], [], 0
     for part in PARTS:
         trio = _tables(part)
-        kept = extracted("vqa", folder, trio, _extract)
-        place = {file: len(files) + number for number, file in enumerate(kept["files"])}
-        files += [f"{part}/{file}" for file in kept["files"]]
+        content = extracted("vqa", folder, trio, _extract)
+        place = {file: len(files) + number for number, file in enumerate(content["files"])}
+        files += [f"{part}/{file}" for file in content["files"]]
         rng = random.Random(42)
-        for file, question, answer, choices in kept["questions"]:
+        for file, question, answer, choices in content["questions"]:
             wrong = [choice for choice in choices if choice != answer]
             swap = rng.random() < 0.5
             image.append(place[file])
             pairs.append((question, rng.choice(wrong) if swap else answer))
             label.append(0 if swap else 1)
-        counts.append(len(kept["questions"]))
-        dropped += kept["dropped"]
+        counts.append(len(content["questions"]))
+        dropped += content["dropped"]
         tables += trio
     first, count = counts[0], sum(counts)
     train, validation, test = np.arange(first), np.arange(first, count), np.arange(first, count)
     rows = np.array(image, dtype=np.int64)
     if protocol != "dabs":
-        kept_rows, held = carve(first, group=rows[:first])
-        train, validation = train[kept_rows], train[held]
+        train_rows, validation_rows = carve(first, group=rows[:first])
+        train, validation = train[train_rows], train[validation_rows]
     return Examples(
         files=files,
         tables=tables,
@@ -60,16 +60,16 @@ def _read(folder: Path, protocol: str) -> Examples:
 def _extract(captions: Any, annotations: Any, questions: Any) -> dict[str, Any]:
     """By question id: the image's file, question, answer and choices."""
     file = {image["id"]: image["file_name"] for image in captions["images"]}
-    asked = {each["question_id"]: each for each in questions["questions"]}
-    found, dropped = [], 0
+    question_of = {each["question_id"]: each for each in questions["questions"]}
+    answered, dropped = [], 0
     for each in sorted(annotations["annotations"], key=lambda each: int(each["question_id"])):
-        question, answer = asked[each["question_id"]], each["multiple_choice_answer"]
+        question, answer = question_of[each["question_id"]], each["multiple_choice_answer"]
         choices = question["multiple_choices"]
         if answer in choices and len(set(choices)) > 1:
-            found.append((file[each["image_id"]], question["question"], answer, choices))
+            answered.append((file[each["image_id"]], question["question"], answer, choices))
         else:
             dropped += 1
-    return {"files": sorted({name for name, *_ in found}), "questions": found, "dropped": dropped}
+    return {"files": sorted({name for name, *_ in answered}), "questions": answered, "dropped": dropped}
 
 
 def _tables(part: str) -> list[str]:

@@ -56,10 +56,10 @@ def _load(name: str, folder: Path, protocol: str) -> Data:
     else:
         train, notes = rows, ("Maps of one lot may be both here and among the labelled wafers.",)
         if name == "wafer_transfer":
-            rest, held = carve(len(rows), group=lot[rows], fraction=0.2)
-            rest, test = rows[rest], rows[held]
-            kept, held = carve(len(rest), group=lot[rest])
-            train, validation = rest[kept], rest[held]
+            other_rows, validation_rows = carve(len(rows), group=lot[rows], fraction=0.2)
+            other_rows, test = rows[other_rows], rows[validation_rows]
+            train_rows, validation_rows = carve(len(other_rows), group=lot[other_rows])
+            train, validation = other_rows[train_rows], other_rows[validation_rows]
             notes = ("The splits are ours, of whole lots, seeded: 72 % train, 8 % validation, 20 % test.",)
 
     def split(rows: NDArray[np.int64]) -> Split:

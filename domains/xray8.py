@@ -63,17 +63,17 @@ def _read(folder: Path, protocol: str) -> Listing:
 
 def _table(path: Path) -> dict[str, list[bool]]:
     """Findings of each image; the column reads like ``Cardiomegaly|Effusion``."""
-    found = {}
+    findings = {}
     try:
         with path.open(newline="", encoding="utf-8") as file:
             for row in csv.DictReader(file):
                 named = row["Finding Labels"].split("|")
-                found[row["Image Index"]] = [name in named for name in FINDINGS]
+                findings[row["Image Index"]] = [name in named for name in FINDINGS]
     except (KeyError, AttributeError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(
             f"{path}: no table with 'Image Index' and 'Finding Labels' ({error}); fetch it again"
         ) from error
-    return found
+    return findings
 
 
 DOMAINS = sized_domains(

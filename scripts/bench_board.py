@@ -2,10 +2,10 @@
 
     python scripts/bench_board.py --rows 100000
 
-No board has so many rows yet, so this one is synthetic: the committed board over and over, each time as if it were of
-other data (the fingerprints of the data and the encoders are replaced), in a temporary folder. Every record is a folder
-of its own with its own predictions, which are links to the same few files: they are cheaper to read from the system's
-cache than those of a real board from a disk.
+No board has so many rows yet, so this one is synthetic: the committed board is repeated in a temporary folder, each
+time with other fingerprints of data and encoders, as if it were of other data. Every record is a folder of its own, but
+the predictions are links to the same few files, which are cheaper to read from the system's cache than the files of a
+real board from a disk.
 """
 
 import argparse
@@ -37,7 +37,7 @@ T = TypeVar("T")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=100_000)
-    parser.add_argument("--page", type=int, default=5_000, help="rows of the page; default: %(default)s")
+    parser.add_argument("--page", type=int, default=5_000, help="number of rows on the page; default: %(default)s")
     options = parser.parse_args()
 
     print(f"{device_name(torch.device('cpu'))}, commit {commit()[:7]}, {torch.get_num_threads()} threads")
@@ -54,16 +54,16 @@ def main() -> None:
         print(f"  {len(drawn) / 2**20:.1f} MiB")
 
 
-def timed(what: str, call: Callable[[], T]) -> T:
+def timed(title: str, call: Callable[[], T]) -> T:
     began, used = time.perf_counter(), time.process_time()
-    found = call()
+    result = call()
     wall, cpu = time.perf_counter() - began, time.process_time() - used
-    print(f"{what}: {wall:.2f} s, {cpu:.2f} of them on the CPU", flush=True)
-    return found
+    print(f"{title}: {wall:.2f} s, {cpu:.2f} of them on the CPU", flush=True)
+    return result
 
 
 def repeated(board: list[Row], count: int, records: Path) -> list[Row]:
-    """The board as often as it takes to have so many rows."""
+    """The board, repeated until there are ``count`` rows."""
     rows: list[Row] = []
     turn = 0
     while len(rows) < count:
@@ -84,7 +84,7 @@ def repeated(board: list[Row], count: int, records: Path) -> list[Row]:
 
 
 def copied(record: Path, records: Path, turn: int) -> str:
-    """A record with other fingerprints; returns its name."""
+    """Copy a record with other fingerprints and return its name."""
     run = changed(record / "run.json", turn)
     target = records / record_name(parsed(RunRecord, run))
     (target / "transfer").mkdir(parents=True, exist_ok=True)

@@ -1,10 +1,10 @@
 """Seconds and memory of a pretraining step, for every algorithm and every encoder.
 
-    OMP_NUM_THREADS=1 python scripts/bench_costs.py        # two tables in Markdown, some minutes on one CPU core
+    OMP_NUM_THREADS=1 python scripts/bench_costs.py        # two tables in Markdown, a few minutes on one CPU core
     OMP_NUM_THREADS=1 python scripts/bench_costs.py --domain digits
 
-Each measurement is a process of its own. Seconds are its CPU time, which other work on the machine changes little on
-one thread; memory is its largest resident size, including that of Python and torch (about 500 MiB).
+Each measurement runs in a process of its own. Seconds are its CPU time, which on one thread depends little on other
+work on the machine; memory is its largest resident size, including Python and torch (about 500 MiB).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from dabsmix.training import accelerate
 from dabsmix.verbs.pretrain import pretrain
 
 SKIPPED, MEASURED = 2, 4
-"""Steps before the measured ones, and measured steps."""
+"""Number of steps before the measured ones, and number of measured steps."""
 
 BATCH, ENCODER_BATCH = 32, 8
 """Examples per step when algorithms are measured, and when encoders are measured, of which some are large."""
@@ -50,17 +50,17 @@ def table(domain: str, batch_size: int, cells: list[tuple[str, str, str]]) -> No
         f"\n| {domain}, batches of {batch_size} | encoder's weights | CPU ms a step | memory, MiB |\n|---|---|---|---|"
     )
     for title, algo, encoder in cells:
-        here, there = multiprocessing.Pipe(duplex=False)
+        receiver, sender = multiprocessing.Pipe(duplex=False)
         child = multiprocessing.get_context("fork").Process(
-            target=measure, args=(there, domain, algo, encoder, batch_size)
+            target=measure, args=(sender, domain, algo, encoder, batch_size)
         )
         child.start()
-        there.close()
+        sender.close()
         try:
-            weights, seconds, memory = here.recv()
+            weights, seconds, memory = receiver.recv()
             print(f"| {title} | {weights:,} | {1000 * seconds:.0f} | {memory / 2**20:.0f} |", flush=True)
         except EOFError:
-            print(f"| {title} | – | – | – |", flush=True)  # it does not take these data
+            print(f"| {title} | – | – | – |", flush=True)  # the algorithm or encoder does not accept these data
         child.join()
 
 
@@ -71,7 +71,7 @@ def measure(answer: Connection, domain: str, algo: str, encoder: str, batch_size
             Source(domain),
             algo=algo,
             encoder=encoder,
-            steps=SKIPPED + MEASURED + 1,  # the last one is followed by scores and checks
+            steps=SKIPPED + MEASURED + 1,  # the last step is followed by scoring and checks
             batch_size=batch_size,
             online_every=1_000_000,
             evaluate_every=1_000_000,

@@ -1,13 +1,13 @@
 """Whether data loading keeps up: examples per second of the loader and of the `dabs` encoder, for every modality.
 
-    python scripts/bench_data.py                                  # what is here of each modality, minutes
+    python scripts/bench_data.py                                  # one present data set per modality; takes minutes
     python scripts/bench_data.py --domains imagenet_224 --json out.json
 
-For each data set: seconds to prepare with an empty cache (decode, resize, transform, tokenise), and to start the second
-time; then training examples per second that `Batches.iterate` and `Data.normalise` deliver, first with the prepared
-files dropped from the page cache (on Linux), then warm; then those that a bare training step (e-mix, AdamW, fp32) eats.
-Raw files may lie in the page cache while they are prepared. `photos` are generated JPEG files of 500x375 points, read
-as a user's own at 224x224: what ImageNet costs an image.
+For each data set: seconds to prepare it with an empty cache (decode, resize, transform, tokenise), and to load it a
+second time; then training examples per second that `Batches.iterate` and `Data.normalise` deliver, first with the
+prepared files dropped from the page cache (on Linux), then warm; then examples per second that a bare training step
+(e-mix, AdamW, fp32) consumes. Raw files may lie in the page cache while they are prepared. `photos` are generated JPEG
+files of 500x375 pixels, read as a user's own data at 224x224: the cost of an image of ImageNet.
 """
 
 from __future__ import annotations
@@ -124,8 +124,8 @@ def sources(names: list[str] | None, root: Path, folder: Path, photos: int) -> I
     """The data sets to measure, one after another."""
     for choice in [[name] for name in names] if names else CHOICES:
         cards = [domain(name) for name in choice if name != "photos"]
-        here = [(card, card.present(root) if card.folder else root) for card in cards]
-        for card, path in here:
+        present = [(card, card.present(root) if card.folder else root) for card in cards]
+        for card, path in present:
             if path is not None:
                 yield card.name, lambda card=card, path=path: card.load(path, "v1"), card.batch_size  # type: ignore[misc]
                 break

@@ -81,8 +81,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.cell:
         keep_freed_memory()
-        precision, path, what = options.cell
-        print(speeds(options, precision, path) if what == "speeds" else memory(options, precision, path, what))
+        precision, path, measured = options.cell
+        print(speeds(options, precision, path) if measured == "speeds" else memory(options, precision, path, measured))
         return
 
     def child(*cell: str) -> str:
@@ -93,7 +93,7 @@ def main() -> None:
     print(COLUMNS)
     print("|---" * (COLUMNS.count("|") - 1) + "|", flush=True)
     for precision, path in product(options.precisions, options.paths):
-        peaks = " | ".join(child(precision, path, what) for what in ("loop", "reference"))
+        peaks = " | ".join(child(precision, path, measured) for measured in ("loop", "reference"))
         title = precision + (", fast" if path == "fast" else "")
         print(f"| {title} | {child(precision, path, 'speeds')} | {peaks} |", flush=True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -145,12 +145,12 @@ def speeds(options: argparse.Namespace, precision: str, path: str) -> str:
     )
 
 
-def memory(options: argparse.Namespace, precision: str, path: str, what: str) -> str:
+def memory(options: argparse.Namespace, precision: str, path: str, measured: str) -> str:
     """MiB that two steps of the loop or the reference add."""
     accelerator = accelerate(precision)
     cuda = accelerator.device.type == "cuda"
 
-    def held() -> float:
+    def peak() -> float:
         return (
             torch.cuda.max_memory_allocated() / 2**20
             if cuda
@@ -158,8 +158,8 @@ def memory(options: argparse.Namespace, precision: str, path: str, what: str) ->
         )
 
     data = pixels(options)
-    before = held()
-    if what == "reference":
+    before = peak()
+    if measured == "reference":
         step = reference_step(options, data, accelerator)
         for _ in range(2):
             step()
@@ -170,7 +170,7 @@ def memory(options: argparse.Namespace, precision: str, path: str, what: str) ->
                 raise Stop
 
         loop_steps(options, precision, path, data, accelerator, observe)
-    return f"{held() - before:,.0f}"
+    return f"{peak() - before:,.0f}"
 
 
 def now(device: torch.device) -> float:

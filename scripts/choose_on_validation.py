@@ -25,7 +25,7 @@ CANDIDATES = 5000
 
 def main() -> None:
     share, *paths = sys.argv[1:]
-    found = []
+    scores = []
     for run in (Run(Path(path)) for path in paths):
         data = dabsmix.load(run.record.domain)
         labelled = data.require_labelled()
@@ -35,8 +35,8 @@ def main() -> None:
         scored = score_frozen(
             run.encoder(data.specs), replace(data, labelled=seen), rules, (share,), accelerate(), title=run.path.name
         )
-        found.append((scored.results[0].value, run.path))
-    for value, path in sorted(found, reverse=True):
+        scores.append((scored.results[0].value, run.path))
+    for value, path in sorted(scores, reverse=True):
         print(f"{value:.4f}  {path}")
 
 

@@ -31,17 +31,17 @@ class Config:
 
 
 def main(config: Config) -> None:
-    found = overviews(
+    all_overviews = overviews(
         read(config.csv), lambda name: domain(name).modality, probe=config.probe, label_fraction=config.labels
     )
-    if not found:
+    if not all_overviews:
         raise UserError(f"{config.csv} has no {config.probe} scores with labels {config.labels}")
-    content = draw(found[0])
+    content = draw(all_overviews[0])
     write(config.out, lambda path: path.write_bytes(content))
     print(config.out)
 
 
-def draw(found: Overview) -> bytes:
+def draw(overview: Overview) -> bytes:
     """SVG: gains in points with 95 % intervals, filled where they are shown."""
     import matplotlib
 
@@ -49,21 +49,21 @@ def draw(found: Overview) -> bytes:
     matplotlib.rcParams["svg.hashsalt"] = "dabsmix"  # the same file for the same rows
     import matplotlib.pyplot as plt
 
-    places = [i for i, column in enumerate(found.columns) if column.none is not None]
-    names = list(reversed(found.algorithms))
+    comparable = [i for i, column in enumerate(overview.columns) if column.none is not None]
+    names = list(reversed(overview.algorithms))
     figure, axes = plt.subplots(
         1,
-        len(places),
-        figsize=(1.8 + 3.2 * len(places), 1.5 + 0.32 * len(names)),
+        len(comparable),
+        figsize=(1.8 + 3.2 * len(comparable), 1.5 + 0.32 * len(names)),
         sharey=True,
         squeeze=False,
         layout="constrained",
     )
-    for axis, i in zip(axes[0], places, strict=True):
-        column = found.columns[i]
+    for axis, i in zip(axes[0], comparable, strict=True):
+        column = overview.columns[i]
         scale = 100 if in_percent(column.metric) else 1
         for y, name in enumerate(names):
-            cell = found.cells[found.algorithms.index(name)][i]
+            cell = overview.cells[overview.algorithms.index(name)][i]
             if cell is None or cell.gain is None:
                 axis.text(0, y, "not run", ha="center", va="center", color="0.6", fontsize=8)
                 continue
@@ -81,9 +81,10 @@ def draw(found: Overview) -> bytes:
         axis.tick_params(length=0)
         for side in ("top", "right", "left"):
             axis.spines[side].set_visible(False)
-    labels = "all labels" if found.label_fraction == "1" else f"labels {label_text(found.label_fraction)}"
+    labels = "all labels" if overview.label_fraction == "1" else f"labels {label_text(overview.label_fraction)}"
     figure.suptitle(
-        f"Gain over the random encoder: {found.encoder}, {found.protocol}, {found.probe} probe, {labels}", fontsize=11
+        f"Gain over the random encoder: {overview.encoder}, {overview.protocol}, {overview.probe} probe, {labels}",
+        fontsize=11,
     )
     file = BytesIO()
     figure.savefig(file, format="svg", metadata={"Date": None}, facecolor="white")

@@ -27,7 +27,7 @@ def main() -> None:
 
 def brought(requirements: list[str]) -> dict[str, float]:
     """The packages that these need, themselves included, with the size of each in MiB; 0 if it is not installed."""
-    found: dict[str, float] = {}
+    sizes: dict[str, float] = {}
     waiting = [(text, "") for text in requirements]
     while waiting:
         text, of = waiting.pop()
@@ -35,17 +35,17 @@ def brought(requirements: list[str]) -> dict[str, float]:
         if requirement.marker is not None and not requirement.marker.evaluate({"extra": of}):
             continue
         name = re.sub(r"[-_.]+", "-", requirement.name).lower()
-        if name in found:
+        if name in sizes:
             continue
         try:
             package = distribution(name)
         except PackageNotFoundError:
-            found[name] = 0.0
+            sizes[name] = 0.0
             continue
-        found[name] = weight(package)
+        sizes[name] = weight(package)
         for each in ("", *requirement.extras):
             waiting += [(needed, each) for needed in package.requires or ()]
-    return found
+    return sizes
 
 
 def weight(package: Distribution) -> float:

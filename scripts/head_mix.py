@@ -2,11 +2,11 @@
 
     python scripts/head_mix.py --runs runs --out docs/science/head_mix.md          # continues where it stopped
     python scripts/head_mix.py --runs runs --domains digits --protocol v2 --minutes 30
-    python scripts/head_mix.py --runs runs --tables-only                           # of the runs that are done
+    python scripts/head_mix.py --runs runs --tables-only                           # tables of the finished runs only
 
-`--runs` holds pretrained runs of `dabsmix bench leaderboard/plans/cpu.yaml`. For each data set two
-algorithms are taken: `none`, and the one with the best validation score of the linear probe, averaged over seeds. Each
-run is transferred with every head mix; records lie in the run's own folder, and `dabsmix submit` puts them on a board.
+`--runs` holds pretrained runs of `dabsmix bench leaderboard/plans/cpu.yaml`. For each data set two algorithms are
+compared: `none`, and the one with the best validation score of the linear probe, averaged over seeds. Each run is
+transferred with every head mix; records lie in the run's own folder, and `dabsmix submit` puts them on a board.
 Finetuned networks of grids also read the test split rotated, noisy and blurred: predictions lie beside the record in
 `*.deformed.npz`. Intervals and tests are those of the board; Holm's family is a data set and a start.
 """
@@ -41,7 +41,7 @@ from dabsmix.verbs.transfer import transfer
 DOMAINS = ("cifar10", "traffic_sign", "uci_har", "covtype", "sst2")
 MIXES: tuple[HeadMixes, ...] = get_args(HeadMixes)
 ON_FEATURES = ("mixup", "mixupe", "regmixup", "guided")
-UNMIXED = 5e-4  # so small an α mixes nothing: linear heads without mixing, trained alike
+UNMIXED = 5e-4  # with so small an α nothing is mixed: linear heads without mixing, trained in the same way
 Deform = Callable[[Tensor, torch.Generator], Tensor]
 
 
@@ -92,8 +92,8 @@ def normalised_and(deform: Deform, generator: torch.Generator, data: Data) -> No
 
 
 def deformed(path: Path, network: Network, data: Data) -> None:
-    """Keep a network's scores of the test split under each deformation, beside the record."""
-    test, found = data.require_labelled().test, {}
+    """Write a network's scores on the test split under each deformation, beside the record."""
+    test, scores_by_name = data.require_labelled().test, {}
     for name, deform in deformations(data).items():
         generator = torch.Generator().manual_seed(0)
         scores = each_row(
@@ -104,17 +104,17 @@ def deformed(path: Path, network: Network, data: Data) -> None:
             normalised_and(deform, generator, data),
             accelerate(),
         )
-        found[name] = network.task.scores(scores, network.center, network.scale).numpy()
-    if found:
-        np.savez_compressed(path.with_suffix(".deformed.npz"), **found)  # type: ignore[arg-type]  # its stub takes any keyword for a flag
+        scores_by_name[name] = network.task.scores(scores, network.center, network.scale).numpy()
+    if scores_by_name:
+        np.savez_compressed(path.with_suffix(".deformed.npz"), **scores_by_name)  # type: ignore[arg-type]  # its stub takes any keyword for a flag
 
 
 # --- what is to be done
 
 
 def cells(runs: Path, domains: Sequence[str], mixes: Sequence[HeadMixes]) -> list[Cell]:
-    """The work in an order that completes one data set after another, and in each one seed after another."""
-    found = []
+    """Every cell, ordered so that data sets are completed one after another, and within each of them the seeds."""
+    all_cells = []
     for domain in domains:
         by_algorithm: dict[str, list[tuple[int, Path, float]]] = defaultdict(list)
         for folder in sorted(runs.glob(f"{domain}-*")):
@@ -126,7 +126,7 @@ def cells(runs: Path, domains: Sequence[str], mixes: Sequence[HeadMixes]) -> lis
         best = max(trained, key=lambda name: fmean(v for *_, v in trained[name]), default=None)
         starts = [name for name in ("none", best) if name in by_algorithm]
         seeds = sorted({seed for name in starts for seed, *_ in by_algorithm[name]})
-        found += [
+        all_cells += [
             Cell(domain, name, seed, folder, mix)
             for seed in seeds
             for name in starts
@@ -134,7 +134,7 @@ def cells(runs: Path, domains: Sequence[str], mixes: Sequence[HeadMixes]) -> lis
             for mix in mixes
             if own == seed
         ]
-    return found
+    return all_cells
 
 
 def asked_of(cell: Cell, protocol: str) -> HeadMix:
@@ -178,26 +178,28 @@ def table(all_cells: Sequence[Cell], protocol: str, deformation: str = "") -> li
         mix = str(asked_of(cell, protocol))
         probe = mixed_probe(protocol, mix) if mix else "finetune"
         path = cell.run / "transfer" / f"{stem(cell, protocol)}.json"
-        if (found := measured(path, probe, deformation)) is not None:
-            groups[cell.domain, cell.algorithm][cell.mix].append(found)
+        if (value := measured(path, probe, deformation)) is not None:
+            groups[cell.domain, cell.algorithm][cell.mix].append(value)
             names[cell.domain] = read_transfer(path).headline.metric
     for (domain, algorithm), by_mix in groups.items():
-        wanted = metric(names[domain])
+        score_metric = metric(names[domain])
         without = by_mix.get("none", [])
         others = [mix for mix in by_mix if mix != "none"]
         gains = [compare(by_mix[mix], without) if without else None for mix in others]
         shown = holm([gain.p if gain else 1.0 for gain in gains])
         for mix, seeds in by_mix.items():
-            ends, said = interval(wanted, seeds), ""
+            ends, difference = interval(score_metric, seeds), ""
             if mix != "none" and (gain := gains[others.index(mix)]) is not None:
-                said = f"{100 * gain.value:+.1f}"
+                difference = f"{100 * gain.value:+.1f}"
                 if gain.low is not None and gain.high is not None:
-                    said += f" ({100 * gain.low:+.1f} to {100 * gain.high:+.1f})"
-                said += ", shown" if shown[others.index(mix)] else ""
+                    difference += f" ({100 * gain.low:+.1f} to {100 * gain.high:+.1f})"
+                difference += ", shown" if shown[others.index(mix)] else ""
             score = f"{100 * fmean(each.value for each in seeds):.1f}"
             if ends.low is not None and ends.high is not None:
                 score += f" ({100 * ends.low:.1f} to {100 * ends.high:.1f})"
-            rows.append(f"| {domain} | {algorithm} | {deformation or '–'} | {mix} | {len(seeds)} | {score} | {said} |")
+            rows.append(
+                f"| {domain} | {algorithm} | {deformation or '–'} | {mix} | {len(seeds)} | {score} | {difference} |"
+            )
     return rows
 
 
@@ -210,20 +212,20 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=360, help="start no cell after this time")
     parser.add_argument("--tables-only", action="store_true")
     parser.add_argument("--out", type=Path, help="also write the tables here")
-    asked = parser.parse_args()
-    mixes = [mix for mix in asked.mixes if asked.protocol == "finetune" or mix in ("none", *ON_FEATURES)]
-    wanted, began, missing = cells(asked.runs, asked.domains, mixes), time.monotonic(), []
-    for cell in wanted:
-        if stem(cell, asked.protocol) in transfers(cell.run):
+    options = parser.parse_args()
+    mixes = [mix for mix in options.mixes if options.protocol == "finetune" or mix in ("none", *ON_FEATURES)]
+    all_cells, began, missing = cells(options.runs, options.domains, mixes), time.monotonic(), []
+    for cell in all_cells:
+        if stem(cell, options.protocol) in transfers(cell.run):
             continue
-        if asked.tables_only or time.monotonic() - began > 60 * asked.minutes:
+        if options.tables_only or time.monotonic() - began > 60 * options.minutes:
             missing.append(f"{cell.run.name} {cell.mix}")
             continue
-        mix = asked_of(cell, asked.protocol)
+        mix = asked_of(cell, options.protocol)
         config = TransferConfig(
             run=(cell.run,),
             task=(cell.domain,),
-            protocol=asked.protocol,
+            protocol=options.protocol,
             labels=("1",),
             head_mix=mix.method,
             mix_alpha=mix.alpha,
@@ -234,17 +236,19 @@ def main() -> None:
         "| data | start | test inputs | head mix | seeds | score, % | minus none, points |",
         "|---|---|---|---|---|---|---|",
     ]
-    lines += table(wanted, asked.protocol)
-    for name in ("rotation 20", "rotation 40", "noise 0.5", "noise 1", "blur") if asked.protocol == "finetune" else ():
-        lines += table(wanted, asked.protocol, name)
-    absent = [name for name in asked.domains if name not in {cell.domain for cell in wanted}]
+    lines += table(all_cells, options.protocol)
+    for name in (
+        ("rotation 20", "rotation 40", "noise 0.5", "noise 1", "blur") if options.protocol == "finetune" else ()
+    ):
+        lines += table(all_cells, options.protocol, name)
+    absent = [name for name in options.domains if name not in {cell.domain for cell in all_cells}]
     lines += [
         "",
-        f"Missing: {', '.join(missing) or 'no cell'}; without runs in {asked.runs}: {', '.join(absent) or 'none'}.",
+        f"Missing: {', '.join(missing) or 'no cell'}; without runs in {options.runs}: {', '.join(absent) or 'none'}.",
     ]
     print("\n".join(lines))
-    if asked.out:
-        asked.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    if options.out:
+        options.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -62,17 +62,17 @@ def show(axes: Axes, kind: str, example: NDArray[np.float32], low: float, high: 
 
 def main(options: Options) -> None:
     """Draw and write."""
-    found = {}
+    shown = {}
     for name in SETS:
         try:
-            found[name] = examples(name, options.seed)
+            shown[name] = examples(name, options.seed)
         except UserError as error:
             print(f"left out: {error}")
     height = 1 + VIEWS
     figure, axes = plt.subplots(
-        len(found) * height, COLUMNS, figsize=(COLUMNS * 1.3, len(found) * height * 1.05), squeeze=False
+        len(shown) * height, COLUMNS, figsize=(COLUMNS * 1.3, len(shown) * height * 1.05), squeeze=False
     )
-    for place, (name, (kind, rows)) in enumerate(found.items()):
+    for place, (name, (kind, rows)) in enumerate(shown.items()):
         low, high = float(rows[0].min()), float(rows[0].max())
         for row, batch in enumerate(rows):
             line = axes[place * height + row]

@@ -102,8 +102,8 @@ def from_notebook(text: str) -> str:
 def with_pages(text: str, source: str, pages: dict[str, tuple[str, str]]) -> str:
     """Links between files of the repository become links between pages; a file without a page is named, not linked."""
 
-    def link(found: re.Match[str]) -> str:
-        words, target, anchor = found[1], found[2], found[3] or ""
+    def link(match: re.Match[str]) -> str:
+        words, target, anchor = match[1], match[2], match[3] or ""
         place = Path(os.path.normpath(Path(source).parent / target)).as_posix() if target else source
         if place in pages:
             return f"[{words}]({pages[place][0]}{anchor})"

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from figure import COLOURS, band, panels, said, save
+from figure import COLOURS, band, panels, save, summary
 from torch import Tensor
 
 SEEDS, STEPS, EVERY, RATE = 8, 1500, 25, 0.1
@@ -70,7 +70,7 @@ def train(seed: int, data: Data, test: Data, method: str, teacher: Tensor | None
     """The weights, and at regular steps: common, rare, gradient norm, noise, share learned from, test accuracy."""
     generator = torch.Generator().manual_seed(seed)
     w = START * torch.randn(2, WIDTH, D, generator=generator)
-    found = []
+    curve = []
     for step in range(STEPS + 1):
         x, target, share = data.x, data.target, torch.ones(N)
         if method != "plain" and not (method == "stopped early" and step >= STOP):
@@ -85,9 +85,9 @@ def train(seed: int, data: Data, test: Data, method: str, teacher: Tensor | None
         if step % EVERY == 0:
             learned = (w[0, :, :4] ** 2).sum(dim=0)
             right = (outputs(w, test.x)[0].argmax(dim=1) == test.target.argmax(dim=1)).float().mean().item()
-            found.append((learned[0].item(), learned[2].item(), *norm_and_noise(w, data), share.mean().item(), right))
+            curve.append((learned[0].item(), learned[2].item(), *norm_and_noise(w, data), share.mean().item(), right))
         w = w - RATE * gradient(w, x, target, share)
-    return w, np.array(found)
+    return w, np.array(curve)
 
 
 def main() -> None:
@@ -97,9 +97,9 @@ def main() -> None:
     for seed in range(SEEDS):
         data, test, teacher = draw(seed, N), draw(1000 + seed, 1000), None
         for name in METHODS:
-            last, found = train(seed, data, test, name, teacher if name == "guided" else None)
+            last, curve = train(seed, data, test, name, teacher if name == "guided" else None)
             teacher = last if name == "mixup" else teacher
-            curves[name].append(found)
+            curves[name].append(curve)
     steps = np.arange(0, STEPS + 1, EVERY)
     figure, axes = panels(5, width=3.7)
     titles = (
@@ -114,14 +114,15 @@ def main() -> None:
         for which, axis in zip((0, 1, 2, 3, 5), axes, strict=True):
             band(axis, steps, values[:, :, which], colour, name)
         print(
-            f"{name:<13} at the end: common {said(values[:, -1, 0])}, rare {said(values[:, -1, 1])}, gradient norm "
-            f"{said(values[:, -1, 2], 4)}, noise {said(values[:, -1, 3], 4)}, test accuracy {said(values[:, -1, 5])}"
+            f"{name:<13} at the end: common {summary(values[:, -1, 0])}, rare {summary(values[:, -1, 1])}, "
+            f"gradient norm {summary(values[:, -1, 2], 4)}, noise {summary(values[:, -1, 3], 4)}, "
+            f"test accuracy {summary(values[:, -1, 5])}"
         )
     rare = {name: np.array(each)[:, -1, 1] for name, each in curves.items()}
     for one, two in (("mixup", "plain"), ("stopped early", "plain"), ("stopped early", "mixup"), ("guided", "mixup")):
-        print(f"rare feature, {one} minus {two}: {said(rare[one] - rare[two])}")
+        print(f"rare feature, {one} minus {two}: {summary(rare[one] - rare[two])}")
     shares = np.array(curves["guided"])[:, :, 4]
-    print(f"share kept by the guide: at the start {said(shares[:, 0])}, at the end {said(shares[:, -1])}")
+    print(f"share kept by the guide: at the start {summary(shares[:, 0])}, at the end {summary(shares[:, -1])}")
     for axis, title in zip(axes, titles, strict=True):
         axis.set(title=title, xlabel="step")
         axis.axvline(STOP, color="black", linewidth=0.6, linestyle=":")

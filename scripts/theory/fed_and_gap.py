@@ -27,7 +27,7 @@ Point = tuple[float, float, float, float]  # FED, train minus test, train minus 
 
 def read(folders: list[Path]) -> dict[str, dict[str, list[Point]]]:
     """By data set and protocol, then algorithm, a point for each run."""
-    found: dict[str, dict[str, list[Point]]] = defaultdict(lambda: defaultdict(list))
+    points: dict[str, dict[str, list[Point]]] = defaultdict(lambda: defaultdict(list))
     for folder in folders:
         if not (folder / "run.json").is_file():
             continue
@@ -38,8 +38,8 @@ def read(folders: list[Path]) -> dict[str, dict[str, list[Point]]]:
                 continue
             train, validation = record.train_value, float(first.selected["validation"])
             point = (record.frechet_distance, train - first.value, train - validation, first.value)
-            found[f"{record.task}, {record.protocol}"][algorithm].append(point)
-    return found
+            points[f"{record.task}, {record.protocol}"][algorithm].append(point)
+    return points
 
 
 def correlation(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float]:

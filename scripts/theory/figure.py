@@ -50,7 +50,7 @@ def over_seeds(values: ArrayLike) -> tuple[NDArray[Any], NDArray[Any]]:
     return each.mean(axis=0), half
 
 
-def said(values: ArrayLike, digits: int = 3) -> str:
+def summary(values: ArrayLike, digits: int = 3) -> str:
     """``mean (low to high)`` over seeds."""
     mean, half = over_seeds(values)
     return f"{mean:.{digits}f} ({mean - half:.{digits}f} to {mean + half:.{digits}f})"

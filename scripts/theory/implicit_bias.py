@@ -7,7 +7,7 @@ direction of the largest margin.
 """
 
 import numpy as np
-from figure import COLOURS, band, panels, said, save
+from figure import COLOURS, band, panels, save, summary
 from numpy.typing import NDArray
 from scipy.special import expit
 from sklearn.svm import SVC
@@ -29,25 +29,25 @@ def data(rng: np.random.Generator) -> tuple[Array, Array, Array]:
 
 def descend(x: Array, y: Array, rng: np.random.Generator, at: Array, *, mixup: bool) -> Array:
     """w after the steps of ``at``: full-batch gradient descent on the logistic loss."""
-    w, found = np.zeros(2), []
+    w, weights = np.zeros(2), []
     target = (y + 1) / 2
     for step in range(int(at[-1]) + 1):
         if step in at:
-            found.append(w.copy())
+            weights.append(w.copy())
         lam = rng.random((len(x), 1)) if mixup else np.ones((len(x), 1))
         other = rng.permutation(len(x))
-        mixed, wanted = lam * x + (1 - lam) * x[other], lam[:, 0] * target + (1 - lam[:, 0]) * target[other]
-        w -= RATE * mixed.T @ (expit(mixed @ w) - wanted) / len(x)
-    return np.array(found)
+        mixed, mixed_target = lam * x + (1 - lam) * x[other], lam[:, 0] * target + (1 - lam[:, 0]) * target[other]
+        w -= RATE * mixed.T @ (expit(mixed @ w) - mixed_target) / len(x)
+    return np.array(weights)
 
 
 def main() -> None:
     at = np.unique(np.geomspace(1, STEPS, 25).astype(int))
-    found: dict[str, list[Array]] = {"plain": [], "mixup": []}
+    curves: dict[str, list[Array]] = {"plain": [], "mixup": []}
     for seed in range(SEEDS):
         rng = np.random.default_rng(seed)
         x, y, best = data(rng)
-        for name, each in found.items():
+        for name, each in curves.items():
             w = descend(x, y, rng, at, mixup=name == "mixup")
             norm = np.linalg.norm(w, axis=1)
             cosine = np.clip(w @ best / norm, -1, 1)
@@ -61,15 +61,15 @@ def main() -> None:
         "angle to the largest margin, degrees",
         "margin below the largest",
     )
-    for (name, each), colour in zip(found.items(), COLOURS, strict=False):
+    for (name, each), colour in zip(curves.items(), COLOURS, strict=False):
         values = np.array(each)
         half = len(at) - 5
         for which, axis in enumerate(axes):
             band(axis, at, values[:, which], colour, name)
         print(
-            f"{name}: norm of w at step {at[half]} {said(values[:, 0, half])}, at step {at[-1]} "
-            f"{said(values[:, 0, -1])}; at the end loss {said(values[:, 1, -1], 5)}, angle "
-            f"{said(values[:, 2, -1], 2)} degrees, margin below the largest {said(values[:, 3, -1])}"
+            f"{name}: norm of w at step {at[half]} {summary(values[:, 0, half])}, at step {at[-1]} "
+            f"{summary(values[:, 0, -1])}; at the end loss {summary(values[:, 1, -1], 5)}, angle "
+            f"{summary(values[:, 2, -1], 2)} degrees, margin below the largest {summary(values[:, 3, -1])}"
         )
     for axis, title in zip(axes, names, strict=True):
         axis.set(title=title, xscale="log", xlabel="step")

@@ -8,7 +8,7 @@ The slides claim that i-Mix makes the norm larger on the convex hull of the data
 import numpy as np
 import torch
 from blobs import Features, points, train
-from figure import COLOURS, panels, said, save
+from figure import COLOURS, panels, save, summary
 from matplotlib.path import Path
 from scipy.spatial import ConvexHull
 from torch import Tensor
@@ -36,11 +36,11 @@ def main() -> None:
         for seed in range(SEEDS):
             *_, f = train(seed, mixed=name == "i-Mix", steps=STEPS)
             each.append(norms(f, torch.from_numpy(grid).float()).numpy())
-    found = {name: np.array(each) for name, each in maps.items()}
+    maps_by_name = {name: np.array(each) for name, each in maps.items()}
 
     figure, axes = panels(3)
-    most = float(np.quantile([each.mean(axis=0) for each in found.values()], 0.995))
-    for axis, (name, of_seeds) in zip(axes[:2], found.items(), strict=True):
+    most = float(np.quantile([each.mean(axis=0) for each in maps_by_name.values()], 0.995))
+    for axis, (name, of_seeds) in zip(axes[:2], maps_by_name.items(), strict=True):
         image = axis.pcolormesh(line, line, of_seeds.mean(axis=0).reshape(SIDE, SIDE), cmap="magma", vmin=0, vmax=most)
         axis.plot(*data[np.append(hull.vertices, hull.vertices[0])].T, color="white", linewidth=1.2)
         axis.scatter(data[:250, 0], data[:250, 1], s=3, color="white", alpha=0.5)
@@ -48,15 +48,18 @@ def main() -> None:
         axis.grid(False)
     figure.colorbar(image, ax=axes[1], shrink=0.85)
     print(f"{SEEDS} seeds, {STEPS} steps; mean and 95 % interval over seeds of |∇f|")
-    on = {name: of_seeds[:, inside].mean(axis=1) for name, of_seeds in found.items()}
-    off = {name: of_seeds[:, ~inside].mean(axis=1) for name, of_seeds in found.items()}
-    for place, name in enumerate(found):
-        print(f"{name:<6} on the hull {said(on[name])}, off it {said(off[name])}, ratio {said(on[name] / off[name])}")
+    on = {name: of_seeds[:, inside].mean(axis=1) for name, of_seeds in maps_by_name.items()}
+    off = {name: of_seeds[:, ~inside].mean(axis=1) for name, of_seeds in maps_by_name.items()}
+    for place, name in enumerate(maps_by_name):
+        print(
+            f"{name:<6} on the hull {summary(on[name])}, off it {summary(off[name])}, "
+            f"ratio {summary(on[name] / off[name])}"
+        )
         for x, values in enumerate((on[name], off[name])):
             axes[2].scatter(np.full(SEEDS, x + 0.2 * place - 0.1), values, color=COLOURS[place], s=18, label=name)
     for where, means in (("on the hull", on), ("off the hull", off)):
-        print(f"{where}, i-Mix minus L_un: {said(means['i-Mix'] - means['L_un'])}")
-    print(f"ratio, i-Mix minus L_un: {said(on['i-Mix'] / off['i-Mix'] - on['L_un'] / off['L_un'])}")
+        print(f"{where}, i-Mix minus L_un: {summary(means['i-Mix'] - means['L_un'])}")
+    print(f"ratio, i-Mix minus L_un: {summary(on['i-Mix'] / off['i-Mix'] - on['L_un'] / off['L_un'])}")
     handles, labels = axes[2].get_legend_handles_labels()
     axes[2].legend(handles[::2], labels[::2])
     axes[2].set(xticks=[0, 1], xticklabels=["on the hull", "off the hull"], xlim=(-0.5, 1.5), ylabel="mean of |∇f|")

@@ -156,9 +156,9 @@ def main() -> None:
         print(f"| {name} | {' | '.join(cells)} | {effective_ranks} |")
     cls = measured["CLS, last block"]
     against = {name: compare(cls[name], cls["e-mix"]) for name in others if name != "e-mix"}
-    held = holm([gain.p for gain in against.values()])
+    shown_against = holm([gain.p for gain in against.values()])
     print("\nat CLS of the last block, minus e-mix:")
-    for (name, gain), holds in zip(against.items(), held, strict=True):
+    for (name, gain), holds in zip(against.items(), shown_against, strict=True):
         print(f"  {name}: {written(gain, holds)}")
 
 

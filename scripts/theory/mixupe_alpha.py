@@ -9,7 +9,7 @@ smaller loss asks for a larger gradient.
 import numpy as np
 import torch
 import torch.nn.functional as F
-from figure import COLOURS, band, panels, said, save
+from figure import COLOURS, band, panels, save, summary
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
@@ -30,12 +30,12 @@ def run(seed: int, x: Tensor, label: Tensor, *, mixup: bool) -> list[tuple[float
     torch.manual_seed(seed)
     network = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
-    found = []
+    curve = []
     for step in range(STEPS + 1):
         if step % EVERY == 0:
             a = alphas(network, x[:ROWS], label[:ROWS], x.mean(dim=0))
             jacobian = torch.func.vmap(torch.func.jacrev(network))(x[:ROWS]).detach()
-            found.append(((a < 0).float().mean().item(), a.min().item(), jacobian.norm(dim=-1).mean().item()))
+            curve.append(((a < 0).float().mean().item(), a.min().item(), jacobian.norm(dim=-1).mean().item()))
         rows = torch.randint(len(x), (128,))
         other, lam = rows[torch.randperm(128)], torch.rand(128, 1) if mixup else torch.ones(128, 1)
         target = lam * F.one_hot(label[rows], 10) + (1 - lam) * F.one_hot(label[other], 10)
@@ -43,7 +43,7 @@ def run(seed: int, x: Tensor, label: Tensor, *, mixup: bool) -> list[tuple[float
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-    return found
+    return curve
 
 
 def main() -> None:
@@ -52,19 +52,19 @@ def main() -> None:
     order = np.random.default_rng(0).permutation(len(raw))[:1200]
     x, label = torch.from_numpy(raw[order]).float() / 16, torch.from_numpy(classes[order])
     steps = np.arange(0, STEPS + 1, EVERY)
-    found = {
+    curves = {
         name: np.array([run(seed, x, label, mixup=name == "mixup") for seed in range(SEEDS)])
         for name in ("mixup", "plain")
     }
     figure, axes = panels(3)
-    for (name, each), colour in zip(found.items(), COLOURS, strict=False):
+    for (name, each), colour in zip(curves.items(), COLOURS, strict=False):
         for which, axis in enumerate(axes):
             band(axis, steps, each[:, :, which], colour, name)
         middle = each[:, len(steps) // 2]
         print(
-            f"{name:<5} share of negative α at the start {said(each[:, 0, 0])}, halfway {said(middle[:, 0])}, "
-            f"at the end {said(each[:, -1, 0])}; least α at the end {said(each[:, -1, 1])}; "
-            f"mean |∇f_k| at the end {said(each[:, -1, 2])}"
+            f"{name:<5} share of negative α at the start {summary(each[:, 0, 0])}, halfway {summary(middle[:, 0])}, "
+            f"at the end {summary(each[:, -1, 0])}; least α at the end {summary(each[:, -1, 1])}; "
+            f"mean |∇f_k| at the end {summary(each[:, -1, 2])}"
         )
     axes[0].set(title="Share of α below 0", xlabel="step", ylim=(0, 1))
     axes[1].set(title="The least α", xlabel="step")

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from blobs import Features, Triples, dot, mixed_loss, train, triples, unmixed_loss
-from figure import COLOURS, band, panels, said, save
+from figure import COLOURS, band, panels, save, summary
 from scipy.stats import spearmanr
 
 SEEDS, STEPS, EVERY = 8, 300, 10
@@ -48,31 +48,31 @@ def main() -> None:
     for seed in range(SEEDS):
         networks = train(seed, mixed=True, steps=STEPS)
         runs.append([terms(f, t) for step, f in enumerate(networks) if step % EVERY == 0])
-    found = {name: np.array([[each[name] for each in run] for run in runs]) for name in runs[0][0]}
+    curves = {name: np.array([[each[name] for each in run] for run in runs]) for name in runs[0][0]}
     steps = np.arange(0, STEPS + 1, EVERY)
 
     figure, (losses, errors) = panels(2)
-    band(losses, steps, found["true"], COLOURS[0], "true i-Mix loss")
-    band(losses, steps, found["expansion"], COLOURS[1], "½ L_un + R1 + R2", "--")
-    band(losses, steps, found["without R2"], COLOURS[2], "½ L_un + R1", ":")
+    band(losses, steps, curves["true"], COLOURS[0], "true i-Mix loss")
+    band(losses, steps, curves["expansion"], COLOURS[1], "½ L_un + R1 + R2", "--")
+    band(losses, steps, curves["without R2"], COLOURS[2], "½ L_un + R1", ":")
     losses.set(xlabel="step", ylabel="loss", title="The loss and its expansion")
     losses.legend()
     for name, colour in (("expansion", COLOURS[1]), ("without R2", COLOURS[2]), ("slides", COLOURS[3])):
         label = "R1 with the mixture, as in the slides" if name == "slides" else name
-        band(errors, steps, found[name] - found["true"], colour, label)
+        band(errors, steps, curves[name] - curves["true"], colour, label)
     errors.axhline(0, color="black", linewidth=0.8)
     errors.set(xlabel="step", ylabel="expansion minus true", title="Error")
     errors.legend()
 
     print(f"{SEEDS} seeds, {STEPS} steps; mean and 95 % interval over seeds")
     for name in ("expansion", "without R2", "slides"):
-        error = found[name] - found["true"]
-        rank = [spearmanr(a, b).statistic for a, b in zip(found[name], found["true"], strict=True)]
+        error = curves[name] - curves["true"]
+        rank = [spearmanr(a, b).statistic for a, b in zip(curves[name], curves["true"], strict=True)]
         print(
-            f"{name:<11} error at the start {said(error[:, 0], 4)}, at the end {said(error[:, -1], 4)}, "
-            f"rank correlation with the true loss over training {said(rank)}"
+            f"{name:<11} error at the start {summary(error[:, 0], 4)}, at the end {summary(error[:, -1], 4)}, "
+            f"rank correlation with the true loss over training {summary(rank)}"
         )
-    print(f"true loss at the end {said(found['true'][:, -1], 4)}")
+    print(f"true loss at the end {summary(curves['true'][:, -1], 4)}")
     save(figure, "taylor")
 
 
