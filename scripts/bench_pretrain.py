@@ -3,21 +3,22 @@
     OMP_NUM_THREADS=2 python scripts/bench_pretrain.py                        # dabs, 64 tokens, batches of 64
     python scripts/bench_pretrain.py --encoder vit_base --size 224 --patch 16 --precisions bf16 --compile
 
-Everything trains the same encoder by e-mix on random pixels, of which no time depends on the values. One step of each
-is taken in turn, so that a change of the machine's speed meets all of them:
+Everything trains the same encoder by e-mix on random pixels; no time depends on their values. The four take steps in
+turn, so that a change of the machine's speed affects all of them:
 
-- *loop*: all that `dabsmix pretrain` does in a step under v1. The online probe learns at every second step here; from
-  the difference between the two kinds of steps, its cost is counted at every tenth, where v1 has it. With *fast*, the
-  loop takes `--attention fastest --dropout-masks fast`.
-- *reference*: what such a loop usually is, written below: attention as einsums, a pass of the encoder for mixed and one
-  for clean examples, a third for the online probe at every step, and ``.item()`` on both losses. No clipping. Its batch
-  lies on the device.
-- *bare*: forward, backward and AdamW of the loop's algorithm on one batch that lies on the device.
-- a product of two square matrices in the same precision, of which the share is stated that the loop reaches.
+- *loop*: all that `dabsmix pretrain` does in a step under v1. The online probe learns at every second step here; its
+  cost is the difference between the two kinds of steps, and a tenth of it is counted, because v1 updates the probe at
+  every tenth step. With *fast*, the loop uses `--attention fastest --dropout-masks fast`.
+- *reference*: a usual loop, written below: attention as einsums, one pass of the encoder for mixed and one for clean
+  examples, a third for the online probe at every step, and ``.item()`` on both losses. It does not clip gradients, and
+  its batch is on the device already.
+- *bare*: forward, backward and AdamW of the loop's algorithm on one batch that is on the device already.
+- *matrix*: a product of two square matrices in the same precision; the table states which share of its speed the loop
+  reaches.
 
-Printed are medians; on one thread of a CPU they are of CPU time, which other work on the machine changes little. Memory
-is the peak that two steps add to a process of their own: its resident size, or the device's allocations. Model FLOPs
-are those of the matrix products that training needs, without the probe.
+The script prints medians; on one thread of a CPU they are of CPU time, which other work on the machine changes little.
+Memory is the peak that two steps add to a process of their own: its resident size, or the device's allocations. Model
+FLOPs are those of the matrix products that training needs, without the probe.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ def main() -> None:
         return
 
     def child(*cell: str) -> str:
-        """Accelerate knows one precision per process, and a process's peak of memory never falls."""
+        """In a process of its own: Accelerate has one precision per process, and a process's peak of memory never falls."""
         words = [sys.executable, __file__, *sys.argv[1:], "--cell", *cell]
         return subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
 
@@ -108,7 +109,7 @@ def main() -> None:
 
 
 def speeds(options: argparse.Namespace, precision: str, path: str) -> str:
-    """One line of the table, but for memory."""
+    """One line of the table, except for the memory."""
     accelerator = accelerate(precision)
     device = accelerator.device
     data = pixels(options)
@@ -208,7 +209,7 @@ def loop_steps(
     observe: Callable[[int], None],
 ) -> float:
     """Run `dabsmix pretrain` until ``observe`` stops it; the model FLOPs of one of its steps."""
-    steps = 10_000  # at whose end alone it would evaluate and write
+    steps = 10_000  # the loop would evaluate and write only after the last of them
     with tempfile.TemporaryDirectory() as out:
         config = PretrainConfig(
             Source("synthetic_image"),
@@ -360,7 +361,7 @@ class ReferenceBlock(nn.Module):
 
 
 def agree(reference: Reference, options: argparse.Namespace, data: Data, x: Tensor) -> None:
-    """Both encoders are one function: with our weights, the reference gives our features."""
+    """Check that both encoders are the same function: with our weights, the reference gives our features."""
     ours = make_encoder(options.encoder, data.specs).eval()
     names = {"embedders.0.linear.": "linear.", ".attn.": ".", ".mlp.": "."}
     state = {}

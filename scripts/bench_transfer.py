@@ -3,11 +3,11 @@
     python scripts/bench_transfer.py --domain cifar10            # the dabs encoder
     python scripts/bench_transfer.py --encoder tiny --examples 500
 
-Both sides get the same examples, the same encoder and the same device, in turn in one process. v2: features of train,
-validation and test once, then every probe at every share of the labels, chosen on validation, scored on test with
-intervals. The other way: one head, AdamW at one rate, batches of 256, each batch encoded anew in every epoch, without
-gradient through the encoder and without a look at validation or test; some epochs are timed and 100 are extrapolated.
-Printed are medians over repeats.
+Both sides use the same examples, encoder and device, and run in turn in one process. v2 computes features of train,
+validation and test once, then fits every probe at every share of the labels, chooses on validation, and scores on test
+with intervals. Re-encoding trains one head with AdamW at one rate on batches of 256; each batch is encoded anew in every
+epoch, without gradient through the encoder and without reading validation or test. A few epochs are timed, and the time
+of 100 is extrapolated. The script prints medians over repeats.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--domain", default="synthetic_image", help="default: %(default)s, which needs no files")
     parser.add_argument("--encoder", default="dabs")
-    parser.add_argument("--examples", type=int, help="of train, validation and test together; default: all there are")
+    parser.add_argument("--examples", type=int, help="of train, validation and test together; default: all")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=1, help="epochs to time in each repeat of the other way")
+    parser.add_argument("--epochs", type=int, default=1, help="epochs of re-encoding to time in each repeat")
     options = parser.parse_args()
 
     accelerator = accelerate()
@@ -62,7 +62,7 @@ def main() -> None:
         pooled = all_poolings(encoder, split, data.normalise, accelerator=accelerator)
         return Features({name: x.to(device) for name, x in pooled.items()}, split.label, split.group)
 
-    encode(parts[0].take(np.arange(256)))  # what a device does only once
+    encode(parts[0].take(np.arange(256)))  # a warm-up: some costs of a device occur only once
     passes, probes, others = [], [], []
     for _ in range(options.repeats):
         began = timed(device)
@@ -97,7 +97,7 @@ def main() -> None:
 
 
 def first_rows(data: Data, examples: int | None) -> tuple[Split, Split, Split]:
-    """The beginnings of train, validation and test, in the proportion that the data set has them."""
+    """The first rows of train, validation and test, in the proportions of the data set."""
     splits = tuple(data.require_labelled().splits.values())
     whole = sum(len(split) for split in splits)
     examples = examples or whole
@@ -108,7 +108,7 @@ def first_rows(data: Data, examples: int | None) -> tuple[Split, Split, Split]:
 
 
 def timed(device: torch.device) -> Callable[[], float]:
-    """Starts a clock that waits for the device at both ends; call it to read it."""
+    """Start a clock that waits for the device at both ends; calling the result reads it."""
 
     def now() -> float:
         if device.type == "cuda":
