@@ -87,7 +87,7 @@ def main() -> None:
         return
 
     def child(*cell: str) -> str:
-        """In a process of its own: Accelerate has one precision per process, and a process's peak of memory never falls."""
+        """In a process of its own: Accelerate has one precision per process, and a memory peak never falls."""
         words = [sys.executable, __file__, *sys.argv[1:], "--cell", *cell]
         return subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
 

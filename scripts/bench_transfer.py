@@ -5,9 +5,9 @@
 
 Both sides use the same examples, encoder and device, and run in turn in one process. v2 computes features of train,
 validation and test once, then fits every probe at every share of the labels, chooses on validation, and scores on test
-with intervals. Re-encoding trains one head with AdamW at one rate on batches of 256; each batch is encoded anew in every
-epoch, without gradient through the encoder and without reading validation or test. A few epochs are timed, and the time
-of 100 is extrapolated. The script prints medians over repeats.
+with intervals. Re-encoding trains one head with AdamW at one rate on batches of 256; each batch is encoded anew in
+every epoch, without gradient through the encoder and without reading validation or test. A few epochs are timed, and
+the time of 100 is extrapolated. The script prints medians over repeats.
 """
 
 from __future__ import annotations
