@@ -1,4 +1,4 @@
-"""Every test sees the same machine: the CPU, two cores, one process, no network, a cache of its own."""
+"""Every test sees the same machine: a CPU with two cores, one process, no network, a cache of its own."""
 
 import os
 import sys
@@ -21,7 +21,7 @@ for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADD
 
 @pytest.fixture(scope="session", autouse=True)
 def cache() -> Iterator[Path]:
-    """Prepared data go to a temporary folder."""
+    """Prepared data are written to a temporary folder."""
     with tempfile.TemporaryDirectory(prefix="dabsmix-cache-") as folder, pytest.MonkeyPatch.context() as patch:
         patch.setenv("DABSMIX_CACHE", folder)
         yield Path(folder)

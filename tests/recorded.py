@@ -1,4 +1,4 @@
-"""What the tests of runs share: the record of one, as pretrain would write it."""
+"""Shared by the tests of runs: the record of a run, as pretrain would write it."""
 
 from dataclasses import replace
 from typing import Any

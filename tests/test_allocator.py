@@ -1,4 +1,4 @@
-"""Freed memory is used again: counted in page faults, in a process of its own."""
+"""Freed memory is reused: counted in page faults, in a separate process."""
 
 import subprocess
 import sys

@@ -117,7 +117,7 @@ def test_a_frame_and_its_file_are_the_same_data(tmp_path: Path, quick: None) -> 
     assert np.array_equal(of_frame.labelled.test.rows, of_file.labelled.test.rows)
 
     run = dabsmix.pretrain(of_frame, "none", out=tmp_path, **SHORT)
-    score = dabsmix.transfer(run, labels=[1])  # reads the frame again, from the cache
+    score = dabsmix.transfer(run, labels=[1])  # reads the stored frame from the cache
     assert score.classes == ("ill", "well")
     again = dabsmix.transfer(run, data=of_frame, labels=[1])
     assert again == score
@@ -246,7 +246,7 @@ def test_the_encoder_s_module_can_be_trained_further(tmp_path: Path) -> None:
 # --- scikit-learn
 
 
-def test_a_transformer_in_a_pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_transformer_works_in_a_pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
 
@@ -256,7 +256,7 @@ def test_a_transformer_in_a_pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyP
     x[::7, 3] = np.nan
     model = make_pipeline(dabsmix.SelfSupervised(steps=3, algorithm="emix"), LogisticRegression(max_iter=500))
     assert model.fit(x[:400], y[:400]).score(x[400:], y[400:]) > 0.7
-    assert list(tmp_path.iterdir()) == []  # no run's folder is left behind
+    assert list(tmp_path.iterdir()) == []  # no folder of a run is left behind
     again = pickle.loads(pickle.dumps(model))
     np.testing.assert_allclose(again.predict_proba(x[400:]), model.predict_proba(x[400:]), atol=1e-5)
 
@@ -280,7 +280,7 @@ def test_frames_keep_their_categories_and_other_modalities_their_shapes() -> Non
         dabsmix.SelfSupervised("spectrogram", steps=2).fit(np.zeros((4, 100)))
 
 
-# What check_estimator asks and is not so, with the reason.
+# Checks of check_estimator that do not hold, each with its reason.
 EXCEPTIONS: dict[str, str] = {}
 
 

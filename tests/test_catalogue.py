@@ -1,4 +1,4 @@
-"""What `dabsmix list` says of a domain, and how it looks on a terminal of 120 columns."""
+"""What `dabsmix list` prints for a domain, on a terminal of 120 columns too."""
 
 import importlib.util
 import sys
@@ -20,7 +20,7 @@ def entries(root: Path) -> dict[str, dict[str, Any]]:
     return {entry["name"]: entry for entry in catalogue("domains", root)["domains"]}
 
 
-def test_what_is_here_and_how_the_rest_is_had(tmp_path: Path) -> None:
+def test_entries_say_what_is_present_and_how_to_obtain_the_rest(tmp_path: Path) -> None:
     (tmp_path / "cifar-10-batches-py").mkdir()  # holds nothing
     write_cifar100(tmp_path)
     write_imagenet(tmp_path)
@@ -60,7 +60,7 @@ def test_a_domain_is_a_line_of_120_columns(monkeypatch: pytest.MonkeyPatch, caps
         assert len(line) <= 120
         shown = line.split()
         assert shown[:2] == [entry["name"], entry["modality"]]
-        assert all(word in line for word in (entry["sizes"], entry["files"]))  # nothing of these is cut
+        assert all(word in line for word in (entry["sizes"], entry["files"]))  # these columns are not truncated
 
 
 def test_the_page_of_names_is_complete() -> None:

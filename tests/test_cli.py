@@ -32,7 +32,7 @@ def call(monkeypatch: pytest.MonkeyPatch, line: str, *words: object) -> int:
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
-    """What a `pretrain` line asks for, without doing it."""
+    """The configuration of a `pretrain` line, without running it."""
     seen: list[PretrainConfig] = []
 
     def note(config: PretrainConfig, **_: object) -> Run:
@@ -54,7 +54,7 @@ def config_file(folder: Path, **values: Any) -> Path:
     return path
 
 
-# --- what is asked for
+# --- configurations
 
 
 def test_flags_reach_their_fields(asked: Any) -> None:
@@ -80,7 +80,7 @@ def test_flag_over_file_over_protocol_over_default(asked: Any, tmp_path: Path) -
     assert weight("", protocol="dabs") == "batch-mean"
     assert weight("--protocol v1", protocol="dabs") == "example"
     assert weight("--protocol dabs", label_weight="example") == "example"
-    # a flag that equals the default is a flag all the same
+    # a flag that equals the default still counts as given
     assert weight("--protocol dabs --label-weight example") == "example"
     assert weight("--label-weight example", label_weight="batch-mean", protocol="dabs") == "example"
     assert weight("--label-weight batch-mean", label_weight="example") == "batch-mean"
@@ -99,12 +99,12 @@ def test_a_file_may_hold_every_field(asked: Any, tmp_path: Path) -> None:
     assert asked("--alpha 0.5", "--config", path).hyper["alpha"] == 0.5
 
 
-def test_the_algorithm_s_own_flags_and_no_other_s(asked: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_chosen_algorithm_s_flags_are_accepted(asked: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "label_weight" not in asked("--domain digits --algo dmix").hyper
     assert call(monkeypatch, "pretrain --domain digits --algo dmix --label-weight example") == 2
 
 
-# --- what is done
+# --- results
 
 
 def test_pretrain_prints_its_folder(
@@ -116,7 +116,7 @@ def test_pretrain_prints_its_folder(
     assert Run(Path(out.strip())).finished
 
 
-def test_a_run_s_config_repeats_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_config_yaml_repeats_its_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     words = "--algo emix --protocol dabs --alpha 0.5 --seed 4"
     assert call(monkeypatch, f"pretrain {SHORT} {words} --out", tmp_path / "a") == 0
     (first,) = (Run(path) for path in (tmp_path / "a").iterdir())
@@ -130,7 +130,7 @@ def test_a_run_s_config_repeats_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     assert configs[0]["schedule"] == "constant"
 
 
-def test_resuming_a_finished_run_says_so_and_one_that_is_not_there_is_refused(
+def test_resuming_a_finished_run_is_reported_and_a_missing_run_refused(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     line = f"pretrain {SHORT} --algo emix --out {tmp_path}"
@@ -156,11 +156,11 @@ def test_list(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
     assert [line.split("\t")[1] for line in capsys.readouterr().out.splitlines()] == names["encoders"]
 
 
-# --- what is refused
+# --- mistakes
 
 
 def one_line(capsys: pytest.CaptureFixture[str]) -> str:
-    """Standard error, which is one line; nothing is on standard output but perhaps a folder's name."""
+    """Standard error, after a check that it is one line without a traceback."""
     captured = capsys.readouterr()
     assert captured.err.count("\n") == 1, captured.err
     assert "Traceback" not in captured.err
@@ -209,7 +209,7 @@ def test_a_mistake_is_one_line(
 
 
 @pytest.mark.parametrize("domain", ["uci_har", "pamap2"])
-def test_missing_data_say_which_where_from_and_where_to(
+def test_missing_data_are_reported_with_file_source_and_target(
     domain: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from dabsmix.registry import domain as card
@@ -258,7 +258,7 @@ def test_a_value_of_another_type_is_refused(
     assert f"--{content.partition(':')[0]}" in captured.err + captured.out
 
 
-def test_an_error_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_internal_error_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError
 
@@ -267,7 +267,7 @@ def test_an_error_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -
         call(monkeypatch, f"pretrain {SHORT}")
 
 
-def test_an_interrupt_tells_how_to_go_on(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_interrupt_tells_how_to_resume(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
@@ -276,7 +276,7 @@ def test_an_interrupt_tells_how_to_go_on(monkeypatch: pytest.MonkeyPatch, capsys
     assert "--resume" in one_line(capsys)
 
 
-# --- what is not imported
+# --- imports
 
 HEAVY = "torch timm accelerate pandas sklearn scipy matplotlib torchaudio transformers datasets".split()  # noqa: SIM905 - read as one line
 
@@ -309,7 +309,7 @@ def test_help_states_the_algorithm_s_flags(monkeypatch: pytest.MonkeyPatch, caps
 
 @pytest.mark.parametrize("flag", ["--label species", "--modality image", "--options more.yaml"])
 @pytest.mark.parametrize("command", ["pretrain --algo none", "audit"])
-def test_what_is_for_files_is_refused_with_a_domain(
+def test_flags_for_files_are_refused_with_a_domain(
     command: str, flag: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert call(monkeypatch, f"{command} --domain digits {flag}") == 2
@@ -361,8 +361,8 @@ MISTAKES = {
 }
 
 
-def test_mistakes_in_the_words_are_reported_before_torch_is_imported(tmp_path: Path) -> None:
-    """All of them in one process, which has imported no torch after the last one."""
+def test_mistakes_are_reported_before_torch_is_imported(tmp_path: Path) -> None:
+    """All in one process, which must not have imported torch after any of them."""
     Run.create(tmp_path / "runs", "finished", {}, run_record(status="finished", created="2026"))
     Run.create(tmp_path / "runs", "running", {}, run_record())
     Run.create(tmp_path / "runs", "damaged", {}, run_record())

@@ -1,4 +1,4 @@
-"""Configurations: what is left open is filled in from the protocol; equal requests share a hash."""
+"""Configurations: open fields are filled in from the protocol; equal requests share a hash."""
 
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -29,7 +29,7 @@ def test_every_open_field_is_filled_in(protocol: Any) -> None:
     assert (recipe.evaluate_every, recipe.checkpoint_every) == (10_000, 5_000)
 
 
-def test_what_is_given_stays() -> None:
+def test_given_fields_are_not_changed() -> None:
     given = dict(steps=7, batch_size=5, lr=0.5, weight_decay=0.0, schedule="constant", clip=0.0, columns="shared")
     given |= dict(optimizer="sgd", attend_padding=True, evaluate_every=3, checkpoint_every=2)
     _, recipe = resolve(replace(CONFIG, **given), 37)  # type: ignore[arg-type]  # values of several types
@@ -69,7 +69,7 @@ def test_numbers_out_of_range_are_refused(name: str, value: float) -> None:
         resolve(replace(CONFIG, **{name: value}), 64)  # type: ignore[arg-type]  # values of several types
 
 
-def test_imix_masks_the_values_of_tables_unless_told_otherwise() -> None:
+def test_imix_masks_the_values_of_tables_by_default() -> None:
     def views(domain: str, algo: str, protocol: str, **hyper: Any) -> Any:
         config = PretrainConfig(Source(domain, protocol=protocol), algo=algo, steps=9, hyper=hyper)  # type: ignore[arg-type]
         return resolve(config, 64)[0].hyper.get("views")
@@ -81,7 +81,7 @@ def test_imix_masks_the_values_of_tables_unless_told_otherwise() -> None:
     assert views("covtype", "emix", "imix") is None
 
 
-def test_the_hash_tells_requests_apart_and_nothing_else() -> None:
+def test_the_hash_distinguishes_requests_and_nothing_else() -> None:
     base = config_hash(CONFIG)
     for same in (
         replace(CONFIG, out=Path("elsewhere")),
@@ -102,7 +102,7 @@ def test_the_hash_tells_requests_apart_and_nothing_else() -> None:
     assert len(base) == 12
 
 
-def test_a_young_field_enters_only_where_it_differs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_new_field_enters_the_hash_only_if_it_differs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dabsmix.config.ADDED", {"online": None})
     assert "online" not in as_plain(CONFIG)
     given = replace(CONFIG, online="uci_har")
@@ -110,7 +110,7 @@ def test_a_young_field_enters_only_where_it_differs(monkeypatch: pytest.MonkeyPa
     assert config_hash(given) != config_hash(CONFIG)
 
 
-def test_plain_values_lack_nothing_but_resume() -> None:
+def test_plain_values_hold_every_field_except_resume() -> None:
     plain = as_plain(replace(CONFIG, hyper={"alpha": 2.0}))
     names = {f.name for kind in (PretrainConfig, Source) for f in fields(kind)}
     assert plain.keys() == names - {"source", "hyper", *NOT_KEPT, *ADDED} | {"alpha"}

@@ -1,7 +1,7 @@
-"""Hashes of configurations, computed at the first release of the hash (commit 6675b1b). They stay as they are for ever.
+"""Hashes of configurations, computed when the hash was introduced (commit 6675b1b). They never change.
 
-A run is found again by its hash, when it is resumed or compared. If a line here fails, something that is new enters the
-hash where it has its default: see ``ADDED`` in dabsmix/config.py and ``added`` in dabsmix/pretext/algorithm.py.
+Runs are identified by their hash when they are resumed or compared. If a line here fails, something new enters the hash
+although it has its default: see ``ADDED`` in dabsmix/config.py and ``added`` in dabsmix/pretext/algorithm.py.
 """
 
 from pathlib import Path
@@ -53,9 +53,7 @@ HASHES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("digest", "source", "settings"), HASHES)
-def test_a_hash_stays_what_it_was(
-    digest: str, source: dict[str, Any], settings: dict[str, Any], tmp_path: Path
-) -> None:
+def test_hashes_stay_equal(digest: str, source: dict[str, Any], settings: dict[str, Any], tmp_path: Path) -> None:
     if "options" in source:
         source = source | {"options": tmp_path / "options.yaml"}
         (tmp_path / "options.yaml").write_text(OPTIONS)
@@ -72,7 +70,7 @@ def test_an_alias_is_hashed_and_recorded_as_the_name_of_its_file() -> None:
     assert config_hash(resolved("capri", rate=0.3)) == config_hash(resolved("contpred", rate=0.3))
 
 
-def test_young_hyperparameters_enter_where_they_differ_from_the_default_of_their_name() -> None:
+def test_new_hyperparameters_enter_the_hash_only_if_they_differ_from_their_default() -> None:
     assert resolved("moco", mixing="none", alpha=1.0).hyper.keys() == {
         "temperature",
         "momentum",

@@ -41,9 +41,9 @@ class Case(NamedTuple):
 
 
 def cases() -> list[Case]:
-    """Every algorithm with its defaults, and what reaches other processes in other ways."""
-    keys = {"momentum": 0.5}  # a key encoder that moves far enough to be seen
-    queue = {"queue": 19, **keys}  # no multiple of 16, and full after two steps
+    """Every algorithm with its defaults, and settings that involve other processes in other ways."""
+    keys = {"momentum": 0.5}  # a key encoder that changes enough to be detected
+    queue = {"queue": 19, **keys}  # not a multiple of 16, and full after two steps
     small = {"moco": queue, "imix_moco": queue, "byol": keys, "imix_byol": keys}
     selected = [Case(name, small.get(name, {})) for name in algorithms() if algorithm_class(name).trains]
     return [
@@ -75,7 +75,7 @@ def test_one_process_is_the_whole_world() -> None:
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_batch_norm_on_one_process_is_torchs(training: bool) -> None:
+def test_batch_norm_on_one_process_equals_torchs(training: bool) -> None:
     torch.manual_seed(0)
     ours, theirs = GlobalBatchNorm(5).double(), nn.BatchNorm1d(5).double()
     for step in range(3):
@@ -102,13 +102,13 @@ def test_processes_equal_one(processes: int) -> None:
     mp.spawn(_worker, (processes, port, alone), nprocs=processes)  # type: ignore[attr-defined, no-untyped-call]  # torch
 
 
-# --- what each process does: an error here is raised again by spawn
+# --- code of each process: spawn raises its errors again
 
 
 def _worker(process: int, processes: int, port: int, alone: list["Ran"]) -> None:
     torch.set_num_threads(1)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    views = _augmented()  # of the whole batch, this process being alone as yet
+    views = _augmented()  # of the whole batch, because this process is alone so far
     dist.init_process_group("gloo", rank=process, world_size=processes)
     try:
         _check_functions()
@@ -134,7 +134,7 @@ def _check_functions() -> None:
     assert torch.equal(gather(mine), everything)
     assert torch.equal(gather(mine.detach() > 3), everything > 3)
 
-    weight = 1 + rank() + everything  # what each process does with all rows
+    weight = 1 + rank() + everything  # each process does this with all rows
     (grad,) = torch.autograd.grad((gather_with_grad(mine) * weight).sum(), mine)
     total = torch.stack([local(1 + r + everything) for r in range(world_size())]).sum(dim=0)
     assert torch.equal(grad, total)
@@ -144,7 +144,7 @@ def _check_functions() -> None:
 
 
 def _augmented() -> Tensor:
-    """Every view of images, sounds and sensors, flattened side by side: ``(b, numbers)``."""
+    """Views of images, sounds and sensors, flattened and concatenated: ``(b, numbers)``."""
     images = torch.rand(SIZE, 3, 16, 16, generator=torch.Generator().manual_seed(1))
     mine, plain, form = local(images), Standardise(0.0, 1.0), Form(8000, 7680, 512, 512, 16, 4)
     views = [augmented(mine, torch.Generator().manual_seed(2), flip=True)]
@@ -169,7 +169,7 @@ def _build(case: Case) -> Algorithm:
 
 
 def _run(case: Case, algorithm: Algorithm, size: int) -> Ran:
-    """A few steps of plain gradient descent, in DDP where there are several processes."""
+    """A few steps of plain gradient descent, in DDP if there are several processes."""
     model: nn.Module = algorithm
     if world_size() > 1:
         model = DistributedDataParallel(algorithm, broadcast_buffers=False)
@@ -210,9 +210,11 @@ def _compare(case: Case, ran: Ran, alone: Ran) -> list[str]:
         if abs(ran.metrics[0][key] - value) > 1e-5 * max(1, abs(value)):
             problems.append(f"{where}: {key} {ran.metrics[0][key]} for {value}")
     whole = torch.stack([g.norm() for g in alone.gradient.values()]).norm()
-    for key, grad in alone.gradient.items():  # one by one: a small one is lost in the norm of all
+    for key, grad in alone.gradient.items():  # one by one, because a small one would be lost in the norm of all
         error = (ran.gradient[key] - grad).norm()
-        if not error <= 1e-5 * grad.norm() + 1e-6 * whole:  # before batch norm a bias has rounding alone for gradient
+        if (
+            not error <= 1e-5 * grad.norm() + 1e-6 * whole
+        ):  # before batch norm the gradient of a bias is rounding error only
             problems.append(f"{where}: the gradient of {key} differs by {float(error / grad.norm()):.1e} of its norm")
     for key, state in ran.state.items():  # weights, momentum copies, running statistics, queues
         expected = alone.state[key]

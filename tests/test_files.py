@@ -1,4 +1,4 @@
-"""Files: written whole, and dataclasses read from JSON."""
+"""Files: written completely or not at all, and dataclasses read from JSON."""
 
 from dataclasses import dataclass
 from pathlib import Path

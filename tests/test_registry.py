@@ -1,4 +1,4 @@
-"""Finding algorithms and domains: by file, by entry point, by module; and what is said where nothing is found."""
+"""Finding algorithms and domains: by file, by entry point, by module; and the messages if there are none."""
 
 import importlib
 import sys
@@ -57,7 +57,7 @@ class Rotate(Algorithm):
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, str], Path]]:
-    """Writes a module of somebody else's package, to be imported as ``theirs.NAME``."""
+    """Write a module of another package, to be imported as ``theirs.NAME``."""
 
     def write(name: str, source: str) -> Path:
         folder = tmp_path / "theirs"
@@ -75,7 +75,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
 
 
 def install(folder: Path, group: str, name: str, value: str) -> None:
-    """What pip leaves of an installed package that declares an entry point."""
+    """Install the metadata of a package that declares an entry point, as pip does."""
     info = folder / "theirs-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1.0\n")
@@ -179,7 +179,7 @@ def test_one_name_for_two_algorithms_is_refused(package: Callable[[str, str], Pa
         ("theirs.other:Other", "Other is not a subclass"),
     ],
 )
-def test_what_is_not_there_is_named(package: Callable[[str, str], Path], name: str, message: str) -> None:
+def test_names_that_cannot_be_loaded_are_refused(package: Callable[[str, str], Path], name: str, message: str) -> None:
     package("rotate", OURS)
     package("other", "class Other:\n    pass\n")
     package("torn", "def (:\n")
@@ -198,7 +198,7 @@ def test_what_is_not_there_is_named(package: Callable[[str, str], Path], name: s
         ("rate=0.1", "needs a type and a default"),
     ],
 )
-def test_a_keyword_that_can_be_no_flag_is_refused(
+def test_a_keyword_that_cannot_be_a_flag_is_refused(
     package: Callable[[str, str], Path], keyword: str, message: str
 ) -> None:
     package("odd", f"class Odd:\n    def __init__(self, encoder, *, {keyword}):\n        pass\n")
@@ -228,7 +228,7 @@ def test_flags_and_attributes_are_inherited_from_a_base_class(package: Callable[
     assert list(defaults.values()) == [
         {"weight": 1.0, "mode": "a", "flip": True},
         {"weight": 1.0, "mode": "b", "flip": True},  # in the base class's order
-        {"weight": 3.0},  # takes nothing for its base class
+        {"weight": 3.0},  # takes no keywords for its base class
     ]
     assert plugins.algorithm_flags("theirs.turn:Turn")[1].help == "one of two, told apart by nothing"
     assert plugins.algorithm_added("theirs.turn:Turn") == ("flip",)
@@ -239,7 +239,7 @@ def test_flags_and_attributes_are_inherited_from_a_base_class(package: Callable[
         check_algorithm(plugins.algorithm_class(name))
 
 
-def test_what_no_source_states_is_refused(package: Callable[[str, str], Path]) -> None:
+def test_attributes_not_stated_in_the_source_are_refused(package: Callable[[str, str], Path]) -> None:
     package("rotate", OURS)
     package("spin", "import theirs.rotate as r\n\nclass Spin(r.Rotate):\n    pass\n")
     with pytest.raises(UserError, match=r"Spin computes the keywords flip, mode, weight, or inherits it from"):
@@ -304,7 +304,7 @@ def test_unknown_domain_is_named_with_the_nearest() -> None:
 
 
 class Sound(Algorithm):
-    """Keeps the contract; what follows breaks it."""
+    """Keeps the contract; the classes below break it."""
 
     def __init__(self, encoder: Encoder) -> None:
         super().__init__(encoder)
@@ -360,7 +360,7 @@ class SetsNoKeyword(Sound):
     dabs = {"temperature": 1.0}  # noqa: RUF012  # the contract states the ClassVar
 
 
-def test_contract_passes_what_keeps_it() -> None:
+def test_contract_accepts_what_keeps_it() -> None:
     check_algorithm(Sound)
 
 
@@ -376,6 +376,6 @@ def test_contract_passes_what_keeps_it() -> None:
         (SetsNoKeyword, "not keywords of its constructor"),
     ],
 )
-def test_contract_tells_what_breaks_it(cls: type[Any], message: str) -> None:
+def test_contract_reports_what_breaks_it(cls: type[Any], message: str) -> None:
     with pytest.raises(AssertionError, match=message):
         check_algorithm(cls)

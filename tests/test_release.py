@@ -1,4 +1,4 @@
-"""What is said of a release in several places is the same in all of them."""
+"""The facts about a release are the same wherever they are stated."""
 
 import importlib.util
 import re
@@ -24,7 +24,7 @@ def test_one_version_everywhere() -> None:
     assert re.search(r"^## (\S+)", changes, flags=re.M)[1] == version  # type: ignore[index]
 
 
-def test_the_changelog_says_of_each_protocol_what_changed() -> None:
+def test_the_changelog_lists_the_changes_of_each_protocol() -> None:
     rows = re.findall(r"^\| `(\w+)` \| (\w+)", (REPOSITORY / "CHANGELOG.md").read_text(), flags=re.M)
     assert sorted(name for name, of in rows if of == "pretraining") == sorted(PRETRAIN_PROTOCOLS)
     assert sorted(name for name, of in rows if of == "transfer") == sorted(PROTOCOLS)

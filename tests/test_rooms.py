@@ -1,4 +1,4 @@
-"""The order of rooms, read from the imports themselves: values flow one way, so do imports."""
+"""The order of rooms, read from the imports: values flow one way, and so do imports."""
 
 import ast
 import sys
@@ -99,7 +99,7 @@ def test_every_room_says_what_it_is(room: str) -> None:
     assert len(text) > 40
 
 
-def test_a_step_of_dmix_is_read_in_nine_files() -> None:
+def test_a_dmix_step_runs_through_nine_files() -> None:
     """The loop, and every file of ours that a step's forward, backward and update run through."""
     import torch
 
@@ -137,7 +137,7 @@ def test_a_step_of_dmix_is_read_in_nine_files() -> None:
     ]
 
 
-def test_a_transfer_is_read_in_twelve_files() -> None:
+def test_transfer_imports_at_most_eleven_modules() -> None:
     """The verb and what it imports."""
     known = modules()
     assert len({"verbs.transfer", *imports(known["verbs.transfer"], set(known))}) <= 12

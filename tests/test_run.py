@@ -1,4 +1,4 @@
-"""A run's folder: files whole or not at all, one line for every mistake, an encoder loaded strictly."""
+"""A run's folder: files complete or absent, one line for every mistake, an encoder loaded strictly."""
 
 import errno
 import json
@@ -120,7 +120,7 @@ def test_out_that_is_a_file_or_a_dangling_link_is_one_line(tmp_path: Path) -> No
             make_run(out)
 
 
-def test_no_run(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_run_is_refused(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "missing"):
         with pytest.raises(UserError, match=r"is not a run: it holds no run\.json"):
             Run(path)
@@ -172,7 +172,7 @@ def test_metrics_after_a_step_and_a_torn_last_line_are_cut(tmp_path: Path) -> No
     assert [line["step"] for line in run.metrics()] == [5, 10, 15]
 
 
-def test_metrics_of_a_run_without_any(tmp_path: Path) -> None:
+def test_a_run_without_metrics_has_an_empty_list(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     assert run.metrics() == []
     run.cut_metrics(0)
@@ -218,7 +218,7 @@ def test_a_checkpoint_runs_no_code(tmp_path: Path) -> None:
 # --- the encoder's file
 
 
-def test_an_encoder_comes_back_whole(tmp_path: Path) -> None:
+def test_a_saved_encoder_is_loaded_unchanged(tmp_path: Path) -> None:
     encoder = named("tiny", SPECS, attend_padding=True, columns="shared")
     save_encoder(tmp_path / "e.safetensors", encoder, "tiny")
     loaded = load_encoder(tmp_path / "e.safetensors", SPECS)
@@ -268,7 +268,7 @@ def test_weights_that_do_not_fit_are_listed(tmp_path: Path) -> None:
         assert words in str(caught.value)
 
 
-def test_what_is_no_encoder_of_ours_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_not_our_encoder_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "e.safetensors"
     with pytest.raises(UserError, match="cannot read"):
         load_encoder(path)

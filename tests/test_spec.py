@@ -1,4 +1,4 @@
-"""Specs refuse what cannot be, and count their tokens."""
+"""Specs refuse impossible values, and count their tokens."""
 
 import pytest
 
@@ -35,7 +35,7 @@ def test_grid_refuses(channels: int, size: tuple[int, ...], patch: tuple[int, ..
         Grid(channels, size, patch)
 
 
-def test_table_is_numeric_unless_said() -> None:
+def test_a_table_is_numeric_by_default() -> None:
     assert Table(3) == Table(3, (0, 0, 0))
     assert hash(Table(3)) == hash(Table(3, (0, 0, 0)))
     assert Table(3, (0, 4, 0)).num_tokens == 3

@@ -1,4 +1,4 @@
-"""The newcomer's notebook runs from top to bottom, and what it says it shows is what it shows."""
+"""The newcomer's notebook runs from top to bottom, and shows what its text says."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ def test_the_tour_runs_from_top_to_bottom(tmp_path: Path) -> None:
     assert "(5, 64) float32" in text
     assert "test accuracy 0.9" in text
     complaints = [str(output["text"]) for output in outputs if output.get("name") == "stderr"]
-    assert all("TqdmWarning" in text for text in complaints), complaints  # a library's, where ipywidgets are missing
+    assert all("TqdmWarning" in text for text in complaints), complaints  # a library's warning if ipywidgets is missing
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,4 +1,4 @@
-"""Wheel and source distribution: nothing but dabsmix, and deaf to folders that happen to be called like its own."""
+"""Wheel and source distribution hold only dabsmix, and ignore folders with the same names as its own."""
 
 import os
 import shutil
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the repository, so that nothing is left in it."""
+    """A copy of the repository, so that the build leaves nothing in it."""
     folder = tmp_path_factory.mktemp("source")
     for name in ("pyproject.toml", "README.md", "LICENSE", "MANIFEST.in", "CHANGELOG.md", "CITATION.cff"):
         shutil.copy(REPOSITORY / name, folder)
@@ -54,11 +54,11 @@ def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return python
 
 
-def test_it_holds_dabsmix_alone_and_all_of_it(wheel: Path) -> None:
+def test_the_wheel_holds_dabsmix_alone_and_completely(wheel: Path) -> None:
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     listed = subprocess.run(["git", "ls-files", "dabsmix"], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     links = ("dabsmix/algorithms", "dabsmix/domains")
-    expected = {name for name in listed.stdout.split() if name not in links}  # templates and all
+    expected = {name for name in listed.stdout.split() if name not in links}  # including templates
     for folder in ("algorithms", "domains"):
         expected |= {f"dabsmix/{folder}/{path.name}" for path in (REPOSITORY / folder).glob("*.py")}
     assert names == expected
@@ -78,7 +78,7 @@ def test_the_source_distribution_makes_the_same_wheel(python: Path, source: Path
 
 
 def contents(wheel: Path) -> dict[str, int]:
-    """Names and sums of what is installed; the list of files in it aside."""
+    """Names and checksums of the installed files, except the list of files itself."""
     infos = zipfile.ZipFile(wheel).infolist()
     return {each.filename: each.CRC for each in infos if not each.filename.endswith(("/RECORD", "/METADATA"))}
 

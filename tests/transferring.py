@@ -1,4 +1,4 @@
-"""What the tests of transfer share: short probes, small generated data, a run to score."""
+"""Shared by the tests of transfer: short probes, small generated data, a run to score."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -44,7 +44,7 @@ def go(run: Run, **changes: Any) -> dict[str, Any]:
 
 
 def clusters(n: int, seed: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Two classes that a linear probe tells apart."""
+    """Two classes that a linear probe separates."""
     rng = np.random.default_rng(seed)
     label = rng.integers(2, size=n)
     return (rng.normal(size=(n, 6)) + 2 * label[:, None]).astype(np.float32), label
@@ -60,7 +60,7 @@ def small(labels: Callable[[NDArray[np.int64]], NDArray[Any]] = lambda y: y, tas
 
 
 def installed(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes some data a domain named ``small``."""
+    """Register some data as a domain named ``small``."""
     card = Domain("small", "tabular", "generated", "MIT", "", lambda folder, protocol: data, batch_size=64)
     for place in ("source", "verbs.tasks"):
         monkeypatch.setattr(f"dabsmix.{place}.domain", lambda name: card if name == "small" else named(name))

@@ -1,4 +1,4 @@
-"""What the algorithms' plain twins share: loops over examples in float64, draws read from the seed one by one."""
+"""Shared by the algorithms' plain twins: loops over examples in float64, draws read from the seed one by one."""
 
 import math
 from collections.abc import Mapping
@@ -78,7 +78,7 @@ def mixed_up(
 def patched(
     tokens: Tensor, mask: Tensor | None, order: list[int], weight: list[float], draws: np.ndarray[Any, Any]
 ) -> tuple[list[Tensor], list[float]]:
-    """Patch mixing by loops."""
+    """Patch mixing by loops: each example's mixed tokens and the weight of its own label."""
     out, lams = [], []
     for i in range(B):
         mine = [p for p in range(tokens.shape[1]) if mask is None or mask[i, p]]
@@ -115,7 +115,7 @@ def npair_loss(anchors: Tensor, keys: Tensor, order: list[int], weight: list[flo
 def corrupted_places(
     rng: np.random.Generator, mask: Tensor | None, length: int, rate: float, least: int
 ) -> list[list[int]]:
-    """The places of each example that are touched, in the order drawn."""
+    """The positions of each example that are corrupted, in the order drawn."""
     order = rng.random((B, length), dtype=np.float32)
     out = []
     for i in range(B):
@@ -126,7 +126,7 @@ def corrupted_places(
 
 
 def moved_by_gradient(algorithm: Algorithm, batch: Batch) -> None:
-    """One step of gradient descent and what follows it."""
+    """One step of gradient descent, and the after_step that follows it."""
     algorithm.zero_grad()
     algorithm(batch).value.backward()
     with torch.no_grad():

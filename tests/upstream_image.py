@@ -16,12 +16,12 @@ from PIL import Image
 
 
 def colour(number: int) -> tuple[int, int, int]:
-    """Red tells the class."""
+    """The colour of a class: red encodes it."""
     return 20 + 10 * number, 128, 64
 
 
 def picture(path: Path, number: int, size: tuple[int, int] = (40, 48)) -> None:
-    """One image file of class ``number``, as good as JPEG gets."""
+    """One image file of class ``number``, in the best quality of JPEG."""
     path.parent.mkdir(parents=True, exist_ok=True)
     options: dict[str, Any] = {"quality": 100, "subsampling": 0} if path.suffix in (".jpg", ".JPEG") else {}
     Image.new("RGB", size, colour(number)).save(path, **options)
@@ -130,7 +130,7 @@ def write_vgg_flower(root: Path) -> Path:
 
 
 def write_aircraft(root: Path) -> Path:
-    """The aircraft's box, corners counted from 1 and inside, is coloured; what lies around it is white."""
+    """The aircraft's box, with inclusive corners counted from 1, is coloured; the rest is white."""
     data = root / "fgvc-aircraft-2013b" / "data"
     (data / "images").mkdir(parents=True)
     boxes, place = [], 0
@@ -211,7 +211,7 @@ def write_tiff(path: Path, image: NDArray[np.uint16], *, planar: bool = False, o
         (273, 4, [0] * len(strips)), (277, 3, [count]), (278, 3, [16]),
         (279, 4, [len(strip) for strip in strips]), (284, 3, [2 if planar else 1]),
     ]  # fmt: skip
-    beyond = 8 + 2 + 12 * len(tags) + 4  # where values lie that do not fit their entry
+    beyond = 8 + 2 + 12 * len(tags) + 4  # the offset of values that do not fit into their entry
     sizes = {tag: len(values) * (2 if kind == 3 else 4) for tag, kind, values in tags}
     start = beyond + sum(size for size in sizes.values() if size > 4)
     tags[5] = (273, 4, [start + sum(len(strip) for strip in strips[:place]) for place in range(len(strips))])

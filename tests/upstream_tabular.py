@@ -1,4 +1,4 @@
-"""Files generated in upstream's format for the tabular data sets; nothing in them is anybody's data."""
+"""Files generated in upstream's format for the tabular data sets. Everything here is generated, nothing is real."""
 
 from pathlib import Path
 
@@ -6,9 +6,9 @@ import numpy as np
 
 
 def write_adult(folder: Path, train: int = 200, test: int = 80, seed: int = 0) -> None:
-    """``adult.data`` and ``adult.test`` with all that is peculiar to them.
+    """``adult.data`` and ``adult.test`` with all of their peculiarities.
 
-    Cells are parted by comma and blank, ``?`` is a missing one, adult.test begins with a comment and ends its labels
+    Cells are separated by a comma and a blank, ``?`` is missing, adult.test begins with a comment and ends its labels
     with a full stop, both end with an empty line, and one country is in the test file alone.
     """
     rng = np.random.default_rng(seed)

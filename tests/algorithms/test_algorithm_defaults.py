@@ -1,4 +1,4 @@
-"""Every algorithm's hyperparameters and their defaults: those of its source, written out once more."""
+"""Every algorithm's hyperparameters and their defaults, written out a second time from its source."""
 
 from typing import Any
 
@@ -35,7 +35,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "direction": "prediction",
     },
     "mae": {"rate": 0.15},
-    # what came of e-mix
+    # derived from e-mix
     "dmix": {"alpha": 1.0, "temperature": 0.2, "detach_partner": True},
     "contdmix": {
         "alpha": 1.0,

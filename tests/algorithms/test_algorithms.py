@@ -1,4 +1,4 @@
-"""What holds of every algorithm, ours and others': the contract, and what algorithms share."""
+"""Properties of every algorithm: the contract, and what algorithms share."""
 
 import copy
 import math
@@ -44,13 +44,13 @@ def test_the_family_takes_every_mixing(name: str, mixing: str) -> None:
     check_algorithm(algorithm_class(name), mixing=mixing, **hyper, **SMALL.get(name, {}))
 
 
-# --- what must hold of all
+# --- properties of all algorithms
 
 
 # not mae: the padding id is a wrong answer among its vocabulary
 @pytest.mark.parametrize("name", [name for name in TRAINED if name != "mae"])
-def test_padding_has_no_say(name: str) -> None:
-    """What the embedding of padding is changes neither the loss nor, by its gradient, itself."""
+def test_padding_does_not_change_the_loss(name: str) -> None:
+    """The embedding of padding changes no loss and gets no gradient."""
     label = algorithm_class(name).needs_labels
     one, batch = build(name, "text"), batch_of("text", label=label)
     two = copy.deepcopy(one)
@@ -66,8 +66,8 @@ def test_padding_has_no_say(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", TRAINED)
-def test_padding_of_recordings_has_no_say(name: str) -> None:
-    """Whatever token the padding of a recording gets, the loss is the same: with mixing, views and masks alike."""
+def test_padding_of_recordings_does_not_change_the_loss(name: str) -> None:
+    """The loss does not depend on the tokens of the padding of a recording, with mixing, views or masks."""
     hyper: dict[str, Any] = {"inputmix": 1} if algorithm_class(name).num_views == 2 else {}
     one = build(name, "sensor, padded", **hyper)
     batch = batch_of("sensor, padded", label=algorithm_class(name).needs_labels)
@@ -87,7 +87,7 @@ def test_padding_of_recordings_has_no_say(name: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", ["npair", "moco", "byol", "simclr", "supcon"])
 @pytest.mark.parametrize("mixing", ["mixup", "patch", "cutmix"])
-def test_with_weight_one_the_mixed_objective_is_the_unmixed(kind: str, name: str, mixing: str) -> None:
+def test_mixed_objective_with_weight_one_equals_the_unmixed(kind: str, name: str, mixing: str) -> None:
     batch = batch_of(kind, label=name == "supcon")
     hyper = {"in_batch_negatives": True} if name == "moco" else {}
     unmixed = build(name, kind, **hyper)
@@ -99,7 +99,7 @@ def test_with_weight_one_the_mixed_objective_is_the_unmixed(kind: str, name: str
 @pytest.mark.parametrize("name", TRAINED)
 @pytest.mark.parametrize("kind", ["sensor", "table"])
 @pytest.mark.parametrize("trouble", ["constant", "zero", "two"])
-def test_bfloat16_stays_finite_in_trouble(name: str, kind: str, trouble: str) -> None:
+def test_bfloat16_stays_finite_in_extreme_cases(name: str, kind: str, trouble: str) -> None:
     algorithm = build(name, kind, dropout=0.1).float()
     batch = random_batch(SPECS[kind], 2 if trouble == "two" else B, label=algorithm.needs_labels)
     if trouble == "constant":
@@ -136,7 +136,7 @@ def test_loss_falls_on_a_fixed_batch_with_fixed_draws(name: str) -> None:
 
 
 def test_shed_beats_the_entropy_of_its_class_prior_on_an_easy_set() -> None:
-    """A ramp along the axis: a token out of place shows in its height."""
+    """The data are ramps along the axis, so the height of a token shows whether it is out of place."""
     spec = (Grid(1, (16,), (1,)),)
     torch.manual_seed(0)
     algorithm = algorithm_class("shed")(small_encoder(spec, dropout=0.0))
@@ -165,8 +165,8 @@ def test_identical_views_differ_by_dropout_alone() -> None:
 
 
 @pytest.mark.parametrize("name", ["moco", "imix_moco", "byol", "imix_byol"])
-def test_dropout_is_on_in_the_key_pass(name: str) -> None:
-    """Two passes over the same batch give other keys; without dropout the same."""
+def test_dropout_is_active_in_the_key_pass(name: str) -> None:
+    """Two passes over the same batch give different keys; without dropout they are equal."""
     for dropout, same in ((0.1, False), (0.0, True)):
         algorithm: Any = build(name, "sensor", dropout=dropout)
         seen: list[Tensor] = []
@@ -195,7 +195,7 @@ def test_the_probe_reads_the_clean_pass_or_nothing(name: str, kind: str) -> None
 
 @pytest.mark.parametrize("name", [name for name in TRAINED if algorithm_class(name).num_views == 2])
 @pytest.mark.parametrize("hyper", [{"views": "noise"}, {"views": "augment"}, {"inputmix": 1}, {"inputmix": 2}])
-def test_the_probe_reads_no_altered_view(name: str, hyper: dict[str, Any]) -> None:
+def test_the_probe_never_reads_an_altered_view(name: str, hyper: dict[str, Any]) -> None:
     algorithm = build(name, "sensor", **hyper)
     batch = batch_of("sensor", label=algorithm.needs_labels, num_views=2)
     assert algorithm(batch).features is None
@@ -216,7 +216,7 @@ def test_hyperparameters_out_of_range_are_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["shed", "contpred", "contdmix", "mae", "dmix"])
-def test_one_token_is_refused_with_the_reason(name: str) -> None:
+def test_a_single_token_is_refused_with_the_reason(name: str) -> None:
     algorithm = build(name, "sensor")
     check_fit(algorithm, 8, 2)
     with pytest.raises(UserError, match=r"at least 2 tokens per example, got 1: .*token"):
@@ -224,7 +224,7 @@ def test_one_token_is_refused_with_the_reason(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted({*TRAINED} - {"shed", "contpred", "mae"}))
-def test_one_example_is_refused_with_the_reason(name: str) -> None:
+def test_a_single_example_is_refused_with_the_reason(name: str) -> None:
     algorithm = build(name, "sensor")
     check_fit(algorithm, 2, 2)
     with pytest.raises(UserError, match=r"global batch of at least 2, got 1: .*example"):

@@ -193,7 +193,7 @@ TWO_VIEWS = [("sensor", "augment"), ("table", "augment"), ("image+text", "identi
 def mixed_views(
     algorithm: Algorithm, batch: Batch
 ) -> tuple[list[list[Tensor]], list[Tensor], Tensor | None, list[list[float]], list[list[int]]]:
-    """Mixed and clean tokens of both views, their mask, kept weights and partners: each view has draws of its own."""
+    """Mixed and clean tokens of both views, their mask, λ and partners; each view has its own draws."""
     views = batch.views if len(batch.views) == 2 else batch.views * 2
     embedded = [algorithm.encoder.embed(view) for view in views]
     rng = np.random.default_rng(batch.seed)
@@ -231,7 +231,7 @@ def test_simclr_and_its_mixed_form(kind: str, views: str, temperature: float) ->
 @pytest.mark.parametrize(("kind", "views"), TWO_VIEWS)
 @pytest.mark.parametrize("classes", [[0, 1, 1, 0, 2, 1, 0, 1], [3] * B, list(range(B))])
 def test_supcon_and_its_mixed_form(kind: str, views: str, classes: list[int]) -> None:
-    """All of one class, every example alone in its class, and what lies between."""
+    """All examples in one class, every example alone in its class, and a case between the two."""
     batch = batch_of(kind, num_views=2 if views == "augment" else 1)._replace(label=torch.tensor(classes))
 
     def label(of: int, view: int, i: int) -> list[float]:
@@ -254,7 +254,7 @@ def test_supcon_and_its_mixed_form(kind: str, views: str, classes: list[int]) ->
     assert_loss(algorithm, batch, two_view_loss(anchors, [one, two], labels, 0.2))
 
 
-def test_supcon_refuses_what_is_no_class() -> None:
+def test_supcon_refuses_labels_that_are_not_classes() -> None:
     batch = batch_of("sensor")
     algorithm = build("supcon", "sensor")
     with pytest.raises(UserError, match="no labels"):
@@ -312,7 +312,7 @@ def test_byol_and_its_mixed_form(kind: str, head_norm: str, predictor_norm: str)
     batch = batch_of(kind)
     for name in ("byol", "imix_byol"):
         algorithm: Any = build(name, kind, head_norm=head_norm, predictor_norm=predictor_norm, momentum=0.5)
-        moved_by_gradient(algorithm, batch)  # so that the key encoder is another than the encoder
+        moved_by_gradient(algorithm, batch)  # so that the key encoder differs from the encoder
         twin = copy.deepcopy(algorithm)
         tokens, mask = twin.encoder.embed(batch.views[0])
         order, lam, examples = list(range(B)), [1.0] * B, list(tokens)
@@ -333,7 +333,7 @@ def test_symmetric_byol_is_the_sum_of_both_directions(name: str) -> None:
     views = batch_of("sensor", num_views=2)
     hyper: dict[str, Any] = {"views": "augment", "mixing": "none"} if name == "byol" else {"views": "augment"}
     one_way, both_ways = build(name, "sensor", **hyper), build(name, "sensor", symmetric=True, **hyper)
-    if name == "byol":  # nothing is drawn, so the directions can be taken apart
+    if name == "byol":  # nothing is drawn, so the directions can be computed separately
         forth = float(one_way(views).value.detach())
         back = float(one_way(views._replace(views=views.views[::-1])).value.detach())
         assert_loss(both_ways, views, forth + back)
@@ -356,7 +356,7 @@ def test_momentum_rises_by_half_a_cosine() -> None:
 
 
 @pytest.mark.parametrize("name", ["moco", "imix_moco", "byol", "imix_byol"])
-def test_keys_follow_by_momentum_and_get_no_gradient(name: str) -> None:
+def test_keys_follow_by_momentum_without_gradient(name: str) -> None:
     algorithm: Any = build(name, "sensor", momentum=0.9)
     before = copy.deepcopy(algorithm)
     moved_by_gradient(algorithm, batch_of("sensor"))

@@ -1,4 +1,4 @@
-"""On a GPU an algorithm computes what it computes on the CPU, and stays finite in its precision."""
+"""An algorithm gives the same loss and gradients on a GPU as on the CPU, and stays finite in half precision."""
 
 import copy
 

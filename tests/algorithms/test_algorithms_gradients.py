@@ -75,7 +75,7 @@ def plain_loss(algorithm: Any, batch: Batch, objective: str, mixed: bool) -> Ten
     classes = torch.tensor(CLASSES)
     same = (classes[:, None] == classes).double().repeat(1, 2)
     target = []
-    for i, weights in enumerate([*label, *other_label]):  # of each example mixed in: the columns of its class
+    for i, weights in enumerate([*label, *other_label]):  # for each of the two mixed examples: the columns of its class
         positive = same * (torch.arange(2 * B) != i)
         target.append(weights @ (positive / positive.sum(dim=1, keepdim=True)))
     return soft(logits, torch.stack(target))
@@ -89,7 +89,7 @@ def gradients(algorithm: Algorithm, loss: Tensor) -> dict[str, Tensor]:
 @pytest.mark.parametrize("objective", ["npair", "simclr", "supcon", "moco", "byol"])
 @pytest.mark.parametrize("mixed", [False, True])
 def test_gradient_reaches_anchors_keys_and_partners(objective: str, mixed: bool) -> None:
-    """Through the keys as well as the anchors, but for a momentum encoder's; through the partners that are mixed in."""
+    """Gradients flow through anchors and partners, and through keys except those of a momentum encoder."""
     algorithm = build(f"imix_{objective}" if mixed else objective, "sensor")
     batch = batch_of("sensor")._replace(label=torch.tensor(CLASSES))
     plain = plain_loss(algorithm, batch, objective, mixed)

@@ -56,7 +56,7 @@ def test_shed(kind: str, rate: float) -> None:
 
 
 @pytest.mark.parametrize("length", [2, 3, 6, 7, 40])
-def test_shed_moves_exactly_its_share_and_leaves_none_where_it_was(length: int) -> None:
+def test_shed_moves_exactly_its_share_of_the_tokens(length: int) -> None:
     tokens = torch.arange(B * length).view(B, length, 1).double()
     real = torch.arange(length) < torch.randint(1, length + 1, (B, 1), generator=torch.Generator().manual_seed(0))
     count = corrupted(real, 0.15, least=2)
@@ -98,7 +98,7 @@ def contpred_accuracy(
     *,
     normalize: bool,
 ) -> float:
-    """Over masked places alone, since to find an unmasked token is nearly to copy it."""
+    """Only masked positions count: finding an unmasked token is nearly copying it."""
     hits = []
     for i in range(B):
         for p in masked[i]:
@@ -207,10 +207,10 @@ TARGETS: list[tuple[str, dict[str, Any]]] = [
 @pytest.mark.parametrize(("name", "hyper"), TARGETS)
 @pytest.mark.parametrize("detach", [True, False])
 def test_gradient_stops_at_the_targets_where_it_should(name: str, hyper: dict[str, Any], detach: bool) -> None:
-    """With every token masked the embedder is reached through the targets alone, or not at all.
+    """With every token masked, gradients reach the embedder only through the targets, or not at all.
 
-    In Contdmix it is reached through the clean keys too; without their part, as for an infinite temperature, by nothing
-    else.
+    In Contdmix they also reach it through the clean keys, unless the temperature is so high that d-mix has no
+    gradient.
     """
     algorithm = build(name, "sensor", rate=1.0, detach_targets=detach, **hyper)
     algorithm(batch_of("sensor")).value.backward()
@@ -220,7 +220,7 @@ def test_gradient_stops_at_the_targets_where_it_should(name: str, hyper: dict[st
 
 @pytest.mark.parametrize("detach", [True, False])
 def test_contdmix_stops_at_the_partner_where_it_should(detach: bool) -> None:
-    """Example 1's tokens enter the loss of a batch of two as a partner and by ContPred's targets of its own."""
+    """The tokens of example 1 enter the loss of a batch of two as a partner, and as its own targets of ContPred."""
     algorithm: Any = build("contdmix", "sensor", detach_partner=detach, temperature=1e12, score="all")
     batch = batch_of("sensor")
     seen: list[Tensor] = []
@@ -235,7 +235,7 @@ def test_contdmix_stops_at_the_partner_where_it_should(detach: bool) -> None:
     for i in range(B):
         for p in sorted(range(6), key=lambda p: draws[i, p])[: round((1 - lam[i]) * 6)]:
             lent[order[i], p], own[i, p] = True, False
-    only_lent = lent & ~own  # its own sequence has another's token there
+    only_lent = lent & ~own  # its own sequence has the partner's token there
     assert only_lent.any()
     assert bool((grad[only_lent].abs() < 1e-9).all()) == detach
 

@@ -95,7 +95,7 @@ def test_loss_and_gradients_are_the_plain_objectives(name: str, kind: str) -> No
             assert float((mine.grad - theirs.grad).abs().max()) <= 1e-7, key
 
 
-def test_without_mixing_nothing_is_drawn_and_nothing_changes() -> None:
+def test_without_mixing_nothing_is_drawn_or_changed() -> None:
     algorithm, batch = build("npair", "text"), batch_of("text")
     encoder = algorithm.encoder
     rng, untouched = np.random.default_rng(0), np.random.default_rng(0)

@@ -87,7 +87,7 @@ def test_duplicates_within_a_split_and_labels_that_contradict() -> None:
     assert "1 examples occur with different labels" in duplicates.message
 
 
-def test_rows_that_differ_in_one_bit_are_no_duplicates() -> None:
+def test_rows_that_differ_in_one_bit_are_not_duplicates() -> None:
     data = make()
     labelled = data.require_labelled()
     x, rows = np.asarray(labelled.train.inputs[0]), labelled.train.rows
@@ -98,13 +98,13 @@ def test_rows_that_differ_in_one_bit_are_no_duplicates() -> None:
 
 def test_a_held_out_text_inside_a_training_text_is_found() -> None:
     ids = np.random.default_rng(0).integers(4, 2000, size=(600, 24))
-    ids[:, [0, -1]] = 2, 3  # the ends that every text has
+    ids[:, [0, -1]] = 2, 3  # every text has these two special tokens
     data = make(x=ids, spec=Tokens(24, 2000, pad=0))
     labelled = data.require_labelled()
     assert not [each for each in audit(data) if each.check == "overlap"]
     phrase = ids[labelled.train.rows[3], 5:15].copy()
-    ids[labelled.validation.rows[7], 1:] = [*phrase, 3, *[0] * 12]  # whole within
-    ids[labelled.validation.rows[8], 9:19] = phrase  # a part of it
+    ids[labelled.validation.rows[7], 1:] = [*phrase, 3, *[0] * 12]  # completely contained
+    ids[labelled.validation.rows[8], 9:19] = phrase  # partly contained
     overlap = only(audit(data), "overlap")
     assert (overlap.split, overlap.severity, overlap.count) == ("validation", "info", 2)
     assert sorted(overlap.rows) == sorted(labelled.validation.rows[[7, 8]].tolist())
@@ -115,8 +115,8 @@ def test_a_held_out_text_inside_a_training_text_is_found() -> None:
 def test_shared_groups_are_named() -> None:
     group = np.arange(600) // 10
     shared = [each for each in audit(make(group=group)) if each.check == "groups"]
-    assert {each.severity for each in shared} == {"error"}  # rows are split at random, groups of ten are torn apart
-    apart = make(group=np.argsort(np.random.default_rng(1).permutation(600)) // 100)  # the split itself as the group
+    assert {each.severity for each in shared} == {"error"}  # rows are split at random, so groups of ten are divided
+    apart = make(group=np.argsort(np.random.default_rng(1).permutation(600)) // 100)  # each group lies within a split
     assert not [each for each in audit(apart) if each.check == "groups"]
 
 
@@ -152,7 +152,7 @@ def test_regression_labels() -> None:
 
 
 @pytest.mark.parametrize("kind", ["classes", "regression"])
-def test_labels_sorted_in_the_file_are_told_from_shuffled_ones(kind: Any) -> None:
+def test_labels_sorted_in_the_file_are_distinguished_from_shuffled_ones(kind: Any) -> None:
     task = Task(kind, "accuracy", ("a", "b", "c") if kind == "classes" else ())
     label = np.sort(np.random.default_rng(0).integers(0, 3, 600))
     if kind == "regression":
@@ -198,7 +198,7 @@ def test_values_of_a_grid_and_of_tokens() -> None:
     assert by_message["1 rows have an id outside the vocabulary"].severity == "error"
 
 
-def test_reading_in_small_batches_finds_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reading_in_small_batches_gives_the_same_findings(monkeypatch: pytest.MonkeyPatch) -> None:
     group = np.arange(600) // 10
     x = np.random.default_rng(0).normal(size=(600, 4)).astype(np.float32)
     x[7] = x[300]
@@ -231,7 +231,7 @@ def test_rendering() -> None:
     assert json.loads(render(findings, as_json=True))[0]["count"] == 30
 
 
-def test_a_users_own_data_in_the_order_of_their_classes_are_no_reason_to_warn() -> None:
+def test_own_data_sorted_by_class_cause_no_warning() -> None:
     from pathlib import Path
 
     from dabsmix.source import Source
@@ -242,6 +242,6 @@ def test_a_users_own_data_in_the_order_of_their_classes_are_no_reason_to_warn() 
     assert not any(each.check == "order" for each in audit(own))
 
 
-def test_what_reading_found_is_among_the_findings() -> None:
+def test_notes_from_reading_are_among_the_findings() -> None:
     findings = audit(replace(make(), notes=("3 of 300 rows were skipped: no text: 3.",)))
     assert [each.message for each in findings if each.check == "reading"] == ["3 of 300 rows were skipped: no text: 3."]

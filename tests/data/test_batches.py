@@ -40,7 +40,7 @@ def test_a_batch_holds_the_rows_that_its_ids_name() -> None:
     assert np.array_equal(raw.label.numpy(), data.label[ids])
 
 
-def test_a_step_s_batch_does_not_depend_on_the_steps_before() -> None:
+def test_a_batch_does_not_depend_on_earlier_steps() -> None:
     forward, backward = Batches(split(), 5, seed=1), Batches(split(), 5, seed=1)
     steps = range(12)
     first = [forward.read(step) for step in steps]
@@ -50,13 +50,13 @@ def test_a_step_s_batch_does_not_depend_on_the_steps_before() -> None:
     assert not np.array_equal(other.index(0), forward.index(0))
 
 
-def test_every_example_once_an_epoch_and_epochs_differ() -> None:
+def test_every_example_comes_once_per_epoch_and_epochs_differ() -> None:
     batches = Batches(split(20), 5, seed=0)
     epochs = [np.concatenate([batches.index(4 * epoch + k) for k in range(4)]) for epoch in range(3)]
     for epoch in epochs:
         assert sorted(epoch) == list(range(20))
     assert not np.array_equal(epochs[0], epochs[1])
-    # what is left over at the end of an epoch is dropped, and no example comes twice
+    # the remainder of an epoch is dropped, and no example comes twice
     ragged = Batches(split(23), 5, seed=0)
     seen = np.concatenate([ragged.index(k) for k in range(4)])
     assert len(set(seen)) == 20
@@ -64,7 +64,7 @@ def test_every_example_once_an_epoch_and_epochs_differ() -> None:
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 6])
-def test_the_processes_parts_make_up_the_global_batch_in_order_of_rank(world_size: int) -> None:
+def test_parts_of_the_processes_make_up_the_global_batch_in_rank_order(world_size: int) -> None:
     whole = Batches(split(), 6, seed=3)
     parts = [Batches(split(), 6, seed=3, rank=r, world_size=world_size) for r in range(world_size)]
     for step in (0, 2, 3, 10):
@@ -72,7 +72,7 @@ def test_the_processes_parts_make_up_the_global_batch_in_order_of_rank(world_siz
         assert torch.equal(together, whole.read(step).ids)
 
 
-def test_reading_ahead_gives_what_reading_gives() -> None:
+def test_reading_ahead_equals_reading() -> None:
     batches = Batches(split(), 5, seed=0)
     for start, stop in ((0, 9), (3, 4), (2, 4), (5, 5)):
         ahead = list(batches.iterate(start, stop, CPU))
@@ -138,7 +138,7 @@ def test_leaving_the_loop_early_ends_the_threads() -> None:
     assert store.reads <= 1 + AHEAD
 
 
-def test_no_label_where_the_split_has_none() -> None:
+def test_an_unlabelled_split_gives_batches_without_labels() -> None:
     assert Batches(Split((np.zeros((9, 2)),), np.arange(9)), 4, seed=0).read(0).label is None
 
 

@@ -1,4 +1,4 @@
-"""The fingerprint of raw files, and prepared folders: whole or not at all, built once."""
+"""The fingerprint of raw files, and prepared folders: complete or absent, built once."""
 
 import errno
 import hashlib
@@ -38,7 +38,7 @@ def files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
-def test_the_cache_lies_where_the_environment_says(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_sets_the_cache_folder(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert cache_folder() == cache
     monkeypatch.delenv("DABSMIX_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
@@ -48,7 +48,7 @@ def test_the_cache_lies_where_the_environment_says(cache: Path, monkeypatch: pyt
 # --- fingerprint
 
 
-def test_a_fingerprint_is_of_names_and_contents_and_not_of_their_order_or_place(raw: Path, tmp_path: Path) -> None:
+def test_a_fingerprint_depends_on_names_and_contents_only(raw: Path, tmp_path: Path) -> None:
     first = fingerprint(raw, files(raw))
     assert fingerprint(raw, reversed(files(raw))) == first
     assert fingerprint(raw, files(raw) * 2) == first
@@ -60,7 +60,7 @@ def test_a_fingerprint_is_of_names_and_contents_and_not_of_their_order_or_place(
     assert fingerprint(moved, files(moved)[:1]) != first
 
 
-def test_a_change_of_equal_size_and_time_is_seen(raw: Path) -> None:
+def test_a_change_with_equal_size_and_time_changes_the_fingerprint(raw: Path) -> None:
     first = fingerprint(raw, files(raw))
     stat = (raw / "a.txt").stat()
     (raw / "a.txt").write_text("eno")
@@ -114,7 +114,7 @@ def never(folder: Path) -> None:
     raise AssertionError("built again")
 
 
-def test_a_folder_is_built_once_for_its_key() -> None:
+def test_a_folder_is_built_once_per_key() -> None:
     folder = prepared("set", "key 1", write(1))
     assert prepared("set", "key 1", never) == folder
     other = prepared("set", "key 2", write(2))
@@ -148,13 +148,13 @@ def test_a_killed_build_starts_over(cache: Path) -> None:
     process.start()
     process.join()
     assert process.exitcode == -signal.SIGKILL
-    assert [path for path in (cache / "set").iterdir() if path.is_dir()]  # what it left behind
+    assert [path for path in (cache / "set").iterdir() if path.is_dir()]  # the leftovers of the killed build
     folder = prepared("set", "key", write(2))
     assert np.load(folder / "x.npy").max() == 2
     assert [path for path in (cache / "set").iterdir() if path.is_dir()] == [folder]
 
 
-def test_a_folder_without_its_mark_is_built_again() -> None:
+def test_an_incomplete_folder_is_built_again() -> None:
     folder = prepared("set", "key", write(1))
     (folder / prepare.COMPLETE).unlink()
     prepared("set", "key", write(2))
@@ -173,7 +173,7 @@ def build_slowly(cache: str, log: str) -> None:
     assert np.load(prepared("set", "key", build) / "x.npy").max() == 7
 
 
-def test_of_two_processes_one_builds(cache: Path, tmp_path: Path) -> None:
+def test_only_one_of_two_processes_builds(cache: Path, tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     processes = [context.Process(target=build_slowly, args=(str(cache), str(tmp_path / "log"))) for _ in range(2)]
     for process in processes:
@@ -192,9 +192,7 @@ def test_of_two_processes_one_builds(cache: Path, tmp_path: Path) -> None:
         (errno.EACCES, "cache/set/x.npy", "cannot write prepared data"),
     ],
 )
-def test_a_disk_that_refuses_is_one_line_with_the_remedy(
-    tmp_path: Path, code: int, file: str | None, message: str
-) -> None:
+def test_a_failed_write_is_one_line_with_the_remedy(tmp_path: Path, code: int, file: str | None, message: str) -> None:
     def build(folder: Path) -> None:
         raise OSError(code, os.strerror(code), file and str(tmp_path / file))
 
@@ -202,7 +200,7 @@ def test_a_disk_that_refuses_is_one_line_with_the_remedy(
         prepared("set", "key", build)
 
 
-def test_a_raw_file_that_may_not_be_read_is_not_blamed_on_the_cache(tmp_path: Path) -> None:
+def test_an_unreadable_raw_file_is_not_blamed_on_the_cache(tmp_path: Path) -> None:
     def build(folder: Path) -> None:
         raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "raw.dat"))
 
@@ -210,7 +208,7 @@ def test_a_raw_file_that_may_not_be_read_is_not_blamed_on_the_cache(tmp_path: Pa
         prepared("set", "key", build)
 
 
-def test_a_cache_that_is_no_folder_is_one_line(cache: Path) -> None:
+def test_a_cache_that_is_not_a_folder_is_one_line(cache: Path) -> None:
     cache.write_text("a file where the folder belongs")
     with pytest.raises(UserError, match="DABSMIX_CACHE"):
         prepared("set", "key", never)
@@ -224,12 +222,12 @@ def test_a_cache_whose_parent_cannot_be_written_is_one_line(monkeypatch: pytest.
 
 
 def test_space_is_reserved_before_it_is_written(tmp_path: Path) -> None:
-    array = allocate(tmp_path / "x.npy", np.float32, (np.int64(1000), 100))  # type: ignore[arg-type]  # as callers do
+    array = allocate(tmp_path / "x.npy", np.float32, (np.int64(1000), 100))  # type: ignore[arg-type]  # as callers pass it
     assert array.shape == (1000, 100)
     assert (tmp_path / "x.npy").stat().st_blocks * 512 >= 400_000
 
 
-def test_a_full_disk_is_told_when_space_is_reserved(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported_when_space_is_reserved(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(handle: int, start: int, length: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

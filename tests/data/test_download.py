@@ -1,4 +1,4 @@
-"""Downloads against a server on this machine: cut connections, mirrors, sums, hostile archives, no server at all."""
+"""Downloads from a local server: interrupted connections, mirrors, checksums, hostile archives, no server."""
 
 import hashlib
 import io
@@ -117,7 +117,7 @@ def test_a_server_that_ignores_range_sends_everything_again(server: Server, tmp_
     assert [byte_range for _, byte_range in server.requests] == [None, "bytes=300000-"]
 
 
-def test_a_file_that_changed_on_the_server_is_not_glued_together(server: Server, tmp_path: Path) -> None:
+def test_a_file_that_changed_on_the_server_is_downloaded_anew(server: Server, tmp_path: Path) -> None:
     item = Download((server.url("data.bin"),), "data.bin")
     (tmp_path / ".data.bin.part").write_bytes(b"old" * 100)
     (tmp_path / ".data.bin.origin").write_text(f'{item.urls[0]}\n"of the old file"')
@@ -126,7 +126,7 @@ def test_a_file_that_changed_on_the_server_is_not_glued_together(server: Server,
 
 
 @pytest.mark.parametrize("length", ["a lot", "-5", "1e6"])
-def test_a_length_that_is_not_a_number_is_not_believed(server: Server, tmp_path: Path, length: str) -> None:
+def test_a_content_length_that_is_not_a_number_is_ignored(server: Server, tmp_path: Path, length: str) -> None:
     server.files["data.bin"], server.length = CONTENT, length
     assert fetch(Download((server.url("data.bin"),), "data.bin"), tmp_path).read_bytes() == CONTENT
 
@@ -138,7 +138,7 @@ def test_the_second_mirror_serves_when_the_first_does_not(server: Server, tmp_pa
     assert [name for name, _ in server.requests] == ["a/data.bin", "b/data.bin"]
 
 
-def test_a_mirror_with_the_wrong_content_is_passed_over(server: Server, tmp_path: Path) -> None:
+def test_a_mirror_with_the_wrong_content_is_skipped(server: Server, tmp_path: Path) -> None:
     server.files |= {"a": b"something else", "b": CONTENT}
     item = Download((server.url("a"), server.url("b")), "data.bin", sha256(CONTENT), "this test")
     assert fetch(item, tmp_path).read_bytes() == CONTENT
@@ -169,7 +169,7 @@ def test_without_a_published_sum_the_first_one_is_kept_and_called_unverified(
     assert left(tmp_path) == ["data.bin.sha256"]
 
 
-def test_a_finished_download_asks_no_server(server: Server, tmp_path: Path) -> None:
+def test_a_finished_download_contacts_no_server(server: Server, tmp_path: Path) -> None:
     server.files["data.bin"] = CONTENT
     item = Download((server.url("data.bin"),), "data.bin")
     fetch(item, tmp_path)
@@ -177,7 +177,7 @@ def test_a_finished_download_asks_no_server(server: Server, tmp_path: Path) -> N
     assert len(server.requests) == 1
 
 
-def test_two_at_once_fetch_once(server: Server, tmp_path: Path) -> None:
+def test_two_processes_download_once(server: Server, tmp_path: Path) -> None:
     server.files["data.bin"] = CONTENT
     item = Download((server.url("data.bin"),), "data.bin")
     threads = [threading.Thread(target=fetch, args=(item, tmp_path)) for _ in range(4)]
@@ -189,7 +189,9 @@ def test_two_at_once_fetch_once(server: Server, tmp_path: Path) -> None:
     assert (tmp_path / "data.bin").read_bytes() == CONTENT
 
 
-def test_no_server_says_what_from_where_and_where_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_server_is_reported_with_file_source_and_target(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(download, "PAUSE", 0.001)
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as unused:
         url = f"http://127.0.0.1:{unused.server_port}/data.bin"
@@ -241,7 +243,7 @@ def test_an_archive_within_an_archive_is_unpacked_where_it_lies(server: Server, 
         archive.writestr("set/images.tar.gz", inner)
         archive.writestr("set/notes.zip", zipped(**{"notes.txt": "xxx"}))
     server.files["set.zip"] = out.getvalue()
-    # of the three named ones one is not there: another mirror has it
+    # one of the three named archives is missing: another mirror has it
     item = Download((server.url("set.zip"),), "set.zip", nested=("set/images.tar.gz", "set/notes.zip", "set/more.zip"))
     fetch(item, tmp_path)
     assert left(tmp_path / "set") == ["images/1.txt", "notes.txt"]
@@ -326,7 +328,7 @@ def card(server: Server, *files: str, manual: str = "") -> Domain:
     return Domain("toy", "image", "", "", "toy", load, downloads, manual)  # type: ignore[arg-type]  # load never runs
 
 
-def test_ensure_takes_what_is_there(server: Server, tmp_path: Path) -> None:
+def test_ensure_uses_existing_files(server: Server, tmp_path: Path) -> None:
     (tmp_path / "toy").mkdir()
     assert ensure(card(server, "toy.zip"), tmp_path) == tmp_path / "toy"
     assert server.requests == []
@@ -347,7 +349,7 @@ def test_ensure_finishes_what_was_interrupted_between_two_archives(server: Serve
 
 
 def test_a_file_that_others_fetch_too_starts_no_download(server: Server, tmp_path: Path) -> None:
-    """The set was put there by hand, a tokenizer that it needs was fetched for another."""
+    """The set was put there by hand, and a tokenizer that it needs was downloaded for another set."""
     server.files |= {"toy.zip": zipped(**{"toy/1.txt": ""}), "bert/vocab.txt": b"[PAD]"}
     fetch(Download((server.url("bert/vocab.txt"),), "bert/vocab.txt"), tmp_path)
     (tmp_path / "toy").mkdir()
@@ -362,7 +364,7 @@ def test_ensure_finishes_what_was_interrupted_between_two_files(server: Server, 
     assert (tmp_path / "toy/test.mat").read_bytes() == b"2"
 
 
-def test_ensure_says_what_is_missing_and_how_to_get_it(server: Server, tmp_path: Path) -> None:
+def test_ensure_names_missing_files_and_how_to_obtain_them(server: Server, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"toy: .*toy is missing; register at example\.org"):
         ensure(card(server, manual="register at example.org"), tmp_path)
 

@@ -21,7 +21,7 @@ def test_parts_are_a_partition_in_order_and_repeat() -> None:
         assert not np.array_equal(validation, other[1])
 
 
-def test_every_class_gives_its_share_and_keeps_one_to_train_on() -> None:
+def test_every_class_gives_its_share_and_keeps_a_training_example() -> None:
     label = np.repeat([0, 1, 2, 3], [50, 20, 2, 1]).astype(np.int64)
     train, validation = carve(len(label), label=label, fraction=0.1)
     assert list(np.bincount(label[validation], minlength=4)) == [5, 2, 1, 0]
@@ -57,7 +57,7 @@ def test_names_of_groups_do_not_matter_beyond_their_order() -> None:
         (1, None, None, 0.1),
         (0, None, None, 0.1),
         (1, [0], None, 0.1),
-        (3, [0, 1, 2], None, 0.1),  # one of each class: nothing can be held out by class
+        (3, [0, 1, 2], None, 0.1),  # with one example of each class nothing can be held out by class
         (3, None, [7, 7, 7], 0.1),
         (4, None, None, 1.0),
     ],

@@ -1,4 +1,4 @@
-"""Names that DABS uses, sizes that it does not have, and what changed under a name since the first release."""
+"""Names used by DABS, sizes that DABS lacks, and examples that changed under a name since the first release."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -20,14 +20,14 @@ from dabsmix.source import Source, load
         ("traffic_sign_small", "traffic_sign"),
     ],
 )
-def test_a_name_of_dabs_is_the_same_domain_and_the_same_run(alias: str, name: str) -> None:
+def test_an_alias_from_dabs_is_the_same_domain_and_the_same_run(alias: str, name: str) -> None:
     assert domain(alias) is domains()[name]
     assert Source(alias).name == name
     by_alias, by_name = (resolve(PretrainConfig(Source(each)), 64)[0] for each in (alias, name))
     assert config_hash(by_alias) == config_hash(by_name)
 
 
-def test_no_alias_is_a_name_or_another_ones() -> None:
+def test_aliases_are_unique_and_not_names() -> None:
     aliases = [alias for card in domains().values() for alias in card.aliases]
     assert len(aliases) == len(set(aliases))
     assert not set(aliases) & set(domains())

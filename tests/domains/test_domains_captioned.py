@@ -1,4 +1,4 @@
-"""Images with texts: COCO with captions from real files, VQA from generated ones."""
+"""Images with texts: COCO with captions from real files, VQA from generated files."""
 
 import json
 import os
@@ -82,7 +82,7 @@ def test_mscoco_under_dabs_takes_the_last_caption_and_object() -> None:
     assert (len(labelled.train), labelled.validation.rows.tolist()) == (40, labelled.test.rows.tolist())
 
 
-def test_mscoco_under_v1_asks_for_every_category_on_an_image() -> None:
+def test_mscoco_under_v1_labels_every_category_on_an_image() -> None:
     data, tokens = load("mscoco", "v1"), tokenizer(BERT, data_root())
     captions: dict[int, dict[int, str]] = {}
     for each in coco("val", "captions")["annotations"]:
@@ -140,13 +140,13 @@ def test_captions_are_exchanged_as_dabs_does() -> None:
 
 
 @pytest.mark.parametrize("count", [4, 5, 6, 7, 8, 9, 10, 30, 100])
-def test_an_exchanged_caption_is_never_ones_own(count: int) -> None:
+def test_an_exchanged_caption_is_never_the_image_s_own(count: int) -> None:
     source, label = exchanged(count)
     assert ((source == np.arange(count)) == (label == 1)).all()
     assert sorted(source) == list(range(count))
 
 
-def test_no_part_sees_a_caption_of_another() -> None:
+def test_no_split_has_a_caption_of_another_split() -> None:
     for protocol in ("v1", "dabs"):
         plain, mixed = load("mscoco", protocol), load("mismatched_caption", protocol)
         tokens = tokenizer(BERT, data_root())
@@ -186,7 +186,7 @@ def test_vqa_pairs_a_question_with_an_answer(tmp_path: Path) -> None:
     assert [tuple(row) in rights for row in rows.tolist()] == (labelled.train.label == 1).tolist()
     assert 20 < labelled.train.label.sum() < 51
     red = np.asarray(labelled.train.inputs[0][labelled.train.rows])[:, 0, 16, 16]
-    image = np.repeat(np.arange(24), 3)[1:]  # ordered by question; the first one is left out
+    image = np.repeat(np.arange(24), 3)[1:]  # ordered by question; the first question is left out
     assert np.abs(red - (20.0 + 10 * (image % 10))).max() <= 2
 
 
@@ -220,7 +220,7 @@ def test_a_damaged_table_is_named(spoil: Any, message: str, tmp_path: Path) -> N
     assert "\n" not in str(error.value)
 
 
-def test_a_stand_in_does_where_the_set_is_missing(tmp_path: Path) -> None:
+def test_generated_files_replace_a_missing_set(tmp_path: Path) -> None:
     card = domain("mscoco")
     assert card.present(tmp_path) is None
     (tmp_path / "coco-mini").mkdir()

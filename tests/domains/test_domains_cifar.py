@@ -1,4 +1,4 @@
-"""CIFAR's pickles: read as numpy reads them, and never trusted."""
+"""CIFAR's pickles: read as numpy reads them, without executing anything in them."""
 
 import os
 import pickle
@@ -26,7 +26,7 @@ def real() -> Path:
     return folder
 
 
-def test_cifar10_equals_numpys_own_reading() -> None:
+def test_cifar10_equals_numpys_unpickling() -> None:
     folder = real()
     with (folder / "data_batch_2").open("rb") as file:
         expected = pickle.load(file, encoding="bytes")
@@ -62,7 +62,7 @@ def test_the_generated_pickle_is_one_that_numpy_reads(tmp_path: Path) -> None:
 
 
 class Hostile:
-    """What a pickle may do when it is trusted."""
+    """A pickle that runs code when it is loaded."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = mark

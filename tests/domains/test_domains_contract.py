@@ -15,7 +15,7 @@ from dabsmix.registry import domain, domains
 from dabsmix.spec import Grid
 from dabsmix.testing import check_domain
 
-# at 224 x 224 the smaller set again, but for the size: minutes in all
+# at 224 x 224 they are the smaller sets in another size, and take minutes
 LARGE = [pytest.param(name, marks=pytest.mark.slow if name.endswith("_224") else ()) for name in domains()]
 
 
@@ -64,7 +64,7 @@ def card(load: Callable[[], Data]) -> Domain:
     return Domain("generated", "sensor", "Generated", "MIT", "", load=lambda folder, protocol: load())
 
 
-def test_contract_passes_what_keeps_it() -> None:
+def test_contract_accepts_what_keeps_it() -> None:
     check_domain(card(sound), Path())
 
 
@@ -87,7 +87,7 @@ def split(name: str, **changes: object) -> dict[str, object]:
         (split("pretrain", rows=np.arange(15, 25), group=None), "pretrain and test share 5 rows"),
     ],
 )
-def test_contract_tells_what_breaks_it(changes: dict[str, object], message: str) -> None:
+def test_contract_reports_what_breaks_it(changes: dict[str, object], message: str) -> None:
     with pytest.raises(AssertionError, match=message):
         check_domain(card(lambda: sound(**changes)), Path())
 
@@ -101,7 +101,7 @@ def test_under_dabs_validation_may_be_test_and_groups_be_divided() -> None:
         check_domain(card(lambda: sound(**split("test", rows=np.arange(10)))), Path(), protocol="dabs")
 
 
-def test_contract_wants_the_same_rows_again() -> None:
+def test_contract_requires_the_same_rows_on_a_second_load() -> None:
     rng = np.random.default_rng()
     again = card(lambda: sound(**split("test", rows=20 + rng.permutation(10))))
     with pytest.raises(AssertionError, match="a second load gives other rows"):

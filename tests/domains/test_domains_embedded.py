@@ -1,4 +1,4 @@
-"""The data sets that scikit-learn brings."""
+"""The data sets that come with scikit-learn."""
 
 import os
 import subprocess

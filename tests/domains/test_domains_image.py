@@ -155,7 +155,7 @@ def test_traffic_signs_of_validation_are_not_those_of_train() -> None:
     labelled = data.require_labelled()
     assert not groups(labelled.train) & groups(labelled.validation)
     assert not (groups(labelled.train) | groups(labelled.validation)) & groups(labelled.test)
-    assert len(groups(labelled.train) | groups(labelled.validation)) == 43 * 4  # tracks here
+    assert len(groups(labelled.train) | groups(labelled.validation)) == 43 * 4  # the tracks in these files
     assert labels(labelled.test)[:2].tolist() == [16, 1]  # the first rows of GT-final_test.csv
 
 
@@ -180,10 +180,10 @@ def test_a_traffic_sign_of_an_unknown_class_is_named(tmp_path: Path) -> None:
         domain("traffic_sign").load(folder, "v1")
 
 
-# --- sets with a form of their own
+# --- sets with formats of their own
 
 
-def test_stl10_pretrains_on_what_has_no_label(tmp_path: Path) -> None:
+def test_stl10_pretrains_on_unlabelled_images(tmp_path: Path) -> None:
     data = domain("stl10").load(upstream.write_stl10(tmp_path), "v1")
     assert sizes(data) == (3, 10, 10, 10)
     assert data.pretrain.label is None
@@ -253,7 +253,7 @@ def test_a_tiff_of_other_bands_or_cut_short_is_named(tmp_path: Path) -> None:
         domain("eurosat_all").load(folder, "v1")
 
 
-def test_eurosat_asks_for_its_lists(tmp_path: Path) -> None:
+def test_eurosats_missing_lists_are_reported(tmp_path: Path) -> None:
     folder = upstream.write_eurosat(tmp_path)
     (folder / "eurosat-val.txt").unlink()
     with pytest.raises(UserError, match=r"eurosat-val\.txt: no such file; fetch https.*md5 95de90f2"):
@@ -271,7 +271,7 @@ def test_chexpert_counts_blank_and_uncertain_as_absent(tmp_path: Path) -> None:
     assert len(groups(labelled.train) | groups(labelled.validation)) == 12
 
 
-def test_chexpert_names_the_row_of_a_strange_cell(tmp_path: Path) -> None:
+def test_chexpert_names_the_row_of_an_invalid_cell(tmp_path: Path) -> None:
     folder = upstream.write_chexpert(tmp_path)
     path = folder / "valid.csv"
     path.write_text(path.read_text().replace("0.0", "maybe", 1))
@@ -295,7 +295,7 @@ def test_xray8_keeps_patients_apart_under_v1_alone(tmp_path: Path) -> None:
     assert any("sha256 of the 4 test names" in note for note in as_dabs.notes)
 
 
-# --- what is missing
+# --- missing files
 
 
 @pytest.mark.parametrize("name", [*SETS, "stl10", "dtd", "traffic_sign", "chexpert", "xray8", "eurosat_all", "cifar10"])
@@ -308,7 +308,7 @@ def test_an_empty_folder_is_one_line_that_names_it(name: str, protocol: str, tmp
     assert "\n" not in str(error.value)
 
 
-def test_caltechs_inner_archive_is_asked_for(tmp_path: Path) -> None:
+def test_caltechs_missing_inner_archive_is_reported(tmp_path: Path) -> None:
     (tmp_path / "caltech-101").mkdir()
     with pytest.raises(UserError, match=r"unpack 101_ObjectCategories\.tar\.gz"):
         domain("caltech101").load(tmp_path / "caltech-101", "v1")

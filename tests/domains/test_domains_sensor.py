@@ -1,4 +1,4 @@
-"""UCI HAR on real windows where they are, PAMAP2 on generated files and on one authentic row."""
+"""UCI HAR on real windows where available, PAMAP2 on generated files and on one authentic row."""
 
 import os
 import shutil
@@ -79,25 +79,25 @@ def test_pamap2_columns_lie_as_in_the_authentic_row() -> None:
         assert imu[13:].tolist() == [1, 0, 0, 0]  # orientation, invalid
 
 
-def test_pamap2_with_the_authentic_row_alone_says_what_is_missing() -> None:
+def test_pamap2_with_only_the_authentic_row_reports_what_is_missing() -> None:
     folder = real("pamap2-format-sample", "Protocol")
     with pytest.raises(UserError, match=r"nothing to train on, subject102\.dat or subject103\.dat.* missing"):
         domain("pamap2").load(folder, "v1")
 
 
-def test_pamap2_has_the_shape_and_the_people_of_the_protocol(generated: Path) -> None:
+def test_pamap2_has_the_shape_and_subjects_of_the_protocol(generated: Path) -> None:
     data = domain("pamap2").load(generated, "v1")
     assert data.specs == (Grid(52, (320,), (5,)),)
     labelled = data.require_labelled()
     assert len(labelled.task.classes) == 12
     assert "ironing" in labelled.task.classes
-    # each person did 14 bouts of 3.6 s: one window of 3.2 s each, and two where one begins every 0.32 s
+    # each person did 14 bouts of 3.6 s: one window of 3.2 s each, or two if a window begins every 0.32 s
     assert [len(part) for part in splits(data)] == [6 * 14, 14, 2 * 14]
     assert len(data.pretrain) == 2 * 6 * 14
 
 
 def test_pamap2_windows_are_the_readings_of_one_bout(generated: Path) -> None:
-    """Each window of subject 5, found again in the file by reading it plainly."""
+    """Each window of subject 5 equals the rows of the file, read line by line."""
     data = domain("pamap2").load(generated, "v1")
     _, _, test = splits(data)
     rows = plain_rows(generated, 5)
@@ -109,7 +109,7 @@ def test_pamap2_windows_are_the_readings_of_one_bout(generated: Path) -> None:
     for begin in begins:
         window = rows[begin : begin + 320, 2:].T.copy()
         for channel, values in enumerate(window):
-            for i in np.flatnonzero(np.isnan(values)):  # between the nearest readings of the whole recording
+            for i in np.flatnonzero(np.isnan(values)):  # between the nearest readings of the recording
                 column = rows[:, 2 + channel]
                 left, right = begin + i, begin + i
                 while np.isnan(column[left]):
@@ -145,7 +145,7 @@ def test_pamap2_gaps_at_the_ends_of_a_recording_take_the_nearest_reading(generat
     assert (x[0, 0, : np.flatnonzero(~np.isnan(heart_rate))[0]] == first).all()
 
 
-def test_pamap2_bouts_and_people_do_not_meet_across_splits(generated: Path) -> None:
+def test_pamap2_bouts_and_subjects_are_not_shared_between_splits(generated: Path) -> None:
     data = domain("pamap2").load(generated, "v1")
     covered: list[set[int]] = []
     groups: list[set[int]] = []
@@ -187,12 +187,12 @@ def test_pamap2_under_dabs_is_raw_without_ironing_and_tests_on_subject_5(generat
     (x,) = train.batch(np.arange(3))
     assert data.normalise((x,))[0] is x
     subject_5 = set(np.unique(plain_rows(generated, 5)[:, 6]).astype(np.float32).tolist())
-    assert validation is test  # DABS watches what it reports
+    assert validation is test  # DABS's validation split is its test split
     for part, of_subject_5 in ((test, True), (train, False)):
         (x,) = part.batch(np.arange(0, len(part), 1000))
         assert all((window[4, 7].item() in subject_5) == of_subject_5 for window in x)
     assert train.group is not None
-    assert len(np.unique(train.group)) == 7 * 11  # all that seven people did
+    assert len(np.unique(train.group)) == 7 * 11  # every activity of seven people
     assert test.label is not None
     counts = np.bincount(test.label, minlength=11)
     assert (np.abs(counts - 10_000 / 11) < 5 * np.sqrt(10_000 / 11)).all()  # uniform over activities
@@ -214,7 +214,7 @@ def test_pamap2_spectrogram(tmp_path: Path, protocol: str) -> None:
     np.testing.assert_allclose(image[1, 7, :, 5].numpy(), expected, rtol=1e-3, atol=1e-3)
 
 
-def test_pamap2_uses_the_subjects_that_are_there_and_says_so(generated: Path, tmp_path: Path) -> None:
+def test_pamap2_uses_the_available_subjects_and_names_them(generated: Path, tmp_path: Path) -> None:
     folder = some(generated, tmp_path, 1, 2, 6)
     data = domain("pamap2").load(folder, "v1")
     assert [len(part) for part in splits(data)] == [14, 14, 14]
@@ -230,7 +230,7 @@ def test_pamap2_uses_the_subjects_that_are_there_and_says_so(generated: Path, tm
         domain("pamap2").load(folder, "v1")
 
 
-def test_pamap2_says_which_activities_nobody_trains(generated: Path, tmp_path: Path) -> None:
+def test_pamap2_names_activities_without_training_rows(generated: Path, tmp_path: Path) -> None:
     folder = some(generated, tmp_path, 1, 2, 5)
     path = folder / "subject102.dat"  # as upstream's subject 3, who did not run
     path.write_text("".join(line for line in path.open() if line.split(" ", 2)[1] != "5"))

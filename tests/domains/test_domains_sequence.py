@@ -97,7 +97,7 @@ def test_pfam_keeps_its_transfer_part_apart(tmp_path: Path) -> None:
         (lambda text: "[]", "holds no sequence"),
     ],
 )
-def test_damaged_json_is_told(tmp_path: Path, damage: Any, message: str) -> None:
+def test_damaged_json_is_reported(tmp_path: Path, damage: Any, message: str) -> None:
     folder = upstream.write_tape(tmp_path, "secondary_structure")
     path = folder / "secondary_structure_train.json"
     path.write_text(damage(path.read_text()))
@@ -105,7 +105,7 @@ def test_damaged_json_is_told(tmp_path: Path, damage: Any, message: str) -> None
         domain("secondary_struct").load(folder, "v1")
 
 
-def test_a_clan_that_train_does_not_have_is_told(tmp_path: Path) -> None:
+def test_a_clan_missing_from_train_is_reported(tmp_path: Path) -> None:
     folder = upstream.write_tape(tmp_path, "pfam")
     path = folder / "pfam_valid.json"
     path.write_text(path.read_text().replace('"clan": 17', '"clan": 99', 1))
@@ -143,7 +143,7 @@ def test_genomics_row_and_class(tmp_path: Path) -> None:
     assert data.require_labelled().task.classes[data.pretrain.label[0]] == label
 
 
-def test_damaged_genomics_is_told(tmp_path: Path) -> None:
+def test_damaged_genomics_is_reported(tmp_path: Path) -> None:
     folder = upstream.write_genomics(tmp_path)
     path = folder / "before_2011_in_tr.tsv"
     good = path.read_text()
@@ -192,7 +192,7 @@ def test_wafers(tmp_path: Path, protocol: str) -> None:
     np.testing.assert_allclose(pixels, expected if protocol == "dabs" else 2 * expected - 1, atol=1e-6)
 
 
-def test_damaged_wafers_are_told(tmp_path: Path) -> None:
+def test_damaged_wafers_are_reported(tmp_path: Path) -> None:
     folder = upstream.write_wafers(tmp_path)
     path = folder / "WM811K.mat"
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])

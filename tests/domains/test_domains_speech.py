@@ -113,12 +113,12 @@ def test_speech_commands_split_by_upstreams_lists(tmp_path: Path) -> None:
     listed = (folder / "testing_list.txt").read_text().split()
     assert [files[row] for row in data.require_labelled().test.rows] == sorted(listed)
     assert named(data, data.require_labelled().test) == [file.split("/")[0] for file in sorted(listed)]
-    # the fault of DABS's loader: line ends kept in the lists, so that train holds the test clips
+    # DABS's loader keeps line ends in the lists, a fault by which train holds the test clips
     assert not {files[row] for row in data.require_labelled().train.rows} & set(listed)
     assert not groups(data.require_labelled().train) & groups(data.require_labelled().test)
 
 
-def test_dabs_trains_on_all_but_test(tmp_path: Path) -> None:
+def test_dabs_trains_on_everything_except_test(tmp_path: Path) -> None:
     upstream.write_speech_commands(tmp_path, "v0.02", WORDS)
     data = load(tmp_path, "speech_commands_v2", "dabs")
     assert sizes(data) == (40, 8, 8)
@@ -146,7 +146,7 @@ def test_twelve_classes(tmp_path: Path) -> None:
     for part, words, silent in ((labelled.train, 16, 24), (labelled.validation, 4, 3), (labelled.test, 4, 3)):
         names = named(data, part)
         assert (names.count("unknown"), names.count("silence")) == (words, silent)
-    # the last clip of all is the last whole second of the last noise
+    # the last clip is the last whole second of the last noise
     wave = read_clip(folder / "_background_noise_" / "noise_1.wav", small(16_000), begin=19)
     stored = labelled.test.inputs[0][labelled.test.rows[-1:]]
     np.testing.assert_allclose(stored, log_mel(wave.wave[None], 16_000, small(16_000)), atol=0.04)
@@ -229,7 +229,7 @@ def test_voxceleb1(tmp_path: Path) -> None:
 # --- LibriSpeech
 
 
-def test_librispeech_pretrains_on_what_is_there_and_says_so(tmp_path: Path) -> None:
+def test_librispeech_pretrains_on_the_available_parts_and_names_them(tmp_path: Path) -> None:
     upstream.write_librispeech(tmp_path, ["train-clean-100", "dev-clean"], speakers=2)
     data = load(tmp_path, "librispeech")
     assert data.specs == (Grid(1, (224, 224), (16, 16)),)

@@ -1,4 +1,4 @@
-"""The synthetic sets: deterministic, and told apart by what lies where, which nothing linear reads off."""
+"""The synthetic sets are deterministic; only the arrangement of parts separates classes, and no linear map reads it."""
 
 from pathlib import Path
 
@@ -34,7 +34,7 @@ def accuracy(train: NDArray[np.float64], test: NDArray[np.float64], data: Data) 
 
 
 def binding(x: NDArray[np.float64], modality: str) -> NDArray[np.float64]:
-    """What lies where, made plain: for every place, the part without its sign and without its synonyms."""
+    """The arrangement: for every position, the part without its sign and without its synonyms."""
     n, parts = len(x), np.eye(synthetic.PARTS)
     if modality == "text":
         plain = parts[(x[:, : synthetic.PLACES].astype(int) - 1) % synthetic.PARTS]
@@ -82,7 +82,7 @@ def test_the_encoder_takes_it(modality: str) -> None:
 
 
 @pytest.mark.parametrize("modality", MODALITIES)
-def test_what_lies_where_tells_the_classes_and_a_linear_map_of_the_input_does_not(modality: str) -> None:
+def test_arrangement_separates_the_classes_and_a_linear_map_of_the_input_does_not(modality: str) -> None:
     data = load(modality)
     labelled = data.require_labelled()
     train, test = stored(labelled.train), stored(labelled.test)
@@ -95,7 +95,7 @@ def test_what_lies_where_tells_the_classes_and_a_linear_map_of_the_input_does_no
 
 
 @pytest.mark.parametrize("modality", MODALITIES)
-def test_an_encoder_with_random_weights_does_not_read_it_off(modality: str) -> None:
+def test_a_random_encoder_does_not_separate_the_classes(modality: str) -> None:
     data = load(modality)
     torch.manual_seed(0)
     encoder = make_encoder("tiny", data.specs).eval()

@@ -51,7 +51,7 @@ def labels(split: Split) -> NDArray[np.int64]:
 def test_covtype_on_real_rows() -> None:
     folder = real("covtype")
     data = domain("covtype").load(folder, "v1")
-    frame = pd.read_csv(folder / "covtype.csv")  # the same rows with a header, which is not the file that is read
+    frame = pd.read_csv(folder / "covtype.csv")  # the same rows with a header, in a file that is not read
     train, validation, test = splits(data)
     assert len(train) + len(validation) + len(test) == len(frame) == 15_000
     for split in (train, validation, test):
@@ -66,7 +66,7 @@ def test_covtype_on_real_rows() -> None:
     assert any("Not comparable with published scores" in note for note in data.notes)
     shares = [np.bincount(labels(split), minlength=7) / len(split) for split in (train, validation, test)]
     assert np.abs(np.diff(shares, axis=0)).max() < 0.003
-    # the masking noise of i-Mix: a fifth of the measured cells, and nothing of the columns of zeros and ones
+    # the masking noise of i-Mix: a fifth of the measured cells, and no cell of the columns of zeros and ones
     assert data.augment is not None
     (clean,) = data.normalise(test.batch(np.arange(len(test))))
     (view,) = data.augment((clean,), torch.Generator().manual_seed(0))
@@ -85,7 +85,7 @@ def test_covtype_files_with_and_without_header_and_packed(tmp_path: Path) -> Non
     first, second, third = (domain("covtype").load(tmp_path / each, "v1") for each in "abc")
     for other in (second, third):
         np.testing.assert_array_equal(values(first, splits(first)[0]), values(other, splits(other)[0]))
-    assert len({first.fingerprint, second.fingerprint, third.fingerprint}) == 3  # it is of the file that is read
+    assert len({first.fingerprint, second.fingerprint, third.fingerprint}) == 3  # of the file that is read
 
 
 def test_covtype_has_upstreams_split_where_the_file_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,7 +122,7 @@ def test_higgs_as_dabs_divides_it(name: str, whole: slice, tmp_path: Path) -> No
     count = len(shuffled)
     assert set(test.rows) == set(shuffled.tail(math.floor(0.1 * count)).index)
     assert set(train.rows) == set(shuffled.head(math.ceil(0.9 * count)).index)
-    np.testing.assert_array_equal(validation.rows, test.rows)  # DABS watches what it reports
+    np.testing.assert_array_equal(validation.rows, test.rows)  # DABS's validation split is its test split
     np.testing.assert_array_equal(values(data, test), frame.iloc[test.rows, 1:].astype(np.float32))  # raw
 
 
@@ -188,7 +188,7 @@ def test_adult_on_generated_files(tmp_path: Path) -> None:
     kinds = sorted({row[1] for row in fitted} - {"?"})
     expected = [math.nan if row[1] == "?" else kinds.index(row[1]) for row in tests]
     np.testing.assert_array_equal(got[:, 1], expected)
-    assert np.isnan(got[3, 13])  # a country that no training row has
+    assert np.isnan(got[3, 13])  # a country that occurs in no training row
     assert any(note.startswith("1 cells hold a category") for note in data.notes)
     (spec,) = data.specs
     assert isinstance(spec, Table)
@@ -219,7 +219,7 @@ def test_a_second_load_reads_nothing_again(tmp_path: Path, monkeypatch: pytest.M
     np.testing.assert_array_equal(values(first, splits(first)[2]), values(second, splits(second)[2]))
 
 
-def test_half_a_download_is_an_error(tmp_path: Path) -> None:
+def test_a_partial_download_is_an_error(tmp_path: Path) -> None:
     upstream.write_higgs(tmp_path / "HIGGS.csv", rows=100)
     with (tmp_path / "HIGGS.csv").open("rb") as source, gzip.open(tmp_path / "HIGGS.csv.gz", "wb") as packed:
         shutil.copyfileobj(source, packed)

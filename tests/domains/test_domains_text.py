@@ -117,7 +117,7 @@ def test_v1_carves_validation_from_train_and_keeps_premises_together(tmp_path: P
     assert len(labelled.test) == 12
 
 
-def test_dabs_watches_the_split_that_it_reports(tmp_path: Path) -> None:
+def test_under_dabs_validation_is_the_test_split(tmp_path: Path) -> None:
     upstream.write_bert_vocab(tmp_path)
     upstream.write_glue(tmp_path, "SST-2")
     data = load(tmp_path, "sst2", "dabs")
@@ -175,7 +175,7 @@ def test_a_bad_row_names_file_and_row(tmp_path: Path, name: str, row: str, messa
         load(tmp_path, name)
 
 
-def test_a_class_that_train_lacks_is_told(tmp_path: Path) -> None:
+def test_a_class_missing_from_train_is_reported(tmp_path: Path) -> None:
     upstream.write_bert_vocab(tmp_path)
     file = upstream.write_glue(tmp_path, "SST-2") / "train.tsv"
     file.write_text("sentence\tlabel\n" + "good\t1\n" * 9)
@@ -183,7 +183,7 @@ def test_a_class_that_train_lacks_is_told(tmp_path: Path) -> None:
         load(tmp_path, "sst2")
 
 
-def test_missing_files_and_tokenizer_are_told(tmp_path: Path) -> None:
+def test_missing_files_and_tokenizer_are_reported(tmp_path: Path) -> None:
     upstream.write_glue(tmp_path, "SST-2")
     with pytest.raises(UserError, match=r"put it into .*bert-base-uncased"):
         load(tmp_path, "sst2")
@@ -228,7 +228,7 @@ def test_wikitext_lines_are_samples(tmp_path: Path) -> None:
     assert any("21 samples fill all 128 tokens" in note for note in data.notes)
 
 
-def test_wikitext_without_its_training_file_says_what_to_do(tmp_path: Path) -> None:
+def test_wikitext_without_its_training_file_names_the_remedy(tmp_path: Path) -> None:
     upstream.write_bert_vocab(tmp_path)
     upstream.write_wikitext(tmp_path, parts=("valid", "test"))
     with pytest.raises(UserError, match="or pretrain on wikitext2_valid"):
@@ -244,7 +244,7 @@ def test_wikitext103_lies_in_its_own_folder(tmp_path: Path) -> None:
 
 def test_real_wikitext2() -> None:
     data = load(real("wikitext-2").parent, "wikitext2_valid")
-    assert len(data.pretrain) == 2461  # upstream's 3,760 lines but for the empty ones
+    assert len(data.pretrain) == 2461  # upstream's 3,760 lines without the empty ones
 
 
 def test_pretraining_on_wikitext_fits_glue(tmp_path: Path) -> None:
@@ -283,7 +283,7 @@ def test_paws_x_bad_label(tmp_path: Path) -> None:
         load(tmp_path, "paws_fr")
 
 
-def test_mc4_takes_the_languages_in_turn(tmp_path: Path) -> None:
+def test_mc4_alternates_languages(tmp_path: Path) -> None:
     upstream.write_xlm_roberta(tmp_path)
     upstream.write_mc4(tmp_path, list(SHARDS))
     data = load(tmp_path, "mc4")

@@ -1,4 +1,4 @@
-"""`dabsmix list` says "here" only where a load has all of its files: with upstream's files, then without some."""
+"""`dabsmix list` says "here" only if every file that a load needs is present."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,6 +1,6 @@
 """The data sets of DABS 2.0 by command: a damaged file is one line; twenty steps are pretrained and scored.
 
-tests/domains/test_domains_sequence.py does the second for proteins, DNA and wafers.
+tests/domains/test_domains_sequence.py pretrains and scores proteins, DNA and wafers.
 """
 
 import json

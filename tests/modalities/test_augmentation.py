@@ -17,7 +17,7 @@ MEAN, STD = -30.0, 12.0
 
 
 class Drawn:
-    """Uniform draws that a test decides: each given as a share of its range, in order."""
+    """Uniform draws that a test sets, in order, each as a share of its range."""
 
     def __init__(self, shares: list[Any]) -> None:
         self.shares = shares
@@ -32,7 +32,7 @@ class Drawn:
 
 
 def sound(monkeypatch: pytest.MonkeyPatch, shares: list[Any]) -> tuple[np.ndarray[Any, Any], ...]:
-    """A spectrogram in decibels and its view with these draws: on or off (0 or 1) before the value of each change."""
+    """A spectrogram in decibels and its view with these draws: for each change on or off (0 or 1), then its value."""
     decibels = torch.rand(2, 1, 12, 16, generator=torch.Generator().manual_seed(0)) * 60 - 60
     monkeypatch.setattr(augmentation, "draws", Drawn(shares))
     views = SoundViews(Standardise(MEAN, STD), FORM)
@@ -43,7 +43,7 @@ def sound(monkeypatch: pytest.MonkeyPatch, shares: list[Any]) -> tuple[np.ndarra
 OFF: list[Any] = [1.0, 0.5]
 
 
-def test_sounds_without_changes_are_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sounds_without_changes_stay_equal(monkeypatch: pytest.MonkeyPatch) -> None:
     before, view = sound(monkeypatch, [*OFF * 5, 0.5])
     np.testing.assert_allclose(view, before, atol=1e-3)
 
@@ -84,7 +84,7 @@ def test_speed_moves_the_loudest_band_as_it_moves_pitch(monkeypatch: pytest.Monk
     assert abs(centres[loudest] / centres[tone] - 1.2) < 0.03
 
 
-def test_noise_takes_its_share_of_the_amplitude(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_noise_has_its_share_of_the_amplitude(monkeypatch: pytest.MonkeyPatch) -> None:
     share = torch.rand(2, 1, 12, 16, generator=torch.Generator().manual_seed(3))
     before, view = sound(monkeypatch, [*OFF * 4, 0.0, 1.0, share])
     for i in range(2):
@@ -130,19 +130,19 @@ JITTER, SCALING, ROTATION = [0.5, 1.0], [0.5, 1.0], [0.5, 0.5, 0.5, 1.0]
 PERMUTATION: list[Any] = [torch.tensor([0.25, 0.5, 0.75]), torch.tensor([0.1, 0.2, 0.3, 0.4]), 1.0]
 
 
-def test_a_sensor_without_changes_is_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sensor_without_changes_stays_equal(monkeypatch: pytest.MonkeyPatch) -> None:
     before, view = sensor(monkeypatch, [*JITTER, *SCALING, *ROTATION, *PERMUTATION])
     assert torch.equal(view, before)
 
 
-def test_pieces_change_places(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pieces_are_permuted(monkeypatch: pytest.MonkeyPatch) -> None:
     draws = torch.tensor([0.3, 0.1, 0.4, 0.2])  # the pieces from first to last: 1, 3, 0, 2
     cuts = torch.tensor([0.75, 0.5, 0.2])
     before, view = sensor(monkeypatch, [*JITTER, *SCALING, *ROTATION, cuts, draws, 0.0])
     pieces = [before[:, :, :4], before[:, :, 4:10], before[:, :, 10:15], before[:, :, 15:]]
     sizes = sorted(range(4), key=lambda piece: float(draws[piece]))
     assert view.shape == before.shape
-    ranks = draws.argsort().tolist()  # the rank that each piece gets is the place of that number in the sort
+    ranks = draws.argsort().tolist()  # each piece gets the rank of its number
     expected = torch.cat([pieces[piece] for piece in sorted(range(4), key=lambda piece: ranks[piece])], dim=2)
     assert torch.equal(view, expected)
     assert sizes != [0, 1, 2, 3]

@@ -1,4 +1,4 @@
-"""A user's data of which only some examples have a label: pretrained on all, scored on the labelled ones."""
+"""Own data with labels for some examples only: all are pretrained on, and the labelled ones are scored."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +17,7 @@ LABELLED = 60
 
 
 def frame(seed: int = 0) -> pd.DataFrame:
-    """Rows of a table in 40 groups of 5; the label is filled in for 60 of them, every third or so."""
+    """Rows of a table in 40 groups of 5; 60 of them, about every third, have a label."""
     rng = np.random.default_rng(seed)
     label = pd.Series(rng.choice(["yes", "no"], N)).where(np.isin(np.arange(N), rng.permutation(N)[:LABELLED]))
     return pd.DataFrame({"x": rng.normal(size=N), "z": rng.normal(size=N), "who": np.arange(N) // 5, "y": label})
@@ -28,7 +28,7 @@ def rows(data: Data) -> tuple[NDArray[np.int64], ...]:
 
 
 def check(data: Data, has_label: NDArray[np.bool_]) -> None:
-    """Labelled rows are divided; pretraining sees train and all others, and nothing of validation and test."""
+    """Labelled rows are divided; pretraining sees train and all unlabelled rows, never validation or test."""
     pretrain, train, validation, test = rows(data)
     scored = np.concatenate([train, validation, test])
     assert sorted(scored) == np.flatnonzero(has_label).tolist()
@@ -76,7 +76,7 @@ def test_groups_stay_together(suffix: str, tmp_path: Path) -> None:
     assert any("in groups of validation or test are not used" in note for note in data.notes)
 
 
-def test_a_skipped_row_and_an_empty_label_are_two_things(tmp_path: Path) -> None:
+def test_skipped_rows_and_empty_labels_are_counted_separately(tmp_path: Path) -> None:
     lines = frame().drop(columns="who").to_csv(index=False).splitlines()
     lines.insert(5, "1,2")
     (tmp_path / "t.csv").write_text("\n".join(lines) + "\n")
@@ -126,7 +126,7 @@ def test_readings_with_empty_label_cells(tmp_path: Path) -> None:
 
 
 def pictures(folder: Path, write: Callable[[Path, int], None], suffix: str) -> NDArray[np.bool_]:
-    """Files, and a table of labels that lacks some of them and leaves the class of others empty."""
+    """Files, and a table of labels in which some files are missing and some have no class."""
     names = [f"{number:03d}{suffix}" for number in range(40)]
     for number, name in enumerate(names):
         write(folder / name, number)
@@ -136,7 +136,7 @@ def pictures(folder: Path, write: Callable[[Path, int], None], suffix: str) -> N
     return np.array([number < 30 and number % 4 != 1 for number in range(40)])
 
 
-def test_a_table_that_lacks_images(tmp_path: Path) -> None:
+def test_a_label_table_that_lacks_images(tmp_path: Path) -> None:
     from PIL import Image
 
     def write(path: Path, number: int) -> None:
@@ -146,7 +146,7 @@ def test_a_table_that_lacks_images(tmp_path: Path) -> None:
     check(image.load_own(tmp_path, label="kind", labels="labels.csv", size=16, patch=8), has_label)
 
 
-def test_a_table_that_lacks_sounds(tmp_path: Path) -> None:
+def test_a_label_table_that_lacks_sounds(tmp_path: Path) -> None:
     import soundfile
 
     def write(path: Path, number: int) -> None:
@@ -157,7 +157,7 @@ def test_a_table_that_lacks_sounds(tmp_path: Path) -> None:
     check(data, has_label)
 
 
-def test_no_label_at_all_is_said(tmp_path: Path) -> None:
+def test_a_set_without_any_label_is_reported(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("x,y\n1,\n2,\n3,\n")
     with pytest.raises(UserError, match="--label y: every cell is empty"):
         tabular.load_own(tmp_path / "t.csv", label="y")

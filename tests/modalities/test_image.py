@@ -46,7 +46,7 @@ def noise(path: Path, seed: int, size: tuple[int, int] = (50, 37)) -> None:
 
 
 def folders(root: Path, classes: Mapping[str, int]) -> Path:
-    """``CLASS/N.png``, as many of each class as stated."""
+    """``CLASS/N.png``, with the given number of images per class."""
     for place, (name, count) in enumerate(classes.items()):
         for number in range(count):
             noise(root / name / f"{number:02d}.png", 100 * place + number)
@@ -107,8 +107,8 @@ def test_sixteen_bits_are_scaled_not_clipped(suffix: str, tmp_path: Path) -> Non
     assert grey.tolist() == [[[value] * 3 for value in row] for row in expected]
 
 
-def test_images_that_an_older_version_refused_are_read_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A store that says an image has too many bits stays where it is; another is built beside it."""
+def test_images_refused_by_an_older_version_are_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store that recorded an image with too many bits stays; another is built beside it."""
     folder = tmp_path / "scans"
     folder.mkdir()
     for number in range(6):
@@ -240,7 +240,7 @@ def test_four_fifths_takes_each_class_apart() -> None:
     assert np.bincount(label[first]).tolist() == [1, 4, 1]  # int(.8 n) of 2, 5, 2
 
 
-def test_walk_sorts_and_leaves_out_what_is_no_image(tmp_path: Path) -> None:
+def test_walk_sorts_and_leaves_out_other_files(tmp_path: Path) -> None:
     for name in ("b/2.JPG", "b/10.jpg", "a.png", "b/.hidden.png", ".trash/c.png", "notes.txt", "b/Thumbs.db"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
@@ -316,7 +316,7 @@ GOOD = "file,kind,place\n" + "".join(f"all/{n:02d}.png,{'ab'[n % 2]},p{n % 5}\n"
         (GOOD.encode().replace(b"kind", b"k\xffnd", 1), {}, r"not encoded as utf-8; .* convert the file"),
     ],
 )
-def test_what_is_wrong_with_labels_is_one_line(
+def test_mistakes_in_labels_are_one_line(
     content: str | bytes, options: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     root = folders(tmp_path / "photos", {"all": 20})
@@ -348,7 +348,7 @@ def test_damaged_images_are_named_or_listed_and_unlabelled_ones_pretrained_on(tm
     assert len(load_own(root, on_bad="skip").pretrain) == 40
 
 
-def test_no_image_or_none_that_is_whole_is_an_error(tmp_path: Path) -> None:
+def test_a_set_without_intact_images_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no file below it ends in"):
         load_own(tmp_path / "empty")
@@ -357,7 +357,7 @@ def test_no_image_or_none_that_is_whole_is_an_error(tmp_path: Path) -> None:
         load_own(tmp_path / "empty", on_bad="skip")
 
 
-def test_further_images_are_read_alike(tmp_path: Path) -> None:
+def test_further_images_are_read_like_training_images(tmp_path: Path) -> None:
     root = folders(tmp_path / "photos", {"cat": 30, "dog": 20})
     data = load_own(root, label="folder", size=16, patch=4)
     state = json.loads(json.dumps(data.state))

@@ -14,7 +14,7 @@ def batch(count: int, side: int, channels: int = 3) -> torch.Tensor:
 
 @pytest.mark.parametrize("flip", [False, True])
 def test_a_small_image_is_shifted_by_whole_pixels(flip: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Against every crop of the padded image, mirrored or not: each view is one of them, and not always the same."""
+    """Each view is a crop of the padded image, mirrored or not, and the crops differ."""
     monkeypatch.setattr(image_module, "JITTER", 0.0)
     images = batch(64, 16)
     views = augmented(images, torch.Generator().manual_seed(0), flip=flip)
@@ -49,7 +49,7 @@ def test_colour_jitter_equals_a_plain_loop(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_large_image_is_cropped_within_its_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of an image whose value is its column, a crop is a ramp; its slope and ends tell the crop's width and place."""
+    """In an image whose pixels hold their column, a crop is a ramp whose slope and ends give its width and place."""
     monkeypatch.setattr(image_module, "JITTER", 0.0)
     ramp = (torch.arange(64) + 0.5) / 64
     images = ramp.expand(200, 1, 64, 64)
@@ -112,7 +112,7 @@ def test_hue_and_blur_are_torchvisions() -> None:
 
 @pytest.mark.parametrize("side", [16, 64])
 def test_imix_view_is_a_plain_loop_over_torchvision(side: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each image by itself, after a crop that is switched off: its own draws decide which changes it gets."""
+    """Image by image, with cropping switched off: the draws of an image decide which changes it gets."""
     from torchvision.transforms import functional as tv
 
     monkeypatch.setattr(image_module, "_resampled", lambda images, width, *_: images)

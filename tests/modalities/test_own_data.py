@@ -1,4 +1,4 @@
-"""A user's own data of every modality, made here from the real files, through the command line and back as features."""
+"""Own data of every modality, made from real files: pretrained, scored and embedded by the command line."""
 
 import csv
 import json
@@ -21,7 +21,7 @@ from dabsmix.run import Run
 
 
 class Made(NamedTuple):
-    """A data set as a user has one, and what is asked of it.
+    """A data set as a user has it, and what its test expects.
 
     Attributes:
         modality: of the data.
@@ -44,7 +44,7 @@ class Made(NamedTuple):
     place: str
 
 
-# --- from real files to what a user would have; the label is the last column
+# --- own data made from real files; the label is the last column
 
 
 def images(real: Path, into: Path) -> Made:
@@ -59,7 +59,7 @@ def images(real: Path, into: Path) -> Made:
 
 
 def sounds(real: Path, into: Path) -> Made:
-    """A folder of spoken digits, and a table of who says which."""
+    """A folder of spoken digits, and a table of speakers and digits."""
     folder = into / "digits"
     folder.mkdir()
     rows: list[tuple[str, ...]] = [("file", "speaker", "digit")]
@@ -75,7 +75,7 @@ def sounds(real: Path, into: Path) -> Made:
 
 
 def readings(real: Path, into: Path) -> Made:
-    """Recordings of 6 x 4 windows of a phone at the waist, of each its first half: upstream's overlap by half."""
+    """Recordings of 6 x 4 windows of a phone at the waist: of each the first half, since upstream's overlap by half."""
     folder = real / "UCI HAR Dataset/train"
     channels = [f"{signal}_{axis}" for signal in ("body_acc", "body_gyro") for axis in "xyz"]
     label = np.loadtxt(folder / "y_train.txt", dtype=int)
@@ -120,7 +120,7 @@ def table(real: Path, into: Path) -> Made:
 
 
 def texts(real: Path, into: Path) -> Made:
-    """Film reviews, a text a row."""
+    """Film reviews, one text per row."""
     with (real / "glue_data/SST-2/train.tsv").open(encoding="utf-8") as stream:
         rows = [line.rstrip("\n").split("\t") for line in islice(stream, 1, 301)]
     kinds = {"0": "bad", "1": "good"}
@@ -183,19 +183,19 @@ def test_with_a_label(made: Made, dabsmix: Call, tmp_path: Path, monkeypatch: py
     run = Run(tmp_path / out.strip())
 
     (tmp_path / "elsewhere").mkdir()
-    monkeypatch.chdir(tmp_path / "elsewhere")  # the run says where its data lie
+    monkeypatch.chdir(tmp_path / "elsewhere")  # the run records where its data are
     status, out, err = dabsmix("transfer", "--run", run.path, "--labels", "1", "--json")
     assert status == 0, err
     (record,) = json.loads(out)
     assert record["n"] > 10
     assert len(record["classes"]) > 1
     assert record["data_fingerprint"] == run.record.data_fingerprint
-    if record["low"] is not None:  # as it is with too few groups in the test
+    if record["low"] is not None:  # as with too few groups in the test split
         assert 0 <= record["low"] <= record["value"] <= record["high"] <= 1
     assert any(note.startswith("The splits are ours") for note in record["notes"])
     monkeypatch.chdir(tmp_path)
 
-    # A part by itself gets the features that it has in the whole: statistics and names are the run's.
+    # Part of the data gets the same features as within the whole: statistics and names are the run's.
     for path, out in ((made.some, "some.parquet"), (made.path, "whole.parquet")):
         status, _, err = dabsmix("embed", "--run", run.path, "--input", path, "--out", out)
         assert status == 0, err
@@ -213,7 +213,7 @@ def test_with_a_label(made: Made, dabsmix: Call, tmp_path: Path, monkeypatch: py
 
 @EVERY
 def test_without_a_label(made: Made, dabsmix: Call) -> None:
-    # where the label is a column like the others, it has to be left out of them
+    # a label that is a column like the others has to be left out
     unlabelled = {"ignore": made.label} if made.modality in ("sensor", "tabular") else {}
     data = words(made, label=False, **unlabelled)
     status, out, err = dabsmix("pretrain", *data, *SHORT)
@@ -226,7 +226,7 @@ def test_without_a_label(made: Made, dabsmix: Call) -> None:
     assert dabsmix("audit", *data)[0] == 0
 
 
-# --- what is wrong with the data, and what is said of it
+# --- damaged data and the messages about them
 
 
 def cut_image(made: Made) -> str:
@@ -322,8 +322,8 @@ def test_a_wrong_option_is_one_line(made: Made, option: dict[str, object], messa
 
 
 @pytest.mark.parametrize("make", [readings])
-def test_a_run_is_known_by_what_its_options_say(made: Made, dabsmix: Call, tmp_path: Path) -> None:
-    """Not by the name of their file, nor by the folder that one happens to be in."""
+def test_a_run_is_identified_by_the_contents_of_its_options(made: Made, dabsmix: Call, tmp_path: Path) -> None:
+    """Neither the name of the file of options nor the working folder matters."""
     data = (*words(made, label=True), *SHORT)
     first = dabsmix("pretrain", *data)[1].strip()
     (tmp_path / "options.yaml").rename(tmp_path / "same.yaml")

@@ -1,4 +1,4 @@
-"""Data sets that hold their examples inside, made here as their own libraries write them: `datasets`, tars, zips."""
+"""Data sets that contain their examples, written here by the libraries that define them: `datasets`, tars, zips."""
 
 import io
 import json
@@ -38,7 +38,7 @@ def sound(row: int) -> bytes:
 
 
 def frame(kind: str) -> Any:
-    """A data set of 40 examples with the label ``way``, as a hub has it."""
+    """A data set of 40 examples with the label ``way``, as on the hub."""
     way = datasets.ClassLabel(names=["down", "up"])
     codes = [way.names.index(label) for label in LABELS]
     columns: dict[str, tuple[Any, Any]] = {
@@ -87,7 +87,7 @@ def test_a_saved_data_set_is_read_by_its_features(kind: str, modality: str, tmp_
 def test_parquet_shards_and_a_single_file_hold_the_same(kind: str, modality: str, tmp_path: Path) -> None:
     rows = frame(kind)
     if kind == "tabular":
-        rows = rows.remove_columns("list")  # which only the pass into the cache leaves out
+        rows = rows.remove_columns("list")  # only unpacking into the cache leaves such columns out
     shards = tmp_path / "shards"
     shards.mkdir()
     for shard in range(2):
@@ -177,7 +177,7 @@ def test_names_and_places(tmp_path: Path) -> None:
     assert absolute(Path("x.csv")).is_absolute()
 
 
-def test_further_examples_are_read_alike(tmp_path: Path) -> None:
+def test_further_examples_are_read_like_training_examples(tmp_path: Path) -> None:
     from dabsmix.model.encoder import make_encoder
 
     frame("image").save_to_disk(tmp_path / "saved")

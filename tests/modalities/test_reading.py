@@ -1,4 +1,4 @@
-"""Files as users have them: dates, decimal commas, other encodings, jittered times; and what is said about them."""
+"""Files as users have them: dates, decimal commas, other encodings, jittered times; and the notes about them."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -73,7 +73,7 @@ def test_latin_1_and_another_separator(tmp_path: Path) -> None:
         tabular.load_own(tmp_path / "t.csv", label="y")
     data = tabular.load_own(tmp_path / "t.csv", label="y", encoding="latin-1", separator="|")
     assert data.state["columns"] == [["Größe", None], ["Ort", ["Köln", "Zürich"]]]
-    # not in the header, but further down
+    # not in the header, but in a later row
     (tmp_path / "u.csv").write_bytes(b"x,y\n" + b"1,a\n2,b\n" * 20 + "3,ü\n".encode("latin-1"))
     with pytest.raises(UserError, match=r"u\.csv: not encoded as utf-8"):
         tabular.load_own(tmp_path / "u.csv", label="y")
@@ -87,14 +87,14 @@ def test_latin_1_and_another_separator(tmp_path: Path) -> None:
         ({"encoding": "utf-99"}, "option encoding: 'utf-99' is not known"),
     ],
 )
-def test_options_that_cannot_be_meant(option: dict[str, str], message: str, tmp_path: Path) -> None:
+def test_implausible_options_are_refused(option: dict[str, str], message: str, tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("x,y\n1,a\n2,b\n")
     with pytest.raises(UserError) as caught:
         tabular.load_own(tmp_path / "t.csv", **option)  # type: ignore[arg-type]  # by name
     assert message in str(caught.value)
 
 
-def test_what_is_odd_about_columns_is_said(tmp_path: Path) -> None:
+def test_unusual_columns_are_reported(tmp_path: Path) -> None:
     table = pd.DataFrame(
         {
             "number": np.arange(7, 7 + N),
@@ -145,7 +145,7 @@ def recordings(path: Path, times: Sequence[NDArray[np.floating[Any]]]) -> Path:
     return path
 
 
-def test_jittered_times_and_gaps_are_said_and_a_rate_evens_them_out(tmp_path: Path) -> None:
+def test_jittered_times_and_gaps_are_reported_and_resampling_removes_them(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     jittered = [np.cumsum(rng.uniform(0.05, 0.15, size=300)) for _ in range(3)]
     jittered[1][150:] += 0.5
@@ -166,7 +166,7 @@ def test_jittered_times_and_gaps_are_said_and_a_rate_evens_them_out(tmp_path: Pa
     assert rows == [2 + int(np.searchsorted(jittered[0], at[16 * i] + 1e-9, side="right")) - 1 for i in range(3)]
 
 
-def test_a_gap_ends_a_recording_where_that_is_asked_for(tmp_path: Path) -> None:
+def test_a_gap_ends_a_recording_on_request(tmp_path: Path) -> None:
     even = np.arange(64) * 0.1
     broken = np.concatenate([even[:20], even[20:] + 1.0])  # one second is missing, a window lasts 1.6
     path = recordings(tmp_path / "r.csv", [broken, even])
@@ -177,7 +177,7 @@ def test_a_gap_ends_a_recording_where_that_is_asked_for(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("option", [{"stride": 0}, {"rate": 0}, {"max_gap": -1.0}])
-def test_numbers_that_cannot_be_meant(option: dict[str, float], tmp_path: Path) -> None:
+def test_implausible_numbers_are_refused(option: dict[str, float], tmp_path: Path) -> None:
     path = recordings(tmp_path / "r.csv", [np.arange(64) * 0.1])
     with pytest.raises(UserError, match=next(iter(option))):
         sensor.load_own(path, window=16, **option)  # type: ignore[arg-type]  # by name

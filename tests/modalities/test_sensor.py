@@ -58,7 +58,7 @@ def test_a_window_is_its_readings_with_channels_first(tmp_path: Path) -> None:
         for channel in range(2):
             for time in range(4):
                 assert window[channel, time] == readings[start + time, channel]
-    got[:] = -1  # a copy: free to change
+    got[:] = -1  # it is a copy
     assert mapped.min() == 0
 
 
@@ -113,7 +113,7 @@ def test_numbers_are_read_with_any_blanks_between(tmp_path: Path) -> None:
         ("", "empty"),
     ],
 )
-def test_what_is_wrong_with_a_text_file_is_said_with_its_row(tmp_path: Path, text: str, message: str) -> None:
+def test_mistakes_in_a_text_file_are_reported_with_their_row(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "x.txt"
     path.write_text(text, encoding="latin-1")
     with pytest.raises(UserError, match=message) as caught:
@@ -191,7 +191,7 @@ def test_own_recordings_without_a_label_only_pretrain(tmp_path: Path) -> None:
     assert data.pretrain.label is None
 
 
-def test_further_files_are_read_as_the_training_ones(tmp_path: Path) -> None:
+def test_further_files_are_read_like_training_files(tmp_path: Path) -> None:
     frame = table()
     frame.to_csv(tmp_path / "r.csv", index=False)
     state = json.loads(json.dumps(load_own(tmp_path / "r.csv", window=16, stride=8, ignore="activity").state))
@@ -201,7 +201,7 @@ def test_further_files_are_read_as_the_training_ones(tmp_path: Path) -> None:
         reordered.to_csv(tmp_path / "new" / f"{name}.csv", index=False)
     data, keys = load_further(tmp_path / "new", state)
     assert len(keys) == len(data.pretrain) == 2 * 19
-    assert keys[:2] == ["a.csv:2", "a.csv:10"]  # rows as an editor counts them, the header being the first
+    assert keys[:2] == ["a.csv:2", "a.csv:10"]  # rows as an editor counts them; the header is row 1
     assert keys[19] == "b.csv:2"
     (got,) = data.normalise(data.pretrain.batch(np.array([1])))
     expected = (frame[["x", "y"]].iloc[8:24].to_numpy().T - np.array(state["mean"])[:, None]) / np.array(state["std"])[
@@ -217,7 +217,7 @@ def test_dates_serve_as_times(tmp_path: Path) -> None:
     assert len(load_own(tmp_path / "r.csv", window=16, ignore=["activity"]).pretrain) == 2 * 10
 
 
-def test_a_leap_in_time_begins_another_recording(tmp_path: Path) -> None:
+def test_a_jump_in_time_begins_a_new_recording(tmp_path: Path) -> None:
     frame = table(people=1)
     frame.loc[80:, "time"] += 60
     frame.to_csv(tmp_path / "r.csv", index=False)
@@ -263,20 +263,20 @@ def test_a_ragged_row_is_reported_with_its_number(tmp_path: Path) -> None:
         load_own(path, label="activity", window=16)
 
 
-def test_skipped_rows_are_listed_and_no_window_reaches_across(tmp_path: Path) -> None:
+def test_skipped_rows_are_listed_and_no_window_spans_them(tmp_path: Path) -> None:
     path = tmp_path / "r.csv"
     broken(table(people=3), 30, "x", "abc").to_csv(path, index=False)
     data = load_own(path, on_bad="skip", window=16, ignore="activity")
     store = data.pretrain.inputs[0]
     assert isinstance(store, Windows)
-    # reading 30 is gone: what was 31 is now 30, and a recording begins there
+    # reading 30 is missing, so reading 31 takes its place and begins a recording
     assert store.starts[:3].tolist() == [0, 30, 46]
     (note,) = (note for note in data.notes if "skipped" in note)
     assert re.match(r"1 of \d+ rows were skipped: r.csv: row 32: column 'x' holds 'abc'", note)
     assert data.state["skipped"] == [note.partition("skipped: ")[2][:-1]]
 
 
-def test_what_cannot_be_meant_is_refused(tmp_path: Path) -> None:
+def test_implausible_settings_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "r.csv"
     table().to_csv(path, index=False)
     with pytest.raises(UserError, match=r"no column 'activty' \(did you mean 'activity'\?\)"):

@@ -1,4 +1,4 @@
-"""Alphabets, JSON read a record at a time, and a user's own sequences."""
+"""Alphabets, JSON read record by record, and a user's own sequences."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("symbols", ["ACGT", "TGCA", "αβγ日"])
-def test_ids_are_places_in_the_alphabet(symbols: str) -> None:
+def test_ids_are_positions_in_the_alphabet(symbols: str) -> None:
     alphabet = Alphabet("-" + symbols, pad=0)
     text = "".join(np.random.default_rng(0).choice(list(symbols), 20))
     expected = [alphabet.symbols.index(symbol) for symbol in text] + [0] * 5

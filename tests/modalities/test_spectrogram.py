@@ -1,4 +1,4 @@
-"""Spectrograms against formulas written out; sound files good and bad; a user's own sounds. All data are generated."""
+"""Spectrograms against explicit formulas; intact and damaged sound files; own sounds. All data are generated."""
 
 import json
 from dataclasses import replace
@@ -252,7 +252,7 @@ def test_mixed_rates_are_each_transformed_at_their_own(tmp_path: Path) -> None:
         np.testing.assert_allclose(row, log_mel(wave[None], rate, LARGE, squared=True)[0], atol=0.06)
 
 
-def test_a_class_without_a_clip_in_train_is_told(tmp_path: Path) -> None:
+def test_a_class_without_a_training_clip_is_reported(tmp_path: Path) -> None:
     clips = listing(tmp_path)
     with pytest.raises(UserError, match="1 classes have no clip in train, the first is 'high'"):
         load("set", replace(clips, train=np.arange(0, 16, 2)), TINY, "v1")
@@ -319,7 +319,7 @@ def test_damaged_own_sounds_are_named_or_counted(tmp_path: Path) -> None:
     assert any(note.startswith("1 of 40 sounds have no label: pretraining sees 1 of them") for note in data.notes)
 
 
-def test_mistakes_are_told(tmp_path: Path) -> None:
+def test_mistakes_are_reported(tmp_path: Path) -> None:
     path = write_own(tmp_path / "sounds", 4)
     with pytest.raises(UserError, match="files have no column 'kind': give --label folder"):
         load_own(path, label="kind")

@@ -116,7 +116,7 @@ def test_statistics_are_those_of_training_rows_alone(tmp_path: Path) -> None:
     pd.DataFrame({"x": values, "y": np.arange(100) % 2}).to_csv(path, index=False)
     data = load_own(path, label="y")
     before = dict(data.state)
-    values[data.require_labelled().test.rows] *= 1e6  # what the test holds changes nothing
+    values[data.require_labelled().test.rows] *= 1e6  # values of the test split change nothing
     pd.DataFrame({"x": values, "y": np.arange(100) % 2}).to_csv(path, index=False)
     assert dict(load_own(path, label="y").state) == before
 
@@ -129,7 +129,7 @@ def test_constant_and_empty_columns_stay_finite(tmp_path: Path) -> None:
     assert np.isnan(values[:, 2]).all()
 
 
-def test_category_that_training_rows_lack_is_missing_and_counted(tmp_path: Path) -> None:
+def test_categories_unseen_in_training_are_missing_and_counted(tmp_path: Path) -> None:
     lines = ["c,g,y", *(f"{'uv'[i % 2]},{i // 10},{i % 2}" for i in range(100))]
     path = write(tmp_path / "t.csv", lines)
     test_group = load_own(path, label="y", group="g").require_labelled().test.rows[0] // 10
@@ -162,7 +162,7 @@ def test_numbers_that_are_codes_stay_numeric_unless_named(table: Path) -> None:
     assert load_own(table, label="y", ignore="person", categorical="code,age").specs[0].cardinalities[3] == 3  # type: ignore[union-attr]  # a table
 
 
-def test_text_as_various_as_the_rows_is_refused(tmp_path: Path) -> None:
+def test_a_column_of_distinct_texts_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "t.csv", ["name,y", *(f"n{i},{i % 2}" for i in range(200))])
     with pytest.raises(UserError, match=r"column 'name' holds at least 200 different texts.*option `ignore`"):
         load_own(path, label="y")
@@ -268,7 +268,7 @@ def test_unknown_columns_are_answered_with_the_nearest(table: Path) -> None:
             load_own(table, **{option: "persn"})  # type: ignore[arg-type]  # one of several options
 
 
-def test_a_column_asked_for_twice_or_none_left(table: Path) -> None:
+def test_a_column_named_twice_or_no_column_left_is_refused(table: Path) -> None:
     with pytest.raises(UserError, match="'y' is named twice"):
         load_own(table, label="y", ignore="y")
     with pytest.raises(UserError, match="no column is left"):
@@ -292,7 +292,7 @@ def test_constant_label(tmp_path: Path) -> None:
         (["ab"[i % 2] for i in range(120)], Task("classes", "accuracy", ("a", "b"))),
     ],
 )
-def test_what_the_label_is_taken_for(labels: list[str], expected: Task, tmp_path: Path) -> None:
+def test_the_task_follows_from_the_label(labels: list[str], expected: Task, tmp_path: Path) -> None:
     data = load_own(write(tmp_path / "t.csv", ["x,y", *(f"{i},{y}" for i, y in enumerate(labels))]), label="y")
     labelled = data.require_labelled()
     assert labelled.task == expected
@@ -322,7 +322,7 @@ def test_groups_are_kept_whole(table: Path) -> None:
     assert data.specs == (Table(4, (0, 3, 0, 0)),)  # neither the group nor the label is a feature
 
 
-def test_a_class_that_a_split_lacks_is_said(tmp_path: Path) -> None:
+def test_a_class_missing_from_a_split_is_reported(tmp_path: Path) -> None:
     lines = ["x,g,y", *(f"{i},{i // 10},{'abc'[min(i // 10, 2)]}" for i in range(100))]
     data = load_own(write(tmp_path / "t.csv", lines), label="y", group="g")
     assert any(note.startswith("None of the test rows has the class") for note in data.notes)
@@ -365,15 +365,15 @@ def test_not_a_table(tmp_path: Path) -> None:
 # --- further files
 
 
-def test_further_rows_are_read_as_the_training_run_did(table: Path, tmp_path: Path) -> None:
+def test_further_rows_are_read_like_training_rows(table: Path, tmp_path: Path) -> None:
     data = load_own(table, label="y", group="person", categorical="code")
-    state = json.loads(json.dumps(data.state))  # as a run's record gives it back
+    state = json.loads(json.dumps(data.state))  # as read from a run's record
     again, keys = load_further(table, state)
     assert keys == [f"people.csv:{row}" for row in range(2, 302)]
     assert (again.specs, again.labelled) == (data.specs, None)
     labelled = data.require_labelled()
     np.testing.assert_array_equal(read(again, again.pretrain)[labelled.test.rows], read(data, labelled.test))
-    # without label and group, columns in another order, one city unheard of
+    # without label and group, with columns in another order and an unknown city
     further = write(tmp_path / "more.csv", ["code,city,age,income", "1,Genf,40,3000", "2,Bern,,"])
     few, keys = load_further(further, state)
     assert keys == ["more.csv:2", "more.csv:3"]
@@ -382,7 +382,7 @@ def test_further_rows_are_read_as_the_training_run_did(table: Path, tmp_path: Pa
     assert few.notes == ("1 cells hold a category that no training row has; they are read as missing.",)
 
 
-def test_further_rows_that_do_not_fit(table: Path, tmp_path: Path) -> None:
+def test_further_rows_that_do_not_fit_are_refused(table: Path, tmp_path: Path) -> None:
     state: dict[str, Any] = dict(load_own(table, label="y", ignore="person").state)
     cases = {
         "age,city,code\n1,Bern,1\n": "no column 'income'",

@@ -1,4 +1,4 @@
-"""Tokenizers against transformers and plain loops; text files; a user's own texts. Generated but for a vocab.txt."""
+"""Tokenizers against transformers and plain loops; text files; own texts. All but a vocab.txt are generated."""
 
 import csv
 import json
@@ -47,7 +47,7 @@ def label(split: Split) -> NDArray[Any]:
 # --- tokenizers
 
 
-def test_encoding_is_special_tokens_pieces_and_padding(tmp_path: Path) -> None:
+def test_encoding_has_special_tokens_pieces_and_padding(tmp_path: Path) -> None:
     vocab = write_bert_vocab(tmp_path).read_text().split("\n")
     tokens = tokenizer(BERT, tmp_path)
     rows = tokens.encode(["River  WINTER", "a", "rivers"], 8)
@@ -73,7 +73,7 @@ def test_pairs_lose_tokens_of_the_longer_text_first(tmp_path: Path, length: int)
         return [each for each in row if each != tokens.pad][1:-1]
 
     one, two = ids(first), ids(second)
-    while len(one) + len(two) > length - 3:  # one by one, as the description says
+    while len(one) + len(two) > length - 3:  # one token at a time, as documented
         (one if len(one) > len(two) else two).pop()
     (cls, *_), sep = tokens.encode(["red"], 3)[0].tolist(), int(tokens.encode(["red"], 3)[0, -1])
     expected = [cls, *one, sep, *two, sep]
@@ -125,12 +125,12 @@ def test_a_tokenizer_survives_its_state(tmp_path: Path) -> None:
         assert np.array_equal(again.encode(texts(5), 9), tokens.encode(texts(5), 9))
 
 
-def test_trained_tokenizer_has_no_unknown_text_and_its_size() -> None:
+def test_a_trained_tokenizer_has_its_size_and_no_unknown_text() -> None:
     tokens = train_tokenizer(texts(200), 300)
     assert tokens.vocab == 300
     rows = tokens.encode(["日本 \U0001f600"], 32)
     assert tokens.pad == 0
-    assert (rows[0] != 0).sum() > 10  # bytes, each a token
+    assert (rows[0] != 0).sum() > 10  # every byte is a token
     with pytest.raises(UserError, match="vocab_size 100: at least 260"):
         train_tokenizer(texts(5), 100)
 
@@ -274,7 +274,7 @@ def test_the_tokenizer_option_looks_below_the_data_root(tmp_path: Path, monkeypa
     assert data.state["tokenizer"]["name"] == BERT
 
 
-def test_own_rows_are_read_as_in_training(tmp_path: Path) -> None:
+def test_further_texts_are_read_like_training_texts(tmp_path: Path) -> None:
     write_table(tmp_path / "posts.csv")
     data = load_own(tmp_path / "posts.csv", column="body", vocab_size=300, length=24)
     assert data.labelled is None
@@ -325,7 +325,7 @@ def give(tmp_path: Path, content: str, name: str = "t.csv", **options: Any) -> D
     return load_own(tmp_path / name, **options)
 
 
-def test_mistakes_are_told(tmp_path: Path) -> None:
+def test_mistakes_are_reported(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no column 'text' among words"):
         give(tmp_path, "words\na\n")
     with pytest.raises(UserError, match="all texts with a label have 'x'"):

@@ -113,7 +113,7 @@ def test_gaps_are_missing_and_a_recording_without_any_reading_is_refused(folder:
     assert "1 of 13 recordings were skipped" in " ".join(data.notes)
 
 
-def test_windows_may_have_gaps_and_are_otherwise_as_before(tmp_path: Path) -> None:
+def test_windows_may_have_gaps_and_otherwise_stay_equal(tmp_path: Path) -> None:
     frame = pd.concat([table(40, k).assign(group=k) for k in range(4)])
     path = tmp_path / "long.csv"
     frame.to_csv(path, index=False)

@@ -30,7 +30,7 @@ class TimmHeads(TimmAttention):  # type: ignore[misc]  # timm is untyped
 
 @pytest.mark.parametrize("mask", [None, PADDING], ids=["full", "padded"])
 @pytest.mark.parametrize("config", [CONFIG, replace(CONFIG, qkv_bias=True, dropout=0.0, eps=1e-6)], ids=["dabs", "vit"])
-def test_a_block_has_the_weights_features_and_gradients_of_timm_s(config: EncoderConfig, mask: Tensor | None) -> None:
+def test_a_block_has_the_weights_features_and_gradients_of_timms(config: EncoderConfig, mask: Tensor | None) -> None:
     torch.manual_seed(0)
     ours = Block(config, "fused", "torch")
     torch.manual_seed(0)
@@ -57,7 +57,7 @@ def test_a_block_has_the_weights_features_and_gradients_of_timm_s(config: Encode
 
 
 @pytest.mark.parametrize("mask", [None, PADDING], ids=["full", "padded"])
-def test_explicit_attention_computes_what_fused_does(mask: Tensor | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_explicit_attention_equals_fused(mask: Tensor | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dabsmix.model.encoder.explicit_is_faster", lambda query: True)
     outputs = []
     for path in ("fused", "fastest"):
@@ -77,7 +77,7 @@ def is_explicit(path: AttentionPath, dtype: torch.dtype, length: int = 7, grad: 
     return torch.ops.aten.bmm in counter.get_flop_counts()["Global"]
 
 
-def test_attention_is_explicit_for_bf16_with_gradients_alone() -> None:
+def test_attention_is_explicit_only_for_bf16_with_gradients() -> None:
     assert is_explicit("fastest", torch.bfloat16)
     assert not is_explicit("fastest", torch.bfloat16, grad=False)
     assert not is_explicit("fastest", torch.bfloat16, length=1025)
@@ -119,7 +119,7 @@ def test_fast_masks_follow_from_the_seed() -> None:
 
     assert torch.equal(drawn(1), drawn(1, threads=2))
     assert not torch.equal(drawn(1)[:1003], drawn(1)[1003:])
-    both = (drawn(1, size=1 << 16) == 0) & (drawn(2, size=1 << 16) == 0)  # as of two processes in one step
+    both = (drawn(1, size=1 << 16) == 0) & (drawn(2, size=1 << 16) == 0)  # like two processes in one step
     assert abs(both.double().mean() - 0.09) < 5 * (0.09 * 0.91 / (1 << 17)) ** 0.5
 
 
@@ -145,7 +145,7 @@ def test_dropout_with_fast_masks_scales_and_sends_gradients_where_it_keeps() -> 
     assert torch.equal(dropout.eval()(x), x)
 
 
-def test_an_encoder_draws_all_of_its_masks_in_one_way() -> None:
+def test_an_encoder_draws_all_of_its_masks_in_the_same_way() -> None:
     encoder = make_encoder("tiny", (Grid(1, (4, 4), (2, 2)),), dropout_masks="fast", attention="fastest")
     kinds = [each.masks for each in encoder.modules() if isinstance(each, Dropout)]
     assert kinds == ["fast"] * (1 + 3 * 4)
@@ -172,7 +172,7 @@ def test_activations_computed_twice_give_the_same_gradients_with_dropout(name: s
         assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
 
-def test_checkpointing_holds_less() -> None:
+def test_checkpointing_stores_fewer_activations() -> None:
     saved = []
     for twice in (False, True):
         encoder = make_encoder("tiny", (Grid(1, (8, 8), (2, 2)),))

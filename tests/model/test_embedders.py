@@ -46,7 +46,7 @@ def test_grid_equals_the_loop(grid: Grid) -> None:
     torch.testing.assert_close(tokens, patches @ embed.linear.weight.T + embed.linear.bias)
 
 
-def test_a_padded_grid_is_a_grid_with_zeros_and_knows_which_patches_were_read() -> None:
+def test_a_padded_grid_equals_zeros_and_masks_unread_patches() -> None:
     embed = GridEmbed(PaddedGrid(2, (8,), (2,)), 7)
     plain = GridEmbed(Grid(2, (8,), (2,)), 7)
     plain.load_state_dict(embed.state_dict())
@@ -112,15 +112,15 @@ def test_a_table_s_gradients_are_finite_beside_empty_cells() -> None:
         assert parameter.grad.isfinite().all(), name
 
 
-def test_infinity_in_a_table_stays_visible() -> None:
+def test_infinity_in_a_table_gives_infinite_features() -> None:
     tokens, _ = TableEmbed(Table(2), 4, "own")(torch.tensor([[torch.inf, 1.0]]))
     assert not tokens[0, 0].isfinite().any()
     assert tokens[0, 1].isfinite().all()
 
 
 @pytest.mark.parametrize("code", [-1.0, 2.0, 4.0, 1e6])
-def test_a_code_that_is_no_category_of_its_column_reads_nothing(code: float) -> None:
-    """The columns' categories lie in one table: 2 would be the first of the next column."""
+def test_an_invalid_category_code_is_an_error(code: float) -> None:
+    """The categories of all columns share one table, in which 2 would be the first category of the next column."""
     with pytest.raises(IndexError):
         TableEmbed(Table(2, (2, 3)), 4, "own")(torch.tensor([[code, 0.0]]))
 
@@ -136,8 +136,8 @@ def test_tokens_are_looked_up_and_padding_is_marked() -> None:
 
 
 @pytest.mark.parametrize("spec", [GRIDS[1], Table(6)], ids=["grid", "table"])
-def test_embedding_a_mixture_is_mixing_the_embeddings(spec: Spec) -> None:
-    """Affine embedders: embed(λx + (1-λ)x') = λ embed(x) + (1-λ) embed(x'), the ground of mixing tokens."""
+def test_embedding_a_mixture_equals_mixing_the_embeddings(spec: Spec) -> None:
+    """For affine embedders embed(λx + (1-λ)x') = λ embed(x) + (1-λ) embed(x'), which justifies mixing tokens."""
     torch.manual_seed(0)
     embed = make_embed(spec, 8, "own").double()
     shape = (spec.channels, *spec.size) if isinstance(spec, Grid) else (spec.num_tokens,)

@@ -1,4 +1,4 @@
-"""The shared ViT: its shape by hand, its attention against plain einsums, and padding that nothing depends on."""
+"""The shared ViT: its shape, its attention against plain einsums, and independence of padding."""
 
 from dataclasses import replace
 from typing import cast
@@ -33,7 +33,7 @@ def small(specs: tuple[Spec, ...], **changes: object) -> Transformer:
 
 
 def encode_plainly(encoder: Transformer, tokens: Tensor, mask: Tensor | None) -> Tensor:
-    """A pre-norm transformer, written out: attention as einsums over every pair, padding given no weight."""
+    """A plain pre-norm transformer: attention as einsums over every pair, with zero weight for padding."""
     config = encoder.config
     state: dict[str, Tensor] = encoder.state_dict()
     x = torch.cat([state["cls"].expand(len(tokens), -1, -1), tokens], dim=1) + state["positions"]
@@ -83,7 +83,7 @@ def test_pooled_mean_is_over_cls_and_real_tokens() -> None:
         torch.testing.assert_close(pooled.cls[b].double(), hidden[b, 0], rtol=1e-5, atol=1e-6)
 
 
-def test_features_do_not_depend_on_what_padding_holds() -> None:
+def test_features_do_not_depend_on_the_values_of_padding() -> None:
     encoder = small((TEXT,))
     before = encoder.encode(encoder.embed((IDS,)))
     pooled = encoder((IDS,)).mean
@@ -96,7 +96,7 @@ def test_features_do_not_depend_on_what_padding_holds() -> None:
     torch.testing.assert_close(encoder((IDS,)).mean, pooled)
 
 
-def test_features_do_not_depend_on_how_much_padding_there_is() -> None:
+def test_features_do_not_depend_on_the_amount_of_padding() -> None:
     long = small((TEXT,))
     short = small((replace(TEXT, length=5),))
     state = long.state_dict()
@@ -123,7 +123,7 @@ def test_attend_padding_lets_it_take_part_in_attention_and_in_the_mean() -> None
     hidden = encode_plainly(attending, attending.embed((IDS,)).tokens, None)
     torch.testing.assert_close(attending((IDS,)).mean.double(), hidden.mean(dim=1), rtol=1e-5, atol=1e-6)
     assert not torch.allclose(attending((IDS,)).mean[0], masked((IDS,)).mean[0])
-    torch.testing.assert_close(attending((IDS,)).mean[1], masked((IDS,)).mean[1])  # the full one
+    torch.testing.assert_close(attending((IDS,)).mean[1], masked((IDS,)).mean[1])  # the example without padding
 
 
 def test_an_example_of_padding_alone_has_the_features_of_cls() -> None:

@@ -1,4 +1,4 @@
-"""Small passes whose activations are computed again, against one large pass: the same loss and the same gradients."""
+"""Small passes with recomputed activations give the loss and the gradients of one large pass."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ def stepped(algorithm: Algorithm, kind: str, size: int | None) -> tuple[Tensor, 
 
 
 @pytest.mark.parametrize("name", TRAINED)
-def test_the_whole_batch_is_contrasted(name: str) -> None:
+def test_micro_batches_contrast_the_whole_batch(name: str) -> None:
     for kind in KINDS:
         if algorithm_class(name).needs_labels and kind != KINDS[0]:
             continue
@@ -59,7 +59,7 @@ def test_dropout_is_the_same_when_activations_are_computed_again() -> None:
     assert not torch.equal(first, encoder.cls.grad)  # other draws, other gradient
 
 
-def test_without_gradient_one_pass_serves() -> None:
+def test_without_gradient_there_is_one_pass() -> None:
     encoder = build("dmix", "sensor").encoder
     inputs = batch_of("sensor").views[0]
     with torch.no_grad():
@@ -68,7 +68,7 @@ def test_without_gradient_one_pass_serves() -> None:
         assert torch.equal(encoder(inputs).mean, whole)
 
 
-def test_a_run_takes_the_flag(tmp_path: Path) -> None:
+def test_pretrain_accepts_micro_batch(tmp_path: Path) -> None:
     whole, small = (pretrained(tmp_path, algo="none", micro_batch=size) for size in (None, 4))
     assert "micro_batch" not in (whole.path / "config.yaml").read_text()
     assert "micro_batch: 4" in (small.path / "config.yaml").read_text()

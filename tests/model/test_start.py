@@ -1,4 +1,4 @@
-"""Weights to begin with: a run's, and timm's under the names that they have here."""
+"""Initial weights: those of a run, and those of timm under our names."""
 
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ def test_an_encoder_with_timm_s_weights_gives_timm_s_features(offline_timm: Any)
         torch.testing.assert_close(encoder.encode(encoder.embed((images,))), offline_timm.forward_features(images))
 
 
-def test_other_shapes_keep_their_random_values(offline_timm: Any) -> None:
+def test_weights_of_other_shapes_keep_their_random_values(offline_timm: Any) -> None:
     encoder = Transformer((Grid(1, (32, 32), (8, 8)),), SHAPE)
     before = encoder.positions.clone()
     _, left = take(encoder, timm_weights("vit_tiny_patch16_224"))
@@ -63,7 +63,7 @@ def go(out: Path, **changes: Any) -> Run:
     return pretrain(PretrainConfig(Source("digits"), out=out, **settings), accelerator=accelerate())  # type: ignore[arg-type]
 
 
-def test_a_run_that_begins_with_another_says_so(tmp_path: Path) -> None:
+def test_a_run_records_the_run_it_starts_from(tmp_path: Path) -> None:
     first = go(tmp_path)
     named = f"{first.path}@{first.record.encoder_sha256[:12]}"
     second = go(tmp_path, init=str(first.path))
@@ -73,7 +73,7 @@ def test_a_run_that_begins_with_another_says_so(tmp_path: Path) -> None:
     again = go(tmp_path, init=named)
     assert again.record.config_hash == second.record.config_hash
     assert check_record(second.path) == check_record(first.path) == []
-    # no step is taken, so that these are the weights themselves
+    # no step is taken, so these are the initial weights
     weights, start = go(tmp_path, algo="none", init=named).encoder().state_dict(), first.encoder().state_dict()
     assert all(torch.equal(weights[name], start[name]) for name in start)
 
@@ -86,7 +86,7 @@ def test_a_run_that_begins_with_another_says_so(tmp_path: Path) -> None:
         ("FIRST", dict(encoder="vit_small"), "its shape is not that of --encoder vit_small"),
     ],
 )
-def test_what_does_not_fit_is_refused(init: str, changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_an_init_that_does_not_fit_is_refused(init: str, changes: dict[str, Any], message: str, tmp_path: Path) -> None:
     first = go(tmp_path)
     with pytest.raises(UserError, match=message):
         go(tmp_path / "more", init=init.replace("FIRST", str(first.path)), **changes)

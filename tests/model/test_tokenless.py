@@ -1,4 +1,4 @@
-"""Encoders that read an example as a whole: against plain versions, mixed as raw inputs, refused where tokens count."""
+"""Encoders without tokens: equal to plain versions, mixed as raw inputs, refused where tokens are needed."""
 
 import copy
 from dataclasses import replace
@@ -34,7 +34,7 @@ def small(kind: str) -> Encoder:
     return build_encoder(*SMALL[kind]).double()
 
 
-def test_the_mlp_is_the_plain_one() -> None:
+def test_the_mlp_equals_plain_loops() -> None:
     """Rows, batch norm and maxout by loops, in training and by running statistics."""
     encoder = small("table")
     x = random_batch(TABLE, 6).views[0][0].double()
@@ -91,7 +91,7 @@ def test_resnets_have_the_stem_of_their_size(name: str, width: int) -> None:
 
 
 @pytest.mark.parametrize("kind", SMALL)
-def test_what_is_mixed_is_the_raw_input(kind: str) -> None:
+def test_mixing_applies_to_the_raw_input(kind: str) -> None:
     encoder = small(kind).eval()
     specs = SMALL[kind][0]
     inputs = [tuple(x.double().nan_to_num(0) for x in random_batch(specs, 4, seed=seed).views[0]) for seed in (0, 1)]
@@ -104,7 +104,7 @@ def test_what_is_mixed_is_the_raw_input(kind: str) -> None:
     torch.testing.assert_close(encoder.pool(encoder.encode(mixed.embedded), None).mean, encoder(by_hand).mean)
 
 
-def test_they_say_what_they_cannot_read() -> None:
+def test_unreadable_specs_are_refused() -> None:
     for name, specs in (("mlp", IMAGE), ("resnet18", TABLE), ("resnet18", (Grid(3, (12,), (2,)),))):
         with pytest.raises(UserError, match="use another --encoder"):
             make_encoder(name, specs)
@@ -113,8 +113,8 @@ def test_they_say_what_they_cannot_read() -> None:
 
 
 @pytest.mark.parametrize("name", [each for each in algorithms() if algorithm_class(each).trains])
-def test_algorithms_train_them_or_say_why_not(name: str) -> None:
-    """The i-Mix family steps; what masks, moves or predicts tokens is refused before a run is made."""
+def test_algorithms_train_them_or_give_the_reason(name: str) -> None:
+    """The i-Mix family trains them; algorithms that mask, move or predict tokens are refused before a run is made."""
     cls = algorithm_class(name)
     algorithm = cls(small("table").float(), **({"queue": 8} if "moco" in name else {}))
     if cls.needs_tokens:
@@ -137,7 +137,7 @@ def test_token_noise_is_refused() -> None:
 
 
 @pytest.mark.parametrize("kind", SMALL)
-def test_their_file_holds_all(kind: str, tmp_path: Path) -> None:
+def test_a_saved_encoder_is_complete(kind: str, tmp_path: Path) -> None:
     encoder = small(kind).float()
     encoder.train()(random_batch(SMALL[kind][0], 4).views[0])
     path = tmp_path / "encoder.safetensors"

@@ -1,4 +1,4 @@
-"""The products that instances are told apart by, and their precision."""
+"""The products by which instances are discriminated, and their precision."""
 
 from collections.abc import Callable
 
@@ -13,10 +13,10 @@ def rows(seed: int) -> Tensor:
     return torch.randn(8, 16, generator=torch.Generator().manual_seed(seed))
 
 
-def test_products_are_float32_whatever_autocast_is_on() -> None:
+def test_products_are_float32_under_autocast() -> None:
     one, two = rows(0), rows(1)
     with torch.autocast("cpu", torch.bfloat16):
-        assert (one @ two.mT).dtype == torch.bfloat16  # what autocast does to a product left to it
+        assert (one @ two.mT).dtype == torch.bfloat16  # what autocast does to other products
         product = products(one, two)
     assert product.dtype == torch.float32
     assert torch.equal(product, products(one, two))
@@ -24,7 +24,7 @@ def test_products_are_float32_whatever_autocast_is_on() -> None:
 
 
 @pytest.mark.parametrize("logits", [similarities, two_view_similarities])
-def test_similarities_are_float32_whatever_autocast_is_on(logits: Callable[[Tensor, Tensor, float], Tensor]) -> None:
+def test_similarities_are_float32_under_autocast(logits: Callable[[Tensor, Tensor, float], Tensor]) -> None:
     one, two = rows(0), rows(1)
     with torch.autocast("cpu", torch.bfloat16):
         inside = logits(one, two, 0.07)

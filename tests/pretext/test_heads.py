@@ -38,7 +38,7 @@ def outline(head: nn.Module) -> list[tuple[str, tuple[int, ...]]]:
 
 
 def with_odd_weights(head: nn.Module) -> nn.Module:
-    """No weight 1 and no bias 0, which would hide a layer or a wrong order."""
+    """Weights differ from 1 and biases from 0, so that a missing layer or a wrong order shows."""
     torch.manual_seed(1)
     with torch.no_grad():
         for p in head.parameters():
@@ -72,7 +72,7 @@ def test_dabs_head_is_layer_norm_and_a_linear_layer_to_128() -> None:
 
 
 def test_every_algorithm_has_the_head_of_its_source() -> None:
-    """DABS's for e-mix and what came of it; i-Mix's, as wide as the encoder, for all of its family."""
+    """DABS's head for e-mix and its derivatives; i-Mix's, as wide as the encoder, for the i-Mix family."""
     for name in TRAINED:
         head = getattr(build(name, "sensor"), "head", None)
         if head is None:

@@ -1,4 +1,4 @@
-"""InputMix against the paper's weights: what is drawn, and that both views of a batch have it before i-Mix."""
+"""InputMix against the paper's weights, and that both views of a batch are mixed before i-Mix."""
 
 import numpy as np
 import pytest
@@ -34,7 +34,7 @@ def test_inputmix_draws_the_papers_weights(num: int) -> None:
 
 @pytest.mark.parametrize(("num", "mean"), [(1, 3 / 4), (2, 2 / 3)])
 def test_inputmix_keeps_its_own_example_at_half_or_more(num: int, mean: float) -> None:
-    """E max(u, 1-u) = 3/4 of a uniform u; of Dirichlet(1, 1, 1) one part in three, ½ · ⅓ + ½ = ⅔."""
+    """E max(u, 1-u) = 3/4 for uniform u; for one of the three parts of Dirichlet(1, 1, 1) it is ½ · ⅓ + ½ = ⅔."""
     weights = draw_inputmix(np.random.default_rng(0), 20_000, num, torch.device("cpu")).weights
     assert weights[:, 0].min() >= 0.5
     assert float(weights[:, 0].mean()) == pytest.approx(mean, abs=0.006)  # five standard deviations

@@ -14,7 +14,7 @@ def test_parameters_follow_and_buffers_do_not() -> None:
     query = nn.Sequential(nn.Linear(3, 4), norm).double()
     key = momentum_copy(query)
     before = [p.clone() for p in key.parameters()]
-    query(torch.randn(8, 3, dtype=torch.float64))  # moves the running statistics of the query alone
+    query(torch.randn(8, 3, dtype=torch.float64))  # changes only the running statistics of the query
     with torch.no_grad():
         for p in query.parameters():
             p.add_(torch.randn_like(p))
@@ -45,7 +45,7 @@ def test_queue_holds_the_last_keys_in_order_through_wraparound(length: int, size
         keys = torch.randn(size, 3)
         queue.push(keys)
         oldest_first.extend(keys)
-        pointer = int(queue.pointer)  # the oldest lies where the next one goes
+        pointer = int(queue.pointer)  # the oldest key is at the next write position
         assert torch.equal(queue.keys.roll(-pointer, dims=0), torch.stack(list(oldest_first)))
     assert pointer == 9 * size % length
 

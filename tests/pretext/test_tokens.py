@@ -1,4 +1,4 @@
-"""The mixing operators and views against plain loops, and what must hold of any mixture."""
+"""The mixing operators and views against plain loops, and properties of any mixture."""
 
 import itertools
 import math
@@ -77,7 +77,7 @@ def test_mixup_is_the_weighted_sum_of_tokens(seed: int, padded: bool) -> None:
 
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("seed", range(3))
-def test_patch_mixing_takes_the_first_places_in_order(seed: int, padded: bool) -> None:
+def test_patch_mixing_takes_the_first_positions_in_order(seed: int, padded: bool) -> None:
     own, partner, weight = (
         random_tokens(seed, padded=padded),
         random_tokens(seed + 100, padded=padded),
@@ -97,7 +97,7 @@ def test_patch_mixing_takes_the_first_places_in_order(seed: int, padded: bool) -
 
 
 @pytest.mark.parametrize("padded", [False, True])
-def test_cutmix_replaces_the_block_and_weighs_what_is_left(padded: bool) -> None:
+def test_cutmix_replaces_the_block_and_weighs_the_rest(padded: bool) -> None:
     own, partner = random_tokens(0, padded=padded), random_tokens(1, padded=padded)
     block = torch.from_numpy(np.random.default_rng(2).random((B, L)) < 0.4)
     mixed = cutmix(own, partner, block)
@@ -146,7 +146,7 @@ def test_cutmix_block_is_a_clipped_box_of_the_area(
 
 @pytest.mark.parametrize("mixing", ["patch", "cutmix"])
 @pytest.mark.parametrize("spec", [Tokens(64, 30, pad=0), Grid(1, (4, 4), (1, 1)), Table(7)])
-def test_an_example_keeps_at_least_half_of_itself(mixing: Literal["patch", "cutmix"], spec: Spec) -> None:
+def test_an_example_keeps_at_least_half_of_its_tokens(mixing: Literal["patch", "cutmix"], spec: Spec) -> None:
     encoder, batch = small_encoder((spec,)), random_batch((spec,), 64)
     view = View(encoder, batch.views[0], encoder.embed(batch.views[0]))
     length = view.own.real.sum(dim=1)
@@ -179,7 +179,7 @@ def test_inputmix_adds_auxiliaries_in_every_row_of_the_view(num: int) -> None:
     assert view.own.mask is clean.mask
 
 
-# --- what must hold
+# --- properties
 
 
 @pytest.mark.parametrize("name", ["imix_npair", "imix_simclr", "imix_supcon", "imix_moco", "imix_byol"])
@@ -218,8 +218,8 @@ def test_weighted_cross_entropies_equal_that_of_the_mixed_label(seed: int) -> No
 
 
 @pytest.mark.parametrize("mixer", ["mixup", "patch", "cutmix"])
-def test_padding_is_neither_changed_nor_passed_on(mixer: str) -> None:
-    """With NaN for padding, nothing real may become NaN and padding must stay what it was."""
+def test_padding_is_neither_changed_nor_mixed_in(mixer: str) -> None:
+    """With NaN as padding, no real token may become NaN, and padding must not change."""
     own, partner, weight = random_tokens(0, padded=True), random_tokens(1, padded=True), random_weight(0)
     assert own.mask is not None
     assert partner.mask is not None
@@ -269,7 +269,7 @@ def test_pairs_are_a_permutation_and_weights_keep_at_least_half() -> None:
     assert len(set(draw_pairs(np.random.default_rng(0), embedded, 1.0, one_weight=True).weight.tolist())) == 1
 
 
-def test_every_place_is_chosen_alike() -> None:
+def test_every_position_is_equally_likely() -> None:
     allowed = torch.tensor([[True, True, False, True, True]]).expand(4000, -1)
     order = draw_order(np.random.default_rng(0), Embedded(torch.zeros(4000, 5, 1), None))
     chosen = choose(order, torch.full((4000,), 2), allowed)
@@ -287,7 +287,7 @@ def test_corrupted_counts_real_tokens(rate: float, least: int) -> None:
         assert count == (0 if n < least else min(n, max(least, math.ceil(rate * n))))
 
 
-def test_mean_over_leaves_out_what_is_not_chosen() -> None:
+def test_mean_over_ignores_unselected_tokens() -> None:
     values = torch.tensor([[1.0, torch.nan], [torch.inf, 3.0]])
     assert float(mean_over(values, torch.tensor([[True, False], [False, True]]))) == 2
     assert float(mean_over(values, torch.zeros(2, 2, dtype=torch.bool))) == 0
@@ -345,7 +345,7 @@ def test_augmented_views_are_the_two_of_the_batch() -> None:
         assert not view.clean
 
 
-def test_views_that_cannot_be_had_are_refused() -> None:
+def test_unavailable_views_are_refused() -> None:
     specs = SPECS["image"]
     encoder, batch = small_encoder(specs), random_batch(specs, B)
     rng = np.random.default_rng(0)
@@ -357,7 +357,7 @@ def test_views_that_cannot_be_had_are_refused() -> None:
 
 @pytest.mark.parametrize("mixing", ["mixup", "patch", "cutmix"])
 @pytest.mark.parametrize("share", ["operator", "example", "batch"])
-def test_lambda_is_drawn_as_often_as_asked(mixing: str, share: str) -> None:
+def test_lambda_is_drawn_per_example_or_per_batch(mixing: str, share: str) -> None:
     specs = (Grid(1, (16, 16), (1, 1)),)
     encoder, batch = small_encoder(specs), random_batch(specs, B)
     view = View(encoder, batch.views[0], encoder.embed(batch.views[0]))

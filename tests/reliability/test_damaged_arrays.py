@@ -1,4 +1,4 @@
-"""Prepared arrays and kept features: whatever is damaged is made again with a note, and changes no number."""
+"""Damaged prepared arrays and stored features are computed again with a note, and change no number."""
 
 import json
 import logging
@@ -45,7 +45,7 @@ def damage(path: Path, how: str, place: int = 5000) -> None:
             path.unlink()
             return
     path.write_bytes(content)
-    os.utime(path, ns=(1, path.stat().st_mtime_ns + 1))  # as after a minute; a test is faster than the clock's grain
+    os.utime(path, ns=(1, path.stat().st_mtime_ns + 1))  # a minute later; tests are faster than time stamps resolve
 
 
 @pytest.mark.parametrize("how", ["flipped", "zeroed", "truncated", "empty", "deleted"])
@@ -59,7 +59,7 @@ def test_a_damaged_array_is_prepared_again_with_a_note(how: str, caplog: pytest.
     assert prepared("set", "key", never) == folder
 
 
-def test_an_array_that_was_only_copied_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_copied_array_is_not_prepared_again(monkeypatch: pytest.MonkeyPatch) -> None:
     folder = prepared("set", "key", build)
     os.utime(folder / "x.npy", ns=(1, 1))
     assert prepared("set", "key", never) == folder
@@ -74,7 +74,7 @@ def test_an_unchanged_array_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"x.npy": 1}', None])
-def test_what_was_prepared_before_there_were_sums_gets_them(content: str | None) -> None:
+def test_arrays_prepared_without_checksums_get_them(content: str | None) -> None:
     folder = prepared("set", "key", build)
     if content is None:
         (folder / cache.SUMS).unlink()
@@ -84,7 +84,7 @@ def test_what_was_prepared_before_there_were_sums_gets_them(content: str | None)
     assert set(json.loads((folder / cache.SUMS).read_text())) == {"names.json", "x.npy"}
 
 
-def test_audit_finds_damage_that_left_the_time_stamp_as_it_was(
+def test_audit_finds_damage_with_an_unchanged_time_stamp(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = prepared("set", "key", build)
@@ -104,7 +104,7 @@ def test_audit_finds_damage_that_left_the_time_stamp_as_it_was(
 
 
 @pytest.mark.slow
-def test_no_flipped_bit_of_an_array_passes() -> None:
+def test_every_flipped_bit_of_an_array_is_detected() -> None:
     folder = prepared("set", "key", build)
     rng = np.random.default_rng(0)
     for _ in range(25):
@@ -126,7 +126,7 @@ def features(tmp_path: Path) -> Path:
     return tmp_path / "f.safetensors"
 
 
-def test_no_flipped_bit_of_kept_features_passes(features: Path) -> None:
+def test_every_flipped_bit_of_stored_features_is_detected(features: Path) -> None:
     import torch
 
     whole, content = _kept(features, "k"), features.read_bytes()

@@ -1,4 +1,4 @@
-"""Damage to what a run resumes from is named, and never becomes another encoder."""
+"""Damage to the files from which a run resumes is reported, and never changes the encoder."""
 
 import shutil
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ CONFIG = PretrainConfig(
 
 
 class Killed(BaseException):
-    """As abrupt as a test in one process can be."""
+    """Stops training as abruptly as is possible within one process."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -60,7 +60,7 @@ def cut(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """The encoder of the run that nothing happened to."""
+    """The encoder of the uninterrupted run."""
     return encoder(go(tmp_path_factory.mktemp("whole")))
 
 
@@ -88,7 +88,7 @@ def encoder(run: Run) -> bytes:
 
 @pytest.mark.parametrize("damage", ["flipped", "truncated", "empty", "zeroed", "another step's", "no checkpoint"])
 @pytest.mark.parametrize("digest", [True, False])  # runs from before there were digests have none
-def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(run: Run, damage: str, digest: bool) -> None:
+def test_a_damaged_checkpoint_is_named_and_the_previous_one_used(run: Run, damage: str, digest: bool) -> None:
     path = newest(run)
     content = path.read_bytes()
     if not digest:
@@ -113,12 +113,12 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(run: Run, dam
     assert [line.startswith(f"{path} is damaged") for line in messages] == [True]
 
 
-def test_a_run_goes_on_from_the_checkpoint_before_the_damaged_one(run: Run, whole: bytes) -> None:
+def test_a_run_resumes_from_the_checkpoint_before_the_damaged_one(run: Run, whole: bytes) -> None:
     flip(newest(run), 100_000)
     assert encoder(go(run.path.parent, resume=True)) == whole
 
 
-def test_where_every_checkpoint_is_damaged_the_folder_is_named(run: Run) -> None:
+def test_when_every_checkpoint_is_damaged_the_folder_is_named(run: Run) -> None:
     for path in (run.path / "checkpoints").glob("*.pt"):
         path.write_bytes(b"")
     with pytest.raises(UserError, match=r"every checkpoint in .* is damaged: delete that folder") as caught:
@@ -141,7 +141,7 @@ def test_a_checkpoint_that_does_not_fit_is_one_line(run: Run) -> None:
 
 
 @pytest.mark.slow
-def test_no_flipped_bit_passes(run: Run, whole: bytes) -> None:
+def test_every_flipped_bit_of_a_checkpoint_is_detected(run: Run, whole: bytes) -> None:
     rng = np.random.default_rng(0)
     path, passed = newest(run), 0
     content, state = path.read_bytes(), run.load_checkpoint()
@@ -153,7 +153,7 @@ def test_no_flipped_bit_passes(run: Run, whole: bytes) -> None:
         loaded = run.load_checkpoint()
         assert loaded is not None
         assert state is not None
-        if loaded["step"] == 6:  # without a digest, a bit that says nothing, as in a date of the zip file
+        if loaded["step"] == 6:  # without a digest, a bit without meaning, such as one of a date in the zip file
             assert number >= 25
             passed += 1
             for name, value in state["algorithm"].items():
@@ -161,7 +161,7 @@ def test_no_flipped_bit_passes(run: Run, whole: bytes) -> None:
     assert passed < 10
 
 
-def test_no_flipped_bit_of_the_encoder_passes(tmp_path: Path) -> None:
+def test_every_flipped_bit_of_the_encoder_is_detected(tmp_path: Path) -> None:
     finished = go(tmp_path)
     path = finished.path / "encoder.safetensors"
     content, rng = path.read_bytes(), np.random.default_rng(0)
@@ -174,7 +174,7 @@ def test_no_flipped_bit_of_the_encoder_passes(tmp_path: Path) -> None:
     finished.encoder()
 
 
-# --- what lies beside
+# --- files beside the checkpoints
 
 
 def test_a_damaged_line_of_metrics_is_named(run: Run) -> None:
@@ -185,11 +185,11 @@ def test_a_damaged_line_of_metrics_is_named(run: Run) -> None:
         with pytest.raises(UserError, match=r"metrics\.jsonl, line 1 is damaged") as caught:
             go(run.path.parent, resume=True)
         assert "\n" not in str(caught.value)
-    path.write_bytes(good + b'{"step": 7, "lo')  # torn: a process was killed here
+    path.write_bytes(good + b'{"step": 7, "lo')  # cut off: a process was killed here
     assert go(run.path.parent, resume=True).finished
 
 
-def test_a_damaged_neighbour_blocks_nothing(run: Run) -> None:
+def test_a_damaged_neighbouring_run_does_not_block_resuming(run: Run) -> None:
     for name, content in (("a", b"{"), ("b", b"[]"), ("c", b"\xff")):
         (run.path.parent / name).mkdir()
         (run.path.parent / name / "run.json").write_bytes(content)
@@ -205,7 +205,7 @@ def test_a_run_that_another_process_trains_is_refused(run: Run) -> None:
     assert go(run.path.parent, resume=True).finished
 
 
-def test_what_killed_writes_left_is_swept(run: Run) -> None:
+def test_leftovers_of_killed_writes_are_deleted(run: Run) -> None:
     left = [run.path / ".run.json.ab_c1234", run.path / "checkpoints" / ".000000009.pt.x9_bcd12"]
     notes = [run.path / ".notes", run.path / "a.b.abcd1234"]
     for path in left + notes:
@@ -215,11 +215,11 @@ def test_what_killed_writes_left_is_swept(run: Run) -> None:
 
 
 @pytest.mark.parametrize("exponent", [3, 18, 38])
-def test_a_rate_that_is_far_too_high_is_one_line_about_the_loss(tmp_path: Path, exponent: int) -> None:
+def test_a_learning_rate_far_too_high_is_one_line_about_the_loss(tmp_path: Path, exponent: int) -> None:
     message = ""
     try:
         go(tmp_path, lr=10.0**exponent, schedule="constant")
     except UserError as error:
         message = str(error)
-    assert exponent == 3 or message  # a low one may end with numbers, if with no use
+    assert exponent == 3 or message  # a lower rate may end with finite, if useless, numbers
     assert not message or ("the loss is" in message and "lower --lr" in message)

@@ -1,4 +1,4 @@
-"""Damaged archives, folders that lead in circles, an encoder with another bit: none passes silently."""
+"""Damaged archives and circular links are never accepted silently."""
 
 import io
 import os
@@ -46,7 +46,7 @@ def test_a_flipped_bit_in_a_compressed_archive_is_refused_or_changes_nothing(tmp
             refused += 1
             files = [] if (root / "set").exists() else good
         assert files == good, bit
-    assert refused > 50  # the header holds a few bits that say nothing about the content
+    assert refused > 50  # a few bits of the header do not affect the content
 
 
 def test_an_archive_that_changed_before_it_was_unpacked_is_refused(tmp_path: Path) -> None:
@@ -61,7 +61,7 @@ def test_an_archive_that_changed_before_it_was_unpacked_is_refused(tmp_path: Pat
         fetch(item, tmp_path)
 
 
-def test_a_walk_follows_links_and_no_circle(tmp_path: Path) -> None:
+def test_a_walk_follows_links_but_not_in_circles(tmp_path: Path) -> None:
     (tmp_path / "real" / "cats").mkdir(parents=True)
     (tmp_path / "elsewhere").mkdir()
     for number in range(4):
@@ -75,10 +75,10 @@ def test_a_walk_follows_links_and_no_circle(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
-def test_a_walk_leaves_out_what_is_no_file_but_lists_a_broken_link(tmp_path: Path) -> None:
+def test_a_walk_leaves_out_non_files_but_lists_a_broken_link(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "device.png").symlink_to("/dev/zero")
     (tmp_path / "broken.png").symlink_to("nowhere.png")
     (tmp_path / "folder.png").mkdir()
     (tmp_path / "a.png").write_bytes(b"")
-    assert walk(tmp_path, (".png",)) == ["a.png", "broken.png"]  # the latter is an error when it is read
+    assert walk(tmp_path, (".png",)) == ["a.png", "broken.png"]  # a broken link is an error when it is read

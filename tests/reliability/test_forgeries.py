@@ -1,4 +1,4 @@
-"""Each way to make up a score that a check without training can find: none passes, and damage ends in one line."""
+"""Every forgery of a score that can be detected without training is detected, and damage gives one line."""
 
 import json
 import os
@@ -130,7 +130,7 @@ def low_yardstick(board: Path) -> None:
 
 
 def without_a_poor_probe(board: Path) -> None:
-    """Gone from the transfer file, from what it was asked for, and from the CSV."""
+    """Removed from the transfer file, from the list of requested results, and from the CSV."""
     path = record(board) / "transfer" / "uci_har.json"
     content = json.loads(path.read_text())
     results = [each for each in content["results"] if (each["probe"], each["label_fraction"]) != ("knn", "5/class")]
@@ -195,7 +195,7 @@ def test_a_forgery_is_found(board: Path, name: str) -> None:
 @pytest.mark.parametrize(
     "file", ["run.json", "config.yaml", "transfer/uci_har.json", "transfer/uci_har.predictions.npz"]
 )
-def test_no_file_of_a_record_hangs_or_fills_the_memory(board: Path, file: str) -> None:
+def test_no_file_of_a_record_can_hang_or_fill_the_memory(board: Path, file: str) -> None:
     path = record(board) / file
     path.unlink()
     path.symlink_to("/dev/zero")

@@ -1,4 +1,4 @@
-"""Asked to stop, a training saves its state and says so; resumed, it ends as if nothing had happened."""
+"""An interrupted training saves its state and reports it; a resumed one equals an uninterrupted one."""
 
 import json
 import os
@@ -30,7 +30,7 @@ def go(out: Path, observe: Callable[[int], None] = lambda _: None, **changes: An
 
 
 def lines(run: Run) -> list[dict[str, Any]]:
-    """Metrics without what a clock decides."""
+    """Metrics without times."""
     return [{k: v for k, v in line.items() if k not in ("seconds", "examples_per_s")} for line in run.metrics()]
 
 
@@ -38,7 +38,7 @@ def encoder(run: Run) -> bytes:
     return (run.path / "encoder.safetensors").read_bytes()
 
 
-def test_each_signal_ends_after_the_step_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
+def test_a_signal_stops_after_the_step_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
     whole = go(tmp_path / "whole")
     before = signal.getsignal(signal.SIGTERM)
     steps = {5: signal.SIGTERM, 11: signal.SIGHUP, 20: signal.SIGUSR1, 26: signal.SIGINT}
@@ -47,7 +47,7 @@ def test_each_signal_ends_after_the_step_and_resumed_equals_uninterrupted(tmp_pa
         if step in steps:
             os.kill(os.getpid(), steps.pop(step))
 
-    for number, step in enumerate((6, 12, 21, 27)):  # the signal comes when a step is done and counts in the next one
+    for number, step in enumerate((6, 12, 21, 27)):  # the signal comes after a step and takes effect in the next one
         with pytest.raises(Interrupted, match=f"after step {step}"):
             go(tmp_path / "cut", observe, resume=number > 0)
         (run,) = [Run(path) for path in (tmp_path / "cut").iterdir()]
@@ -63,7 +63,7 @@ def test_each_signal_ends_after_the_step_and_resumed_equals_uninterrupted(tmp_pa
 def test_a_second_sigint_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     stop = Stop()
     stop(signal.SIGINT, None)
-    stop(signal.SIGINT, None)  # the same one, passed on by a launcher
+    stop(signal.SIGINT, None)  # the same signal, forwarded by a launcher
     assert stop.asked
     monkeypatch.setattr(time, "monotonic", lambda: 1e12)
     stop(signal.SIGTERM, None)
@@ -82,7 +82,7 @@ def test_checkpoints_by_time_change_no_number_and_no_hash(tmp_path: Path) -> Non
     assert hashes == {often.record.config_hash}
 
 
-def test_another_part_is_recorded_and_said(tmp_path: Path) -> None:
+def test_a_resumed_part_is_recorded_and_reported(tmp_path: Path) -> None:
     def observe(step: int) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
@@ -108,7 +108,7 @@ def wait_for(process: subprocess.Popen[str], ready: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
-def test_the_exit_status_says_resume_me(tmp_path: Path) -> None:
+def test_an_interrupted_command_exits_with_the_status_for_resuming(tmp_path: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "dabsmix", *WORDS, "--out", str(tmp_path)], stderr=subprocess.PIPE, text=True
     )
@@ -170,7 +170,7 @@ def test_processes_stop_after_the_same_step_and_resumed_equal_uninterrupted(tmp_
 
 @pytest.mark.slow
 def test_a_process_that_dies_ends_the_others(tmp_path: Path) -> None:
-    """torchrun watches its processes: no collective has to time out, which takes as long as preparing data may."""
+    """torchrun watches its processes, so no collective has to reach its long timeout."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     process = subprocess.Popen(
         [*launch, "-m", "dabsmix", *WORDS, "--out", str(tmp_path)],

@@ -1,4 +1,4 @@
-"""Killed before each file is put in its place and started again, a command ends as if it had never been killed."""
+"""A command that is killed before a file is moved into place, and restarted, ends as if it had not been killed."""
 
 import multiprocessing
 import os
@@ -24,7 +24,7 @@ context.set_forkserver_preload(
 
 
 def command(words: Sequence[str], kill_at: int | None, environment: dict[str, str]) -> None:
-    """Run a command of the command line; end without any clean-up where its ``kill_at``-th file is complete."""
+    """Run a command; exit without clean-up when its ``kill_at``-th file is complete."""
     os.environ.update(environment)
     from dabsmix.cli import main
 
@@ -70,8 +70,8 @@ def submit(folder: Path) -> list[str]:
 
 
 def again(folder: Path, words: Callable[[Path], list[str]]) -> None:
-    """As a user would: with --resume where there is something to resume."""
-    for leftover in folder.glob("runs/.*"):  # of a killed process; a minute later it is nobody's
+    """Run the command again as a user would: with --resume if there is a run to resume."""
+    for leftover in folder.glob("runs/.*"):  # files of killed processes are deleted after a minute
         os.utime(leftover, (0, 0))
     if words is pretrain and run([*pretrain(folder), "--resume"]) == 0:
         return
@@ -79,14 +79,14 @@ def again(folder: Path, words: Callable[[Path], list[str]]) -> None:
 
 
 def content(folder: Path) -> dict[str, Any]:
-    """What a command is to leave: weights, scores, predictions and rows, and no temporary file beside them."""
+    """The files that a command leaves: weights, scores, predictions and rows, without any temporary file."""
     content_by_name: dict[str, Any] = {}
     for path in sorted(each for each in folder.rglob("*") if each.is_file() and each.suffix != ".lock"):
         name = str(path.relative_to(folder))
         if path.suffix == ".npz":
             with np.load(path) as arrays:
                 content_by_name |= {f"{name}:{key}": arrays[key].tobytes() for key in arrays}
-        elif path.parent.name == "features":  # the order of a header's entries is nobody's business
+        elif path.parent.name == "features":  # the order of a header's entries does not matter
             content_by_name |= {f"{name}:{key}": values.tobytes() for key, values in load_file(path).items()}
         elif path.name not in ("run.json", "metrics.jsonl") and "checkpoint" not in name:  # these hold times
             content_by_name[name] = path.read_bytes()
@@ -94,8 +94,8 @@ def content(folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_killed_at_each_write_and_started_again_equals_never_killed(tmp_path: Path) -> None:
-    before, folder = tmp_path / "before", tmp_path / "work"  # always the same path: config.yaml holds it
+def test_killed_at_each_write_and_restarted_equals_uninterrupted(tmp_path: Path) -> None:
+    before, folder = tmp_path / "before", tmp_path / "work"  # always the same path, because config.yaml contains it
     before.mkdir()
     for words in (pretrain, transfer, submit):
         shutil.copytree(before, folder)
@@ -106,7 +106,7 @@ def test_killed_at_each_write_and_started_again_equals_never_killed(tmp_path: Pa
             shutil.copytree(before, folder)
             status = run(words(folder), kill_at)
             if status == 0:
-                break  # it has no further write
+                break  # there are no more files to write
             assert status == KILLED
             again(folder, words)
             assert content(folder).keys() == whole.keys(), (words, kill_at)

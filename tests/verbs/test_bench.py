@@ -1,4 +1,4 @@
-"""The matrix: what is done is not done again, what failed is kept, and workers share the rest."""
+"""The matrix: finished cells are not repeated, failures are recorded, and workers share the rest."""
 
 import json
 import os
@@ -47,7 +47,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def filled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What was done, with rows on the board but nothing trained."""
+    """The cells that were worked on; their rows are on the board, but nothing is trained."""
     messages: list[str] = []
     fill = module._fill
 
@@ -87,7 +87,7 @@ def test_mistakes_in_a_plan_are_refused(tmp_path: Path, changes: dict[str, Any],
         cells([plan(tmp_path, **changes)])
 
 
-def test_a_plan_has_parts_and_flags_override_it(tmp_path: Path) -> None:
+def test_flags_override_the_parts_of_a_plan(tmp_path: Path) -> None:
     file = tmp_path / "p.yaml"
     parts = [{"domains": ["digits"]}, {"domains": ["fsdd", "covtype"], "steps": 7}]
     file.write_text(yaml.safe_dump({"algos": ["none"], "steps": 5, "compile": True, "parts": parts}))
@@ -108,7 +108,7 @@ def test_an_unknown_field_of_a_plan_is_refused(tmp_path: Path) -> None:
         cli._read_plan([str(file)])
 
 
-def test_what_is_on_the_board_is_not_done_again(tmp_path: Path, filled: list[str]) -> None:
+def test_cells_on_the_board_are_not_repeated(tmp_path: Path, filled: list[str]) -> None:
     matrix = plan(tmp_path, algos=("none",))
     (before,) = dry_run([matrix], chosen_path=tmp_path / "c.json")
     assert (before.state, before.seconds) == ("missing", None)
@@ -120,10 +120,10 @@ def test_what_is_on_the_board_is_not_done_again(tmp_path: Path, filled: list[str
     assert read(matrix.leaderboard) == rows
     done, other = dry_run([plan(tmp_path, algos=("none",), seeds=(0, 1))], chosen_path=tmp_path / "c.json")
     assert (done.state, other.state) == ("done", "missing")
-    assert other.seconds is not None  # from the cell that was measured
+    assert other.seconds is not None  # extrapolated from the measured cell
 
 
-def test_an_online_score_alone_does_not_make_a_cell_done(tmp_path: Path) -> None:
+def test_an_online_score_alone_does_not_complete_a_cell(tmp_path: Path) -> None:
     matrix = plan(tmp_path, algos=("shed",))
     bench([matrix], chosen_path=tmp_path / "c.json")
     assert [each.state for each in dry_run([matrix], chosen_path=tmp_path / "c.json")] == ["done"]
@@ -134,9 +134,7 @@ def test_an_online_score_alone_does_not_make_a_cell_done(tmp_path: Path) -> None
     assert [each.state for each in dry_run([matrix], chosen_path=tmp_path / "c.json")] == ["missing"]
 
 
-def test_a_failure_is_kept_with_its_reason_and_the_rest_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failure_is_recorded_and_the_other_cells_continue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     broken = True
 
     def fill(cell: Cell, chosen: Chosen) -> str:
@@ -155,7 +153,7 @@ def test_a_failure_is_kept_with_its_reason_and_the_rest_goes_on(
     assert messages[0] == "failed: digits emix seed 0: RuntimeError: out of memory"
     assert {row.algorithm for row in read(matrix.leaderboard)} == {"none"}
     broken = False
-    assert bench([matrix], chosen_path=tmp_path / "c.json").keys() == failed.keys()  # only tried again when asked to
+    assert bench([matrix], chosen_path=tmp_path / "c.json").keys() == failed.keys()  # tried again only on request
     assert [each.state for each in dry_run([matrix], chosen_path=tmp_path / "c.json")] == ["failed", "done"]
     again = plan(tmp_path, algos=("emix", "none"), retry=True)
     assert bench([again], chosen_path=tmp_path / "c.json") == {}
@@ -163,7 +161,7 @@ def test_a_failure_is_kept_with_its_reason_and_the_rest_goes_on(
     assert json.loads((matrix.leaderboard.parent / "failures.json").read_text()) == {}
 
 
-def test_an_interrupted_cell_is_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_cell_is_not_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fill(cell: Cell, chosen: Chosen) -> str:
         raise Interrupted("asked to stop")
 
@@ -174,7 +172,7 @@ def test_an_interrupted_cell_is_no_failure(tmp_path: Path, monkeypatch: pytest.M
     assert not (matrix.leaderboard.parent / "failures.json").exists()
 
 
-def test_a_command_that_is_interrupted_or_fails_says_so() -> None:
+def test_an_interrupted_or_failed_command_is_reported() -> None:
     def python(line: str) -> list[str]:
         return [sys.executable, "-c", f"import sys; {line}"]
 
@@ -204,7 +202,12 @@ def test_the_rate_is_chosen_on_validation(tmp_path: Path, monkeypatch: pytest.Mo
     assert {(trial.seed, trial.steps) for trial in trials} == {(3, 3)}
     (entry,) = json.loads((tmp_path / "c.json").read_text()).values()
     assert (entry["lr"], entry["trial_steps"], entry["trial_seed"]) == (1e-2, 3, 3)
-    assert [module._settled(cell, chosen).lr for cell in cells([matrix])] == [3e-4, 1e-2, 3e-4, 1e-2]  # none takes none
+    assert [module._settled(cell, chosen).lr for cell in cells([matrix])] == [
+        3e-4,
+        1e-2,
+        3e-4,
+        1e-2,
+    ]  # none has no rate
 
 
 def test_a_rate_that_diverges_is_not_chosen(tmp_path: Path) -> None:
@@ -229,7 +232,7 @@ def test_two_workers_share_the_cells(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_killed_worker_leaves_only_what_was_missing(tmp_path: Path) -> None:
+def test_after_a_killed_worker_only_missing_cells_are_done(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "dabsmix", *words(tmp_path, "--seeds", "0", "1")]
     first = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert first.stderr is not None
@@ -243,7 +246,7 @@ def test_a_killed_worker_leaves_only_what_was_missing(tmp_path: Path) -> None:
     assert len({(row.algorithm, row.seed) for row in read(tmp_path / "board" / "results.csv")}) == 4
 
 
-def test_a_claimed_cell_is_left_alone(tmp_path: Path) -> None:
+def test_a_claimed_cell_is_skipped(tmp_path: Path) -> None:
     (cell,) = cells([plan(tmp_path, algos=("none",))])
     chosen = Chosen(tmp_path / "c.json")
     with module._claimed(cell, chosen) as first, module._claimed(cell, chosen) as second:
@@ -290,7 +293,7 @@ def test_equal_compute_gives_costly_algorithms_fewer_steps(tmp_path: Path) -> No
 # --- SLURM
 
 
-def test_a_job_passes_the_end_on_and_goes_back_into_the_queue(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_forwards_the_signal_and_requeues_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     submitit = pytest.importorskip("submitit")
     import pickle
     import threading
@@ -324,7 +327,7 @@ def test_a_job_passes_the_end_on_and_goes_back_into_the_queue(monkeypatch: pytes
     assert queued[0].function.words == ["bench"]
 
 
-def test_without_slurm_it_says_so(tmp_path: Path) -> None:
+def test_missing_slurm_is_reported(tmp_path: Path) -> None:
     pytest.importorskip("submitit")
     import shutil
 

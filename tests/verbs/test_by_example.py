@@ -1,4 +1,4 @@
-"""What a user can act on: the metric of their choice, and a table that says which examples failed."""
+"""The user's metric, and the table of predictions by example."""
 
 import json
 from pathlib import Path

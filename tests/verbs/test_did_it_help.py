@@ -1,4 +1,4 @@
-"""Every transfer of a trained encoder says whether pretraining helped: beside three random encoders of its shape."""
+"""Every transfer of a trained encoder says whether pretraining helped, compared with three random encoders."""
 
 import json
 from dataclasses import replace
@@ -21,7 +21,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "protocol", lambda name, batch_size, specs: replace(QUICK, name=name))
 
 
-def test_a_trained_run_is_held_against_random_encoders_that_are_kept(
+def test_a_trained_run_is_compared_with_stored_random_encoders(
     tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DABSMIX_CACHE", str(tmp_path / "cache"))
@@ -39,7 +39,7 @@ def test_a_trained_run_is_held_against_random_encoders_that_are_kept(
     assert record["answer"].startswith("Did pretraining help? ")
     assert str(read_transfer(run.path / "transfer" / "small.json")).endswith(record["answer"])
 
-    # another run of the same shape, and a share that is asked for later: what is kept is not scored again
+    # another run of the same shape, and a share requested later: stored scores are not computed again
     built = 0
 
     def count(*words: Any, **how: Any) -> Any:
@@ -57,7 +57,7 @@ def test_a_trained_run_is_held_against_random_encoders_that_are_kept(
     assert [each["label_fraction"] for each in again["gains"]] == ["1", "5/class", "0.5"]
     assert again["gains"][:2] == record["gains"]
 
-    # a record of before
+    # a record of an earlier version
     path = run.path / "transfer" / "small.json"
     stored = json.loads(path.read_text())
     del stored["gains"], stored["answer"]
@@ -66,7 +66,7 @@ def test_a_trained_run_is_held_against_random_encoders_that_are_kept(
     assert built == 3
 
 
-def test_a_random_encoder_has_nothing_to_answer(tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_random_encoder_has_no_gain(tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
     installed(small(), monkeypatch)
     record = go(pretrained(tmp_path, "small"), labels=("1",))
     assert (record["gains"], record["answer"]) == ([], "")

@@ -1,4 +1,4 @@
-"""`dabsmix embed`: every run's encoder on files and arrays, in the three formats, streamed, with what is wrong said."""
+"""`dabsmix embed`: every run's encoder on files and arrays, in three formats, streamed, with mistakes reported."""
 
 import sys
 from pathlib import Path
@@ -42,7 +42,7 @@ def read(path: Path) -> tuple[list[str], Any]:
     return list(frame["key"]), frame.drop(columns="key").to_numpy(np.float32)
 
 
-def test_each_format_holds_what_its_name_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_suffix_gives_its_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "CHUNK", 7)  # several parts
     data = table(tmp_path / "t.csv")
     run = pretrained(Source(data=data, modality="tabular"), tmp_path)
@@ -53,7 +53,7 @@ def test_each_format_holds_what_its_name_says(tmp_path: Path, monkeypatch: pytes
         assert keys == [f"t.csv:{row}" for row in range(2, 52)]
         assert features.dtype == np.float32
         np.testing.assert_allclose(features, expected, atol=1e-6)
-    assert not list(tmp_path.glob(".*"))  # nothing half-written is left
+    assert not list(tmp_path.glob(".*"))  # no incomplete file is left
     with pytest.raises(UserError, match=r"features\.xlsx: its name must end in one of \.parquet, \.csv, \.npz"):
         embed(EmbedConfig(run.path, data, tmp_path / "features.xlsx"))
 
@@ -77,7 +77,7 @@ def test_a_named_domain_s_run_reads_arrays(tmp_path: Path) -> None:
     assert not (tmp_path / "g.parquet").exists()
 
 
-def test_a_text_domain_s_tokenizer_is_found_under_the_data_root_of_the_run(
+def test_a_text_domain_s_tokenizer_is_read_from_the_data_root_of_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_bert_vocab(tmp_path / "root")
@@ -103,7 +103,7 @@ def test_a_text_domain_s_tokenizer_is_found_under_the_data_root_of_the_run(
     assert load_encoder(run).features(["bright river"]).shape == (1, 64)
 
 
-def test_what_pretrain_says_of_bad_rows_embed_says_too_and_has_the_remedy(
+def test_embed_reports_bad_rows_like_pretrain(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = pretrained(Source(data=table(tmp_path / "t.csv"), modality="tabular"), tmp_path)

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 
 STEPS, BATCH = 20, 16
 
-CASES = [  # what is pretrained on, what is transferred to, how
+CASES = [  # pretraining data, transfer task, settings
     ("cifar10", "cifar10", "imix_npair"),
     ("traffic_sign", "traffic_sign", "shed"),
     ("dtd", "dtd", "emix"),

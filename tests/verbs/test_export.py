@@ -1,4 +1,4 @@
-"""Exported encoders give the run's features, and a repository of the hub holds what they need and no more."""
+"""Exported encoders give the run's features, and a repository of the hub holds exactly what they need."""
 
 import importlib.util
 import json
@@ -81,7 +81,7 @@ def test_a_table_s_categories_and_empty_cells_are_exported_too(table: Run, tmp_p
     np.testing.assert_allclose(mean.detach().numpy(), expected, atol=1e-5)
 
 
-def test_a_repository_is_read_again_and_its_card_says_data_scores_and_licence(digits: Run, tmp_path: Path) -> None:
+def test_a_repository_can_be_loaded_and_its_card_names_data_scores_and_licence(digits: Run, tmp_path: Path) -> None:
     folder = Path(export(ExportConfig("hub", digits.path, tmp_path, licence="cc-by-4.0")))
     raw = np.random.default_rng(0).random((3, 8, 8))
     ours, theirs = dabsmix.load_encoder(digits), dabsmix.load_encoder(Published.from_pretrained(str(folder)).run)
@@ -94,7 +94,7 @@ def test_a_repository_is_read_again_and_its_card_says_data_scores_and_licence(di
     assert "The data that they were learnt from: CC BY 4.0" in card
 
 
-def test_a_repository_does_not_say_where_one_s_own_data_lie(table: Run, tmp_path: Path) -> None:
+def test_a_repository_does_not_reveal_the_paths_of_own_data(table: Run, tmp_path: Path) -> None:
     folder = Path(export(ExportConfig("hub", table.path, tmp_path)))
     for path in folder.rglob("*"):
         if path.is_file():
@@ -125,7 +125,7 @@ def test_the_files_of_the_folder_are_uploaded(digits: Run, tmp_path: Path, monke
     assert 'load_encoder("hub:ada/digits")' in seen["card"]
 
 
-def test_what_cannot_be_exported_is_one_line(digits: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_export_is_one_line(digits: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="--to tensorflow: choose torch"):
         export(ExportConfig("tensorflow", digits.path, tmp_path))
     monkeypatch.setattr("dabsmix.config.find_spec", lambda _: None)

@@ -43,8 +43,8 @@ def test_epochs_become_steps_and_the_rate_grows_with_the_batch() -> None:
 
 @pytest.mark.parametrize(("epochs", "warm"), [(20, 5), (600, 10)])
 @pytest.mark.parametrize("schedule", ["epoch-cosine", "epoch-steps"])
-def test_rates_are_the_references(epochs: int, warm: int, schedule: str) -> None:
-    """As its loop sets them: a rate for each epoch, overridden step by step while it warms up."""
+def test_learning_rates_equal_the_reference(epochs: int, warm: int, schedule: str) -> None:
+    """As the reference's loop sets them: a rate per epoch, overridden at every step of the warm-up."""
     per_epoch, peak = 7, 0.25
     for epoch in range(epochs):
         if schedule == "epoch-cosine":
@@ -64,7 +64,7 @@ def test_rates_are_the_references(epochs: int, warm: int, schedule: str) -> None
 
 
 def plain_loss(algorithm: Any, rows: Tensor, seed: int) -> Tensor:
-    """The loss of one batch by loops over examples, from rows that are mixed as they are."""
+    """The loss of one batch by loops over examples; raw rows are mixed."""
     rng = np.random.default_rng(seed)
     order, weight = list(range(B)), [1.0] * B
     if algorithm.mixing == "mixup":
@@ -104,7 +104,7 @@ def plain_loss(algorithm: Any, rows: Tensor, seed: int) -> Tensor:
 
 
 @pytest.mark.parametrize("name", ["npair", "imix_npair", "imix_moco", "byol", "imix_byol"])
-def test_steps_are_the_plain_twins(name: str) -> None:
+def test_steps_equal_the_plain_twins(name: str) -> None:
     """Three steps with momentum and decay, the key network moving between them: every parameter, in float64."""
     torch.manual_seed(0)
     cls: Any = algorithm_class(name)
@@ -140,7 +140,7 @@ def test_steps_are_the_plain_twins(name: str) -> None:
                     followed = named[key.removeprefix("key_")]
                     p.copy_(twin.momentum * p + (1 - twin.momentum) * followed)
             if hasattr(twin, "queue"):
-                twin.queue.load_state_dict(algorithm.queue.state_dict())  # its own tests are elsewhere
+                twin.queue.load_state_dict(algorithm.queue.state_dict())  # tested elsewhere
         for (key, mine), theirs in zip(algorithm.named_parameters(), twin.parameters(), strict=True):
             torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-9, msg=f"{key} after step {step}")
 

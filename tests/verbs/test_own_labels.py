@@ -1,4 +1,4 @@
-"""A run of unlabelled data, scored on labelled files of the same kind: read with the run's own columns and words."""
+"""A run on unlabelled data, scored on labelled files that are read with the run's columns and tokenizer."""
 
 from pathlib import Path
 
@@ -46,7 +46,7 @@ def run_of_patients(tmp_path: Path) -> Run:
 def test_several_files_and_labels_of_a_table(tmp_path: Path) -> None:
     run = run_of_patients(tmp_path)
     table = patients(160, 1)
-    table.loc[3, "ward"] = "C"  # of which the run knows nothing
+    table.loc[3, "ward"] = "C"  # a column that the run does not know
     table.loc[:19, "ill"] = ""
     table.to_csv(tmp_path / "here.csv", index=False)
     patients(120, 2).to_csv(tmp_path / "there.csv", index=False)
@@ -74,7 +74,7 @@ def test_several_files_and_labels_of_a_table(tmp_path: Path) -> None:
     assert both[0].headline.value == both[1].headline.value
 
 
-def test_the_statistics_are_the_runs(tmp_path: Path) -> None:
+def test_statistics_are_those_of_the_run(tmp_path: Path) -> None:
     run = run_of_patients(tmp_path)
     shifted = patients(100, 1).drop(columns=["days", "clinic"])
     shifted["age"] += 30
@@ -84,7 +84,7 @@ def test_the_statistics_are_the_runs(tmp_path: Path) -> None:
     assert x[:, 0].mean() > 2
 
 
-def test_mistakes_are_told(tmp_path: Path) -> None:
+def test_mistakes_are_reported(tmp_path: Path) -> None:
     run = run_of_patients(tmp_path)
     table = patients(100, 1)
     table.to_csv(tmp_path / "t.csv", index=False)

@@ -1,4 +1,4 @@
-"""The loop: interrupted or not, on one process or two, by hand or by config, the numbers are the same."""
+"""The loop gives the same numbers interrupted or not, on one process or two."""
 
 import json
 import math
@@ -44,7 +44,7 @@ def go(out: Path, domain: str = "digits", **changes: Any) -> Run:
 
 
 def lines(run: Run) -> list[dict[str, Any]]:
-    """Metrics without what a clock decides."""
+    """Metrics without times."""
     return [{k: v for k, v in line.items() if k not in ("seconds", "examples_per_s")} for line in run.metrics()]
 
 
@@ -66,14 +66,14 @@ def with_data(monkeypatch: pytest.MonkeyPatch, data: Data, other: Data | None = 
 
 @pytest.fixture
 def classes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two classes of short rows: the cheapest data there are."""
+    """Two classes of short rows, the cheapest data."""
     with_data(monkeypatch, tabular(np.arange(64) % 2, Task("classes", "accuracy", ("a", "b"))))
 
 
 # --- what a run holds
 
 
-def test_a_run_holds_what_it_promises(tmp_path: Path) -> None:
+def test_a_run_holds_its_files(tmp_path: Path) -> None:
     run = go(tmp_path)
     names = {p.name for p in run.path.iterdir()}
     whole = {"config.yaml", "run.json", "metrics.jsonl", "encoder.safetensors", "checkpoints", ".lock"}
@@ -92,7 +92,7 @@ def test_a_run_holds_what_it_promises(tmp_path: Path) -> None:
     assert run.record.parameters == sum(p.numel() for p in encoder.parameters())
 
 
-def test_none_is_written_at_step_0_and_is_where_the_others_begin(tmp_path: Path) -> None:
+def test_none_is_written_at_step_0_with_the_initial_weights(tmp_path: Path) -> None:
     none = go(tmp_path, algo="none")
     assert none.finished
     assert none.record.steps == 0
@@ -119,7 +119,7 @@ def test_logged_loss_is_the_mean_over_its_steps(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("classes")
-def test_the_same_twice_and_another_seed(tmp_path: Path) -> None:
+def test_equal_seeds_give_equal_runs_and_other_seeds_others(tmp_path: Path) -> None:
     first, second, other = go(tmp_path), go(tmp_path), go(tmp_path, seed=1)
     assert lines(first) == lines(second)
     assert weights(first) == weights(second)
@@ -142,7 +142,7 @@ def test_bf16(tmp_path: Path) -> None:
 
 
 class Killed(BaseException):
-    """As abrupt as a test in one process can be."""
+    """Stops training as abruptly as is possible within one process."""
 
 
 def interrupt(out: Path, monkeypatch: pytest.MonkeyPatch, after: int, **changes: Any) -> None:
@@ -170,7 +170,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(
     if algo not in algorithms():
         pytest.skip(f"no algorithm {algo} here")
     whole = go(tmp_path / "whole", algo=algo)
-    interrupt(tmp_path / "cut", monkeypatch, after=5, algo=algo)  # a checkpoint to come: it starts again
+    interrupt(tmp_path / "cut", monkeypatch, after=5, algo=algo)  # before the first checkpoint: training starts again
     interrupt(tmp_path / "cut", monkeypatch, after=17, algo=algo, resume=True)
     run = go(tmp_path / "cut", algo=algo, resume=True)
     assert [p.name for p in (tmp_path / "cut").iterdir()] == [run.path.name]
@@ -181,7 +181,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(
 
 
 @pytest.mark.usefixtures("classes")
-def test_fast_paths_are_other_numbers_and_resumed_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fast_paths_give_other_numbers_and_resume_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fast: dict[str, Any] = dict(precision="bf16", attention="fastest", dropout_masks="fast")
     whole = go(tmp_path / "whole", **fast)
     interrupt(tmp_path / "cut", monkeypatch, after=17, **fast)
@@ -196,7 +196,7 @@ def test_fast_paths_are_other_numbers_and_resumed_alike(tmp_path: Path, monkeypa
 
 
 @pytest.mark.usefixtures("classes")
-def test_what_changes_no_number_changes_no_hash(tmp_path: Path) -> None:
+def test_fields_that_change_no_number_change_no_hash(tmp_path: Path) -> None:
     plain = go(tmp_path, steps=8)
     for same in (dict(attention="fastest"), dict(checkpoint_activations=True)):  # in fp32 the fused path is the fastest
         run = go(tmp_path, steps=8, **same)
@@ -316,7 +316,7 @@ def test_without_labels_nothing_is_scored(tmp_path: Path, monkeypatch: pytest.Mo
     assert "online_test" not in run.record.metrics
 
 
-def test_labels_for_the_probe_alone_do_not_score_pretraining(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pretraining_data_without_labels_are_not_scored_online(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = tabular(np.arange(64) % 2, Task("classes", "accuracy", ("a", "b")))
     with_data(monkeypatch, replace(data, pretrain=replace(data.pretrain, label=None)))
     assert not any(name.startswith("online") for line in go(tmp_path, steps=10).metrics() for name in line)
@@ -342,7 +342,7 @@ def test_the_online_probe_learns_on_another_data_set(tmp_path: Path, monkeypatch
     logged = [line["step"] for line in run.metrics() if "online_loss" in line]
     assert logged == list(range(20, 301, 20))
     plain = go(tmp_path, steps=300, lr=1e-4, evaluate_every=300, checkpoint_every=300)
-    assert weights(run) == weights(plain)  # it watches, and changes nothing
+    assert weights(run) == weights(plain)  # the probe changes nothing
 
     interrupt(tmp_path / "cut", monkeypatch, after=17, online="other")
     assert lines(go(tmp_path / "cut", online="other", resume=True)) == lines(go(tmp_path / "whole", online="other"))
@@ -366,7 +366,7 @@ def test_regression_is_standardised_for_the_online_probe(tmp_path: Path, monkeyp
     assert run.metrics()[0]["online_loss"] < 5
 
 
-def test_what_does_not_fit_is_refused_before_anything_is_written(
+def test_configurations_that_do_not_fit_are_refused_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(UserError, match="needs a global batch of at least 2, got 1"):
@@ -448,7 +448,7 @@ main()
 
 @pytest.mark.slow
 @pytest.mark.parametrize("algo", ["emix", "imix_moco", "mae"])
-def test_two_processes_train_as_one(algo: str, tmp_path: Path) -> None:
+def test_two_processes_equal_one(algo: str, tmp_path: Path) -> None:
     if algo not in algorithms():
         pytest.skip(f"no algorithm {algo} here")
     script = tmp_path / "pretrain.py"
@@ -474,14 +474,14 @@ def test_two_processes_train_as_one(algo: str, tmp_path: Path) -> None:
     assert (one.record.processes, two.record.processes) == (1, 2)
     assert one.record.config_hash == two.record.config_hash
     for a, b in zip(lines(one), lines(two), strict=True):
-        for name in a.keys() - {"accuracy", "online_validation"}:  # counts, which rounding moves by whole examples
+        for name in a.keys() - {"accuracy", "online_validation"}:  # counts, which rounding changes by whole examples
             assert a[name] == pytest.approx(b[name], rel=2e-3, abs=2e-3), (a["step"], name)
     assert lines(one)[0]["loss"] == pytest.approx(lines(two)[0]["loss"], rel=1e-5)
     assert json.loads((two.path / "run.json").read_text())["status"] == "finished"
 
 
 @pytest.mark.usefixtures("classes")
-def test_every_algorithm_s_online_probe_learns_as_often_and_never_touches_the_encoder(tmp_path: Path) -> None:
+def test_every_online_probe_learns_equally_often_and_never_changes_the_encoder(tmp_path: Path) -> None:
     updates, encoders = {}, {}
     for algo, every in (("dmix", None), ("mae", None), ("dmix", 5), ("dmix", 1)):
         run = go(tmp_path, algo=algo, steps=20, evaluate_every=5, online_every=every)
@@ -489,7 +489,7 @@ def test_every_algorithm_s_online_probe_learns_as_often_and_never_touches_the_en
         encoders[algo, every] = run.record.encoder_sha256
     assert updates["dmix", None] == updates["mae", None] == [10, 20]
     assert updates["dmix", 5] == [5, 10, 15, 20]
-    assert updates["dmix", 1] == [5, 7, 10, 14, 15, 20]  # every logged line, checkpoints' among them
+    assert updates["dmix", 1] == [5, 7, 10, 14, 15, 20]  # every logged line, including those of checkpoints
     assert encoders["dmix", None] == encoders["dmix", 5] == encoders["dmix", 1]
     with pytest.raises(UserError, match="--online-every 0"):
         go(tmp_path, online_every=0)

@@ -1,4 +1,4 @@
-"""The page of a run: whole by itself, with its pictures, its mistakes and the way to repeat it."""
+"""The page of a run is self-contained: pictures, mistakes and the commands to repeat it."""
 
 import re
 from pathlib import Path
@@ -48,11 +48,11 @@ def test_a_run_with_classes_and_with_a_quantity(tmp_path: Path, capsys: pytest.C
     assert "<b>ill" not in page
     assert f"dabsmix pretrain --config {run.path / 'config.yaml'}" in page
     assert re.search(r"dabsmix transfer --run \S+ --data \S+more\.csv --label days --labels 1", page)
-    assert "t.csv:" in page  # the surest mistakes
+    assert "t.csv:" in page  # the most confident mistakes
     assert "The surest mistakes on test" in page
 
 
-def test_a_run_that_was_never_scored_has_a_page_and_an_unfinished_one_has_none(tmp_path: Path) -> None:
+def test_an_unscored_run_has_a_report_and_an_unfinished_run_has_none(tmp_path: Path) -> None:
     data = dabsmix.load("digits")
     run = dabsmix.pretrain(data, "none", encoder="tiny", out=tmp_path)
     assert "To repeat it" in report(run).read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""`dabsmix runs`, and what a run's folder says of a run that is going on, was killed, or failed."""
+"""`dabsmix runs`, and the record of a run that is running, was killed, or failed."""
 
 import json
 import re
@@ -64,12 +64,12 @@ def test_a_rate_that_is_far_too_high_ends_with_one_line(
     assert not list(tmp_path.rglob("encoder.safetensors"))
 
 
-def test_no_folder_of_runs(tmp_path: Path) -> None:
+def test_a_missing_folder_of_runs_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such folder"):
         runs(RunsConfig(tmp_path / "nowhere").out)
 
 
-def test_name_device_and_tracker_change_no_hash_and_are_not_kept(tmp_path: Path) -> None:
+def test_name_device_and_tracker_are_neither_hashed_nor_stored(tmp_path: Path) -> None:
     plain = PretrainConfig(Source("digits"), **TINY)  # type: ignore[arg-type]
     run = go(tmp_path, name="named", device="cpu", track="tensorboard")
     text = (run.path / "config.yaml").read_text()

@@ -47,7 +47,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Callable[[Data], None]:
 # --- what a transfer writes
 
 
-def test_v2_on_digits_writes_what_it_promises(tmp_path: Path) -> None:
+def test_v2_on_digits_writes_its_record(tmp_path: Path) -> None:
     run = pretrained(tmp_path)
     record = go(run)
     path = run.path / "transfer" / "digits.json"
@@ -106,7 +106,7 @@ def test_test_is_read_once_and_after_choosing(tmp_path: Path, quick: None, monke
     assert happened == ["train", "validation", "choose", "test"]
 
 
-def test_what_is_scored_is_not_scored_again_and_other_shares_are_added(
+def test_scores_are_reused_and_further_shares_added(
     tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = pretrained(tmp_path)
@@ -152,7 +152,7 @@ def test_several_runs(tmp_path: Path, quick: None) -> None:
 
 
 def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: object) -> str:
-    """The one line that a command is refused with."""
+    """The line of standard error with which a command is refused."""
     monkeypatch.setattr(sys, "argv", ["dabsmix", "transfer", *map(str, words)])
     with pytest.raises(SystemExit) as ended:
         main()
@@ -182,7 +182,7 @@ def test_mistakes_are_one_line_and_status_2(
     assert not (run.path / "transfer").exists()
 
 
-def test_an_encoder_that_is_not_the_run_s(
+def test_an_encoder_that_is_not_the_run_s_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from safetensors import safe_open
@@ -239,7 +239,7 @@ def test_seeds_are_trained_one_by_one_resumed_and_scored_together(
     assert first == [str(tmp_path / f"digits-emix-s{seed}") for seed in (3, 4)]
     single = dabsmix(*words, "--seed", 4)
     files = [Path(path) / "encoder.safetensors" for path in (first[1], *single)]
-    assert files[0].read_bytes() == files[1].read_bytes()  # a seed is the same run alone and among others
+    assert files[0].read_bytes() == files[1].read_bytes()  # a seed gives the same run alone and among others
     assert dabsmix(*words, "--resume", "--seeds", 3, 5) == [first[0], str(tmp_path / "digits-emix-s5")]
     with pytest.raises(SystemExit):
         dabsmix(*words, "--seeds", 3, 3)

@@ -71,7 +71,7 @@ def test_dabs_draws_its_training_features_anew_each_epoch(
         go(run, protocol="dabs", labels=("0.1",))
 
 
-def test_beside_a_mean_over_batches_stands_the_value_over_all_examples(
+def test_a_mean_over_batches_is_recorded_with_the_value_over_all_examples(
     tmp_path: Path, install: Callable[[Data], None], quick: None
 ) -> None:
     noise = np.random.default_rng(0).normal(size=361).astype(np.float32)
@@ -132,7 +132,7 @@ def test_every_kind_of_task(
         assert values["ridge"] > least
     board = tmp_path / "board" / "results.csv"
     submit(run.path, "somebody", board)
-    assert validate(board) == []  # the kept predictions give the values again
+    assert validate(board) == []  # the stored predictions reproduce the values
 
 
 # --- from one data set to another of the same modality, on real files
@@ -155,16 +155,16 @@ def test_pretrained_on_one_set_and_transferred_to_another(source: str, task: str
     assert record["data_fingerprint"] != run.record.data_fingerprint
     assert record["n"] > 50
     assert record["yardsticks"].keys() > {"raw", "majority"}
-    if task == "traffic_sign":  # of the others, a small encoder tells nothing on so few rows
+    if task == "traffic_sign":  # for the others, a small encoder on so few rows shows nothing
         chance = 1 / len(record["classes"])
         deviation = (chance * (1 - chance) / record["n"]) ** 0.5
         assert max(each["value"] for each in record["results"]) > chance + 3 * deviation
 
 
-# --- what features are, whatever the machine
+# --- features do not depend on the machine
 
 
-def test_features_are_kept_for_the_same_encoder_and_data_alone(
+def test_stored_features_are_reused_only_for_the_same_encoder_and_data(
     tmp_path: Path, quick: None, install: Callable[[Data], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     install(small())
@@ -238,7 +238,7 @@ def test_scores_do_not_depend_on_the_number_of_processes(tmp_path: Path) -> None
     records = []
     for processes in (1, 2, 3):
         run = pretrained(tmp_path / str(processes))
-        # without the dashes torchrun takes --run for a flag of its own
+        # without the dashes torchrun would read --run as its own flag
         launch(processes, "-m", "--", "dabsmix", "transfer", "--run", run.path, "--labels", "1")
         records.append(json.loads((run.path / "transfer" / "digits.json").read_text()))
     for record in records[1:]:
@@ -267,7 +267,7 @@ def test_features_do_not_depend_on_the_number_of_processes(tmp_path: Path) -> No
 # --- one of several tasks that cannot be scored
 
 
-def test_the_others_are_scored_and_the_one_that_fails_is_named(
+def test_a_task_that_fails_is_named_and_the_others_are_scored(
     tmp_path: Path, install: Callable[[Data], None], quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     install(small())
@@ -286,7 +286,7 @@ def test_the_others_are_scored_and_the_one_that_fails_is_named(
 
 
 @pytest.mark.slow
-def test_mixed_scores_are_records_of_their_own_and_may_be_submitted(
+def test_mixed_scores_have_separate_records_and_can_be_submitted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     short = replace(FINETUNE, rates=(1e-3,), epochs=1, steps=(2, 2))

@@ -1,4 +1,4 @@
-"""A spot check of the leaderboard finds a score that its encoder does not give."""
+"""A spot check of the leaderboard detects a score that its encoder does not give."""
 
 import sys
 from pathlib import Path
@@ -28,7 +28,7 @@ def submitted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Run, Pat
     return run, tmp_path / "board" / "results.csv"
 
 
-def test_scores_computed_again_are_equal_or_said_to_be_elsewhere(
+def test_recomputed_scores_are_equal_or_reported_as_outside(
     submitted: tuple[Run, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, csv = submitted
@@ -62,7 +62,7 @@ def test_scores_computed_again_are_equal_or_said_to_be_elsewhere(
     assert "online" not in out.out
 
 
-def test_an_encoder_that_was_changed_is_refused(
+def test_a_changed_encoder_is_refused(
     submitted: tuple[Run, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, csv = submitted
@@ -74,7 +74,7 @@ def test_an_encoder_that_was_changed_is_refused(
     assert "is not the encoder that this run ended with" in capsys.readouterr().err
 
 
-def test_rows_of_another_encoder_of_the_same_configuration_are_left_alone() -> None:
+def test_rows_of_another_encoder_of_the_same_configuration_are_ignored() -> None:
     board = Path(__file__).parents[2] / "leaderboard"
     for name in ("uci_har-dmix-s0-0f291784", "uci_har-dmix-s0-1edb4e56"):  # on two processors
         rows = rows_of(Run(board / "runs" / name), board / "results.csv")
