@@ -125,9 +125,9 @@ def _on_one_line(box: str) -> str:
     end = lines.index("") if "" in lines else len(lines)  # a rule ends the complaint; hints follow
     words = " ".join(lines[:end]).split() or ["these", "arguments", "cannot", "be", "read"]
     missing = next((n for n, word in enumerate(words) if word.endswith(":") and words[0] == "Missing"), None)
-    what = " ".join(words if missing is None else words[: missing + 2]).rstrip(".")
+    message = " ".join(words if missing is None else words[: missing + 2]).rstrip(".")
     close = next((line.split()[0] for line in lines[1:] if line.startswith("--")), None)
-    return f"{what} (did you mean {close}?)" if close is not None and what.startswith("Unrecognized") else what
+    return f"{message} (did you mean {close}?)" if close is not None and message.startswith("Unrecognized") else message
 
 
 # --- pretrain's flags: flag > file > protocol > default
@@ -172,12 +172,12 @@ def _read_pretrain(args: list[str]) -> tuple[PretrainConfig, tuple[int, ...]]:
     ]
     switches = {f.name for f in fields(PretrainConfig) if isinstance(f.default, bool)}
     switches |= {flag.name for flag in hyper.values() if flag.type is bool}
-    asked: Any = _read(
+    flags: Any = _read(
         make_dataclass("Pretrain", parts, namespace={"__doc__": PretrainConfig.__doc__}),
         "pretrain",
         [*_as_words(file, switches), *_without(args, "--config")],
     )
-    return replace(asked.config, hyper=vars(asked.algorithm)), asked.seeds or (asked.config.seed,)
+    return replace(flags.config, hyper=vars(flags.algorithm)), flags.seeds or (flags.config.seed,)
 
 
 def _read_fields(path: Path, flag: str = "") -> dict[str, Any]:
@@ -292,10 +292,10 @@ def _pretrain(config: PretrainConfig, seeds: tuple[int, ...]) -> None:
     if config.online is not None:
         domain(config.online)
     if config.resume and len(seeds) == 1:
-        wanted = (config.source.name, canonical_algorithm(config.algo), *seeds)
+        resumed = (config.source.name, canonical_algorithm(config.algo), *seeds)
 
         def may_continue(run: Run) -> bool:
-            return (run.record.domain, run.record.algorithm, run.record.seed) == wanted
+            return (run.record.domain, run.record.algorithm, run.record.seed) == resumed
 
         newest_run(config.out, may_continue, "run of this configuration to resume")
 
@@ -305,8 +305,8 @@ def _pretrain(config: PretrainConfig, seeds: tuple[int, ...]) -> None:
     paths = []
     for seed in seeds:
         folder = f"{config.name}-s{seed}" if config.name and len(seeds) > 1 else config.name
-        asked = replace(config, seed=seed, name=folder)
-        run = pretrain(asked, accelerator=accelerator, say=_say, begin=len(seeds) > 1)
+        seeded = replace(config, seed=seed, name=folder)
+        run = pretrain(seeded, accelerator=accelerator, say=_say, begin=len(seeds) > 1)
         accelerator.free_memory()
         paths.append(str(run.path))
         if os.environ.get("RANK", "0") == "0":
@@ -419,20 +419,22 @@ def _verify(config: LeaderboardConfig) -> None:
         if config.retrain:
             from dabsmix.verbs.pretrain import pretrain
 
-            asked, _ = _read_pretrain(["--config", str(run.path / "config.yaml"), "--out", folder])
-            run = pretrain(asked, accelerator=accelerator, say=_say)
+            config_again, _ = _read_pretrain(["--config", str(run.path / "config.yaml"), "--out", folder])
+            run = pretrain(config_again, accelerator=accelerator, say=_say)
             same = run.record.encoder_sha256 == rows[0].encoder_sha256
             _say("the encoder trained again is " + ("the submitted one, bit for bit" if same else "another one"))
         elif any(row.probe == ONLINE for row in rows):
             rows = [row for row in rows if row.probe != ONLINE]
             _say("the online score is not checked: its probe was not kept, so it takes --retrain")
-        found = verify(rows, run, accelerator=accelerator, data_root=config.data_root, say=_say)
-    for row, value, verdict in found:
+        checked = verify(rows, run, accelerator=accelerator, data_root=config.data_root, say=_say)
+    for row, value, verdict in checked:
         place = f"{row.task} {row.protocol} {row.probe} {row.label_fraction} {row.metric}"
         print(f"{verdict:<8} {place}: {row.value:.6g} on the leaderboard, {value:.6g} now")
-    outside = sum(verdict == "outside" for _, _, verdict in found)
+    outside = sum(verdict == "outside" for _, _, verdict in checked)
     if outside:
-        raise UserError(f"{config.csv}: {outside} of {len(found)} scores of {rows[0].run} lie outside their intervals")
+        raise UserError(
+            f"{config.csv}: {outside} of {len(checked)} scores of {rows[0].run} lie outside their intervals"
+        )
 
 
 def _modality(name: str) -> str:

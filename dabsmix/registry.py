@@ -213,9 +213,9 @@ def algorithm_class(name: str) -> type[Algorithm]:
         raise UserError(f"{source.path}: {node.name} is not a subclass of dabsmix.pretext.algorithm.Algorithm")
     unread = _keywords(cls) - {flag.name for flag in algorithm_flags(name)}
     if unread or dict(cls.dabs) != algorithm_dabs(name) or tuple(cls.added) != algorithm_added(name):
-        what = f"the keywords {', '.join(sorted(unread))}" if unread else "the class attribute dabs or added"
+        part = f"the keywords {', '.join(sorted(unread))}" if unread else "the class attribute dabs or added"
         raise UserError(
-            f"{source.path}: {node.name} computes {what}, or inherits it from a class that is not imported by name: "
+            f"{source.path}: {node.name} computes {part}, or inherits it from a class that is not imported by name: "
             "flags are read from the source, so state it in the class"
         )
     return cls

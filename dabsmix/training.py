@@ -59,9 +59,9 @@ def _choose(name: str) -> None:
         device = torch.device("meta")
     if device.type not in ("cpu", "cuda", "mps"):
         raise UserError(f"--device {name}: not known; choose cpu, cuda, cuda:1 (the second GPU) or mps")
-    there = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}[device.type]
-    if (device.index or 0) >= there:
-        raise UserError(f"--device {name}: not available; this machine has {there} of type {device.type}")
+    count = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}[device.type]
+    if (device.index or 0) >= count:
+        raise UserError(f"--device {name}: not available; this machine has {count} of type {device.type}")
     if device.type == "cuda" and device.index is not None:
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise UserError(

@@ -79,18 +79,18 @@ def averages(sections: Iterable[Section]) -> list[Average]:
                         run.version,
                     )
                     lines[key][section.task] = line
-    found = []
+    all_averages = []
     for (domain, _, encoder, algorithm, *_), by_task in lines.items():
         for name, tasks in AVERAGES.items():
             if by_task.keys() >= set(tasks):
                 chosen = [by_task[task] for task in tasks]
                 value, seeds = fmean(line.mean for line in chosen), min(line.seeds for line in chosen)
                 first = chosen[0]
-                found.append(
+                all_averages.append(
                     Average(name, domain, encoder, algorithm, first.marks, first.budget, value, seeds, len(tasks))
                 )
-    places = list(AVERAGES)
-    return sorted(found, key=lambda each: (places.index(each.name), each.domain, each.encoder, -each.value))
+    names = list(AVERAGES)
+    return sorted(all_averages, key=lambda each: (names.index(each.name), each.domain, each.encoder, -each.value))
 
 
 TITLE = "Averages as DABS defines them: plain means over all data sets of a list"

@@ -140,7 +140,7 @@ def _run(row: Row) -> dict[str, str]:
     return {name: value for name, value in values.items() if value}
 
 
-def _overview(found: Overview) -> dict[str, Any]:
+def _overview(overview: Overview) -> dict[str, Any]:
     """Texts of the overview."""
 
     def cell(column: Any, gain: Any) -> dict[str, str]:
@@ -150,10 +150,10 @@ def _overview(found: Overview) -> dict[str, Any]:
         return {"gain": text, "interval": interval.rstrip(")"), "css": css}
 
     return {
-        "encoder": found.encoder,
-        "protocol": found.protocol,
-        "probe": found.probe,
-        "labels": "all labels" if found.label_fraction == "1" else f"labels {label_text(found.label_fraction)}",
+        "encoder": overview.encoder,
+        "protocol": overview.protocol,
+        "probe": overview.probe,
+        "labels": "all labels" if overview.label_fraction == "1" else f"labels {label_text(overview.label_fraction)}",
         "columns": [
             {
                 "place": place(column),
@@ -161,16 +161,16 @@ def _overview(found: Overview) -> dict[str, Any]:
                 "budget": column.budget,
                 "none": cell_text(column.metric, column.none, None),
             }
-            for column in found.columns
+            for column in overview.columns
         ],
         "rows": [
-            {"name": name, "cells": [cell(*pair) for pair in zip(found.columns, of_algorithm, strict=True)]}
-            for name, of_algorithm in zip(found.algorithms, found.cells, strict=True)
+            {"name": name, "cells": [cell(*pair) for pair in zip(overview.columns, of_algorithm, strict=True)]}
+            for name, of_algorithm in zip(overview.algorithms, overview.cells, strict=True)
         ],
         "aggregates": [
             {
                 "name": kind,
-                "over": found.over[kind],
+                "over": overview.over[kind],
                 "rows": [
                     {
                         "name": each.algorithm,
@@ -181,6 +181,6 @@ def _overview(found: Overview) -> dict[str, Any]:
                     for each in sorted(of_kind, key=lambda each: -each.mean)
                 ],
             }
-            for kind, of_kind in found.aggregates.items()
+            for kind, of_kind in overview.aggregates.items()
         ],
     }

@@ -221,7 +221,7 @@ def _rich(section: Section) -> "Table":
     return table
 
 
-def _rich_averages(found: Sequence[Average]) -> "Table":
+def _rich_averages(complete: Sequence[Average]) -> "Table":
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -229,7 +229,7 @@ def _rich_averages(found: Sequence[Average]) -> "Table":
     table = Table(title=AVERAGED, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
     for heading in AVERAGE_HEADINGS:
         table.add_column(heading, overflow="fold")
-    for each in found:
+    for each in complete:
         table.add_row(*(Text(cell) for cell in average_cells(each)))
     return table
 
@@ -237,7 +237,7 @@ def _rich_averages(found: Sequence[Average]) -> "Table":
 # --- Markdown and CSV
 
 
-def _markdown(sections: list[Section], told: Sequence[dict[str, str]]) -> str:
+def _markdown(sections: list[Section], papers: Sequence[dict[str, str]]) -> str:
     parts = ["# Leaderboard", ""]
     for section in sections:
         headings = [score_heading(section) if heading == "score" else heading for heading in HEADINGS]
@@ -247,9 +247,9 @@ def _markdown(sections: list[Section], told: Sequence[dict[str, str]]) -> str:
     if complete := averages(sections):
         parts += [f"## {AVERAGED}", "", *_grid(AVERAGE_HEADINGS, [average_cells(each) for each in complete]), ""]
     parts += ["## How to read", "", *(f"- {_escaped(line)}" for line in legend()), ""]
-    if told:
+    if papers:
         parts += ["## Published numbers", "", "From papers, under their own protocols; never ranked with ours.", ""]
-        parts += [*_grid(PUBLISHED_COLUMNS, [[each[name] for name in PUBLISHED_COLUMNS] for each in told]), ""]
+        parts += [*_grid(PUBLISHED_COLUMNS, [[each[name] for name in PUBLISHED_COLUMNS] for each in papers]), ""]
     return "\n".join(parts)
 
 

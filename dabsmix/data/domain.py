@@ -293,8 +293,8 @@ class Domain:
         if folder is None or self.interrupted(root):
             return False
         shared = [root / each.file for each in self.downloads if not self._own(each)]
-        found = (any(any(folder.glob(name)) for name in pattern.split("|")) for pattern in self.needs)
-        return all(path.exists() for path in shared) and all(found)
+        present = (any(any(folder.glob(name)) for name in pattern.split("|")) for pattern in self.needs)
+        return all(path.exists() for path in shared) and all(present)
 
     def _own(self, download: Download) -> bool:
         """Whether a file belongs to this domain alone; others also fetch files elsewhere, such as a tokenizer."""

@@ -108,12 +108,12 @@ def fit_linear(
                 fresh = redraw(epoch)
                 views = [fresh.pooled[name] for name in names]
         index = order[place * batch : (place + 1) * batch]
-        rows, wanted = torch.stack([view[index] for view in views]), target[index]
+        rows, targets = torch.stack([view[index] for view in views]), target[index]
         if task.kind == "tokens":
-            rows, wanted = rows[:, wanted >= 0], wanted[wanted >= 0]
+            rows, targets = rows[:, targets >= 0], targets[targets >= 0]
         rows = F.pad((rows - mean) / std, (0, 1), value=1.0)  # (V, b, D+1): the bias is the weight of a constant 1
         logits = torch.bmm(rows, weight.flatten(2)).view(len(names), -1, *weight.shape[2:])  # (V, b, H, C)
-        residual = _residual(logits, wanted, task.kind)
+        residual = _residual(logits, targets, task.kind)
         update(torch.bmm(rows.mT, residual.flatten(2)).view_as(weight), grid.schedule(step / steps))
 
     return [

@@ -93,17 +93,17 @@ class Online:
             embedded = encoder.embed(self.data.normalise(stored))
             hidden = encoder.encode(embedded)
             tokens = self.probe.task.kind == "tokens"
-            found = hidden[:, 1:] if tokens else encoder.pool(hidden, embedded.mask).mean
+            encoded = hidden[:, 1:] if tokens else encoder.pool(hidden, embedded.mask).mean
         encoder.train()
-        return found
+        return encoded
 
     def _features(self, encoder: Encoder, split: Split, accelerator: Accelerator) -> Tensor:
         """What the probe reads of a whole split."""
         if self.probe.task.kind == "tokens":
-            found = token_features(encoder, split, self.data.normalise, accelerator=accelerator, autocast=True)
+            read = token_features(encoder, split, self.data.normalise, accelerator=accelerator, autocast=True)
         else:
-            found = features(encoder, split, self.data.normalise, accelerator=accelerator, autocast=True).mean
-        return found.to(accelerator.device)
+            read = features(encoder, split, self.data.normalise, accelerator=accelerator, autocast=True).mean
+        return read.to(accelerator.device)
 
     def validate(self, encoder: Encoder, accelerator: Accelerator) -> float:
         """The task's metric on the validation split; NaN if it has no value there."""
@@ -238,8 +238,8 @@ class OnlineProbe(nn.Module):
         """Predictions from features ``(N, D)`` or of tokens ``(N, L, D)``, in the form of ``metrics.py``."""
         self.eval()
         outputs = self.head(self.norm(features.float().flatten(0, -2))).unflatten(0, features.shape[:-1])
-        found: Scores = self.task.scores(outputs, self.center, self.scale).double().cpu().numpy()
-        return found
+        scores: Scores = self.task.scores(outputs, self.center, self.scale).double().cpu().numpy()
+        return scores
 
     def score(self, features: Tensor, label: NDArray[Any]) -> float:
         """The task's metric on a whole split's features, computed once; NaN where it has no value there."""

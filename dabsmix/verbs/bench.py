@@ -229,8 +229,8 @@ def _budgeted_steps(cell: Cell) -> int:
 
 def _settled(cell: Cell, chosen: Chosen) -> PretrainConfig:
     """The cell's configuration with its rate, its steps and every open field filled in, as its hash needs it."""
-    asked = replace(cell.pretraining, steps=chosen.steps(cell), lr=chosen.lr(cell))
-    return resolve(asked, _usual_batch(asked.source))[0]
+    pretraining = replace(cell.pretraining, steps=chosen.steps(cell), lr=chosen.lr(cell))
+    return resolve(pretraining, _usual_batch(pretraining.source))[0]
 
 
 @cache
@@ -268,13 +268,13 @@ class Failures:
 
     def note(self, key: str, cell: Cell, reason: str) -> None:
         """Record a failure."""
-        asked = cell.pretraining
+        pretraining = cell.pretraining
         entry = {
-            "domain": asked.source.name,
+            "domain": pretraining.source.name,
             "algorithm": cell.row,
-            "seed": asked.seed,
-            "encoder": asked.encoder,
-            "steps": asked.steps,
+            "seed": pretraining.seed,
+            "encoder": pretraining.encoder,
+            "steps": pretraining.steps,
             "reason": reason,
             "date": datetime.now(UTC).date().isoformat(),
             "commit": commit(),
@@ -421,8 +421,10 @@ def _do(each: Cell | Trial, chosen: Chosen, failures: Failures, say: Callable[[s
 def _tried(trial: Trial, chosen: Chosen) -> PretrainConfig:
     cell = trial.cell
     steps = max(1, chosen.steps(cell) // 3)
-    asked = replace(cell.pretraining, lr=trial.lr, steps=steps, seed=cell.plan.seeds[0], out=cell.plan.out / "rates")
-    return resolve(asked, _usual_batch(asked.source))[0]
+    trial_config = replace(
+        cell.pretraining, lr=trial.lr, steps=steps, seed=cell.plan.seeds[0], out=cell.plan.out / "rates"
+    )
+    return resolve(trial_config, _usual_batch(trial_config.source))[0]
 
 
 def _try(trial: Trial, chosen: Chosen) -> str:
@@ -480,14 +482,14 @@ def _fill(cell: Cell, chosen: Chosen) -> str:
     """Pretrain, transfer, submit: as the three commands do."""
     plan, config = cell.plan, _settled(cell, chosen)
     run = _pretrained(config, plan)
-    asked = TransferConfig(run=(run.path,), protocol=plan.protocol, labels=plan.labels, data_root=plan.data_root)
+    scoring = TransferConfig(run=(run.path,), protocol=plan.protocol, labels=plan.labels, data_root=plan.data_root)
     began = time.perf_counter()
     if plan.precision == "fp32":
         from dabsmix.verbs.transfer import transfer
 
-        transfer(asked, accelerator=_accelerator("fp32"), answer=False)  # the matrix has `none` itself
+        transfer(scoring, accelerator=_accelerator("fp32"), answer=False)  # the matrix has `none` itself
     else:
-        _child([sys.executable, "-m", "dabsmix", "transfer", *_transfer_words(asked)])
+        _child([sys.executable, "-m", "dabsmix", "transfer", *_transfer_words(scoring)])
     seconds = {"pretraining": run.record.seconds or 0.0, "transfer": time.perf_counter() - began}
     rows = submit(run.path, plan.by, plan.leaderboard)
     _log_time(cell, config, run, seconds)
@@ -598,11 +600,11 @@ def _times(out: Path) -> list[dict[str, Any]]:
 
 
 def _seconds(cell: Cell, chosen: Chosen, times: Sequence[dict[str, Any]], trials: int) -> float | None:
-    asked = cell.pretraining
-    name, usual = asked.source.name, asked.batch_size or _usual_batch(asked.source)
-    alike = [each for each in times if each["setting"] == [name, cell.row, asked.encoder, usual]]
+    pretraining = cell.pretraining
+    name, usual = pretraining.source.name, pretraining.batch_size or _usual_batch(pretraining.source)
+    alike = [each for each in times if each["setting"] == [name, cell.row, pretraining.encoder, usual]]
     if not alike:
-        like = [each for each in times if each["setting"][0] == name and each["setting"][2] == asked.encoder]
+        like = [each for each in times if each["setting"][0] == name and each["setting"][2] == pretraining.encoder]
         alike = [each for each in like if each["steps"] or not cell.trains]
     if not alike:
         return None

@@ -96,8 +96,8 @@ def training_flops(config: PretrainConfig, recipe: Recipe, data: Data, batches: 
             raw.ids[rows],
             0,
         )
-        found = _flops(algorithm, few)
-    return float(found) / len(few.ids) * recipe.batch_size * recipe.steps
+        flops = _flops(algorithm, few)
+    return float(flops) / len(few.ids) * recipe.batch_size * recipe.steps
 
 
 def _flops(algorithm: Algorithm, batch: Batch) -> int:

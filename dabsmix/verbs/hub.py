@@ -69,16 +69,16 @@ def published(run: Run, repository: str, folder: Path, licence: str | None, say:
     Raises:
         UserError: the folder cannot be written; the hub refuses or cannot be reached.
     """
-    found = Published(run, licence, repository)
+    publication = Published(run, licence, repository)
     try:
-        found.save_pretrained(folder)
+        publication.save_pretrained(folder)
     except OSError as error:
         raise UserError(f"cannot write {folder}: {error.strerror or error}; choose another --out") from error
     if not repository:
         return str(folder)
     say(f"uploading {folder} to {repository}")
     try:
-        found.push_to_hub(repository, commit_message=f"{run.record.name}, exported by dabsmix")
+        publication.push_to_hub(repository, commit_message=f"{run.record.name}, exported by dabsmix")
     except (OSError, ValueError) as error:  # what huggingface_hub raises of network, names and rights
         reason = " ".join(str(error).split())[:300]
         raise UserError(
@@ -95,13 +95,13 @@ def downloaded(name: str) -> Run:
         UserError: it cannot be fetched, or is not a run.
     """
     try:
-        found: Published = Published.from_pretrained(name)
+        publication: Published = Published.from_pretrained(name)
     except UserError:
         raise
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"{HUB}{name}: cannot be fetched ({reason}); check the name and the network") from error
-    return found.run
+    return publication.run
 
 
 # --- what is shared, and what is not
@@ -124,11 +124,11 @@ def _shared_config(run: Run) -> dict[str, Any]:
 
 
 def _transfers(run: Run) -> list[TransferRecord]:
-    found = []
+    records = []
     for path in sorted(run.path.glob("transfer/*.json")):
         with suppress(UserError):
-            found.append(read_transfer(path))
-    return found
+            records.append(read_transfer(path))
+    return records
 
 
 def _card(run: Run, licence: str | None, repository: str) -> str:

@@ -39,10 +39,10 @@ def to_score(config: TransferConfig, data: Data | None = None) -> list[tuple[Run
     return [(run, {**sources} or dict.fromkeys(tasks_of(run, config.task))) for run in runs]
 
 
-def tasks_of(run: Run, asked: tuple[str, ...]) -> tuple[str, ...]:
+def tasks_of(run: Run, names: tuple[str, ...]) -> tuple[str, ...]:
     """The requested tasks, by their main names; by default those of the pretraining domain, or the domain itself."""
-    if asked:
-        return tuple(task if task == run.record.domain else domain(task).name for task in asked)
+    if names:
+        return tuple(task if task == run.record.domain else domain(task).name for task in names)
     name = run.record.domain
     return (name,) if run.record.own_data else domain(name).transfers or (name,)
 

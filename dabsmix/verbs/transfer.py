@@ -255,8 +255,8 @@ def _gains(
     """
     labelled = data.require_labelled()
     known = {each.label_fraction: each for each in record.gains}
-    asked = [each for each in record.results if each.probe == record.headline.probe]
-    lacking = tuple(each.label_fraction for each in asked if each.label_fraction not in known)
+    headline_results = [each for each in record.results if each.probe == record.headline.probe]
+    lacking = tuple(each.label_fraction for each in headline_results if each.label_fraction not in known)
     if not lacking or not run.record.steps or record.head_mix:
         return record.gains
     stage(f"{record.task}: random encoders of the same shape")
@@ -279,10 +279,10 @@ def _gains(
         accelerator,
     )
     predictions = predictions or read_predictions(path)
-    for each in asked:
+    for each in headline_results:
         if each.label_fraction in random:
             known[each.label_fraction] = gain(each, predictions, labelled, random[each.label_fraction])
-    return tuple(known[each.label_fraction] for each in asked)
+    return tuple(known[each.label_fraction] for each in headline_results)
 
 
 def _finetuned(
@@ -332,9 +332,9 @@ def _record_path(run: Run, task: str, name: str, mix: str) -> Path:
 
 def _reads(run: Run, task: str, name: str, data: Data) -> int:
     """How often the test split has been read under this protocol, with and without mixing."""
-    wanted = (task, name, data.fingerprint, run.record.encoder_sha256)
+    key = (task, name, data.fingerprint, run.record.encoder_sha256)
     records = [read_transfer(path) for path in (run.path / "transfer").glob("*.json")]
-    same = [r for r in records if (r.task, r.protocol, r.data_fingerprint, r.encoder_sha256) == wanted]
+    same = [r for r in records if (r.task, r.protocol, r.data_fingerprint, r.encoder_sha256) == key]
     return max((record.test_reads for record in same), default=0)
 
 
