@@ -44,7 +44,7 @@ def test_averages_are_of_one_protocol_probe_and_share_of_labels(tmp_path: Path) 
         assert averages(standings(glue(tmp_path, **changes))) == []
 
 
-def test_the_board_shows_complete_averages_alone(tmp_path: Path) -> None:
+def test_the_board_shows_only_complete_averages(tmp_path: Path) -> None:
     complete, partial = glue(tmp_path), glue(tmp_path)[1:]
     title, mean = "Averages as DABS defines them", f"{100 * fmean(VALUES.values()):.2f}"
     for shown in (render(complete, "table"), render(complete, "md"), page(complete)):

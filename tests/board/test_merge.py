@@ -1,4 +1,4 @@
-"""Leaderboards come together without losing a row, a record or the first of two scores."""
+"""Leaderboards are merged without losing a row, a record or the first of two scores."""
 
 import shutil
 from pathlib import Path
@@ -17,13 +17,13 @@ def board(folder: Path, seed: int, **run: float) -> Path:
     return csv
 
 
-def test_rows_and_records_of_all_are_there(tmp_path: Path) -> None:
+def test_the_merged_board_has_the_rows_and_records_of_all(tmp_path: Path) -> None:
     ours, *others = (board(tmp_path / name, seed) for seed, name in enumerate("abc"))
     assert merge(ours, others) == 6
     assert validate(ours) == []
     assert [row.seed for row in read(ours)] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     before = ours.read_bytes()
-    assert merge(ours, others) == 0  # once more adds nothing
+    assert merge(ours, others) == 0  # merging again adds nothing
     assert ours.read_bytes() == before
     new = tmp_path / "new" / "results.csv"
     assert merge(new, [ours]) == 9

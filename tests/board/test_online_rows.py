@@ -34,7 +34,7 @@ def board(trained: Run, tmp_path: Path) -> Path:
     return tmp_path / "results.csv"
 
 
-def test_pretraining_writes_the_score_that_its_log_ends_with_and_what_backs_it(trained: Run) -> None:
+def test_pretraining_writes_its_last_logged_score_and_predictions(trained: Run) -> None:
     record = read_transfer(trained.path / "online.json")
     assert (record.task, record.protocol, record.encoder_sha256) == ("digits", "v1", trained.record.encoder_sha256)
     assert record.headline.value == pytest.approx(trained.record.metrics["online_test"], abs=1e-9)
@@ -45,7 +45,7 @@ def test_pretraining_writes_the_score_that_its_log_ends_with_and_what_backs_it(t
     assert record.headline.metric == "accuracy"
 
 
-def test_it_is_a_row_of_its_own_block(board: Path) -> None:
+def test_an_online_score_is_a_row_of_a_separate_block(board: Path) -> None:
     (row,) = read(board)
     assert (row.probe, row.protocol, row.label_fraction, row.test_reads) == ("online", "v1", "1", 1)
     assert validate(board) == []
@@ -88,7 +88,7 @@ FORGERIES: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("name", FORGERIES)
-def test_a_forged_online_score_is_found(board: Path, name: str) -> None:
+def test_a_forged_online_score_is_detected(board: Path, name: str) -> None:
     forge, says = FORGERIES[name]
     forge(board if forge is other_score else read(board)[0].record)
     assert any(says in problem for problem in validate(board))

@@ -1,4 +1,4 @@
-"""The page in a browser: sorting, filtering, a line's records, figures, without a word on the console."""
+"""The page in a browser: sorting, filtering, a line's records and figures, without messages on the console."""
 
 import shutil
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ BOARD = Path(__file__).parents[2] / "leaderboard" / "results.csv"
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The page of our own board, with one row more that says it is an online score."""
+    """The page of our own board, with an additional row that is an online score."""
     path = tmp_path_factory.mktemp("page") / "index.html"
     modality = {"digits": "image", "uci_har": "sensor"}
     rows = read(BOARD)
@@ -30,31 +30,31 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(params=["light", "dark", "phone"])
 def view(request: pytest.FixtureRequest, file: Path) -> Iterator[tuple[Any, list[str]]]:
-    """The page as opened, and what the console said."""
+    """The opened page, and the messages of the console."""
     settings: dict[str, Any] = {"viewport": {"width": 390, "height": 844}} if request.param == "phone" else {}
     settings |= {"color_scheme": "dark"} if request.param == "dark" else {}
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         tab = browser.new_context(**settings, offline=True).new_page()
-        said: list[str] = []
-        tab.on("console", lambda message: said.append(message.text))
-        tab.on("pageerror", lambda error: said.append(str(error)))
+        messages: list[str] = []
+        tab.on("console", lambda message: messages.append(message.text))
+        tab.on("pageerror", lambda error: messages.append(str(error)))
         tab.goto(file.as_uri())
-        yield tab, said
+        yield tab, messages
         browser.close()
 
 
 def column(tab: Any, name: str) -> list[str]:
     """The sort keys of a column's visible lines, from top to bottom."""
     number = [text.strip() for text in tab.locator("#scores thead button").all_inner_texts()].index(name)
-    found: list[str] = tab.eval_on_selector_all(
+    keys: list[str] = tab.eval_on_selector_all(
         "#scores tr.line:not([hidden])", f"lines => lines.map(line => line.cells[{number}].dataset.value)"
     )
-    return found
+    return keys
 
 
-def test_it_sorts_filters_and_opens(view: tuple[Any, list[str]]) -> None:
-    tab, said = view
+def test_the_page_sorts_filters_and_opens_records(view: tuple[Any, list[str]]) -> None:
+    tab, messages = view
     whole = column(tab, "score")
     assert len(whole) > 50
 
@@ -66,7 +66,7 @@ def test_it_sorts_filters_and_opens(view: tuple[Any, list[str]]) -> None:
     assert [float(value) for value in column(tab, "score")] == sorted(map(float, whole))
     tab.locator("#scores thead button", has_text="gain over none").click()
     gains = column(tab, "gain over none")
-    assert gains[-1] == ""  # what has no gain comes last, whichever way
+    assert gains[-1] == ""  # lines without a gain come last in both directions
     assert gains[0] != ""
 
     assert "online" not in column(tab, "probe")
@@ -91,4 +91,4 @@ def test_it_sorts_filters_and_opens(view: tuple[Any, list[str]]) -> None:
     assert len(column(tab, "score")) == len(whole)
     assert tab.locator("#labels circle").count() > 8
     tab.select_option("#of", index=1)
-    assert said == []
+    assert messages == []

@@ -39,8 +39,8 @@ def write_run(
     (folder / "transfer").mkdir(parents=True)
     encoder = f"generated weights {name} {seed} {lr}".encode()
     (folder / "encoder.safetensors").write_bytes(encoder)
-    asked = PretrainConfig(Source("digits"), algo="dmix", encoder="tiny", steps=300, seed=seed, lr=lr, out=out)
-    config, _ = resolve(replace(asked, checkpoint_activations=checkpoint_activations), 128)
+    pretraining = PretrainConfig(Source("digits"), algo="dmix", encoder="tiny", steps=300, seed=seed, lr=lr, out=out)
+    config, _ = resolve(replace(pretraining, checkpoint_activations=checkpoint_activations), 128)
     (folder / "config.yaml").write_text(yaml.safe_dump(as_plain(config)))
     run = {
         **{"name": name, "status": "finished", "domain": "digits", "algorithm": "dmix", "encoder": "tiny"},
@@ -66,7 +66,7 @@ def write_transfer(folder: Path, task: str, results: tuple[tuple[str, str, float
     content = {"task": task, "protocol": "v1", "data_fingerprint": "d" * 12, "kind": "classes", "results": each}
     path.write_text(json.dumps(content | each[0]))
     label = np.arange(100) % 10
-    rng = np.random.default_rng(list(str(folder).encode()))  # no two encoders are wrong alike
+    rng = np.random.default_rng(list(str(folder).encode()))  # different encoders make different mistakes
     wrong = {
         f"{p}@{f.replace('/', ' per ')}": np.where(rng.permutation(100) < 100 * v, label, 9 - label)[None]
         for p, f, v in results
@@ -98,11 +98,11 @@ def test_submit_writes_one_row_per_probe_and_fraction_and_the_record_behind_them
     assert validate(board) == []
 
 
-def test_a_board_from_before_a_column_is_read_and_gets_it_with_the_next_row(tmp_path: Path) -> None:
+def test_a_board_without_a_new_column_is_read_and_gets_it_with_the_next_row(tmp_path: Path) -> None:
     board = tmp_path / "results.csv"
     submit(write_run(tmp_path), "Ada", board)
     new = board.read_text().splitlines()
-    assert all(line.endswith(",,") for line in new[1:])  # the records of this test count neither
+    assert all(line.endswith(",,") for line in new[1:])  # the records of this test have neither
     old = [line.removesuffix(end) for line, end in zip(new, [",units,train_flops", *[",,"] * 3], strict=True)]
     board.write_text("\n".join(old) + "\n")
     assert [(row.units, row.train_flops) for row in read(board)] == [(None, None)] * 3
@@ -120,7 +120,7 @@ def test_a_board_from_before_a_column_is_read_and_gets_it_with_the_next_row(tmp_
     assert len(validate(board)) == 3
 
 
-def test_big_predictions_are_not_kept(tmp_path: Path) -> None:
+def test_large_predictions_are_not_stored(tmp_path: Path) -> None:
     run = write_run(tmp_path)
     path = run / "transfer" / "digits-v1.predictions.npz"
     with np.load(path) as file:
@@ -161,10 +161,10 @@ def test_another_score_of_the_same_probe_is_refused_and_a_further_share_is_added
         submit(run, "Ada", board)
     write_transfer(run, "digits", tuple((probe, "0.1", value - 0.1) for probe, _, value in RESULTS))
     assert {row.label_fraction for row in submit(run, "Ada", board)} == {"0.1"}
-    assert validate(board) == []  # what backs the earlier rows is kept
+    assert validate(board) == []  # the files behind the earlier rows stay
 
 
-def test_predictions_must_give_the_score(tmp_path: Path) -> None:
+def test_predictions_must_reproduce_the_score(tmp_path: Path) -> None:
     board = tmp_path / "results.csv"
     row = submit(write_run(tmp_path), "Ada", board)[0]
     (path,) = row.record.rglob("*.npz")
@@ -173,9 +173,9 @@ def test_predictions_must_give_the_score(tmp_path: Path) -> None:
     np.savez(path, **arrays | {"knn@1": arrays["linear@1"]})
     assert validate(board) == [f"{board}:4: value is 0.8, its predictions give 0.900000"]
     path.write_bytes(b"PK damaged")
-    found = validate(board)
-    assert len(found) == 3
-    assert all("predictions.npz cannot be read" in problem for problem in found)
+    problems = validate(board)
+    assert len(problems) == 3
+    assert all("predictions.npz cannot be read" in problem for problem in problems)
 
 
 def test_two_machines_same_name_do_not_collide(tmp_path: Path) -> None:
@@ -190,14 +190,14 @@ def test_runs_share_a_recipe_exactly_if_only_their_seeds_differ(tmp_path: Path) 
     board = tmp_path / "results.csv"
     runs = [
         write_run(tmp_path / "a"),
-        write_run(tmp_path / "b", seed=1, checkpoint_activations=True),  # which changes no number
+        write_run(tmp_path / "b", seed=1, checkpoint_activations=True),  # the data root changes no number
         write_run(tmp_path / "c", seed=2, lr=1e-3),
     ]
     recipes = [submit(run, "Ada", board)[0].recipe for run in runs]
     assert recipes[0] == recipes[1] != recipes[2]
 
 
-def test_what_submit_refuses(tmp_path: Path) -> None:
+def test_submit_refuses_invalid_runs(tmp_path: Path) -> None:
     board = tmp_path / "results.csv"
 
     def refused(run: Path, says: str, by: str = "Ada") -> None:
@@ -208,7 +208,7 @@ def test_what_submit_refuses(tmp_path: Path) -> None:
 
     refused(write_run(tmp_path / "a"), "--by", by="  ")
     refused(write_run(tmp_path / "a2"), "--by", by="two\nlines")
-    for number, by in enumerate(("=1+1", "+1", "-1", "@SUM(1)")):  # a spreadsheet would compute them
+    for number, by in enumerate(("=1+1", "+1", "-1", "@SUM(1)")):  # a spreadsheet would evaluate them as formulas
         refused(write_run(tmp_path / f"a{number + 3}"), "by", by=by)
     refused(write_run(tmp_path / "b", tasks=()), "dabsmix transfer --run")
     refused(tmp_path / "nowhere", "holds no run.json")
@@ -318,7 +318,7 @@ def test_the_same_run_from_several_submitters_enters_once(tmp_path: Path) -> Non
     assert len(read(board)) == len(RESULTS)
 
 
-def test_a_crash_while_writing_leaves_the_board_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_crash_while_writing_does_not_change_the_board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     board = tmp_path / "results.csv"
     submit(write_run(tmp_path / "a"), "Ada", board)
     before = board.read_bytes()
@@ -335,7 +335,7 @@ def test_a_crash_while_writing_leaves_the_board_as_it_was(tmp_path: Path, monkey
         submit(run, "Ada", board)
     assert board.read_bytes() == before
     monkeypatch.undo()
-    submit(run, "Ada", board)  # the record that is there already does no harm
+    submit(run, "Ada", board)  # the record that was already written is harmless
     assert validate(board) == []
 
 
@@ -383,7 +383,7 @@ def test_validate_names_the_line(tmp_path: Path, column: str, value: str, says: 
     assert re.search(says, problems), problems
 
 
-def test_validate_finds_rows_twice_and_rows_taken_off(tmp_path: Path) -> None:
+def test_validate_finds_duplicate_and_removed_rows(tmp_path: Path) -> None:
     board = tmp_path / "results.csv"
     submit(write_run(tmp_path), "Ada", board)
     lines = board.read_text().splitlines(keepends=True)
@@ -399,7 +399,7 @@ def test_validate_finds_rows_twice_and_rows_taken_off(tmp_path: Path) -> None:
         read(board)
 
 
-def test_a_score_without_interval_stays_without(tmp_path: Path) -> None:
+def test_a_score_without_interval_is_read_back_without_interval(tmp_path: Path) -> None:
     run, board = write_run(tmp_path), tmp_path / "results.csv"
     path = run / "transfer" / "digits-v1.json"
     results = [result | {"low": None, "high": None} for result in json.loads(path.read_text())["results"]]
@@ -409,7 +409,7 @@ def test_a_score_without_interval_stays_without(tmp_path: Path) -> None:
     assert validate(board) == []
 
 
-def test_text_survives_the_file(tmp_path: Path) -> None:
+def test_text_is_read_back_unchanged(tmp_path: Path) -> None:
     run, board = write_run(tmp_path), tmp_path / "results.csv"
     edit(run / "run.json", device='NVIDIA "H200", 1×')
     submit(run, "Zoë, |<b>", board)

@@ -24,7 +24,7 @@ RUN = {"algorithm": "dmix", "seed": 0, "views": "identical", "uses_labels": Fals
 
 
 def row(tmp_path: Path, value: float, *, half: float | None = 0.01, **changes: Any) -> Row:
-    """A row with the interval value ± half; the recipe follows from the algorithm unless given."""
+    """A row with the interval value ± half; by default the recipe follows from the algorithm."""
     low, high = (None, None) if half is None else (value - half, value + half)
     cells: dict[str, Any] = {
         **BLOCK | RUN,
@@ -49,7 +49,7 @@ def write_record(
     units: int = 0,
     of_yardsticks: dict[str, Any] | None = None,
 ) -> None:
-    """The record behind a row, as far as a table reads it; scores: the predicted class, (draws, n)."""
+    """The parts of a row's record that a table reads; scores: the predicted class, (draws, n)."""
     folder = row.record / "transfer"
     folder.mkdir(parents=True)
     result = {name: getattr(row, name) for name in ("probe", "label_fraction", "metric", "value", "low", "high", "n")}
@@ -90,14 +90,14 @@ def lines(rows: list[Row]) -> dict[str, Line]:
         ("metric", "f1_macro"),
     ],
 )
-def test_what_differs_is_never_ranked_together(tmp_path: Path, name: str, value: str) -> None:
+def test_rows_of_different_settings_are_never_ranked_together(tmp_path: Path, name: str, value: str) -> None:
     changes: dict[str, Any] = {"algorithm": "emix", name: value}
     rows = [row(tmp_path, 0.9), row(tmp_path, 0.8, **changes)]
     blocks = [block for section in standings(rows) for block in section.blocks]
     assert [[line.name for line in block.lines] for block in blocks] in ([["dmix"], ["emix"]], [["emix"], ["dmix"]])
 
 
-def test_seeds_are_one_line_and_a_seed_run_twice_counts_once(tmp_path: Path) -> None:
+def test_seeds_share_a_line_and_a_repeated_seed_counts_once(tmp_path: Path) -> None:
     values = {0: 0.80, 1: 0.84, 2: 0.85}
     rows = [row(tmp_path, value, seed=seed) for seed, value in values.items()]
     rows += [row(tmp_path, 0.82, seed=0, run="elsewhere")]
@@ -111,7 +111,7 @@ def test_seeds_are_one_line_and_a_seed_run_twice_counts_once(tmp_path: Path) -> 
     assert line.mean - line.low > 2.5 * line.std / 3**0.5  # Student's t of three seeds, and the test examples
 
 
-def test_other_recipe_or_version_is_another_line_and_says_how_it_differs(tmp_path: Path) -> None:
+def test_another_recipe_or_version_is_a_separate_line_with_its_difference(tmp_path: Path) -> None:
     rows = [
         row(tmp_path, 0.80, hyper='{"temperature":0.2}'),
         row(tmp_path, 0.82, recipe="b", hyper='{"temperature":0.1}'),
@@ -140,17 +140,17 @@ def complete(tmp_path: Path, *others: list[Row], raw: float = 0.3, **changes: An
 
 def test_a_gain_over_none_is_shown_or_is_not(tmp_path: Path) -> None:
     rows = complete(tmp_path, seeds(tmp_path, 0.9), seeds(tmp_path, 0.61, algorithm="emix"))
-    found = lines(rows)
-    assert [(n, line.against and line.against.shown) for n, line in found.items()] == [
+    by_name = lines(rows)
+    assert [(n, line.against and line.against.shown) for n, line in by_name.items()] == [
         ("dmix", True),
         ("emix", False),
         ("none (random init)", None),
         ("raw input", None),
     ]
-    against = found["dmix"].against
+    against = by_name["dmix"].against
     assert against is not None
     assert against.difference == pytest.approx(0.3)
-    assert found["dmix"].best
+    assert by_name["dmix"].best
 
 
 @pytest.mark.parametrize(("ours", "theirs"), [(1, 3), (2, 3), (3, 2), (3, 1)])
@@ -165,7 +165,7 @@ def test_fewer_than_three_seeds_show_nothing_and_get_no_star(tmp_path: Path, our
 
 
 def test_the_family_against_none_is_corrected(tmp_path: Path) -> None:
-    """A gain that would pass alone does not pass as one of nine: the family against none is corrected by Holm."""
+    """A gain that would be shown alone is not shown as one of nine: Holm corrects the family against none."""
 
     def shown(others: int) -> bool:
         rows = seeds(tmp_path, 0.6 + 0.0165, algorithm="dmix") + seeds(tmp_path, 0.6, algorithm="none", steps=0)
@@ -180,7 +180,7 @@ def test_the_family_against_none_is_corrected(tmp_path: Path) -> None:
     assert [shown(0), shown(8)] == [True, False]
 
 
-def test_other_budgets_are_other_blocks_and_none_belongs_to_each(tmp_path: Path) -> None:
+def test_budgets_are_separate_blocks_and_none_belongs_to_each(tmp_path: Path) -> None:
     rows = complete(tmp_path, seeds(tmp_path, 0.9, steps=100_000), seeds(tmp_path, 0.8, algorithm="emix", steps=1000))
     (section,) = standings(rows)
     assert [[line.name for line in block.lines if line.rows] for block in section.blocks] == [
@@ -200,7 +200,7 @@ def test_no_star_without_none_or_without_yardsticks(tmp_path: Path) -> None:
     assert not lines(rows)["dmix"].best
 
 
-def test_another_recipe_of_the_algorithm_takes_no_star_away(tmp_path: Path) -> None:
+def test_another_recipe_of_the_algorithm_does_not_remove_its_star(tmp_path: Path) -> None:
     rows = complete(tmp_path, seeds(tmp_path, 0.9), seeds(tmp_path, 0.9, recipe="b", lr=1e-3, version="0.2.0"))
     (section,) = standings(rows)
     assert section.blocks[0].lines[0].best
@@ -210,9 +210,9 @@ def test_another_recipe_of_the_algorithm_takes_no_star_away(tmp_path: Path) -> N
 
 def test_error_metrics_rank_the_other_way(tmp_path: Path) -> None:
     rows = complete(tmp_path, seeds(tmp_path, 0.1, metric="mse"), raw=0.9, metric="mse")
-    found = lines(rows)
-    assert next(iter(found)) == "dmix"
-    assert found["dmix"].best
+    by_name = lines(rows)
+    assert next(iter(by_name)) == "dmix"
+    assert by_name["dmix"].best
 
 
 def test_paired_predictions_show_what_intervals_cannot(tmp_path: Path) -> None:
@@ -237,7 +237,7 @@ def test_paired_predictions_show_what_intervals_cannot(tmp_path: Path) -> None:
 
 
 def test_draws_of_labels_are_averaged_within_their_seed(tmp_path: Path) -> None:
-    """Twenty draws of three seeds are three runs: as sixty, this gain over the random encoder would be shown."""
+    """Twenty draws of three seeds count as three runs; counted as sixty, this gain would be shown."""
     rng = np.random.default_rng(0)
     label = np.arange(400) % 4
     rows: list[Row] = []
@@ -258,7 +258,7 @@ def test_draws_of_labels_are_averaged_within_their_seed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("kept", "wrong", "best"), [(True, 100, True), (False, 100, False), (True, 99, False)])
 def test_a_yardstick_is_compared_on_the_same_examples(tmp_path: Path, kept: bool, wrong: int, best: bool) -> None:
-    """Where its predictions were kept, and give its score."""
+    """If its predictions are stored and reproduce its score."""
     label = np.arange(400) % 4
 
     def predicted(wrong: int) -> NDArray[np.int64]:
@@ -287,24 +287,24 @@ def test_predictions_of_other_examples_are_not_paired(tmp_path: Path) -> None:
     assert not against.paired
 
 
-def test_yardsticks_stand_last_and_can_deny_the_star(tmp_path: Path) -> None:
+def test_yardsticks_come_last_and_can_prevent_the_star(tmp_path: Path) -> None:
     rows = seeds(tmp_path, 0.81) + seeds(tmp_path, 0.60, algorithm="none", steps=0)
     rows += seeds(tmp_path, 0.70, algorithm="emix")
     others = [yardstick(0.3, label_fraction="0.1"), yardstick(0.2, probe="knn"), yardstick(0.1, metric="f1_macro")]
-    majority = [yardstick(0.1, probe="majority", label_fraction="0.1")]  # takes no labels, so any share will do
+    majority = [yardstick(0.1, probe="majority", label_fraction="0.1")]  # uses no labels, so the share does not matter
     write_record(rows[0], yardsticks={"raw": [*others, yardstick(0.84)], "majority": majority})
-    found = lines(rows)
-    assert [(name, line.part, round(line.mean, 6)) for name, line in found.items()] == [
+    by_name = lines(rows)
+    assert [(name, line.part, round(line.mean, 6)) for name, line in by_name.items()] == [
         ("dmix", "ranked", 0.81),
         ("emix", "ranked", 0.70),
         ("raw input", "yardstick", 0.84),
         ("none (random init)", "yardstick", 0.60),
         ("majority class", "yardstick", 0.1),
     ]
-    assert not found["dmix"].best
+    assert not by_name["dmix"].best
 
 
-def test_a_yardstick_of_another_probe_says_so(tmp_path: Path) -> None:
+def test_a_yardstick_of_another_probe_is_marked(tmp_path: Path) -> None:
     rows = [row(tmp_path, 0.81, probe="ridge"), row(tmp_path, 0.6, probe="ridge", algorithm="none")]
     write_record(rows[0], yardsticks={"raw": [yardstick(0.9), yardstick(0.7, label_fraction="0.1")], "majority": []})
     assert [(name, line.mean) for name, line in lines(rows).items()] == [
@@ -314,7 +314,7 @@ def test_a_yardstick_of_another_probe_says_so(tmp_path: Path) -> None:
     ]
 
 
-def test_the_number_of_groups_stands_beside_n_and_few_have_no_interval(tmp_path: Path) -> None:
+def test_the_number_of_groups_is_shown_and_few_groups_have_no_interval(tmp_path: Path) -> None:
     rows = seeds(tmp_path, 0.8, half=None)
     for each in rows:
         write_record(each, units=4)
@@ -324,7 +324,7 @@ def test_the_number_of_groups_stands_beside_n_and_few_have_no_interval(tmp_path:
     assert re.search(r" 360 +4$", render(rows, "table"), flags=re.M)
 
 
-def test_augmentations_and_labels_stand_apart(tmp_path: Path) -> None:
+def test_rows_with_augmentations_or_labels_are_separate(tmp_path: Path) -> None:
     rows = [
         row(tmp_path, 0.95, algorithm="supervised", uses_labels=True),
         row(tmp_path, 0.93, algorithm="imix", views="augment"),
@@ -332,8 +332,8 @@ def test_augmentations_and_labels_stand_apart(tmp_path: Path) -> None:
         row(tmp_path, 0.81),
         row(tmp_path, 0.70, algorithm="emix"),
     ]
-    found = lines(rows)
-    assert [(line.part, line.marks) for line in found.values()] == [
+    by_name = lines(rows)
+    assert [(line.part, line.marks) for line in by_name.values()] == [
         *[("ranked", "")] * 2,
         ("apart", "labels"),
         ("apart", "augment views"),
@@ -345,7 +345,7 @@ def test_augmentations_and_labels_stand_apart(tmp_path: Path) -> None:
         assert "none: from timm:vit]" in text
 
 
-def test_one_seed_and_missing_records_are_said(tmp_path: Path) -> None:
+def test_one_seed_and_missing_records_are_noted(tmp_path: Path) -> None:
     rows = [row(tmp_path, 0.81), row(tmp_path, 0.805, algorithm="emix")]
     write_record(rows[0], notes=("The reported split is also the one watched during training.",))
     text = render(rows, "table")
@@ -355,7 +355,7 @@ def test_one_seed_and_missing_records_are_said(tmp_path: Path) -> None:
     assert "With 1 seed" not in render([row(tmp_path, 0.8, seed=seed) for seed in (0, 1, 2)], "table")
 
 
-def test_numbers_as_the_field_writes_them(tmp_path: Path) -> None:
+def test_numbers_have_the_usual_format_of_their_metric(tmp_path: Path) -> None:
     rows = [row(tmp_path, 0.80, seed=0, half=0.02), row(tmp_path, 0.82, seed=1, half=0.02)]
     rows += [row(tmp_path, 1.5, metric="mse", task="tides")]
     text = render(rows, "table")
@@ -365,7 +365,7 @@ def test_numbers_as_the_field_writes_them(tmp_path: Path) -> None:
     assert "digits → tides · encoder tiny · protocol v1 · data dddddddd" in text
 
 
-def test_plain_text_carries_no_terminal_codes(
+def test_plain_text_has_no_terminal_codes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
@@ -387,15 +387,15 @@ def test_markdown_shows_what_was_written(tmp_path: Path) -> None:
 
 def test_csv_gives_every_line_in_fractions(tmp_path: Path) -> None:
     rows = [row(tmp_path, 0.8), row(tmp_path, 0.5, algorithm="emix")]
-    found = list(csv.DictReader(io.StringIO(render(rows, "csv"))))
-    assert [(f["name"], f["mean"], f["best"], f["against_shown"]) for f in found] == [
+    rows_read = list(csv.DictReader(io.StringIO(render(rows, "csv"))))
+    assert [(f["name"], f["mean"], f["best"], f["against_shown"]) for f in rows_read] == [
         ("dmix", "0.8", "false", ""),
         ("emix", "0.5", "false", ""),
     ]
 
 
 class Page(HTMLParser):
-    """What a page loads, and whether its tags close."""
+    """Collects what a page loads, and checks that its tags are closed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -430,18 +430,18 @@ def test_page_is_self_contained_and_escaped(tmp_path: Path) -> None:
     assert "&lt;i&gt;" in text
 
 
-def test_published_numbers_stay_in_their_own_section(tmp_path: Path) -> None:
-    told = published(Path(__file__).parents[2] / "leaderboard" / "published.csv")
-    assert len(told) > 200
+def test_published_numbers_are_a_separate_section(tmp_path: Path) -> None:
+    papers = published(Path(__file__).parents[2] / "leaderboard" / "published.csv")
+    assert len(papers) > 200
     rows = [row(tmp_path, 0.3, task="cifar10")]
     assert {line.name for line in lines(rows).values()} == {"dmix"}
-    text = render(rows, "md", told)
+    text = render(rows, "md", papers)
     ours, _, theirs = text.partition("## Published numbers")
     assert "39.43" in theirs
     assert "39.43" not in ours
     assert "cu_birds" not in theirs
-    assert "39.43" in page(rows, told)
-    assert "Published" not in render([row(tmp_path, 0.3)], "md", told)
+    assert "39.43" in page(rows, papers)
+    assert "Published" not in render([row(tmp_path, 0.3)], "md", papers)
     assert published(tmp_path / "published.csv") == []
 
 
@@ -450,7 +450,7 @@ def test_empty_leaderboard_says_so() -> None:
     assert "empty" in page([])
 
 
-def test_every_metric_has_a_way_to_be_written() -> None:
+def test_every_metric_has_a_format() -> None:
     in_units = {name for name in METRICS if not in_percent(name)}
     assert in_units == {"mse", "mae"}
 
@@ -472,9 +472,9 @@ def test_the_table_says_which_algorithms_do_not_beat_the_yardsticks(tmp_path: Pa
     assert "No algorithm scores above the best yardstick" in render(rows, "table")
 
 
-def test_flops_stand_on_every_line(tmp_path: Path) -> None:
+def test_every_line_has_its_flops(tmp_path: Path) -> None:
     rows = complete(tmp_path, seeds(tmp_path, 0.9, train_flops=1.234e15), seeds(tmp_path, 0.8, algorithm="emix"))
-    found = lines(rows)
-    assert [found[name].flops for name in ("dmix", "emix", "none (random init)")] == [1.234e15, None, 0]
+    by_name = lines(rows)
+    assert [by_name[name].flops for name in ("dmix", "emix", "none (random init)")] == [1.234e15, None, 0]
     assert "1.2e15" in render(rows, "table")
     assert "1.2e15" in page(rows)

@@ -1,4 +1,4 @@
-"""Raw features against what can be counted by hand."""
+"""Raw features against values computed by hand."""
 
 import math
 from dataclasses import replace
@@ -20,14 +20,14 @@ from dabsmix.scoring.results import prediction_key, yardstick_key
 from dabsmix.spec import Grid, Table, Tokens
 
 
-def test_a_small_grid_is_flattened_as_it_is() -> None:
+def test_a_small_grid_is_flattened() -> None:
     x = torch.randn(3, 2, 8)
     reader = raw_reader((Grid(2, (8,), (4,)),), [])
     assert torch.equal(reader((x,)), x.flatten(1))
 
 
 @pytest.mark.parametrize("size", [(6000,), (90, 60), (30, 20, 10)])
-def test_a_large_grid_keeps_its_means(size: tuple[int, ...]) -> None:
+def test_averaging_a_large_grid_keeps_its_mean(size: tuple[int, ...]) -> None:
     spec = Grid(2, size, (1,) * len(size))
     features = raw_reader((spec,), [])((torch.full((1, 2, *size), 5.0),))
     assert 384 < features.shape[1] <= yardsticks.RAW_WIDTH
@@ -41,7 +41,7 @@ def test_columns_of_a_table() -> None:
     assert features.tolist() == expected
 
 
-def test_words_are_counted_and_rare_and_padding_ones_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_words_are_counted_without_rare_words_and_padding(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(yardsticks, "RAW_WIDTH", 2)
     train = [(torch.tensor([[5, 5, 3, 0]]),), (torch.tensor([[3, 5, 1, 0]]),)]
     reader = raw_reader((Tokens(4, 8, pad=0),), train)
@@ -65,28 +65,28 @@ def test_inputs_are_concatenated() -> None:
 
 
 def labelled(task: Task, label: NDArray[Any], seed: int = 0) -> Data:
-    """A table of two columns whose sign tells the first two classes apart."""
+    """A table of two columns whose sign separates the first two classes."""
     x = np.random.default_rng(seed).normal(size=(len(label), 2)).astype(np.float32) + 4 * (label.reshape(-1, 1) > 0)
     train, validation, test = (Split((x,), rows, label[rows]) for rows in np.split(np.arange(len(label)), [100, 150]))
     return Data((Table(2),), train, Labelled(task, train, validation, test), f"{seed:064}")
 
 
-def test_raw_input_and_majority_class_and_a_second_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_raw_input_and_majority_class_are_scored_and_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DABSMIX_CACHE", str(tmp_path))
     label = np.random.default_rng(0).choice(2, size=250, p=[0.3, 0.7])
     data = labelled(Task("classes", "accuracy", ("a", "b")), label)
     rules = replace(v1(), linear=LinearGrid(rates=(0.1,), epochs=20), draws=2)
-    found, predictions = yardsticks.yardsticks(data, rules, ("1", "0.5"), torch.device("cpu"), 4)
-    assert [(each.probe, each.label_fraction) for each in found["raw"]] == [("linear", "1"), ("linear", "0.5")]
-    assert found["raw"][0].value > 0.95
-    assert [each.value for each in found["majority"]] == [(label[150:] == 1).mean()]
-    for name, results in found.items():
+    computed, predictions = yardsticks.yardsticks(data, rules, ("1", "0.5"), torch.device("cpu"), 4)
+    assert [(each.probe, each.label_fraction) for each in computed["raw"]] == [("linear", "1"), ("linear", "0.5")]
+    assert computed["raw"][0].value > 0.95
+    assert [each.value for each in computed["majority"]] == [(label[150:] == 1).mean()]
+    for name, results in computed.items():
         for each in results:
             predicted = predictions[yardstick_key(name, prediction_key(each.probe, each.label_fraction))]
             assert (predicted == label[150:]).mean() == pytest.approx(each.value)
     monkeypatch.setattr(yardsticks, "choose", lambda *_, **__: pytest.fail("computed again"))
     again = yardsticks.yardsticks(data, v1_like(rules), ("1", "0.5"), torch.device("cpu"), 4)
-    assert again.results == found
+    assert again.results == computed
     assert {name: each.tolist() for name, each in again.predictions.items()} == {
         name: each.tolist() for name, each in predictions.items()
     }
@@ -101,7 +101,7 @@ def test_raw_input_and_majority_class_and_a_second_look(tmp_path: Path, monkeypa
 
 
 def v1_like(rules: Protocol) -> Protocol:
-    """The same rules, with a schedule that is another object."""
+    """The same rules with an equal but distinct schedule."""
     return replace(rules, linear=replace(trained(rules), schedule=lambda progress: 1.0))
 
 
@@ -110,7 +110,7 @@ def test_tokens_have_no_raw_probe() -> None:
     x = np.zeros((250, 2), dtype=np.float32)
     train, validation, test = (Split((x,), rows, label[rows]) for rows in np.split(np.arange(250), [100, 150]))
     data = Data((Table(2),), train, Labelled(Task("tokens", "accuracy", ("a", "b")), train, validation, test), "t" * 64)
-    found = yardsticks.yardsticks(data, v1(), ("1",), torch.device("cpu"), 4).results
-    assert found.keys() == {"majority"}
+    results = yardsticks.yardsticks(data, v1(), ("1",), torch.device("cpu"), 4).results
+    assert results.keys() == {"majority"}
     scored = label[150:][label[150:] >= 0]
-    assert found["majority"][0].value == pytest.approx((scored == 1).mean())
+    assert results["majority"][0].value == pytest.approx((scored == 1).mean())

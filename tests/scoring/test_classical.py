@@ -1,4 +1,4 @@
-"""Yardsticks without pretraining against their plainest loops, and on data that only some of them can tell apart."""
+"""Yardsticks without pretraining against plain loops, and on data that only some of them can separate."""
 
 import itertools
 import math
@@ -28,33 +28,33 @@ TWO = Task("classes", "accuracy", ("a", "b"))
 
 def plainly(patches: Patches, x: Tensor) -> list[float]:
     """Responses to one example, averaged, patch by patch."""
-    places = [range(size - side + 1) for size, side in zip(patches.size, patches.side, strict=True)]
+    positions = [range(size - side + 1) for size, side in zip(patches.size, patches.side, strict=True)]
     positive, negative = {}, {}
-    for place in itertools.product(*places):
+    for place in itertools.product(*positions):
         cut = x[(slice(None), *(slice(p, p + s) for p, s in zip(place, patches.side, strict=True)))].flatten()
         cut = (cut - cut.mean()) / math.sqrt(float(cut.var(correction=0)) + patches.floor)
         response = cut @ patches.filters - patches.offset
         positive[place], negative[place] = (response - 0.25).clamp_min(0), (-response - 0.25).clamp_min(0)
-    found = []
+    parts = []
     for responses in (positive, negative):
         for k in range(patches.filters.shape[1]):
-            for part in itertools.product(range(patches.parts), repeat=len(places)):
-                # as torch's adaptive pooling divides an axis
+            for part in itertools.product(range(patches.parts), repeat=len(positions)):
+                # torch's adaptive pooling divides an axis in this way
                 spans = [
                     range(i * len(p) // patches.parts, -(-(i + 1) * len(p) // patches.parts))
-                    for i, p in zip(part, places, strict=True)
+                    for i, p in zip(part, positions, strict=True)
                 ]
-                found.append(float(np.mean([float(responses[place][k]) for place in itertools.product(*spans)])))
-    return found
+                parts.append(float(np.mean([float(responses[place][k]) for place in itertools.product(*spans)])))
+    return parts
 
 
 @pytest.mark.parametrize("size", [(20,), (9, 8), (5, 6, 5)])
-def test_patches_are_what_a_loop_over_positions_gives(size: tuple[int, ...]) -> None:
+def test_patches_equal_a_loop_over_positions(size: tuple[int, ...]) -> None:
     x = torch.randn(30, 2, *size, generator=torch.Generator().manual_seed(0))
     patches = random_patches(Grid(2, size, (1,) * len(size)), x, width=4 * patches_parts(size))
-    found = patches(x[:3])
-    assert found.shape == (3, 4 * patches_parts(size))
-    torch.testing.assert_close(found, torch.tensor([plainly(patches, each) for each in x[:3]]), rtol=1e-3, atol=1e-4)
+    computed = patches(x[:3])
+    assert computed.shape == (3, 4 * patches_parts(size))
+    torch.testing.assert_close(computed, torch.tensor([plainly(patches, each) for each in x[:3]]), rtol=1e-3, atol=1e-4)
 
 
 def patches_parts(size: tuple[int, ...]) -> int:
@@ -91,47 +91,47 @@ def data_of(spec: Spec, x: NDArray[Any], label: NDArray[np.int64]) -> Data:
 
 def scores(data: Data) -> dict[str, float]:
     """The accuracy of each yardstick with all labels."""
-    found = {}
+    accuracies = {}
     for each in classical(data, RULES, width=16):
         ((chosen, test),) = baselines._of(each, data, RULES, ("1",), torch.device("cpu"))
         (result,), _ = score(chosen, test, TWO)
-        found[each.name] = result.value
-    return found
+        accuracies[each.name] = result.value
+    return accuracies
 
 
-def test_a_sensor_is_told_by_its_frequency() -> None:
+def test_the_spectrum_separates_sensors_by_frequency() -> None:
     rng = np.random.default_rng(0)
     label = rng.integers(2, size=240)
     time = np.arange(64)
     x = np.sin(2 * np.pi * (np.where(label, 5, 7)[:, None] * time / 64 + rng.random((240, 1))))[:, None]
-    found = scores(data_of(Grid(1, (64,), (2,)), x.astype(np.float32), label))
-    assert found.keys() == {"patches", "patches_narrow", "statistics", "spectrum"}
-    assert found["spectrum"] == 1
-    assert found["patches"] > 0.9
+    accuracies = scores(data_of(Grid(1, (64,), (2,)), x.astype(np.float32), label))
+    assert accuracies.keys() == {"patches", "patches_narrow", "statistics", "spectrum"}
+    assert accuracies["spectrum"] == 1
+    assert accuracies["patches"] > 0.9
 
 
-def test_a_band_that_is_louder_is_seen_by_statistics() -> None:
+def test_statistics_separate_classes_by_a_louder_band() -> None:
     rng = np.random.default_rng(0)
     label = rng.integers(2, size=240)
     x = rng.normal(size=(240, 1, 8, 16))
     x[:, :, 3] *= np.where(label, 1, 2)[:, None, None]
-    found = scores(data_of(Grid(1, (8, 16), (2, 2)), x.astype(np.float32), label))
-    assert found.keys() == {"patches", "patches_narrow", "statistics"}
-    assert found["statistics"] > 0.9
+    accuracies = scores(data_of(Grid(1, (8, 16), (2, 2)), x.astype(np.float32), label))
+    assert accuracies.keys() == {"patches", "patches_narrow", "statistics"}
+    assert accuracies["statistics"] > 0.9
 
 
 def test_words_and_pairs_of_words() -> None:
     rng = np.random.default_rng(0)
     ids = rng.integers(4, 40, size=(300, 12))
     label = rng.integers(2, size=300)
-    ids[:, 5], ids[:, 6] = np.where(label, 1, 2), np.where(label, 2, 1)  # the order alone tells
+    ids[:, 5], ids[:, 6] = np.where(label, 1, 2), np.where(label, 2, 1)  # only the order of words separates the classes
     ids[:, 10:] = 0
-    found = scores(data_of(Tokens(12, 40, pad=0), ids, label))
-    assert found.keys() == {"words", "words_narrow"}
-    assert found["words"] > 0.9 > found["words_narrow"]
+    accuracies = scores(data_of(Tokens(12, 40, pad=0), ids, label))
+    assert accuracies.keys() == {"words", "words_narrow"}
+    assert accuracies["words"] > 0.9 > accuracies["words_narrow"]
 
 
-def test_trees_find_what_no_line_does() -> None:
+def test_trees_separate_classes_that_no_linear_model_separates() -> None:
     rng = np.random.default_rng(0)
     x = rng.normal(size=(600, 3)).astype(np.float32)
     x[:, 2] = rng.integers(3, size=600)
@@ -147,8 +147,8 @@ def test_every_kind_of_task(kind: Any) -> None:
     columns = rng.normal(size=(200, 2)).astype(np.float32)
     ids = np.where(columns[:, :1] > 0, 1, 2) + np.zeros((200, 3), dtype=np.int64)
     labels: dict[str, NDArray[Any]] = {
-        "classes": (columns[:, 0] > 0).astype(np.int64) * 2,  # class 1 of three was not seen
-        "multilabel": np.stack([columns[:, 0] > 0, np.zeros(200)], axis=1).astype(np.uint8),  # one label never
+        "classes": (columns[:, 0] > 0).astype(np.int64) * 2,  # class 1 of three does not occur in training
+        "multilabel": np.stack([columns[:, 0] > 0, np.zeros(200)], axis=1).astype(np.uint8),  # one label never occurs
         "regression": (columns[:, 0] > 0).astype(np.float32),
     }
     task = Task(kind, "accuracy", {"classes": ("a", "b", "c"), "multilabel": ("a", "b"), "regression": ()}[kind])
@@ -168,7 +168,7 @@ def test_every_kind_of_task(kind: Any) -> None:
             assert np.abs(outputs - labels[kind]).max() < 0.05
 
 
-def test_few_labels_are_as_many_where_not_all_rows_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_few_labels_are_as_many_if_only_some_rows_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     label = rng.integers(2, size=600)
     data = data_of(Grid(1, (16,), (2,)), rng.normal(size=(600, 1, 16)).astype(np.float32), label)
@@ -181,12 +181,12 @@ def test_few_labels_are_as_many_where_not_all_rows_are_read(monkeypatch: pytest.
     (each,) = (y for y in classical(data, RULES, 16) if y.name == "patches")
     fit = each.few["ridge"]
     few = type(each)(each.name, each.read, {"ridge": watched}, {"ridge": watched}, rows=100)
-    found = baselines._of(few, data, RULES, ("1", "0.1", "5/class"), torch.device("cpu"))
-    assert [label for chosen, _ in found for _, label in chosen] == ["1", "0.1", "5/class"]
+    results = baselines._of(few, data, RULES, ("1", "0.1", "5/class"), torch.device("cpu"))
+    assert [label for chosen, _ in results for _, label in chosen] == ["1", "0.1", "5/class"]
     assert set(seen) == {100, 40, 10}
 
 
-def test_statistics_leave_out_what_was_not_read() -> None:
+def test_statistics_ignore_unread_values() -> None:
     x = torch.randn(4, 2, 9)
     short = torch.cat([x, torch.full((4, 2, 5), torch.nan)], dim=2)
     torch.testing.assert_close(_statistics(short), _statistics(x))

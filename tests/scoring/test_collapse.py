@@ -1,4 +1,4 @@
-"""A run whose features collapse says so; one whose features do not is silent."""
+"""A run whose features collapse reports it; other runs do not."""
 
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from dabsmix.spec import Table
 from dabsmix.training import accelerate
 from dabsmix.verbs.pretrain import pretrain
 
-# targets that follow at once and no batch norm: BYOL predicts a constant
+# targets without momentum and no batch norm: BYOL collapses to a constant
 COLLAPSING = {"momentum": 0.0, "head_norm": "none", "predictor_norm": "none"}
 
 
@@ -24,10 +24,10 @@ def train(store: NDArray[np.float32], monkeypatch: pytest.MonkeyPatch, **changes
     """A run on rows of a table, and whether it reported a collapse."""
     data = Data((Table(4),), Split((store,), np.arange(64)), None, "0" * 64)
     monkeypatch.setattr("dabsmix.verbs.pretrain.load", lambda source: data)
-    said: list[str] = []
+    messages: list[str] = []
     config = PretrainConfig(Source("digits"), encoder="tiny", batch_size=32, **changes)
-    run = pretrain(config, accelerator=accelerate(), say=said.append)
-    return run, any("they may have collapsed" in text for text in said)
+    run = pretrain(config, accelerator=accelerate(), say=messages.append)
+    return run, any("they may have collapsed" in text for text in messages)
 
 
 @pytest.mark.parametrize(("algo", "hyper", "expected"), [("byol", COLLAPSING, True), ("dmix", {}, False)])
@@ -40,7 +40,7 @@ def test_features_that_collapse_are_reported(
     assert (run.record.metrics["feature_std"] < 0.05 / 8) == expected  # of width 64
 
 
-def test_features_that_were_alike_from_the_start_have_not_collapsed(
+def test_features_that_were_similar_from_the_start_have_not_collapsed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = (1 + 1e-3 * np.random.default_rng(0).normal(size=(64, 4))).astype(np.float32)
@@ -56,7 +56,7 @@ def test_measures_of_collapse() -> None:
     assert rankme(ball) > 50
     constant = direction + 0.01 * ball
     assert feature_std(constant) < 0.002
-    assert rankme(constant) == pytest.approx(1.8, abs=0.3)  # which no threshold near 1 would find
+    assert rankme(constant) == pytest.approx(1.8, abs=0.3)  # no threshold near 1 would detect this
     plane = ball[:, :1] * direction + ball[:, 1:2] * rng.normal(size=64)
     assert feature_std(plane) > 0.1
     assert rankme(plane) < 2.1

@@ -1,4 +1,4 @@
-"""Choosing and scoring: permuted labels give chance, few labels are drawn often."""
+"""Choosing and scoring: permuted labels give chance, few labels are drawn many times."""
 
 from dataclasses import replace
 
@@ -42,7 +42,7 @@ def test_labels_per_class_need_classes() -> None:
         share("5/class", Task("regression", "mse"))
 
 
-def test_small_shares_are_drawn_often_and_large_ones_seldom() -> None:
+def test_small_shares_are_drawn_more_often_than_large_ones() -> None:
     task = Task("classes", "accuracy", ("a", "b"))
     parts = [Features({"mean": torch.from_numpy(x)}, y) for x, y in (clusters(400, 0), clusters(200, 1))]
     rules = replace(QUICK, draws=v1().draws)

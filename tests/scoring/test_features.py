@@ -22,19 +22,19 @@ def test_features_equal_one_pass_in_eval_mode_whatever_the_batch() -> None:
     def doubled(inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         return tuple(2 * x for x in inputs)
 
-    found = [
+    by_batch_size = [
         features(encoder, split, doubled, accelerator=accelerate(), batch_size=batch_size) for batch_size in (5, 37, 64)
     ]
-    assert encoder.training  # left as it was
+    assert encoder.training  # the encoder stays in its mode
     with torch.no_grad():
         expected = encoder.eval()((2 * torch.from_numpy(store[rows]),))
-    for pooled in found:
+    for pooled in by_batch_size:
         assert pooled.mean.dtype == torch.float32
         torch.testing.assert_close(pooled.mean, expected.mean)
         torch.testing.assert_close(pooled.cls, expected.cls)
 
 
-def test_the_watcher_sees_one_batch_at_a_time() -> None:
+def test_watch_is_called_for_each_batch() -> None:
     encoder = make_encoder("tiny", (Table(2),))
     split = Split((np.zeros((10, 2), dtype=np.float32),), np.arange(10))
     starts: list[int] = []
@@ -53,11 +53,11 @@ def test_token_features_are_those_of_one_pass() -> None:
     encoder = make_encoder("tiny", (Table(3),))
     store = np.random.default_rng(0).normal(size=(9, 3)).astype(np.float32)
     split = Split((store,), np.arange(9)[::-1].copy())
-    found = token_features(encoder, split, lambda x: x, accelerator=accelerate(), batch_size=4)
+    tokens = token_features(encoder, split, lambda x: x, accelerator=accelerate(), batch_size=4)
     with torch.no_grad():
         expected = encoder.eval().encode(encoder.embed((torch.from_numpy(store[::-1].copy()),)))
-    assert found.shape == (9, 3, 64)
-    torch.testing.assert_close(found, expected[:, 1:])
+    assert tokens.shape == (9, 3, 64)
+    torch.testing.assert_close(tokens, expected[:, 1:])
 
 
 def test_a_process_has_one_precision() -> None:

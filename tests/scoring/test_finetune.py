@@ -28,7 +28,7 @@ def encoder() -> Encoder:
 
 
 def table(task: Task, answer: Callable[[NDArray[np.float32]], NDArray[Any]]) -> Data:
-    """Rows of four numbers; the answer is a function of them."""
+    """Rows of four numbers; the label is a function of them."""
     x = np.random.default_rng(0).normal(size=(800, 4)).astype(np.float32)
     label = answer(x)
     train, validation, test = (Split((x,), rows, label[rows]) for rows in np.split(np.arange(800), [400, 500]))
@@ -65,9 +65,9 @@ def test_one_step_moves_every_parameter_by_its_own_rate() -> None:
     train = module._train
 
     def spy(*words: Any) -> Any:
-        found = train(*words)
-        networks.append(copy.deepcopy(found.network))
-        return found
+        trained = train(*words)
+        networks.append(copy.deepcopy(trained.network))
+        return trained
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "_train", spy)
@@ -78,23 +78,23 @@ def test_one_step_moves_every_parameter_by_its_own_rate() -> None:
         assert moved.max().item() == pytest.approx(1e-2 * 0.5**layer, rel=1e-3)
 
 
-def test_it_learns_chooses_on_validation_and_leaves_the_encoder_alone() -> None:
+def test_finetuning_learns_chooses_on_validation_and_does_not_change_the_encoder() -> None:
     data, start = table(CLASSES, sign), encoder()
     before = copy.deepcopy(start.state_dict())
     recipe = replace(SHORT, rates=(1e-9, 3e-3), steps=(60, 60))
-    found = finetune(start, data, ("1", "0.2", "8/class"), recipe, accelerator=accelerate())
+    finetuned = finetune(start, data, ("1", "0.2", "8/class"), recipe, accelerator=accelerate())
     assert all(torch.equal(value, before[name]) for name, value in start.state_dict().items())
-    assert [each.label_fraction for each in found.results] == ["1", "0.2", "8/class"]
-    assert [each.draws for each in found.results] == [1, 2, 2]
-    assert {each.probe for each in found.results} == {"finetune"}
-    best = found.results[0]
+    assert [each.label_fraction for each in finetuned.results] == ["1", "0.2", "8/class"]
+    assert [each.draws for each in finetuned.results] == [1, 2, 2]
+    assert {each.probe for each in finetuned.results} == {"finetune"}
+    best = finetuned.results[0]
     assert best.selected["rate"] == 3e-3
     assert best.selected["candidates"] == 2
     assert best.value > 0.9
-    assert found.train_value is not None
-    assert found.train_value > 0.9
+    assert finetuned.train_value is not None
+    assert finetuned.train_value > 0.9
     label = data.require_labelled().test.label
-    assert (found.predictions["finetune@1"][0] == label).mean() == pytest.approx(best.value)
+    assert (finetuned.predictions["finetune@1"][0] == label).mean() == pytest.approx(best.value)
     again = finetune(start, data, ("1",), recipe, accelerator=accelerate())
     assert again.results[0] == best
 
@@ -120,15 +120,15 @@ def test_the_test_split_is_read_once_per_draw_and_after_choosing(monkeypatch: py
     monkeypatch.setattr(module, "_train", spy_train)
     finetune(encoder(), data, ("1",), SHORT, accelerator=accelerate())
     tried = ["train", "other", "other"]  # EL2N scores of train, then validation
-    assert happened == [*tried, *tried, "test", "other"]  # the last is the score on train
+    assert happened == [*tried, *tried, "test", "other"]  # the last pass is the score on train
 
 
 def test_permuted_labels_give_chance() -> None:
     def permuted(x: NDArray[np.float32]) -> NDArray[np.int64]:
         return np.random.default_rng(1).permutation(sign(x))
 
-    found = finetune(encoder(), table(CLASSES, permuted), ("1",), SHORT, accelerator=accelerate())
-    assert abs(found.results[0].value - 0.5) < 0.12  # 4 standard deviations
+    finetuned = finetune(encoder(), table(CLASSES, permuted), ("1",), SHORT, accelerator=accelerate())
+    assert abs(finetuned.results[0].value - 0.5) < 0.12  # 4 standard deviations
 
 
 @pytest.mark.parametrize(
@@ -145,31 +145,31 @@ def test_every_kind_of_task(
     classes = () if kind == "regression" else ("p", "q")
     data = table(Task(kind, metric, classes), answer)
     recipe = replace(SHORT, steps=(80, 80))
-    found = finetune(encoder(), data, ("1", "0.5"), recipe, accelerator=accelerate())
-    assert found.results[0].value > 0.9
+    finetuned = finetune(encoder(), data, ("1", "0.5"), recipe, accelerator=accelerate())
+    assert finetuned.results[0].value > 0.9
     labelled = data.require_labelled()
     assert labelled.test.label is not None
-    outputs = found.predictions["finetune@1"]
+    outputs = finetuned.predictions["finetune@1"]
     assert outputs.shape == (1, *labelled.test.label.shape, *((2,) if kind == "tokens" else ()))
     if kind == "regression":
         assert abs(outputs.mean() - 100) < 1
 
 
-def test_supervised_training_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_supervised_training_is_stored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "SUPERVISED", replace(SHORT, layer_decay=1.0, steps=(60, 60)))
     data, start = table(CLASSES, sign), encoder()
-    found = supervised(start, data, accelerator=accelerate())
-    (result,) = found.results["supervised"]
+    first = supervised(start, data, accelerator=accelerate())
+    (result,) = first.results["supervised"]
     assert (result.probe, result.label_fraction) == ("finetune", "1")
     assert result.value > 0.85
     truth = data.require_labelled().test.label
-    assert (found.predictions["supervised finetune@1"] == truth).mean() == pytest.approx(result.value)
+    assert (first.predictions["supervised finetune@1"] == truth).mean() == pytest.approx(result.value)
     torch.manual_seed(5)
     other = build_encoder(start.specs, start.config)  # other weights, the same encoder
     monkeypatch.setattr(module, "finetune", lambda *_, **__: pytest.fail("trained again"))
     again = supervised(other, data, accelerator=accelerate())
-    assert again.results == found.results
-    assert np.array_equal(again.predictions["supervised finetune@1"], found.predictions["supervised finetune@1"])
+    assert again.results == first.results
+    assert np.array_equal(again.predictions["supervised finetune@1"], first.predictions["supervised finetune@1"])
 
 
 def test_the_recipe_is_that_of_its_sources() -> None:
@@ -193,7 +193,7 @@ def test_transfer_under_the_finetune_protocol(tmp_path: Path, monkeypatch: pytes
     )
     config = TransferConfig(run=(run.path,), protocol="finetune")
     (before,) = transfer.transfer(config, accelerator=accelerate())
-    config = replace(config, supervised=True)  # it joins a record that is there, and keeps the others' predictions
+    config = replace(config, supervised=True)  # it is added to an existing record, and the other predictions stay
     (record,) = transfer.transfer(config, accelerator=accelerate())
     assert record.results == before.results
     assert [(each.probe, each.label_fraction) for each in record.results] == [("finetune", "1")]
@@ -204,10 +204,10 @@ def test_transfer_under_the_finetune_protocol(tmp_path: Path, monkeypatch: pytes
     assert row.probe == "finetune"
     for name, results in record.yardsticks.items():  # each is compared on the same test examples
         for result in results:
-            kept = yardstick_predictions(row, name, result)
-            assert kept is not None
-            right = np.mean([scores.argmax(axis=1) == kept.label for scores in kept.scores])
+            predictions = yardstick_predictions(row, name, result)
+            assert predictions is not None
+            right = np.mean([scores.argmax(axis=1) == predictions.label for scores in predictions.scores])
             assert right == pytest.approx(result.value), name
-    said: list[str] = []
-    assert transfer.transfer(config, accelerator=accelerate(), say=said.append) == [record]
-    assert said[-1].endswith("scored already")
+    messages: list[str] = []
+    assert transfer.transfer(config, accelerator=accelerate(), say=messages.append) == [record]
+    assert messages[-1].endswith("scored already")

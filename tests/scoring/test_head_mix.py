@@ -1,4 +1,4 @@
-"""Mixing with known labels against loops over single examples, and what a guided student learns from."""
+"""Mixing with known labels against loops over single examples, and the samples that a guided student learns from."""
 
 import math
 from typing import Literal
@@ -54,26 +54,26 @@ def mixed_target() -> Tensor:
 
 
 def test_the_loss_of_mixed_classes_is_the_mixed_loss() -> None:
-    found = losses(OUTPUTS, mixed_target(), "classes")
+    computed = losses(OUTPUTS, mixed_target(), "classes")
     for i in range(B):
         p, lam = softmax(OUTPUTS[i]), WEIGHT[i].item()
         plain = -lam * math.log(p[LABEL[i]]) - (1 - lam) * math.log(p[LABEL[PARTNER[i]]])
-        assert found[i].item() == pytest.approx(plain, abs=1e-12)
+        assert computed[i].item() == pytest.approx(plain, abs=1e-12)
 
 
 def test_the_loss_of_mixed_labels_and_quantities() -> None:
     several = torch.rand(B, C, generator=rng, dtype=torch.float64)
-    found = losses(OUTPUTS, several, "multilabel")
+    computed = losses(OUTPUTS, several, "multilabel")
     for i in range(B):
         total = 0.0
         for c in range(C):
             p, y = sigmoid(OUTPUTS[i, c].item()), several[i, c].item()
             total -= y * math.log(p) + (1 - y) * math.log(1 - p)
-        assert found[i].item() == pytest.approx(total / C, abs=1e-12)
+        assert computed[i].item() == pytest.approx(total / C, abs=1e-12)
     quantity = targets(torch.arange(B).double(), Task("regression", "r2"), 3.0, 2.0, OUTPUTS)
-    found = losses(OUTPUTS[:, :1], quantity, "regression")
+    computed = losses(OUTPUTS[:, :1], quantity, "regression")
     for i in range(B):
-        assert found[i].item() == pytest.approx((OUTPUTS[i, 0].item() - (i - 3) / 2) ** 2, abs=1e-12)
+        assert computed[i].item() == pytest.approx((OUTPUTS[i, 0].item() - (i - 3) / 2) ** 2, abs=1e-12)
 
 
 @pytest.mark.parametrize("kind", ["classes", "multilabel"])
@@ -82,31 +82,31 @@ def test_mixupe_is_its_formula_and_its_factor_has_no_gradient(kind: str, eta: fl
     outputs = CLEAN.clone().requires_grad_()
     own = targets(LABEL, CLASSES, 0, 1, OUTPUTS)
     mixed = losses(OUTPUTS, mixed_target(), "classes").mean()
-    found = mixupe(mixed, outputs, own, kind, eta)
+    computed = mixupe(mixed, outputs, own, kind, eta)
     total = 0.0
     for i in range(B):
         p = softmax(CLEAN[i]) if kind == "classes" else [sigmoid(x) for x in CLEAN[i].tolist()]
         total += abs(sum((own[i, c].item() - p[c]) * CLEAN[i, c].item() for c in range(C)))
     r = 0.5 / B * total
     whole = mixed.item() + eta * r
-    assert found.item() == pytest.approx(abs(mixed.item()) / abs(whole) * whole, abs=1e-12)
+    assert computed.item() == pytest.approx(abs(mixed.item()) / abs(whole) * whole, abs=1e-12)
     if eta:
-        found.backward()  # type: ignore[no-untyped-call]
+        computed.backward()  # type: ignore[no-untyped-call]
         assert outputs.grad is not None
         assert outputs.grad.abs().max() > 1e-3
 
 
-def test_guided_keeps_by_the_formula() -> None:
+def test_guided_selects_by_the_formula() -> None:
     target = mixed_target()
     student, teacher = losses(OUTPUTS, target, "classes"), losses(CLEAN, target, "classes")
     for i, chosen in enumerate(no_worse(teacher, student).tolist()):
         s, t, y = softmax(OUTPUTS[i]), softmax(CLEAN[i]), target[i].tolist()
         r = sum(-y[c] * math.log(t[c]) for c in range(C)) - sum(-y[c] * math.log(s[c]) for c in range(C))
         assert chosen == (r <= 0)
-    # a teacher that gives the mixed target itself is beaten by none: every sample is learned from
+    # no student beats a teacher that gives the mixed target itself: every sample is learned from
     perfect = losses(target.clamp_min(1e-12).log(), target, "classes")
     assert no_worse(perfect, student).all()
-    # one that gives the heavier class alone is beaten on every sample that is really mixed
+    # a teacher that gives only the heavier class is beaten on every sample that is really mixed
     sure = torch.where(target == target.amax(dim=1, keepdim=True), 0.0, -50.0).double()
     worse = losses(sure, target, "classes")
     assert no_worse(worse, student).tolist() == [
@@ -116,11 +116,11 @@ def test_guided_keeps_by_the_formula() -> None:
 
 
 def test_el2n() -> None:
-    found = el2n(OUTPUTS, LABEL)
+    computed = el2n(OUTPUTS, LABEL)
     for i in range(B):
         p = softmax(OUTPUTS[i])
         plain = math.sqrt(sum((p[c] - (c == LABEL[i].item())) ** 2 for c in range(C)))
-        assert found[i].item() == pytest.approx(plain, abs=1e-12)
+        assert computed[i].item() == pytest.approx(plain, abs=1e-12)
 
 
 @pytest.mark.parametrize("padded", [False, True])
@@ -145,8 +145,8 @@ def test_tokens_are_interpolated_or_cut_where_both_are_real(padded: bool) -> Non
 
 
 def test_schedules() -> None:
-    def at(schedule: Literal["constant", "easy", "hard", "easy-hard-easy"], *places: float) -> list[float]:
-        return [alpha_at(HeadMix("mixup", 2.0, schedule), place) for place in places]
+    def at(schedule: Literal["constant", "easy", "hard", "easy-hard-easy"], *progress: float) -> list[float]:
+        return [alpha_at(HeadMix("mixup", 2.0, schedule), place) for place in progress]
 
     assert at("constant", 0, 0.5, 1) == [2, 2, 2]
     assert at("hard", 0, 0.5, 1) == pytest.approx([0, 2, 20])
@@ -167,17 +167,17 @@ METHODS: tuple[HeadMixes, ...] = ("mixup", "cutmix", "manifold", "mixupe", "regm
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_batch_s_loss_is_that_of_its_examples_one_by_one(method: HeadMixes) -> None:
+def test_the_loss_of_a_batch_equals_that_of_its_single_examples(method: HeadMixes) -> None:
     network, teacher = Network(encoder(), CLASSES).double().eval(), Network(encoder(), CLASSES).double().eval()
     with torch.no_grad():
         teacher.head.weight.normal_(generator=torch.Generator().manual_seed(5))
     x = torch.randn(B, 4, generator=rng, dtype=torch.float64)
     drawn = draw(np.random.default_rng(1), HeadMix(method), 1.0, B, network.encoder, x.device)
     assert drawn is not None
-    found, share = MixedLoss(network, HeadMix(method))((x,), LABEL, drawn, teacher)
+    batch_loss, share = MixedLoss(network, HeadMix(method))((x,), LABEL, drawn, teacher)
 
     def outputs(of: Network, i: int) -> Tensor:
-        """Of the mixture of examples i and partner, by itself."""
+        """The outputs for the mixture of example i and its partner, computed alone."""
         pair = torch.stack([x[i], x[drawn.partner[i]]])
         tokens, lam = of.encoder.embed((pair,)).tokens, drawn.weight[i]
         if drawn.inside is not None:
@@ -205,11 +205,11 @@ def test_a_batch_s_loss_is_that_of_its_examples_one_by_one(method: HeadMixes) ->
                 continue
         total, number = total + loss, number + 1
     plain = total / number + (clean / B if method == "regmixup" else 0)
-    assert found.item() == pytest.approx(plain, abs=1e-6)  # MixupE's factor keeps the size of the mixed loss
+    assert batch_loss.item() == pytest.approx(plain, abs=1e-6)  # MixupE's factor keeps the size of the mixed loss
     assert share.item() == pytest.approx(number / B)
     if method == "mixupe":
         eta_r = derivative / B / 2
-        before = torch.autograd.grad(found, network.head.bias, retain_graph=True)[0]
+        before = torch.autograd.grad(batch_loss, network.head.bias, retain_graph=True)[0]
         assert before.norm() > 0
         assert eta_r > 0
 
@@ -221,7 +221,7 @@ def table(n: int = 400) -> Data:
     return Data((Table(4),), train, Labelled(CLASSES, train, validation, test), "0" * 64)
 
 
-def test_finetuning_with_mixing_is_a_probe_of_its_own_and_stops_when_told() -> None:
+def test_finetuning_with_mixing_is_a_separate_probe_and_stops_mixing_on_request() -> None:
     recipe = Recipe(rates=(3e-3,), batch_size=50, epochs=5, steps=(20, 20))
     plain = finetune(encoder(), table(), ("1",), recipe, accelerator=accelerate())
     guided = finetune(encoder(), table(), ("1",), recipe, accelerator=accelerate(), mix=HeadMix("guided"))
@@ -236,7 +236,7 @@ def test_finetuning_with_mixing_is_a_probe_of_its_own_and_stops_when_told() -> N
     assert np.array_equal(stopped.predictions["finetune+mixup-alpha1e-09@1"], plain.predictions["finetune@1"])
 
 
-def test_what_is_not_defined_is_refused() -> None:
+def test_undefined_combinations_are_refused() -> None:
     tokens, quantity = Task("tokens", "accuracy", ("a", "b")), Task("regression", "r2")
     for mix, task, word in [
         (HeadMix("mixup"), tokens, "each token"),
@@ -249,11 +249,11 @@ def test_what_is_not_defined_is_refused() -> None:
             mix.check(task.kind, True)
 
 
-def test_padding_is_left_alone_by_the_whole_network() -> None:
+def test_mixing_inside_the_network_does_not_change_padding() -> None:
     torch.manual_seed(0)
     config = EncoderConfig(width=16, depth=2, heads=2, head_dim=8, mlp=32, dropout=0.0)
     network = Network(Transformer((Tokens(5, 9, pad=0),), config), CLASSES)
     words = torch.tensor([[1, 2, 3, 0, 0], [4, 5, 6, 7, 8]])
     drawn = Drawn(torch.tensor([1, 0]), torch.tensor([0.5, 0.5]), None, 1)
-    found, _ = MixedLoss(network, HeadMix("manifold"))((words,), torch.tensor([0, 1]), drawn)
-    assert found.isfinite()
+    loss, _ = MixedLoss(network, HeadMix("manifold"))((words,), torch.tensor([0, 1]), drawn)
+    assert loss.isfinite()

@@ -18,16 +18,16 @@ def data(name: str, n: int = 300) -> tuple[Scores, Label]:
 
 
 @pytest.mark.parametrize("name", sorted(METRICS))
-def test_influence_is_what_leaving_an_example_out_does(name: str) -> None:
+def test_influence_equals_leaving_an_example_out(name: str) -> None:
     scores, label = data(name)
     n = len(label)
     rest = [np.delete(np.arange(n), i) for i in range(n)]
     left_out = np.array([metric(name)(scores[rows], label[rows]) for rows in rest])
     expected = (n - 1) * (left_out.mean() - left_out)
-    found = influence(metric(name), scores, label)
-    assert found.mean() == pytest.approx(0, abs=1e-9)
-    assert np.corrcoef(found, expected)[0, 1] > 0.995
-    assert found.std() == pytest.approx(expected.std(), rel=0.03 if name == "average_precision" else 0.02)
+    computed = influence(metric(name), scores, label)
+    assert computed.mean() == pytest.approx(0, abs=1e-9)
+    assert np.corrcoef(computed, expected)[0, 1] > 0.995
+    assert computed.std() == pytest.approx(expected.std(), rel=0.03 if name == "average_precision" else 0.02)
 
 
 def test_several_labels_and_tokens() -> None:
@@ -42,23 +42,23 @@ def test_several_labels_and_tokens() -> None:
     ):
         rest = [np.delete(np.arange(200), i) for i in range(200)]
         left_out = np.array([metric(name)(scores[rows], label[rows]) for rows in rest])
-        found = influence(metric(name), scores, label)
-        assert np.corrcoef(found, -left_out)[0, 1] > 0.99, name
-        assert found.std() == pytest.approx(199 * left_out.std(), rel=0.05), name
+        computed = influence(metric(name), scores, label)
+        assert np.corrcoef(computed, -left_out)[0, 1] > 0.99, name
+        assert computed.std() == pytest.approx(199 * left_out.std(), rel=0.05), name
 
 
-def test_the_variance_of_auroc_is_delong_s() -> None:
+def test_the_variance_of_auroc_equals_delongs() -> None:
     rng = np.random.default_rng(2)
     label = np.repeat([0, 1], [9, 6])
     one = rng.normal(size=15) + label
     scores = np.stack([-one, one], axis=1) / 2
     order = np.array([[(a > b) + (a == b) / 2 for b in one[label == 0]] for a in one[label == 1]])
     expected = order.mean(axis=1).var(ddof=1) / 6 + order.mean(axis=0).var(ddof=1) / 9
-    found = influence(metric("auroc_macro"), scores, label)
-    assert (found**2).sum() / 15**2 == pytest.approx(expected)
+    computed = influence(metric("auroc_macro"), scores, label)
+    assert (computed**2).sum() / 15**2 == pytest.approx(expected)
 
 
-def test_the_rarest_class_counts_where_classes_are_averaged() -> None:
+def test_the_rarest_class_limits_macro_averages() -> None:
     label = np.repeat([0, 1, 2], [50, 7, 20])
     assert rarest(metric("accuracy"), label) == 77
     assert rarest(metric("f1_macro"), label) == 7
@@ -69,8 +69,8 @@ def test_a_mean_over_batches_responds_within_each_batch() -> None:
     scores, label = data("f1_weighted", n=70)
     whole = metric("f1_weighted")
     parts = [influence(whole, scores[i : i + 32], label[i : i + 32]) / len(label[i : i + 32]) for i in (0, 32, 64)]
-    found = influence(metric("f1_weighted/32"), scores, label)
-    np.testing.assert_allclose(found, 70 / 3 * np.concatenate(parts))
-    # so the variance of the mean of three is a ninth of the sum of theirs
+    computed = influence(metric("f1_weighted/32"), scores, label)
+    np.testing.assert_allclose(computed, 70 / 3 * np.concatenate(parts))
+    # so the variance of the mean of three is a ninth of the sum of their variances
     variance = sum(np.sum(part**2) for part in parts) / 9
-    assert np.sum((found / 70) ** 2) == pytest.approx(variance)
+    assert np.sum((computed / 70) ** 2) == pytest.approx(variance)

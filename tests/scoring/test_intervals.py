@@ -39,16 +39,16 @@ def runs(level: float, num_seeds: int, spread: float, seed: int, n: int = 400) -
 
 
 @pytest.mark.parametrize(("right", "n"), [(49, 50), (50, 50), (0, 50), (150, 200)])
-def test_one_run_on_independent_examples_gets_wilson_s_interval(right: int, n: int) -> None:
-    found = interval(ACCURACY, [run(np.arange(n) < right)])
+def test_one_run_on_independent_examples_has_wilsons_interval(right: int, n: int) -> None:
+    ends = interval(ACCURACY, [run(np.arange(n) < right)])
     expected = binomtest(right, n).proportion_ci(method="wilson")
-    assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=1e-9)
+    assert (ends.low, ends.high) == pytest.approx((expected.low, expected.high), abs=1e-9)
 
 
 @pytest.mark.parametrize("n", [50, 100, 200])
 def test_accuracy_is_covered_by_the_binomial_distribution(n: int) -> None:
-    found = [interval(ACCURACY, [run(np.arange(n) < right)]) for right in range(n + 1)]
-    low, high = (np.array([getattr(each, end) for each in found]) for end in ("low", "high"))
+    all_ends = [interval(ACCURACY, [run(np.arange(n) < right)]) for right in range(n + 1)]
+    low, high = (np.array([getattr(each, end) for each in all_ends]) for end in ("low", "high"))
     for accuracy in np.arange(500, 981) / 1000:
         inside = (low <= accuracy) & (accuracy <= high)
         assert 0.92 <= binom.pmf(np.arange(n + 1), n, accuracy)[inside].sum() <= 0.98
@@ -60,18 +60,18 @@ def test_auroc_is_covered_near_the_edge(negatives: int) -> None:
     auroc, label, covered = metric("auroc_macro"), np.repeat([0, 1], [negatives, 10]), 0
     for _ in range(400):
         one = rng.normal(size=len(label)) + label * math.sqrt(2) * 1.6449
-        found = interval(auroc, [measure(auroc, [np.stack([-one, one], axis=1)], label)])
-        covered += found.low is not None and found.high is not None and found.low <= 0.95 <= found.high
+        ends = interval(auroc, [measure(auroc, [np.stack([-one, one], axis=1)], label)])
+        covered += ends.low is not None and ends.high is not None and ends.low <= 0.95 <= ends.high
     assert 0.91 <= covered / 400 <= 0.985
 
 
-def test_without_any_error_the_rarest_class_says_how_wide() -> None:
+def test_without_any_error_the_rarest_class_sets_the_width() -> None:
     label = np.repeat([0, 1], [90, 10])
     drawn = np.eye(2)[label]
     for name in ("auroc_macro", "f1_macro"):
-        found = interval(metric(name), [measure(metric(name), [drawn], label)])
-        assert found.high == pytest.approx(1)
-        assert found.low == pytest.approx(10 / (10 + 1.96**2), abs=1e-3)
+        ends = interval(metric(name), [measure(metric(name), [drawn], label)])
+        assert ends.high == pytest.approx(1)
+        assert ends.low == pytest.approx(10 / (10 + 1.96**2), abs=1e-3)
 
 
 def test_groups_are_the_units_and_few_of_them_give_no_interval() -> None:
@@ -94,8 +94,8 @@ def test_several_seeds_give_the_interval_of_their_mean() -> None:
     wild = [run(rng.random(400) < level) for level in (0.6, 0.7, 0.8, 0.9, 0.97)]
     single, five, spread = (interval(ACCURACY, each) for each in (agreeing[:1], agreeing, wild))
 
-    def width(found: object) -> float:
-        return found.high - found.low  # type: ignore[attr-defined, no-any-return]
+    def width(ends: object) -> float:
+        return ends.high - ends.low  # type: ignore[attr-defined, no-any-return]
 
     assert width(five) < width(single)  # examples that fail at random are averaged out
     assert width(spread) > 2 * width(single)
@@ -109,33 +109,33 @@ def test_draws_of_labels_are_not_seeds() -> None:
     def seed(level: float) -> Measured:
         return measure(ACCURACY, [scores(rng.random(300) < level + 0.01 * rng.normal()) for _ in range(20)], label)
 
-    # Each seed has its own level, and so have all of its 20 draws: three draws of a level are no 60.
+    # Each seed has its own level, and so have all of its 20 draws: three draws of a level are not 60.
     first, second = [seed(x) for x in (0.60, 0.70, 0.80)], [seed(x) for x in (0.55, 0.62, 0.70)]
-    found = compare(first, second)
-    assert found.value == pytest.approx(0.077, abs=0.02)
-    assert found.p > 0.1
+    difference = compare(first, second)
+    assert difference.value == pytest.approx(0.077, abs=0.02)
+    assert difference.p > 0.1
 
 
 def test_nothing_is_claimed_with_fewer_than_three_seeds() -> None:
     better, worse = runs(0.95, 3, 0, 4), runs(0.5, 3, 0, 5)
     assert compare(better, worse).p < 1e-6
     for a, b in ((better[:2], worse), (better, worse[:1])):
-        found = compare(a, b)
-        assert (found.low, found.high, found.p) == (None, None, 1.0)
-        assert found.value > 0.3
+        difference = compare(a, b)
+        assert (difference.low, difference.high, difference.p) == (None, None, 1.0)
+        assert difference.value > 0.3
 
 
 def test_unequal_numbers_of_seeds_use_every_seed() -> None:
     first, second = runs(0.8, 5, 0.02, 6), runs(0.7, 3, 0.02, 7)
-    found = compare(first, second)
-    assert found.value == pytest.approx(np.mean([r.value for r in first]) - np.mean([r.value for r in second]))
-    assert compare(second, first).p == pytest.approx(found.p)
+    difference = compare(first, second)
+    assert difference.value == pytest.approx(np.mean([r.value for r in first]) - np.mean([r.value for r in second]))
+    assert compare(second, first).p == pytest.approx(difference.p)
 
 
 def test_components_against_their_plain_formulas() -> None:
     rng = np.random.default_rng(8)
 
-    def side(levels: list[float]) -> list[Measured]:  # each algorithm has examples of its own that it finds hard
+    def side(levels: list[float]) -> list[Measured]:  # each algorithm has its own difficult examples
         hard = rng.random(400) < 0.3
         return [run(rng.random(400) < np.where(hard, 0.1, level)) for level in levels]
 
@@ -148,9 +148,9 @@ def test_components_against_their_plain_formulas() -> None:
     parts = sum(s**2 / (len(x) - 1) for s, x in zip(of_seeds, (first, second), strict=True))
     parts += sum(r**2 / ((len(x) - 1) * 399) for r, x in zip(residual, (first, second), strict=True))
     degrees = min(variance**2 / parts, MAX_DEGREES * 5)
-    found = compare(first, second)
-    assert found.low is not None
-    assert found.value - found.low == pytest.approx(t.ppf(0.975, degrees) * math.sqrt(variance))
+    difference = compare(first, second)
+    assert difference.low is not None
+    assert difference.value - difference.low == pytest.approx(t.ppf(0.975, degrees) * math.sqrt(variance))
 
 
 def test_groups_against_their_plain_formulas() -> None:
@@ -161,29 +161,31 @@ def test_groups_against_their_plain_formulas() -> None:
     right = rng.random(len(group)) < np.repeat(rng.random(8), sizes)
     share = sizes / sizes.sum()
     parts = [(right[group == g] - right.mean()).sum() / len(right) for g in range(8)]
-    found = estimate([run(right, group)])
-    assert found.variance == pytest.approx(sum(part**2 / (1 - w) for part, w in zip(parts, share, strict=True)))
-    assert found.degrees == pytest.approx(1 / (share**2).sum() - 1)
+    computed = estimate([run(right, group)])
+    assert computed.variance == pytest.approx(sum(part**2 / (1 - w) for part, w in zip(parts, share, strict=True)))
+    assert computed.degrees == pytest.approx(1 / (share**2).sum() - 1)
 
 
 def test_seeds_that_agree_by_chance_do_not_count_as_many() -> None:
     better, worse = run(np.arange(400) < 300), run(np.arange(400) >= 120)
-    found = compare([better] * 3, [worse] * 3)  # no spread of seeds, which by itself would be no end of degrees
-    assert found.low is not None
+    difference = compare([better] * 3, [worse] * 3)  # no spread: alone, unlimited degrees
+    assert difference.low is not None
     error = math.sqrt(((better.influence - worse.influence) ** 2).sum())
-    assert found.value - found.low == pytest.approx(t.ppf(0.975, 12) * error)  # three times those of six seeds
+    assert difference.value - difference.low == pytest.approx(
+        t.ppf(0.975, 12) * error
+    )  # three times those of six seeds
 
 
 def test_the_variance_is_never_below_the_larger_one_way_estimate() -> None:
     for seed in range(50):
         side = runs(0.8, 3, 0.0, seed, n=100)
-        found = estimate(side)
+        computed = estimate(side)
         of_units = (np.mean([r.influence for r in side], axis=0) ** 2).sum()
         of_seeds = np.var([r.value for r in side], ddof=1) / 3
-        assert found.variance >= max(of_units, of_seeds) * (1 - 1e-9)
+        assert computed.variance >= max(of_units, of_seeds) * (1 - 1e-9)
 
 
-def test_equal_algorithms_are_rarely_told_apart() -> None:
+def test_equal_algorithms_are_rarely_claimed_to_differ() -> None:
     """Nine equal rows whose seeds vary by four points: the former bootstrap claimed something in most blocks."""
     wrong = 0
     for block in range(120):
@@ -199,13 +201,13 @@ def test_holm_rejects_in_steps() -> None:
 
 
 def test_unpaired_estimates_add_their_variances() -> None:
-    found = unpaired(Estimate(0.8, 0.0009, 4.0), Estimate(0.7, 0.0016, math.inf))
-    assert found.low is not None
-    assert found.value - found.low == pytest.approx(t.ppf(0.975, 0.0025**2 / (0.0009**2 / 4)) * 0.05)
-    assert isinstance(found, Difference)
+    difference = unpaired(Estimate(0.8, 0.0009, 4.0), Estimate(0.7, 0.0016, math.inf))
+    assert difference.low is not None
+    assert difference.value - difference.low == pytest.approx(t.ppf(0.975, 0.0025**2 / (0.0009**2 / 4)) * 0.05)
+    assert isinstance(difference, Difference)
 
 
-def test_other_rows_are_not_compared() -> None:
+def test_scores_of_different_rows_are_not_compared() -> None:
     right = np.arange(50) < 40
     other = measure(ACCURACY, [scores(right)], np.zeros(50, dtype=np.int64))
     with pytest.raises(ValueError, match="same test rows"):

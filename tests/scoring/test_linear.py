@@ -32,7 +32,7 @@ def cosine(progress: float) -> float:
 
 
 def generated(kind: Kind, n: int = 50) -> tuple[Features, Task]:
-    """Features in float64, so that two ways of computing can be told apart from rounding."""
+    """Features in float64, so that differences between two computations are not rounding."""
     rng = np.random.default_rng(0)
     label: NDArray[np.generic]
     pooled = {name: torch.from_numpy(rng.normal(2, 3, size=(n, 6))) for name in ("mean", "cls")}
@@ -141,7 +141,7 @@ def weights(heads: list[LinearHead]) -> Tensor:
 
 
 @pytest.mark.parametrize("start", ["zero", "uniform"])
-def test_the_seed_decides_every_bit(start: Literal["zero", "uniform"]) -> None:
+def test_equal_seeds_give_bit_identical_heads(start: Literal["zero", "uniform"]) -> None:
     train, task = generated("classes")
     grid = LinearGrid(batch_size=16, epochs=3, start=start)
     first, same, other = (weights(fit_linear(train, task, grid, seed=seed)) for seed in (1, 1, 2))
@@ -202,7 +202,7 @@ def digits() -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]
     return data.data.astype(np.float32), data.target.astype(np.int64), order
 
 
-def test_the_optimum_is_scikit_learns() -> None:
+def test_the_optimum_equals_scikit_learns() -> None:
     x, y, order = digits()
     train, test = order[:1200], order[1200:]
     mean, std = x[train].mean(axis=0), x[train].std(axis=0)
@@ -224,7 +224,7 @@ def test_the_optimum_is_scikit_learns() -> None:
     )
     assert value == pytest.approx(minimum, rel=0.01)
 
-    # chosen on test on purpose: does v1's grid hold a head as good? Selection has tests of its own.
+    # chosen on test on purpose: does v1's grid contain an equally good head? Selection is tested elsewhere.
     best = max(metric("accuracy")(h.predict(unseen), y[test]) for h in fit_linear(features, task, trained(v1())))
     assert best >= reference.score(scaled[test], y[test]) - 0.005
 

@@ -22,7 +22,7 @@ from dabsmix.scoring.protocols import v2
 from dabsmix.source import Source, load
 from dabsmix.training import accelerate
 
-ROWS = 200  # of train: the fifteen cases then take a minute
+ROWS = 200  # training rows; with this many the fifteen cases take a minute
 POINTS = 0.003
 
 
@@ -33,7 +33,7 @@ def first(split: Split, rows: int) -> Split:
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("name", ["digits", "uci_har", "covtype"])
-def test_the_score_is_scikit_learns(name: str, seed: int) -> None:
+def test_the_score_equals_scikit_learns(name: str, seed: int) -> None:
     folder = {"digits": "", "uci_har": "UCI HAR Dataset", "covtype": "covtype"}[name]
     if folder and not (Path(os.environ.get("DABSMIX_DATA", "no such folder")) / folder).exists():
         pytest.skip(f"{folder} is not under $DABSMIX_DATA")
@@ -59,7 +59,7 @@ def test_the_score_is_scikit_learns(name: str, seed: int) -> None:
     n = len(train)
     fold = [(np.arange(n), np.arange(n, n + len(validation)))]  # fitted on train, chosen on validation
     label = np.concatenate([train.label, validation.label])
-    found: list[tuple[float, float]] = []  # accuracy on validation and on test of each pooling's choice
+    accuracies: list[tuple[float, float]] = []  # accuracy on validation and on test of each pooling's choice
     for pooling in rules.poolings:
         scale = Scale.of(train.pooled[pooling])
         x, y, z = (scale(part.pooled[pooling]).double().numpy() for part in (train, validation, test))
@@ -67,8 +67,8 @@ def test_the_score_is_scikit_learns(name: str, seed: int) -> None:
             Cs=rules.linear.strengths, cv=fold, refit=False, scoring="accuracy", tol=1e-6, max_iter=1000
         )
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # where classes are separable the weights grow for ever
+            warnings.simplefilter("ignore")  # if classes are separable the weights grow without limit
             theirs.fit(np.concatenate([x, y]), label)
-        found.append((float(theirs.score(y, validation.label)), float(theirs.score(z, test.label))))
-    expected = max(found, key=lambda scores: scores[0])  # of equal poolings the first, as ours
+        accuracies.append((float(theirs.score(y, validation.label)), float(theirs.score(z, test.label))))
+    expected = max(accuracies, key=lambda scores: scores[0])  # among equal poolings the first is chosen, as in ours
     assert metric("accuracy")(ours.head.predict(test), test.label) == pytest.approx(expected[1], abs=POINTS)

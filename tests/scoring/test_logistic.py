@@ -30,13 +30,13 @@ def drawn(n: int = 120, width: int = 6, classes: int = 3, seed: int = 0) -> tupl
 
 def standardised(x: NDArray[Any]) -> NDArray[np.float64]:
     x = x.astype(float)
-    found: NDArray[np.float64] = (x - x.mean(axis=0)) / x.std(axis=0)
-    return found
+    scaled: NDArray[np.float64] = (x - x.mean(axis=0)) / x.std(axis=0)
+    return scaled
 
 
 def weights(head: LinearHead) -> NDArray[np.float64]:
-    found: NDArray[np.float64] = head.weight.double().numpy()
-    return found
+    values: NDArray[np.float64] = head.weight.double().numpy()
+    return values
 
 
 def reference(x: NDArray[Any], label: NDArray[Any], strength: float) -> LogisticRegression:
@@ -46,23 +46,23 @@ def reference(x: NDArray[Any], label: NDArray[Any], strength: float) -> Logistic
 
 
 @pytest.mark.parametrize("classes", [2, 3])
-def test_classes_are_scikit_learns(classes: int) -> None:
+def test_classes_equal_scikit_learns(classes: int) -> None:
     x, label = drawn(classes=classes)
     task = Task("classes", "accuracy", tuple("abc"[:classes]))
     heads = fit_logistic(Features({"mean": torch.from_numpy(x)}, label), task, CLOSE)
     for head, strength in zip(heads, CLOSE.strengths, strict=True):
         assert head.setting == {"pooling": "mean", "C": strength}
-        # Two classes have two opposite columns here and one of twice their length there: half the penalty.
+        # For two classes we have two opposite columns, and scikit-learn one of twice their length: half the penalty.
         other = reference(x, label, strength * (2 if classes == 2 else 1))
         expected = other.predict_proba(standardised(x))
-        found = torch.from_numpy(head.predict(Features({"mean": torch.from_numpy(x)}, label))).softmax(dim=1).numpy()
-        assert np.abs(found - expected).max() < 1e-3
+        computed = torch.from_numpy(head.predict(Features({"mean": torch.from_numpy(x)}, label))).softmax(dim=1).numpy()
+        assert np.abs(computed - expected).max() < 1e-3
         if classes == 3:
             centred = weights(head) - weights(head).mean(axis=1, keepdims=True)
             np.testing.assert_allclose(centred, other.coef_.T, atol=2e-3, rtol=2e-3)
 
 
-def test_features_that_outnumber_the_rows_are_solved_alike() -> None:
+def test_more_features_than_rows_equal_scikit_learns() -> None:
     label = np.arange(30) % 3
     x = np.random.default_rng(0).normal(size=(30, 50)).astype(np.float32) + 0.5 * np.eye(3, 50)[label].astype(
         np.float32
@@ -72,8 +72,8 @@ def test_features_that_outnumber_the_rows_are_solved_alike() -> None:
     )
     for head, strength in zip(heads, CLOSE.strengths, strict=True):
         expected = reference(x, label, strength).predict_proba(standardised(x))
-        found = torch.from_numpy(head.predict(Features({"mean": torch.from_numpy(x)}, label))).softmax(dim=1).numpy()
-        assert np.abs(found - expected).max() < 1e-3
+        computed = torch.from_numpy(head.predict(Features({"mean": torch.from_numpy(x)}, label))).softmax(dim=1).numpy()
+        assert np.abs(computed - expected).max() < 1e-3
 
 
 def test_several_labels_are_one_regression_each() -> None:
@@ -109,7 +109,7 @@ def test_tokens_without_a_label_are_left_out() -> None:
     torch.testing.assert_close(first.weight, other.weight)
 
 
-def test_features_that_do_not_fit_at_once_stream_through(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_solving_in_parts_equals_solving_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     x, label = drawn()
     task, features = Task("classes", "accuracy", ("a", "b", "c")), Features({"mean": torch.from_numpy(x)}, label)
     whole = fit_logistic(features, task, CLOSE)
@@ -118,7 +118,7 @@ def test_features_that_do_not_fit_at_once_stream_through(monkeypatch: pytest.Mon
         torch.testing.assert_close(one.weight, other.weight, rtol=1e-4, atol=1e-5)
 
 
-def test_constant_and_repeated_features_do_no_harm() -> None:
+def test_constant_and_repeated_features_are_harmless() -> None:
     x, label = drawn()
     wide = np.concatenate([x, np.full((len(x), 1), 3.0, np.float32), x[:, :1]], axis=1)
     heads = fit_logistic(
@@ -130,7 +130,7 @@ def test_constant_and_repeated_features_do_no_harm() -> None:
         torch.testing.assert_close(head.weight[0], head.weight[7])
 
 
-def test_more_features_than_rows_and_separable_classes_end_at_the_cap() -> None:
+def test_separable_classes_with_more_features_than_rows_are_fitted() -> None:
     x, label = drawn(n=12, width=40)
     task = Task("classes", "accuracy", ("a", "b", "c"))
     heads = fit_logistic(Features({"mean": torch.from_numpy(x)}, label), task, replace(CLOSE, strengths=(1.0, 1e8)))
@@ -147,8 +147,10 @@ def test_at_the_default_tolerance_the_objective_is_at_its_minimum() -> None:
     )
     for head, strength in zip(heads, grid.strengths, strict=True):
         other = reference(x, label, strength)
-        found = torch.from_numpy(head.predict(Features({"mean": torch.from_numpy(x)}, label))).double().softmax(dim=1)
+        computed = (
+            torch.from_numpy(head.predict(Features({"mean": torch.from_numpy(x)}, label))).double().softmax(dim=1)
+        )
         penalties = [np.square(w).sum() / (2 * strength * len(x)) for w in (weights(head), other.coef_)]
-        value = log_loss(label, found.numpy()) + penalties[0]
+        value = log_loss(label, computed.numpy()) + penalties[0]
         minimum = log_loss(label, other.predict_proba(standardised(x))) + penalties[1]
         assert value == pytest.approx(minimum, rel=1e-4)

@@ -1,4 +1,4 @@
-"""Metrics against scikit-learn and SciPy on the whole set, and what they say where they have no value."""
+"""Metrics against scikit-learn and SciPy on the whole set, and the errors where they are undefined."""
 
 import warnings
 
@@ -40,7 +40,7 @@ def classes() -> Arrays:
 def multilabel() -> Arrays:
     rng = np.random.default_rng(1)
     label = (rng.random((303, 4)) < [0.5, 0.3, 0.1, 0.05]).astype(np.int64)
-    return (rng.normal(size=label.shape) + label).round(1), label  # rounded: there are ties
+    return (rng.normal(size=label.shape) + label).round(1), label  # rounded, so that there are ties
 
 
 def test_classes_equal_scikit_learn(classes: Arrays) -> None:
@@ -120,7 +120,7 @@ def test_a_class_without_a_positive_is_left_out_of_the_mean(multilabel: Arrays) 
         metric("auroc_macro")(scores, np.zeros_like(label))
 
 
-def test_what_cannot_be_scored_is_refused() -> None:
+def test_inputs_that_cannot_be_scored_are_refused() -> None:
     with pytest.raises(Undefined, match="equal"):
         metric("spearman")(np.arange(4.0), np.ones(4))
     with pytest.raises(ValueError, match="not finite"):
@@ -141,7 +141,7 @@ def test_a_constant_prediction_scores_chance(name: str) -> None:
         assert metric(name)(np.tile([0.0, 1.0], (60, 1)), label) == METRICS[name].chance
 
 
-def test_the_rule_for_own_data_looks_at_the_training_labels() -> None:
+def test_the_default_metric_of_own_data_follows_the_training_labels() -> None:
     assert by_labels("regression", np.arange(5.0)) == "spearman"
     assert by_labels("classes", np.repeat([0, 1], [20, 10])) == "accuracy"
     assert by_labels("classes", np.repeat([0, 1], [21, 10])) == "balanced_accuracy"
@@ -156,7 +156,7 @@ def test_frechet_distance_equals_the_formula() -> None:
     expected = gap @ gap + np.trace(s1 + s2 - 2 * np.real(sqrtm(s1 @ s2)))
     assert frechet_distance(a, b) == pytest.approx(expected)
     assert frechet_distance(a, a) == pytest.approx(0, abs=1e-6)
-    assert frechet_distance(a, 7 * b) == pytest.approx(expected)  # the length of an embedding does not count
+    assert frechet_distance(a, 7 * b) == pytest.approx(expected)  # the length of an embedding does not matter
 
 
 def test_effective_rank_and_spread_of_known_features() -> None:
@@ -184,14 +184,14 @@ def test_f1_and_matthews_equal_scikit_learn_s_on_small_and_odd_sets() -> None:
 
 
 @pytest.mark.parametrize(("name", "rows"), [("pearson", 128), ("spearman", 7), ("f1_weighted", 50)])
-def test_a_mean_over_batches_is_that_of_a_plain_loop(name: str, rows: int) -> None:
+def test_a_mean_over_batches_equals_a_plain_loop(name: str, rows: int) -> None:
     rng = np.random.default_rng(0)
     label = rng.integers(0, 3, 300) if name == "f1_weighted" else rng.normal(size=300)
     scores = rng.normal(size=(300, 3)) if name == "f1_weighted" else label + rng.normal(size=300)
     values = [metric(name)(scores[i : i + rows], label[i : i + rows]) for i in range(0, 300, rows)]
-    found = metric(f"{name}/{rows}")
-    assert found.name == f"{name}/{rows}"
-    assert found(scores, label) == pytest.approx(np.mean(values))
+    batched = metric(f"{name}/{rows}")
+    assert batched.name == f"{name}/{rows}"
+    assert batched(scores, label) == pytest.approx(np.mean(values))
 
 
 def test_a_batch_without_a_value_is_left_out() -> None:
@@ -203,6 +203,6 @@ def test_a_batch_without_a_value_is_left_out() -> None:
 
 
 @pytest.mark.parametrize("name", ["pearson/", "pearson/0", "pearson/x", "pears/128"])
-def test_batches_of_nothing_are_no_metric(name: str) -> None:
+def test_an_invalid_batch_size_is_not_a_metric(name: str) -> None:
     with pytest.raises(UserError, match="unknown metric"):
         metric(name)

@@ -63,8 +63,8 @@ def test_one_update_equals_the_plain_one(protocol: str) -> None:
 
     optimizer: torch.optim.Optimizer
     if protocol == "dabs":
-        kept = torch.rand(32, 8, generator=torch.Generator().manual_seed(5)) >= 0.2
-        x = torch.where(kept, features / 0.8, 0.0)
+        mask = torch.rand(32, 8, generator=torch.Generator().manual_seed(5)) >= 0.2
+        x = torch.where(mask, features / 0.8, 0.0)
         optimizer = torch.optim.Adam([weight, bias], lr=1e-4)
     else:
         x = (features - features.mean(0)) / (features.var(0, unbiased=False) + 1e-5).sqrt()
@@ -78,8 +78,8 @@ def test_one_update_equals_the_plain_one(protocol: str) -> None:
 
 
 @pytest.mark.parametrize("protocol", ["v1", "dabs"])
-def test_it_learns_from_a_pass_of_its_own(protocol: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In eval mode, so that an algorithm's dropout and masks have no say; under dabs with dropout, as there."""
+def test_the_online_probe_learns_from_a_separate_pass(protocol: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In eval mode, so that an algorithm's dropout and masks have no effect; under dabs with dropout, as in DABS."""
     x, label = np.random.default_rng(0).normal(size=(60, 6)).astype(np.float32), np.arange(60) % 3
     train, validation, test = (Split((x,), part, label[part]) for part in np.split(np.arange(60), [40, 50]))
     data = Data((Table(6),), train, Labelled(CLASSES, train, validation, test), "0" * 64)
@@ -87,14 +87,14 @@ def test_it_learns_from_a_pass_of_its_own(protocol: str, monkeypatch: pytest.Mon
     online = watch_online(encoder, data, None, protocol, 2, Batches(train, 10, seed=0), accelerate())
     assert online is not None
     seen: list[torch.Tensor] = []
-    monkeypatch.setattr(OnlineProbe, "learn", lambda probe, found, label, seed: seen.append(found))
+    monkeypatch.setattr(OnlineProbe, "learn", lambda probe, features, label, seed: seen.append(features))
     raw = train.batch(np.arange(10))
     for step in (1, 2, 3, 4):
         online.learn(encoder, step, Raw(raw, torch.arange(10) % 3, torch.arange(10)), 0, accelerate())
     assert len(seen) == 2  # every second step
     assert encoder.training
     clean = features(encoder, train.take(np.arange(10)), data.normalise, accelerator=accelerate()).mean
-    assert [torch.allclose(found, clean, atol=1e-6) for found in seen] == [protocol == "v1"] * 2
+    assert [torch.allclose(features, clean, atol=1e-6) for features in seen] == [protocol == "v1"] * 2
 
 
 def test_dropout_follows_its_seed_and_not_torch_s_own_generator() -> None:
@@ -104,14 +104,14 @@ def test_dropout_follows_its_seed_and_not_torch_s_own_generator() -> None:
     for noise, seed in ((1, 7), (2, 7), (1, 8)):
         torch.manual_seed(0)
         probe = OnlineProbe(8, CLASSES, "dabs")
-        torch.manual_seed(noise)  # as on another process
+        torch.manual_seed(noise)  # like another process
         probe.learn(features, label, seed)
         states.append(probe.head.weight.detach().clone())
     assert torch.equal(states[0], states[1])
     assert not torch.equal(states[0], states[2])
 
 
-def test_scoring_changes_nothing() -> None:
+def test_scoring_does_not_change_the_probe() -> None:
     torch.manual_seed(0)
     probe = OnlineProbe(8, CLASSES, "v1")
     fit(probe, 3)
@@ -142,9 +142,9 @@ def test_tokens_without_a_label_are_left_out() -> None:
     task = Task("tokens", "accuracy", ("a", "b"))
     features = torch.randn(6, 5, 8, generator=torch.Generator().manual_seed(0))
     label = torch.randint(-1, 2, (6, 5), generator=torch.Generator().manual_seed(1))
-    kept = features[label >= 0], label[label >= 0]
+    labelled = features[label >= 0], label[label >= 0]
     states = []
-    for x, y, kind in ((features, label, task), (*kept, replace(task, kind="classes"))):
+    for x, y, kind in ((features, label, task), (*labelled, replace(task, kind="classes"))):
         torch.manual_seed(0)
         probe = OnlineProbe(8, kind, "v1")
         probe.learn(x, y, seed=0)

@@ -86,12 +86,12 @@ def test_the_pseudo_inverse_is_least_squares_without_bias() -> None:
 
 def plain_knn(rows: NDArray[np.float64], target: NDArray[np.float64], query: NDArray[np.float64], k: int) -> object:
     """Weighted mean of the k nearest targets for one query, one neighbour at a time."""
-    found = []
+    neighbours = []
     for row, y in zip(rows, target, strict=True):
-        found.append((float(row @ query) / math.sqrt(float(row @ row) * float(query @ query)), y))
-    found.sort(key=lambda pair: -pair[0])
+        neighbours.append((float(row @ query) / math.sqrt(float(row @ row) * float(query @ query)), y))
+    neighbours.sort(key=lambda pair: -pair[0])
     total, votes = 0.0, np.zeros(target.shape[1])
-    for similarity, y in found[:k]:
+    for similarity, y in neighbours[:k]:
         total += math.exp(similarity / 0.07)
         votes = votes + math.exp(similarity / 0.07) * y
     return votes / total
@@ -129,7 +129,7 @@ def test_tokens_have_no_neighbours() -> None:
         fit_knn(Features({"tokens": torch.zeros(2, 3, 4)}, np.zeros((2, 3), dtype=np.int64)), TOKENS, (1,))
 
 
-def test_the_constant_knows_labels_alone() -> None:
+def test_the_constant_baseline_uses_only_labels() -> None:
     train, test = generated(CLASSES, 60, 8, 0), generated(CLASSES, 11, 8, 1)
     majority = np.bincount(train.label).argmax()
     head = fit_constant(train, CLASSES)[0]

@@ -1,4 +1,4 @@
-"""The protocols say what their sources say; the dabs head equals torch's own Linear, loss and AdamW."""
+"""The protocols follow their sources; the dabs head equals torch's Linear, loss and AdamW."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ from dabsmix.scoring.results import probes_of
 from dabsmix.spec import Grid, Table
 
 
-def test_v1_tries_enough() -> None:
+def test_v1_has_a_sufficient_grid() -> None:
     grid = trained(v1())
     assert len(grid.rates) >= 10
     assert grid.poolings == ("mean", "cls")
@@ -32,7 +32,7 @@ def test_imix_drops_the_rate_at_80_90_and_95_epochs() -> None:
     assert epochs == pytest.approx([1, 1, 0.2, 0.2, 0.04, 0.04, 0.008, 0.008])
 
 
-def test_dabs_is_one_head_trained_as_in_the_reference() -> None:
+def test_dabs_trains_one_head_like_the_reference() -> None:
     rng = np.random.default_rng(0)
     x = torch.from_numpy(rng.normal(size=(40, 6)).astype(np.float32))
     label = rng.integers(2, size=40)
@@ -66,12 +66,12 @@ def test_probes_that_are_not_defined_for_a_task_are_left_out() -> None:
     assert set(fits(v1(), tokens)) == {"linear", "ridge"}
     assert set(fits(imix(), classes)) == {"linear", "pinv"}
     assert set(fits(imix(), Task("regression", "mse"))) == {"linear"}
-    for name, build in PROTOCOLS.items():  # what a record must hold
+    for name, build in PROTOCOLS.items():  # results that a record must have
         for task in (classes, tokens, Task("regression", "mse")):
             assert tuple(fits(build(64, ()), task)) == probes_of(name, task.kind)
 
 
-def test_a_protocol_has_its_name_and_what_it_must_say() -> None:
+def test_a_protocol_has_its_name_and_note() -> None:
     assert [protocol(name, 64).name for name in PROTOCOLS] == list(PROTOCOLS)
     assert "watches during training" in dabs(64).note
     assert trained(dabs(64)).batch_size == 64

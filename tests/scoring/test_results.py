@@ -1,4 +1,4 @@
-"""What a transfer file holds, written and read: of this version, of older ones, of newer ones, and damaged."""
+"""Transfer files, written and read: of this version, of older and newer ones, and damaged."""
 
 import json
 from dataclasses import replace
@@ -33,7 +33,7 @@ def written(path: Path, **changes: Any) -> Path:
     return path
 
 
-def test_a_record_comes_back_as_it_was(tmp_path: Path) -> None:
+def test_a_record_is_read_back_unchanged(tmp_path: Path) -> None:
     path = written(tmp_path / "digits.json")
     assert read_transfer(path) == RECORD
     plain = json.loads(path.read_text())
@@ -41,7 +41,7 @@ def test_a_record_comes_back_as_it_was(tmp_path: Path) -> None:
     assert headline == {name: plain["results"][0][name] for name in headline}
 
 
-def test_what_a_newer_version_adds_is_ignored_and_what_an_older_one_lacks_has_a_default(tmp_path: Path) -> None:
+def test_unknown_entries_are_ignored_and_missing_ones_have_defaults(tmp_path: Path) -> None:
     results = [each | {"colour": "green"} for each in RECORD.as_plain()["results"]]
     assert read_transfer(written(tmp_path / "new.json", taste="sour", results=results)) == RECORD
     old = {name: RECORD.as_plain()[name] for name in ("task", "protocol")}
@@ -62,14 +62,14 @@ def test_what_a_newer_version_adds_is_ignored_and_what_an_older_one_lacks_has_a_
         ("[" * 100_000, "cannot read"),
     ],
 )
-def test_what_is_not_a_record_is_one_line(content: str, says: str, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_record_is_one_line(content: str, says: str, tmp_path: Path) -> None:
     (tmp_path / "digits.json").write_text(content)
     with pytest.raises(UserError, match=says) as caught:
         read_transfer(tmp_path / "digits.json")
     assert "\n" not in str(caught.value)
 
 
-def test_a_person_reads_lines_and_pandas_a_frame() -> None:
+def test_a_record_prints_as_lines_and_converts_to_a_frame() -> None:
     lines = str(RECORD).splitlines()
     assert lines[0] == "digits-dmix-s0  digits  accuracy  protocol v1  n 360"
     assert [line.split()[:2] for line in lines[1:]] == [["encoder", "linear"]] * 2 + [["majority", "majority"]]
@@ -83,13 +83,13 @@ def test_a_person_reads_lines_and_pandas_a_frame() -> None:
     assert set(frame["run"]) == {"digits-dmix-s0"}
 
 
-def test_names_that_stand_in_one_place() -> None:
+def test_prediction_keys_and_names_of_protocols_and_metrics() -> None:
     assert prediction_key("knn", "5/class") == "knn@5 per class"
     assert set(PROTOCOLS) == {*PROBED, "finetune"}
     assert set(BY_CLASS) <= set(METRICS)
 
 
-def test_a_record_says_what_pretraining_did_not_beat() -> None:
+def test_a_record_names_the_yardsticks_that_pretraining_did_not_beat() -> None:
     better, worse = replace(FIRST, value=FIRST.value + 0.01), replace(FIRST, value=FIRST.value - 0.01)
     other = replace(better, label_fraction="0.5")
     record = replace(RECORD, yardsticks={"patches": (better,), "raw": (worse, other), "supervised": (better,)})
@@ -98,7 +98,7 @@ def test_a_record_says_what_pretraining_did_not_beat() -> None:
     assert "nothing is shown" not in str(replace(record, yardsticks={"raw": (worse, other)}))
 
 
-def test_groups_stand_beside_n_and_few_of_them_are_explained() -> None:
+def test_the_number_of_groups_is_printed_and_few_groups_are_explained() -> None:
     first = replace(FIRST, n=100, units=12)
     assert "n 100 in 12 groups" in str(replace(RECORD, results=(first,)))
     assert "fewer than 5" not in str(replace(RECORD, results=(first,)))

@@ -32,7 +32,7 @@ def digits() -> tuple[Features, Features, Features]:
 
 @dataclass(frozen=True)
 class Fixed:
-    """A head that answers what it is told, by the first feature of a row."""
+    """A head with given outputs, indexed by the first feature of a row."""
 
     answers: NDArray[np.float32]
     setting: Setting = field(default_factory=dict)
@@ -47,7 +47,7 @@ def rows(numbers: Sequence[int], label: Sequence[int]) -> Features:
 
 def test_the_setting_is_the_best_mean_over_draws_and_the_same_for_all() -> None:
     good, bad = [[0, 1]], [[1, 0]]
-    # right on rows: 0 and 1 / 0, 2 and 3 / none, but not finite
+    # correct on rows 0 and 1; on 0, 2 and 3; on none, and not finite
     answers = [good + good + bad + bad, good + bad + good + good, [[0, np.nan]] * 4]
     heads = [Fixed(np.array(a, dtype=np.float32), {"number": i}) for i, a in enumerate(answers)]
     draws = [(rows([0], [1]), rows([0, 1], [1, 1])), (rows([1], [1]), rows([2, 3], [1, 1]))]
@@ -68,10 +68,10 @@ def test_the_setting_is_the_best_mean_over_draws_and_the_same_for_all() -> None:
         ((700, 800, 900), True),
         ((700, 900, 800), False),
         ((700, 899, 900), False),  # 0.1 points above: the grid is long enough
-        ((800, 900), False),  # two settings have no inside
+        ((800, 900), False),  # a grid of two settings has no interior
     ],
 )
-def test_a_choice_at_the_edge_of_its_grid_is_told_where_it_gains(right: tuple[int, ...], edge: bool) -> None:
+def test_a_choice_at_the_edge_of_its_grid_is_noted_if_it_gains(right: tuple[int, ...], edge: bool) -> None:
     answers = [np.eye(2, dtype=np.float32)[(np.arange(1000) < number).astype(int)] for number in right]
     heads = [Fixed(each, {"pooling": "mean", "C": i}) for i, each in enumerate(answers)]
     heads += [Fixed(np.zeros((1000, 2), np.float32), {"pooling": "cls", "C": i}) for i in range(3)]  # another grid
@@ -79,13 +79,13 @@ def test_a_choice_at_the_edge_of_its_grid_is_told_where_it_gains(right: tuple[in
     assert select(lambda train: heads, [(validation, validation)], metric("accuracy"))[0].at_edge == edge
 
 
-def test_less_is_better_where_the_metric_says_so() -> None:
+def test_lower_is_better_for_error_metrics() -> None:
     heads = [Fixed(np.array([v], dtype=np.float32), {"number": v}) for v in (3.0, 1.0, 2.0)]
     chosen = select(lambda train: heads, [(rows([0], [1]), rows([0], [1]))], metric("mse"))
     assert chosen[0].setting == {"number": 1.0}
 
 
-def test_a_draw_that_cannot_be_scored_has_no_say() -> None:
+def test_a_draw_without_a_score_is_ignored() -> None:
     heads = [Fixed(np.array([[0, 1], [0, 0]], dtype=np.float32), {"number": 0})]
     blind, seeing = rows([0, 1], [1, 1]), rows([0, 1], [1, 0])
     assert select(lambda train: heads, [(blind, blind), (seeing, seeing)], metric("auroc_macro"))[0].validation == 1
@@ -110,11 +110,11 @@ def test_every_probe_of_a_protocol_learns_and_permuted_labels_give_chance(
         accuracy = metric("accuracy")
         assert accuracy(real.head.predict(test), test.label) > 0.8, probe
         null = select(fit, [(shuffled[0], shuffled[1])], metric("accuracy"))[0]
-        found = interval(accuracy, [measure(accuracy, [null.head.predict(test)], test.label)])
-        assert found.low is not None
-        assert found.high is not None
-        # chance for ten classes; the interval is of one probe's luck, so a margin beside it
-        assert found.low - 0.02 < 0.1 < found.high + 0.02, probe
+        interval_of_null = interval(accuracy, [measure(accuracy, [null.head.predict(test)], test.label)])
+        assert interval_of_null.low is not None
+        assert interval_of_null.high is not None
+        # chance for ten classes; the interval covers one probe only, hence the margin
+        assert interval_of_null.low - 0.02 < 0.1 < interval_of_null.high + 0.02, probe
 
 
 def test_stratified_subsets() -> None:
@@ -125,7 +125,8 @@ def test_stratified_subsets() -> None:
     assert all((np.diff(part) > 0).all() for part in subsets)
     assert len({tuple(part) for part in subsets}) == 3
     again = label_subsets(label, CLASSES, fraction=0.1, draws=2, seed=1)
-    assert all(np.array_equal(a, b) for a, b in zip(subsets, again, strict=False))  # draw i does not know of the others
+    # draw i does not depend on the others
+    assert all(np.array_equal(a, b) for a, b in zip(subsets, again, strict=False))
     other = label_subsets(label, CLASSES, fraction=0.1, seed=2)
     assert not np.array_equal(subsets[0], other[0])
     few = label_subsets(label, CLASSES, per_class=8, seed=1)[0]

@@ -1,4 +1,4 @@
-"""Few labels choose within themselves: no label outside a draw has a say in its setting."""
+"""Few labels choose within themselves: labels outside a draw do not affect its setting."""
 
 import numpy as np
 import pytest
@@ -22,13 +22,13 @@ def features(n: int, seed: int, group: int = 0) -> Features:
     return Features(pooled, label, np.arange(n) // group if group else None)
 
 
-def test_validation_labels_have_no_say() -> None:
+def test_validation_labels_do_not_affect_the_choice() -> None:
     train, validation = features(200, 0), features(60, 1)
     other = Features(validation.pooled, 1 - validation.label)
-    found = choose(train, validation, TASK, v2(), ("5/class",))
+    chosen = choose(train, validation, TASK, v2(), ("5/class",))
     again = choose(train, other, TASK, v2(), ("5/class",))
-    assert found.keys() == again.keys()
-    for key, draws in found.items():
+    assert chosen.keys() == again.keys()
+    for key, draws in chosen.items():
         for one, two in zip(draws, again[key], strict=True):
             assert (one.setting, one.validation) == (two.setting, two.validation)
 
@@ -36,7 +36,7 @@ def test_validation_labels_have_no_say() -> None:
 def test_every_draw_is_chosen_and_fitted_on_its_own_labels() -> None:
     train, test, fit = features(200, 0), features(50, 2), fits(v2(), TASK)["ridge"]
     draws = choose(train, features(60, 1), TASK, v2(), ("5/class",))["ridge", "5/class"]
-    assert len(draws) == 10  # half of the labels in all
+    assert len(draws) == 10  # half of the labels in total
     for number, rows in enumerate(label_subsets(train.label, TASK, per_class=5, draws=10)):
         part = train.take(rows)
         assert len(part) == 10
@@ -66,11 +66,11 @@ def test_a_group_stays_in_one_fold() -> None:
         assert held_out[-1]
         return list(fits(v2(), TASK)["ridge"](train))
 
-    assert compare_within(fit, part, TASK, ACCURACY, seed=0) is not None  # type: ignore[arg-type]  # heads all the same
+    assert compare_within(fit, part, TASK, ACCURACY, seed=0) is not None  # type: ignore[arg-type]  # these are heads too
     assert sum(map(len, held_out)) == len(set().union(*held_out))  # no group is held out twice
 
 
-def test_labels_that_cannot_be_divided_are_not() -> None:
+def test_labels_that_cannot_be_divided_are_not_folded() -> None:
     part = features(24, 3).take(np.array([0, 1, 2]))
     lonely = Features(part.pooled, np.array([0, 0, 1]))
     assert compare_within(fits(v2(), TASK)["ridge"], lonely, TASK, ACCURACY, seed=0) is None
@@ -84,6 +84,6 @@ def test_other_kinds_are_folded_without_classes(kind: str) -> None:
     else:
         task, label = Task("multilabel", "auroc_macro", ("a", "b")), np.stack([part.label, 1 - part.label], axis=1)
     other = Features(part.pooled, label.astype(np.float32 if kind == "regression" else np.uint8))
-    found = compare_within(fits(v2(), task)["linear"], other, task, metric(task.metric), seed=0)
-    assert found is not None
-    assert found[2] == 27
+    compared = compare_within(fits(v2(), task)["linear"], other, task, metric(task.metric), seed=0)
+    assert compared is not None
+    assert compared[2] == 27
