@@ -53,7 +53,8 @@ def report(run: Run) -> Path:
     run.require_finished()
     tasks = [(path, read_transfer(path)) for path in sorted((run.path / "transfer").glob("*.json"))]
     training = _training(run)
-    drawn = [(record, _predictions(path), _of_task(record, _predictions(path))) for path, record in tasks]
+    predicted = [(record, _predictions(path)) for path, record in tasks]
+    drawn = [(record, predictions, _of_task(record, predictions)) for record, predictions in predicted]
     page = _page(run, training, drawn)
     pictures = [*training, *(each for *_, of_task in drawn for each in of_task)]
     write(run.path / "report.html", lambda path: path.write_text(page, encoding="utf-8"))
@@ -77,21 +78,23 @@ def _page(
         "algorithm": record.algorithm + (f" ({hyper})" if hyper else ""),
         "encoder": f"{record.encoder}, {record.parameters:,} weights",
         "training": f"{record.steps:,} steps of {record.batch_size}, seed {record.seed}, protocol {record.protocol}",
-        "time": f"{record.seconds or 0:,.0f} s on {record.device or 'unknown'}, {record.processes} process(es)",
+        "time": f"{record.seconds or 0:,.0f} s on {record.device or 'unknown'}{_processes(record.processes)}",
         "version": " ".join(filter(None, (record.version, record.commit[:12], f"torch {record.torch}"))),
         "made": record.created,
     }
     tasks = [
         {
             "name": task.task,
-            "headline": f"{task.headline.metric}, protocol {task.protocol}, {task.headline.n:,} test examples",
+            "headline": _headline(task),
             "answer": task.answer,
             "unbeaten": ", ".join(task.unbeaten),
             "rows": _rows(task),
-            "others": {name: _shown(name, value) for name, value in task.headline.others.items()},
+            "others": {_words(name): _shown(name, value) for name, value in task.headline.others.items()},
             "pictures": [(title, _svg(draw)) for title, draw in pictures],
             "failures": [] if predictions is None else _failures(predictions),
+            "quantity": task.kind == "regression",
             "splits": task.splits,
+            "grouped": any("groups" in sizes for sizes in task.splits.values()),
             "notes": task.notes,
             "reads": task.test_reads,
         }
@@ -108,6 +111,21 @@ def _page(
         notes=record.notes,
         commands=commands,
     )
+
+
+def _processes(number: int) -> str:
+    return f" in {number} processes" if number > 1 else ""
+
+
+def _headline(task: TransferRecord) -> str:
+    first = task.headline
+    grouped = f" of {first.units} groups" if 0 < first.units < first.n else ""
+    without = "" if first.low is not None else ", too few groups for intervals" if grouped else ", without intervals"
+    return f"{_words(first.metric)}, protocol {task.protocol}, {first.n:,} test examples{grouped}{without}"
+
+
+def _words(metric: str) -> str:
+    return metric.replace("_", " ")
 
 
 def _transfer_command(folder: str, task: TransferRecord, run: Run) -> str:
@@ -175,20 +193,23 @@ def _training(run: Run) -> list[tuple[str, Any]]:
 
 
 def _of_task(task: TransferRecord, predictions: pd.DataFrame | None) -> list[tuple[str, Any]]:
-    found: list[tuple[str, Any]] = [(f"{task.task}: scores with 95 % intervals", lambda axes: _scores(axes, task))]
+    ends = " with 95 % intervals" if task.headline.low is not None else ""
+    pictures: list[tuple[str, Any]] = [(f"{task.task}: scores{ends}", lambda axes: _scores(axes, task))]
     if len({each.label_fraction for each in task.results}) > 1:
-        found.append((f"{task.task}: {task.headline.metric} over the number of labels", lambda axes: _few(axes, task)))
+        pictures.append(
+            (f"{task.task}: {_words(task.headline.metric)} over the number of labels", lambda axes: _few(axes, task))
+        )
     if predictions is None:
-        return found
+        return pictures
     if task.kind == "regression":
-        return [*found, (f"{task.task}: prediction and truth", lambda axes: _scatter(axes, predictions))]
+        return [*pictures, (f"{task.task}: prediction and truth", lambda axes: _scatter(axes, predictions))]
     if task.kind == "classes":
         if len(task.classes) <= MANY:
-            found.append(
+            pictures.append(
                 (f"{task.task}: truth and prediction", lambda axes: _confusion(axes, predictions, task.classes))
             )
-        found.append((f"{task.task}: calibration", lambda axes: _calibration(axes, predictions)))
-    return found
+        pictures.append((f"{task.task}: calibration", lambda axes: _calibration(axes, predictions)))
+    return pictures
 
 
 def _scores(axes: Axes, task: TransferRecord) -> None:
@@ -218,9 +239,9 @@ def _scores(axes: Axes, task: TransferRecord) -> None:
 
 
 def _unit(metric: str) -> str:
-    found = known(metric)
-    better = "" if found is None or found.higher else ", less is better"
-    return f"{metric}{', %' if in_percent(metric) else ''}{better}"
+    scale = known(metric)
+    better = "" if scale is None or scale.higher else ", less is better"
+    return f"{_words(metric)}{', %' if in_percent(metric) else ''}{better}"
 
 
 def _few(axes: Axes, task: TransferRecord) -> None:
@@ -266,17 +287,24 @@ def _share(share: str, task: TransferRecord) -> str:
 
 
 def _confusion(axes: Axes, predictions: pd.DataFrame, classes: Sequence[str]) -> None:
+    from matplotlib.colors import to_rgb
+
     index = {name: number for number, name in enumerate(classes)}
     counts = np.zeros((len(classes), len(classes)))
     np.add.at(counts, (predictions["truth"].map(index).to_numpy(), predictions["prediction"].map(index).to_numpy()), 1)
     share = counts / counts.sum(axis=1, keepdims=True).clip(1)
-    axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    # An empty cell is as light or dark as the page, and text in the page's ink can be read on the fullest one.
+    cells = np.concatenate([np.broadcast_to(to_rgb(ENCODER), (*share.shape, 3)), 0.85 * share[..., None]], axis=2)
+    axes.imshow(cells, interpolation="nearest")
     if len(classes) <= 12:
         for (row, column), count in np.ndenumerate(counts):
-            color = "#ffffff" if share[row, column] > 0.5 else "#20242a"  # on the cell's own colour
-            axes.text(column, row, f"{count:.0f}", ha="center", va="center", color=color, fontsize=8)
+            axes.text(column, row, f"{count:.0f}", ha="center", va="center", fontsize=8)
+    axes.spines[["top", "right"]].set_visible(True)
     names = [name if len(name) <= 14 else f"{name[:13]}…" for name in classes]
-    axes.set_xticks(range(len(classes)), names, rotation=60, ha="right", rotation_mode="anchor")
+    if max(map(len, names)) <= 2:
+        axes.set_xticks(range(len(classes)), names)
+    else:
+        axes.set_xticks(range(len(classes)), names, rotation=60, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(len(classes)), names)
     axes.set_xlabel("prediction")
     axes.set_ylabel("truth")

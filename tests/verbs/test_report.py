@@ -49,7 +49,7 @@ def test_a_run_with_classes_and_with_a_quantity(tmp_path: Path, capsys: pytest.C
     assert f"dabsmix pretrain --config {run.path / 'config.yaml'}" in page
     assert re.search(r"dabsmix transfer --run \S+ --data \S+more\.csv --label days --labels 1", page)
     assert "t.csv:" in page  # the most confident mistakes
-    assert "The surest mistakes on test" in page
+    assert "The most confident mistakes on test" in page
 
 
 def test_an_unscored_run_has_a_report_and_an_unfinished_run_has_none(tmp_path: Path) -> None:
