@@ -527,7 +527,8 @@ class EmbedConfig:
         """Refuse mistakes that are found without torch.
 
         Raises:
-            UserError: the run is not a finished run, the input does not exist, or the output has another format.
+            UserError: the run is not a finished run, the input does not exist, the output has another format, or a
+                flag does not apply.
         """
         from dabsmix.modalities.packed import is_packed
 
@@ -535,6 +536,8 @@ class EmbedConfig:
         run.require_finished()
         if not is_packed(self.input.expanduser(), run.modality) and not self.input.expanduser().exists():
             raise UserError(f"--input {self.input}: no such file or folder")
+        if self.on_bad == "skip" and self.input.suffix == ".npy":
+            raise UserError(f"--on-bad skip: {self.input} is one array; leave it out, and bad rows out of the array")
         if self.out.suffix not in FEATURE_FILES:
             raise UserError(f"--out {self.out}: its name must end in one of {', '.join(FEATURE_FILES)}")
 

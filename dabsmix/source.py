@@ -111,9 +111,10 @@ class Source:
         if (self.domain is None) == (self.data is None):
             raise UserError("name the data: either --domain NAME (see `dabsmix list domains`) or --data PATH")
         if self.domain is not None:
-            for flag in ("modality", "label", "options", "group", "ignore"):
-                if (given := getattr(self, flag)) is not None:
-                    raise UserError(f"--{flag} {given} is for your own data (--data PATH); leave it out with --domain")
+            for flag in ("modality", "label", "options", "group", "ignore", "on_bad"):
+                if (given := getattr(self, flag)) not in (None, "error"):
+                    name = flag.replace("_", "-")
+                    raise UserError(f"--{name} {given} is for your own data (--data PATH); leave it out with --domain")
             domain(self.domain)
             return
         assert self.data is not None
@@ -129,6 +130,8 @@ class Source:
         """The source that a ``config.yaml`` names, among other fields."""
         given: dict[str, Any] = {f.name: values[f.name] for f in fields(cls) if values.get(f.name) is not None}
         given |= {name: Path(given[name]) for name in ("data", "options", "data_root") if name in given}
+        if "domain" in given:
+            given.pop("on_bad", None)  # older versions took it here, where it changes nothing
         return cls(**given)
 
 

@@ -307,7 +307,7 @@ def test_help_states_the_algorithm_s_flags(monkeypatch: pytest.MonkeyPatch, caps
         assert word in text
 
 
-@pytest.mark.parametrize("flag", ["--label species", "--modality image", "--options more.yaml"])
+@pytest.mark.parametrize("flag", ["--label species", "--modality image", "--options more.yaml", "--on-bad skip"])
 @pytest.mark.parametrize("command", ["pretrain --algo none", "audit"])
 def test_flags_for_files_are_refused_with_a_domain(
     command: str, flag: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -91,7 +91,8 @@ def divided(data: Data) -> tuple[str, ...]:
     width = max(map(len, splits))
     lines = ["parts:"]
     for name, split in splits.items():
-        groups = "" if split.group is None else f", {len(np.unique(split.group))} groups"
+        number = 0 if split.group is None else len(np.unique(split.group))
+        groups = "" if split.group is None else f", {number} group{'s' * (number != 1)}"
         lines.append(f"  {name:<{width}}  {len(split)} examples{groups}")
     if labelled is None:
         return tuple(lines)

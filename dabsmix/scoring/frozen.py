@@ -138,10 +138,15 @@ def truth(test: Split) -> dict[str, NDArray[Any]]:
     return {"label": test.label} if test.group is None else {"label": test.label, "group": test.group}
 
 
+HOW_CHOSEN = ("validation", "candidates", "at_edge")
+"""Entries of ``Result.selected`` that are not part of the setting."""
+
+
 def notes_on(scored: Scored, labelled: Labelled) -> tuple[str, ...]:
     """What a reader of the scores has to know about them, in complete sentences."""
     edges = [
-        f"The {each.probe} probe with labels {each.label_fraction} chose the edge of its grid: {dict(each.selected)}."
+        f"The {each.probe} probe with labels {each.label_fraction} chose the edge of its grid: "
+        f"{', '.join(f'{name} {each.selected[name]}' for name in each.selected if name not in HOW_CHOSEN)}."
         for each in scored.results
         if each.selected.get("at_edge") and each.probe in ("linear", "ridge")
     ]

@@ -232,10 +232,11 @@ class Gain:
         def text(number: float) -> str:
             return f"{self.direction * number * (100 if percent else 1):+{'.1f' if percent else '.3g'}}"
 
-        what = f"points of {self.metric}" if percent else self.metric
+        metric = self.metric.replace("_", " ")
+        what = f"points of {metric}" if percent else metric
         share = f"with {_share_in_words(self.label_fraction)}"
         if self.low is None or self.high is None:
-            return f"{share} it differs from a random one by {text(self.value)} {what}, of too few groups to tell more"
+            return f"{share} it differs from a random one by {text(self.value)} {what} (too few groups for an interval)"
         low, high = (self.low, self.high) if self.direction > 0 else (self.high, self.low)
         ends = f"95 % interval {text(low)} to {text(high)}"
         if self.sign:
@@ -247,9 +248,10 @@ class Gain:
 def _share_in_words(share: str) -> str:
     if share == "1":
         return "all labels"
-    return (
-        f"{share.removesuffix('/class')} labels of each class" if "/" in share else f"{float(share):.3g} of the labels"
-    )
+    if "/" not in share:
+        return f"{100 * float(share):.3g} % of the labels"
+    number = share.removesuffix("/class")
+    return f"{number} label{'s' * (number != '1')} of each class"
 
 
 @dataclass(frozen=True)
@@ -403,7 +405,7 @@ class TransferRecord:
             )
         if groups and first.low is None:
             lines.append(
-                f"  The test rows come from {first.units} group(s). With fewer than 5 there is no interval, because "
+                f"  The test split holds {first.units} of the groups. With fewer than 5 there is no interval, because "
                 "nothing says how other groups would differ."
             )
         if first.others:

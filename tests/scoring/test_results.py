@@ -103,5 +103,5 @@ def test_the_number_of_groups_is_printed_and_few_groups_are_explained() -> None:
     assert "n 100 in 12 groups" in str(replace(RECORD, results=(first,)))
     assert "fewer than 5" not in str(replace(RECORD, results=(first,)))
     few = str(replace(RECORD, results=(replace(first, units=2, low=None, high=None),)))
-    assert "from 2 group(s). With fewer than 5 there is no interval" in few
+    assert "holds 2 of the groups. With fewer than 5 there is no interval" in few
     assert "groups" not in str(replace(RECORD, results=(replace(first, units=100),)))
