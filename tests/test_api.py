@@ -142,7 +142,7 @@ def test_categories_that_training_did_not_have_are_read_as_missing(tmp_path: Pat
     one, other = extractor.features(unseen)
     np.testing.assert_array_equal(one, other)
     data, _ = extractor.read(unseen)
-    assert data.notes == ("1 cells hold a category that no training row has; they are read as missing.",)
+    assert data.notes == ("1 cell holds a category that no training row has; it is read as missing (1 in 'kind').",)
     with pytest.raises(UserError, match="column 'size' holds 'big' among numbers"):
         extractor.features(pd.DataFrame({"size": ["big"], "weight": [1.0], "kind": ["a"]}))
 

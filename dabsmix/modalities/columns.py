@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
@@ -39,6 +40,7 @@ __all__ = [
     "fit_in_memory",
     "listed",
     "refuse",
+    "refuse_in_memory",
     "scan",
     "store",
 ]
@@ -111,6 +113,11 @@ def refuse(file: Path, row: int, reason: str) -> None:
     raise UserError(f"{file}: row {row}: {reason}; fix the row, or leave such rows out with --on-bad skip")
 
 
+def refuse_in_memory(file: Path, row: int, reason: str) -> None:
+    """Raise UserError for a bad row of a table in memory."""
+    raise UserError(f"{file}: row {row}: {reason}; fix the row or leave it out")
+
+
 def _numbers(text: Any) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """A string array's values ``(n,)``, NaN for empty cells, and a mask of the filled cells that are not numbers."""
     import pyarrow as pa
@@ -167,12 +174,12 @@ def _codes(text: Any, categories: tuple[str, ...]) -> tuple[NDArray[np.float64],
 
 def _encode(
     block: Block, columns: Iterable[Column], filled: frozenset[str]
-) -> tuple[NDArray[np.float64], dict[int, str], int]:
-    """A block's values ``(n, columns)``, what is wrong in which row, and how many cells have an unknown category.
+) -> tuple[NDArray[np.float64], dict[int, str], Counter[str]]:
+    """A block's values ``(n, columns)``, what is wrong in which row, and each column's cells of unknown categories.
 
     The rows of the block are counted from 0.
     """
-    values, unknown = [], 0
+    values, unknown = [], Counter[str]()
     wrong: dict[int, str] = {}
     for column in columns:
         text = block.cells[column.name]
@@ -194,7 +201,7 @@ def _encode(
                 wrong.setdefault(int(i), f"column {column.name!r} holds {text[int(i)].as_py()!r} {reason}")
         else:
             each, count = _codes(text, column.categories)
-            unknown += count
+            unknown += Counter({column.name: count})  # leaves out columns without any
         if column.name in filled:
             for i in np.flatnonzero(np.isnan(each)):
                 wrong.setdefault(int(i), f"column {column.name!r} is empty")
@@ -270,8 +277,8 @@ def encoded(
     on_row: Refuse,
     missing: tuple[str, ...] = (),
     filled: frozenset[str] = frozenset(),
-) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float64], int]]:
-    """A file's rows, a bounded number at a time: numbers, values ``(n, columns)`` and the count of unknown categories.
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float64], Counter[str]]]:
+    """A file's rows, a bounded number at a time: numbers, values ``(n, columns)``, and unknown categories by column.
 
     Bad rows (an infinite value, a word among numbers, an empty cell in a column that has to be ``filled``) are passed
     to ``on_row``; if that returns, they are left out.
@@ -400,15 +407,16 @@ class Fitted:
 
         return normalise
 
-    def unseen(self, x: NDArray[np.float32], rows: NDArray[np.int64]) -> int:
-        """How many filled cells of these rows have a category that no training row has."""
-        count = 0
+    def unseen(self, x: NDArray[np.float32], rows: NDArray[np.int64]) -> Counter[str]:
+        """By column, how many filled cells of these rows have a category that no training row has."""
+        count = Counter[str]()
         incomplete = [(j, np.array(codes) < 0) for j, codes in enumerate(self.codes) if min(codes, default=0) < 0]
         for start in range(0, len(rows) if incomplete else 0, CHUNK):
             chunk = x[rows[start : start + CHUNK]]
             for j, is_unseen in incomplete:
                 stored = chunk[:, j]
-                count += int(is_unseen[stored[~np.isnan(stored)].astype(np.int64)].sum())
+                unseen = int(is_unseen[stored[~np.isnan(stored)].astype(np.int64)].sum())
+                count += Counter({self.columns[j].name: unseen})
         return count
 
 

@@ -7,6 +7,7 @@ import os
 import re
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from io import BytesIO
@@ -23,6 +24,7 @@ from dabsmix.errors import UserError
 from dabsmix.modalities.tables import Source, blocks, column_names
 
 __all__ = [
+    "LISTED",
     "Folder",
     "Marked",
     "OwnSplit",
@@ -32,6 +34,7 @@ __all__ = [
     "digest",
     "divided",
     "division_notes",
+    "endings_not_read",
     "lines",
     "marked",
     "marked_files",
@@ -43,11 +46,15 @@ __all__ = [
     "rows_named",
     "skipped_note",
     "split_note",
+    "usable_rows",
     "walk",
 ]
 
 LISTED = 20
 """The most names that a note lists."""
+
+HIDDEN = re.compile(r"(^|/)(\.|__MACOSX/)")
+"""Files and folders that are not part of the data, by their relative path."""
 
 Folder = Path | zipfile.Path
 """Where examples lie: a folder, or a folder in a zip archive, which has the same interface."""
@@ -169,13 +176,38 @@ def _zipped(path: Path, suffixes: tuple[str, ...]) -> tuple[zipfile.Path, list[s
         archive = zipfile.ZipFile(path)
     except (OSError, zipfile.BadZipFile) as error:
         raise UserError(f"{path}: cannot be read as a zip archive ({error}); fetch it again") from error
-    hidden = re.compile(r"(^|/)(\.|__MACOSX/)")
     files = sorted(
-        name for name in archive.namelist() if name.lower().endswith(suffixes) and hidden.search(name) is None
+        name for name in archive.namelist() if name.lower().endswith(suffixes) and HIDDEN.search(name) is None
     )
     if not files:
         raise UserError(f"{path}: no file in it ends in {', '.join(suffixes)}; is it the right archive?")
     return zipfile.Path(archive), files
+
+
+def endings_not_read(path: Path, suffixes: tuple[str, ...], *read: str) -> Counter[str]:
+    """How many files at ``path`` end in each of the suffixes that `own_files` leaves out; hidden files do not count.
+
+    Args:
+        path: see `own_files`.
+        suffixes: of the files that are examples.
+        read: files below it that are read as something else, such as a table of labels.
+    """
+    if path.is_dir():
+        names = [
+            os.path.relpath(os.path.join(above, name), path)
+            for above, _, inside in os.walk(path, followlinks=False)
+            for name in inside
+        ]
+    elif path.suffix.lower() == ".zip":
+        names = [name for name in zipfile.ZipFile(path).namelist() if not name.endswith("/")]
+    else:
+        names = []
+    left_out = (
+        name
+        for name in names
+        if not name.lower().endswith(suffixes) and HIDDEN.search(name) is None and name not in read
+    )
+    return Counter(Path(name).suffix.lower() or "no suffix" for name in left_out)
 
 
 Named = Mapping[str, tuple[str, str]]
@@ -183,9 +215,14 @@ Named = Mapping[str, tuple[str, str]]
 
 
 def own_labels(
-    folder: Folder, files: Sequence[str], label: str | None, labels: str, group: str | None
-) -> tuple[Named | None, str]:
-    """The classes and groups of a user's files, and the fingerprint of the table of labels; None without a label.
+    folder: Folder,
+    files: Sequence[str],
+    label: str | None,
+    labels: str,
+    group: str | None,
+    on_bad: Literal["error", "skip"],
+) -> tuple[Named | None, str, tuple[str, ...]]:
+    """The classes and groups of a user's files (None without a label), the table's fingerprint, and notes on its rows.
 
     Args:
         folder: of the data.
@@ -193,6 +230,7 @@ def own_labels(
         label: ``folder`` if each class has its own folder; with `labels`, the column of the class.
         labels: a CSV as `read_labels` reads it; its path is relative to the folder of the data.
         group: the column of `labels` that says which files belong together.
+        on_bad: ``skip`` leaves out rows of the table that name no file.
 
     Raises:
         UserError: one of the three options needs another one; or as `read_labels`.
@@ -204,13 +242,15 @@ def own_labels(
             f"files have no column {group or label!r}: give --label folder, or name a CSV in the option labels"
         )
     if label is None:
-        return None, ""
+        return None, "", ()
     if not labels:
-        return {file: (file.split("/")[0], file) for file in files if "/" in file}, ""
+        return {file: (file.split("/")[0], file) for file in files if "/" in file}, "", ()
     if isinstance(folder, zipfile.Path):  # the fingerprint of the files covers the whole archive
-        return read_labels(folder / labels, files, label, group), ""
+        named, notes = read_labels(folder / labels, files, label, group, on_bad)
+        return named, "", notes
     table = folder / Path(labels).expanduser()
-    return read_labels(table, files, label, group), fingerprint(table.parent, [table])
+    named, notes = read_labels(table, files, label, group, on_bad)
+    return named, fingerprint(table.parent, [table]), notes
 
 
 @dataclass(frozen=True)
@@ -260,12 +300,7 @@ def own_split(
     Raises:
         UserError: a row is bad and not skipped, no row can be used, or there is only one class.
     """
-    if bad and on_bad == "error":
-        others = f" ({len(bad) - 1} more of {len(files)} {what} are bad)" if len(bad) > 1 else ""
-        raise UserError(f"{bad[min(bad)]}, or leave such files out with --on-bad skip{others}")
-    rows = np.array([row for row in range(len(files)) if row not in bad], dtype=np.int64)
-    if not len(rows):
-        raise UserError(f"none of the {len(files)} {what} can be used; the first: {bad[0]}")
+    rows = usable_rows(what, len(files), bad, on_bad)
     skipped = tuple(bad[row] for row in sorted(bad))
     if named is None:
         parts = Parts(rows, rows[:0], rows[:0], rows[:0])
@@ -284,6 +319,21 @@ def own_split(
         *skipped_note(what, skipped, len(files)),
     )
     return OwnSplit(parts, label, task, group if grouped else None, notes, skipped)
+
+
+def usable_rows(what: str, total: int, bad: Mapping[int, str], on_bad: Literal["error", "skip"]) -> NDArray[np.int64]:
+    """The rows of a user's files that are not bad.
+
+    Raises:
+        UserError: a row is bad and not skipped, or no row can be used.
+    """
+    if bad and on_bad == "error":
+        others = f" ({len(bad) - 1} more of {total} {what} are bad)" if len(bad) > 1 else ""
+        raise UserError(f"{bad[min(bad)]}, or leave such files out with --on-bad skip{others}")
+    rows = np.array([row for row in range(total) if row not in bad], dtype=np.int64)
+    if not len(rows):
+        raise UserError(f"none of the {total} {what} can be used; the first: {bad[0]}")
+    return rows
 
 
 def named(names: Sequence[str]) -> Callable[[NDArray[np.int64]], list[str]]:
@@ -338,15 +388,16 @@ def marked_files(
     label: str,
     labels: str,
     group: str | None,
+    on_bad: Literal["error", "skip"],
 ) -> Marked:
     """Files below ``path``, already ``read``, with the classes and groups of `own_labels`."""
     folder, files = own_files(path, suffixes)
     data, keys = read
-    named, _ = own_labels(folder, files, label, labels, group)
+    named, _, notes = own_labels(folder, files, label, labels, group, on_bad)
     assert named is not None
     pairs = [named.get(key, ("", f"/{key}")) for key in keys]  # a file without a label is a group by itself
     groups = [name for _, name in pairs] if group is not None else None
-    return marked(data, keys, what, folder, [name for name, _ in pairs], groups)
+    return marked(data, keys, what, folder, [name for name, _ in pairs], groups)._replace(notes=notes)
 
 
 def divided(examples: Marked) -> Data:
@@ -453,8 +504,12 @@ def _key_and_reason(skipped: str) -> tuple[str, str]:
     return key, re.split(r" \(|;", reason)[0]
 
 
-def read_labels(path: Folder, files: Sequence[str], label: str, group: str | None) -> dict[str, tuple[str, str]]:
-    """Class and group of each file, from a user's CSV with the column ``file``; by default each file is a group.
+def read_labels(
+    path: Folder, files: Sequence[str], label: str, group: str | None, on_bad: Literal["error", "skip"]
+) -> tuple[dict[str, tuple[str, str]], tuple[str, ...]]:
+    """Class and group of each file, from a user's CSV with the column ``file``, and notes on rows that were left out.
+
+    By default each file is a group. With ``skip``, rows that name a file which is not below the folder are left out.
 
     Raises:
         UserError: a column is missing; a row has another number of cells, has no group, or names a file that is not
@@ -470,14 +525,21 @@ def read_labels(path: Folder, files: Sequence[str], label: str, group: str | Non
         raise UserError(f"{file}, row {row}: {reason}")
 
     labelled: dict[str, tuple[str, str]] = {}
+    absent: list[str] = []
     for block in blocks(source, refuse, always=("",)):  # a class may be called "NA"
         cells = (block.cells[name].fill_null("").to_pylist() for name in needed)
         for row, file, *values in zip(block.rows.tolist(), *cells, strict=True):
+            if file not in existing and on_bad == "skip":
+                absent.append(f"row {row}, {file!r}")
+                continue
             if file not in existing:
-                refuse(source.path, row, f"no file {file!r} below the data folder")
+                fix = "fix the row, or leave such rows out with --on-bad skip"
+                refuse(source.path, row, f"no file {file!r} below the data folder; {fix}")
             if file in labelled:
                 refuse(source.path, row, f"{file!r} has an earlier row; remove one of them")
             if group and not values[-1]:
                 refuse(source.path, row, f"{group} is empty; fill it in")
             labelled[file] = (values[0], values[-1] if group else file)
-    return labelled
+    if not absent:
+        return labelled, ()
+    return labelled, (f"{path}: skipped rows that name no file: {len(absent)} (the first: {absent[0]}).",)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -35,12 +36,14 @@ from dabsmix.modalities.files import (
     Marked,
     content,
     digest,
+    endings_not_read,
     marked_files,
     named,
     own_files,
     own_labels,
     own_split,
     skipped_note,
+    usable_rows,
 )
 from dabsmix.modalities.summary import files_summary
 from dabsmix.spec import Grid
@@ -639,9 +642,10 @@ def load_own(
         UserError: there is no image, an image is damaged, a label has no image, or there is only one class.
     """
     folder, files = own_files(path, IMAGE_SUFFIXES)
-    classes, table = own_labels(folder, files, label, labels, group)
+    classes, table, absent = own_labels(folder, files, label, labels, group, on_bad)
     unlabelled = _own_listing(folder, files)
     images, sums, bad, source = stored("own_images", unlabelled, _side(size, patch), "skip")
+    summary = _summary(folder, files, endings_not_read(path, IMAGE_SUFFIXES, labels))
     division = own_split("images", folder, files, classes, bad, grouped=group is not None, on_bad=on_bad)
     if division.label is None or division.task is None:
         standardise = _statistics(sums[division.parts.pretrain], size)
@@ -653,7 +657,7 @@ def load_own(
             "skipped": division.skipped,
         }
         whole = _unsplit(images, division.parts.pretrain, source, state)
-        return replace(whole, notes=division.notes, summary=_summary(folder, files))
+        return replace(whole, notes=division.notes, summary=summary)
     listing = replace(
         unlabelled,
         label=division.label,
@@ -663,19 +667,19 @@ def load_own(
         pretrain=division.parts.pretrain,
         task=division.task,
         group=division.group,
-        notes=division.notes,
+        notes=(*division.notes, *absent),
     )
     data = load("own_images", listing, size, patch, "v1", "flip", "skip")
     return replace(
         data,
         fingerprint=digest([source, table]),
-        summary=_summary(folder, files),
+        summary=summary,
         state={**data.state, "skipped": division.skipped},
         names=named(files),
     )
 
 
-def _summary(folder: Folder, files: Sequence[str]) -> tuple[str, ...]:
+def _summary(folder: Folder, files: Sequence[str], not_read: Counter[str]) -> tuple[str, ...]:
     """Formats, colours and sizes of a user's images."""
     from PIL import Image
 
@@ -687,7 +691,7 @@ def _summary(folder: Folder, files: Sequence[str]) -> tuple[str, ...]:
         except (UserError, OSError, SyntaxError, ValueError, Image.DecompressionBombError):
             return None  # what is wrong with it is said where it is read
 
-    return files_summary("images", files, header, "size in pixels")
+    return files_summary("images", files, header, "size in pixels", not_read)
 
 
 def load_further(
@@ -696,11 +700,11 @@ def load_further(
     """Further images read with a training run's state, all as ``pretrain``; keys are file names below the folder.
 
     Raises:
-        UserError: there is no image, or one is damaged.
+        UserError: there is no image, one is damaged and not skipped, or none can be used.
     """
     folder, files = own_files(path, IMAGE_SUFFIXES)
-    images, _, bad, source = stored("own_images", _own_listing(folder, files), state["size"], on_bad)
-    rows = np.array([row for row in range(len(files)) if row not in bad], dtype=np.int64)
+    images, _, bad, source = stored("own_images", _own_listing(folder, files), state["size"], "skip")
+    rows = usable_rows("images", len(files), bad, on_bad)
     notes = skipped_note("images", [bad[row] for row in sorted(bad)], len(files))
     return replace(_unsplit(images, rows, source, state), notes=notes), [files[row] for row in rows]
 
@@ -715,7 +719,8 @@ def load_further_labelled(
     group: str | None = None,
 ) -> Marked:
     """Further images with labels: ``label``, ``labels``, ``group`` as in `load_own`, the rest as in `load_further`."""
-    return marked_files("images", path, IMAGE_SUFFIXES, load_further(path, state, on_bad), label, labels, group)
+    further = load_further(path, state, on_bad)
+    return marked_files("images", path, IMAGE_SUFFIXES, further, label, labels, group, on_bad)
 
 
 def _side(size: int, patch: int) -> int:

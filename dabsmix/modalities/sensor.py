@@ -339,7 +339,10 @@ def _keys(recordings: Recordings, sources: Sequence[Source], starts: NDArray[np.
 
 def _check_options(window: int, stride: int, patch: int, rate: float | None, max_gap: float | None) -> None:
     if window < 2 or stride < 1 or patch < 1 or window % patch:
-        raise UserError(f"window {window}, stride {stride}, patch {patch}: each is positive, and patch divides window")
+        raise UserError(
+            f"options window {window}, stride {stride}, patch {patch}: each must be positive, window at least 2, and "
+            "patch must divide window"
+        )
     for name, value in (("rate", rate), ("max_gap", max_gap)):
         if value is not None and not value > 0:
             raise UserError(f"option {name}: {value} is not positive")
@@ -358,8 +361,8 @@ def _unused_note(starts: NDArray[np.int64], window: int, readings: int) -> list[
         return []
     share = f"{unused / readings:.1%}"
     return [
-        f"{unused} of {readings} readings ({share}) are in no window: their recording is shorter than a window, or "
-        "ends before the next one is full."
+        f"{unused} of {readings} readings ({share}) are in no window: their stretch without a gap or another label is "
+        f"shorter than a window of {window}, or ends before the next window is full."
     ]
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -35,12 +36,14 @@ from dabsmix.modalities.files import (
     Marked,
     content,
     digest,
+    endings_not_read,
     marked_files,
     named,
     own_files,
     own_labels,
     own_split,
     skipped_note,
+    usable_rows,
     walk,
 )
 from dabsmix.modalities.summary import files_summary
@@ -246,7 +249,7 @@ def load(
         fingerprint=key,
         normalise=standardise,
         augment=SoundViews(standardise, form).augment,
-        notes=(*clips.notes, about.cut_note(len(clips.files), form, as_dabs=as_dabs)),
+        notes=(*clips.notes, *about.cut_note(len(clips.files), form, as_dabs=as_dabs)),
         state={"form": asdict(form), "squared": as_dabs, "mean": standardise.mean, "std": standardise.std},
     )
 
@@ -407,11 +410,13 @@ class About(NamedTuple):
     cut: int
     bad: dict[int, str]
 
-    def cut_note(self, n: int, form: Form, *, as_dabs: bool) -> str:
-        """For ``Data.notes``."""
+    def cut_note(self, n: int, form: Form, *, as_dabs: bool) -> tuple[str, ...]:
+        """For ``Data.notes``: how many of ``n`` clips were cut, if any were."""
+        if not self.cut:
+            return ()
         seconds = form.samples / form.rate
-        also = " In training, DABS keeps their last part half of the time." if as_dabs and self.cut else ""
-        return f"{self.cut} of {n} clips are longer than the window of {seconds:.2f} s; the rest is cut.{also}"
+        also = " In training, DABS keeps their last part half of the time." if as_dabs else ""
+        return (f"{self.cut} of {n} clips are longer than the window of {seconds:.2f} s; the rest is cut.{also}",)
 
 
 def stored(
@@ -516,7 +521,7 @@ def load_own(
     """
     form = _own_form(rate, seconds, mels, patch)
     clips = _own_clips(path)
-    classes, table = own_labels(clips.folder, clips.files, label, labels, group)
+    classes, table, absent = own_labels(clips.folder, clips.files, label, labels, group, on_bad)
     _, _, about = stored("own_sounds", clips, _fingerprint(clips), form, on_bad="skip")
     division = own_split(
         "sounds", clips.folder, clips.files, classes, about.bad, grouped=group is not None, on_bad=on_bad
@@ -531,20 +536,20 @@ def load_own(
         label=division.label,
         task=division.task,
         group=division.group,
-        notes=division.notes,
+        notes=(*division.notes, *absent),
     )
     data = load("own_sounds", clips, form, "v1", on_bad="skip")
     source = digest([data.fingerprint, table])
     return replace(
         data,
         fingerprint=source,
-        summary=_summary(clips.folder, clips.files),
+        summary=_summary(clips.folder, clips.files, endings_not_read(path, SUFFIXES, labels)),
         state={**data.state, "skipped": division.skipped},
         names=named(clips.files),
     )
 
 
-def _summary(folder: Folder, files: Sequence[str]) -> tuple[str, ...]:
+def _summary(folder: Folder, files: Sequence[str], not_read: Counter[str]) -> tuple[str, ...]:
     """Formats, rates and durations of a user's sounds."""
     import soundfile
 
@@ -556,7 +561,7 @@ def _summary(folder: Folder, files: Sequence[str]) -> tuple[str, ...]:
         channels = {1: "mono", 2: "stereo"}.get(info.channels, f"{info.channels} channels")
         return f"{info.format} {info.samplerate} Hz {channels}", info.duration, f"{info.duration:.2f} s"
 
-    return files_summary("sounds", files, header, "duration")
+    return files_summary("sounds", files, header, "duration", not_read)
 
 
 def load_further(
@@ -565,12 +570,12 @@ def load_further(
     """Further sounds read with a training run's state, all as ``pretrain``; keys are file names below the folder.
 
     Raises:
-        UserError: there is no sound, or one is damaged.
+        UserError: there is no sound, one is damaged and not skipped, or none can be used.
     """
     clips = _own_clips(path)
     form, key, squared = Form(**state["form"]), _fingerprint(clips), bool(state.get("squared", False))
-    spectrograms, _, about = stored("own_sounds", clips, key, form, as_dabs=squared, on_bad=on_bad)
-    rows = np.array([row for row in range(len(clips.files)) if row not in about.bad], dtype=np.int64)
+    spectrograms, _, about = stored("own_sounds", clips, key, form, as_dabs=squared, on_bad="skip")
+    rows = usable_rows("sounds", len(clips.files), about.bad, on_bad)
     skipped = [about.bad[row] for row in sorted(about.bad)]
     data = Data(
         specs=(form.grid,),
@@ -579,7 +584,7 @@ def load_further(
         fingerprint=key,
         normalise=Standardise(state["mean"], state["std"]),
         notes=(
-            about.cut_note(len(clips.files), form, as_dabs=False),
+            *about.cut_note(len(clips.files), form, as_dabs=False),
             *skipped_note("sounds", skipped, len(clips.files)),
         ),
         state=state,
@@ -597,7 +602,7 @@ def load_further_labelled(
     group: str | None = None,
 ) -> Marked:
     """Further sounds with labels: ``label``, ``labels``, ``group`` as in `load_own`, the rest as in `load_further`."""
-    return marked_files("sounds", path, SUFFIXES, load_further(path, state, on_bad), label, labels, group)
+    return marked_files("sounds", path, SUFFIXES, load_further(path, state, on_bad), label, labels, group, on_bad)
 
 
 def _own_form(rate: int, seconds: float, mels: int, patch: int) -> Form:

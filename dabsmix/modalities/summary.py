@@ -129,7 +129,11 @@ def class_lines(task: Task, labels: Sequence[NDArray[Any]]) -> tuple[str, ...]:
 
 
 def files_summary(
-    what: str, files: Sequence[str], of_file: Callable[[str], tuple[str, float, str] | None], unit: str
+    what: str,
+    files: Sequence[str],
+    of_file: Callable[[str], tuple[str, float, str] | None],
+    unit: str,
+    not_read: Counter[str],
 ) -> tuple[str, ...]:
     """What the headers of a user's files say, in lines: their kinds and their sizes.
 
@@ -138,14 +142,19 @@ def files_summary(
         files: their names.
         of_file: a file's kind, its size as a number and in words; None where its header cannot be read.
         unit: what the size is: ``longer side``.
+        not_read: how many files of other kinds lie beside them, by suffix.
     """
     places = np.unique(np.linspace(0, len(files) - 1, min(LOOKED_AT, len(files))).astype(np.int64))
     known = [found for place in places if (found := of_file(files[place])) is not None]
     some = f" (of {len(places)} that were looked at)" if len(places) < len(files) else ""
     lines = [f"{len(files)} {what}:"]
+    if not_read:
+        listed = ", ".join(f"{suffix} {count}" for suffix, count in not_read.most_common(CLASSES))
+        lines.append(f"  other files, which are not read: {listed}")
     if known:
         kinds = Counter(kind for kind, _, _ in known).most_common(CLASSES)
-        lines.append(f"  {', '.join(f'{kind}: {count}' for kind, count in kinds)}{some}")
+        damaged = f", header not readable: {len(places) - len(known)}" if len(known) < len(places) else ""
+        lines.append(f"  {', '.join(f'{kind}: {count}' for kind, count in kinds)}{damaged}{some}")
         ordered = sorted((size, words) for _, size, words in known)
         smallest, middle, largest = (ordered[place][1] for place in (0, len(ordered) // 2, -1))
         lines.append(f"  {unit}: {smallest} to {largest}, median {middle}{some}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
@@ -31,10 +32,11 @@ from dabsmix.modalities.columns import (
     fit_in_memory,
     listed,
     refuse,
+    refuse_in_memory,
     scan,
     store,
 )
-from dabsmix.modalities.files import Marked, codes, digest, division_notes, skipped_note
+from dabsmix.modalities.files import LISTED, Marked, codes, digest, division_notes, skipped_note
 from dabsmix.modalities.summary import summarise
 from dabsmix.modalities.tables import PARQUET, Source, column_names, table_files, table_sources
 
@@ -117,7 +119,7 @@ def supervised(
         labelled=Labelled(task, train, validation, test),
         fingerprint=source,
         normalise=fitted.normalise(),
-        notes=(*notes, *_unseen_note(sum(fitted.unseen(matrix.x, part) for part in rows[1:]))),
+        notes=(*notes, *_unseen_note(sum((fitted.unseen(matrix.x, part) for part in rows[1:]), Counter()))),
         summary=summary,
         state=_state(fitted, matrix) if state is None else state,
         names=names,
@@ -320,7 +322,7 @@ def load_frame(frame: pd.DataFrame) -> Data:
     """
     (source,) = table_sources(frame)
     columns = tuple(scan((source,)).values())
-    x = np.concatenate([cells.astype(np.float32) for _, cells, _ in encoded(source, columns, refuse)])
+    x = np.concatenate([cells.astype(np.float32) for _, cells, _ in encoded(source, columns, refuse_in_memory)])
     matrix = Matrix(x, np.empty((len(x), 0)), columns, (), (), (len(x),))
     digest = hashlib.sha256(x.tobytes() + repr(columns).encode()).hexdigest()
     return _unlabelled(matrix, fit_in_memory(matrix, np.arange(len(x))), digest)
@@ -345,7 +347,7 @@ def load_further(
     fitted = Fitted(columns, tuple(state["mean"]), tuple(state["std"]), ((),) * len(columns))
     expected = [column.name for column in columns]
     keys: list[str] = []
-    values, unseen = [np.empty((0, len(columns)), np.float32)], 0
+    values, unseen = [np.empty((0, len(columns)), np.float32)], Counter[str]()
     skipped: list[str] = []
     for source in sources:
         names = column_names(source)
@@ -357,7 +359,8 @@ def load_further(
         if new := [name for name in names if name not in {*expected, *state["others"], *state["ignored"]}]:
             raise UserError(f"{source.path}: the training data have no column {new[0]!r}; remove it")
         bad_rows: list[tuple[int, str]] = []
-        on_row = refuse if on_bad == "error" else partial(listed, bad_rows)
+        on_bad_row = refuse if source.frame is None else refuse_in_memory
+        on_row = on_bad_row if on_bad == "error" else partial(listed, bad_rows)
         for rows, cells, unknown in encoded(source, columns, on_row, tuple(state["missing"])):
             keys += [f"{source.path.name}:{row}" for row in rows]
             values.append(cells.astype(np.float32))
@@ -423,10 +426,14 @@ def _reported(file: Path, row: int, reason: str) -> None:
     """Ignore a bad row: reading the features has already reported it."""
 
 
-def _unseen_note(count: int) -> tuple[str, ...]:
-    if not count:
+def _unseen_note(cells: Counter[str]) -> tuple[str, ...]:
+    """For ``Data.notes``; ``cells`` counts those of each column whose category no training row has."""
+    if not (count := cells.total()):
         return ()
-    return (f"{count} cells hold a category that no training row has; they are read as missing.",)
+    some, read = ("1 cell holds", "it is") if count == 1 else (f"{count} cells hold", "they are")
+    more = f" and {len(cells) - LISTED} more columns" if len(cells) > LISTED else ""
+    columns = ", ".join(f"{number} in {name!r}" for name, number in cells.most_common(LISTED))
+    return (f"{some} a category that no training row has; {read} read as missing ({columns}{more}).",)
 
 
 def _listed(names: str | Sequence[str]) -> tuple[str, ...]:

@@ -19,11 +19,21 @@ from dabsmix.data.containment import SEVERAL, Sequences, roots
 from dabsmix.data.domain import Data, Labelled, Split, Task
 from dabsmix.data.download import Download
 from dabsmix.data.splits import Parts, carve, divide_labelled
-from dabsmix.errors import UserError
+from dabsmix.errors import UserError, did_you_mean
 from dabsmix.files import data_root
-from dabsmix.modalities.files import Marked, class_names, codes, division_notes, marked, named, skipped_note, walk
+from dabsmix.modalities.files import (
+    LISTED,
+    Marked,
+    class_names,
+    codes,
+    division_notes,
+    marked,
+    named,
+    skipped_note,
+    walk,
+)
 from dabsmix.modalities.summary import tokens_summary
-from dabsmix.modalities.tables import CSV, EMPTY, PARQUET
+from dabsmix.modalities.tables import CSV, EMPTY, PARQUET, is_utf8
 from dabsmix.modalities.tokenizer import Sample, Tokenizer, tokenizer, train_tokenizer
 from dabsmix.spec import Tokens
 from dabsmix.terminal import progress
@@ -274,24 +284,50 @@ def as_int64(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 # --- files of lines and GLUE's tables
 
 
-def read_lines(file: Path) -> Iterator[tuple[int, str]]:
-    """The lines of a UTF-8 file, numbered from 1, without byte order mark and line ends.
+def read_lines(file: Path, encoding: str | None = None) -> Iterator[tuple[int, str]]:
+    """The lines of a file, numbered from 1, without byte order mark and line ends.
+
+    Args:
+        file: of text.
+        encoding: that a user may choose; None for a data set's own files, which are UTF-8.
 
     Raises:
-        UserError: the file is missing or cannot be read, or one of its lines is not UTF-8.
+        UserError: the file is missing or cannot be read, or one of its lines has another encoding.
     """
+    codec = encoding or "utf-8"
     try:
         # only "\\n" ends a line: upstream's files hold other characters at which Python would split
         with file.open("rb") as stream:
             for number, line in enumerate(stream, start=1):
                 try:
-                    yield number, line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+                    yield number, line.decode(_with_mark(codec) if number == 1 else codec).rstrip("\r\n")
                 except UnicodeDecodeError as error:
-                    raise UserError(f"{file}:{number}: not UTF-8 ({error.reason}); convert the file") from error
+                    upstream = f"not UTF-8 ({error.reason}); convert the file"
+                    fault = upstream if encoding is None else _other_encoding(encoding)
+                    raise UserError(f"{file}:{number}: {fault}") from error
     except FileNotFoundError as error:
         raise UserError(f"{file}: no such file; fetch the data set again or put the file there") from error
     except OSError as error:
         raise UserError(f"{file}: cannot be read ({error.strerror})") from error
+
+
+def _with_mark(encoding: str) -> str:
+    """The codec that also takes a byte order mark, for UTF-8.
+
+    Raises:
+        UserError: Python knows no such encoding.
+    """
+    try:
+        return "utf-8-sig" if is_utf8(encoding) else encoding
+    except LookupError as error:
+        raise UserError(f"option encoding: {encoding!r} is not known; try latin-1 or cp1252") from error
+
+
+def _other_encoding(encoding: str) -> str:
+    return (
+        f"not encoded as {encoding}; convert the file, or name its encoding in pretrain's option `encoding`, such as "
+        "latin-1 or cp1252"
+    )
 
 
 def read_tsv(file: Path, columns: Sequence[str], header: Sequence[str] = ()) -> Iterator[tuple[int, list[str]]]:
@@ -334,7 +370,12 @@ class OwnText(NamedTuple):
 
 
 def read_own(
-    path: Path, column: str, label: str | None, group: str | None, on_bad: Literal["error", "skip"]
+    path: Path,
+    column: str,
+    label: str | None,
+    group: str | None,
+    on_bad: Literal["error", "skip"],
+    encoding: str = "utf-8",
 ) -> tuple[list[OwnText], list[str]]:
     """The texts of a folder of ``.txt`` files, of the lines of one such file, or of a table; and what was skipped.
 
@@ -344,13 +385,14 @@ def read_own(
         label: a table's column of classes; ``folder`` for a folder of class folders; None to read no classes.
         group: a table's column of groups, or None.
         on_bad: ``error`` raises at the first text that is empty or broken or has no group; ``skip`` leaves it out.
+        encoding: of files that are not Parquet, by Python's name.
 
     Raises:
         UserError: a column is unknown, there is no text, or a text is bad and ``on_bad`` is ``error``.
     """
     texts: list[OwnText] = []
     skipped: list[str] = []
-    for text, fault in _candidates(path, column, label, group):
+    for text, fault in _candidates(path, column, label, group, encoding):
         if not fault and not text.text.strip():
             fault = "no text"
         if not fault and group is not None and text.group in EMPTY:
@@ -358,7 +400,8 @@ def read_own(
         if not fault:
             texts.append(text._replace(label="") if text.label in EMPTY else text)
         elif on_bad == "error":
-            raise UserError(f"{path}: {text.key}: {fault}; fix it, or leave such texts out with --on-bad skip")
+            place = (path if path.is_dir() else path.parent) / text.key
+            raise UserError(f"{place}: {fault}; fix it, or leave such texts out with --on-bad skip")
         else:
             skipped.append(f"{text.key}: {fault}")
     if not texts:
@@ -370,10 +413,10 @@ Candidate = tuple[OwnText, str]
 """A text and what is wrong with it; the latter is empty if nothing is."""
 
 
-def _candidates(path: Path, column: str, label: str | None, group: str | None) -> Iterator[Candidate]:
+def _candidates(path: Path, column: str, label: str | None, group: str | None, encoding: str) -> Iterator[Candidate]:
     name = path.name.lower()
     if path.is_file() and name.endswith((*CSV, *PARQUET)):
-        rows = _parquet_rows(path, (column, label, group)) if name.endswith(PARQUET) else _csv_rows(path)
+        rows = _parquet_rows(path, (column, label, group)) if name.endswith(PARQUET) else _csv_rows(path, encoding)
         yield from _from_table(path, rows, column, label, group)
         return
     if group or label not in (None, "folder"):
@@ -381,14 +424,16 @@ def _candidates(path: Path, column: str, label: str | None, group: str | None) -
     if path.is_dir():
         for file in walk(path, (".txt",)):
             try:
-                text, fault = (path / file).read_text(encoding="utf-8-sig"), ""
-            except (OSError, UnicodeDecodeError) as error:
-                text, fault = "", f"cannot be read as UTF-8 ({error})"
+                text, fault = (path / file).read_text(encoding=_with_mark(encoding)), ""
+            except OSError as error:
+                text, fault = "", f"cannot be read ({error.strerror})"
+            except UnicodeDecodeError:
+                text, fault = "", _other_encoding(encoding)
             yield OwnText(file, text, file.split("/")[0] if "/" in file else "", ""), fault
     elif label:
         raise UserError(f"{path}: the lines of a file have no class; give a table and its column with --label")
     else:
-        for number, line in read_lines(path):
+        for number, line in read_lines(path, encoding):
             yield OwnText(f"{path.name}:{number}", line.strip(), "", ""), ""
 
 
@@ -403,7 +448,8 @@ def _from_table(
     _, names = next(rows)
     for each in (column, label, group):
         if each is not None and each not in names:
-            raise UserError(f"{path}: no column {each!r} among {', '.join(names)}")
+            listed = f"{', '.join(names[:LISTED])}{' and more' * (len(names) > LISTED)}"
+            raise UserError(f"{path}: no column {each!r}{did_you_mean(each, names)}; there are: {listed}")
     indices = [None if each is None else list(names).index(each) for each in (column, label, group)]
     for number, cells in rows:
         key = f"{path.name}:{number}"
@@ -413,7 +459,7 @@ def _from_table(
             yield OwnText(key, "", "", ""), f"{len(cells)} cells where the table has {len(names)} columns"
 
 
-def _csv_rows(path: Path) -> Iterator[Cells]:
+def _csv_rows(path: Path, encoding: str) -> Iterator[Cells]:
     """The rows of a CSV or TSV file, gzipped or not; rows count from 1, and the first is the header.
 
     A cell may span lines, as texts do. Arrow, which reads the other tables, would then mistake a quote that is never
@@ -424,14 +470,16 @@ def _csv_rows(path: Path) -> Iterator[Cells]:
     csv.field_size_limit(1 << 30)  # a cell may be a book
     opened = gzip.open if path.name.lower().endswith(".gz") else open
     try:
-        with opened(path, "rt", encoding="utf-8-sig", newline="") as stream:
+        with opened(path, "rt", encoding=_with_mark(encoding), newline="") as stream:
             first = stream.readline()
             stream.seek(0)
             reader = csv.reader(stream, delimiter=max(",;\t", key=first.count), strict=True)
             yield 1, [name.strip() for name in next(reader, [])]
             for number, cells in enumerate(reader, start=2):
                 yield number, [cell.strip() for cell in cells]
-    except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: {_other_encoding(encoding)}") from error
+    except (OSError, EOFError, csv.Error) as error:
         raise UserError(f"{path}: cannot be read as a table ({error}); fix it") from error
 
 
@@ -508,6 +556,7 @@ def load_own(
     vocab_size: int = 8000,
     length: int = LENGTH,
     group: str | None = None,
+    encoding: str = "utf-8",
 ) -> Data:
     """Texts, one sample each. With a label, a fifth of the labelled texts (or of the groups) become the test part.
 
@@ -524,6 +573,7 @@ def load_own(
         vocab_size: the most tokens that a trained tokenizer has.
         length: tokens per sample.
         group: a table's column that says which texts belong together (author, source, thread).
+        encoding: of files that are not Parquet, by Python's name (``latin-1``, ``cp1252``).
 
     Raises:
         UserError: a column is unknown, a row is bad, there is no text or only one class, or the tokenizer cannot be
@@ -531,7 +581,7 @@ def load_own(
     """
     if length < 3:
         raise UserError(f"length {length}: a sample has two special tokens and at least one other; give 3 or more")
-    rows, skipped = read_own(path, column, label, group, on_bad)
+    rows, skipped = read_own(path, column, label, group, on_bad, encoding)
     division = None if label is None else TextDivision.of(path, rows, "texts", grouped=group is not None)
     seen = rows if division is None else [rows[row] for row in division.parts.pretrain]
     tokens = _own_tokenizer(tokenizer, root, (row.text for row in seen), vocab_size)
@@ -542,7 +592,13 @@ def load_own(
         data,
         summary=tokens_summary("texts", "tokens", data, [row.text for row in rows[:3]]),
         notes=(*data.notes, *skipped_note("texts", skipped, len(rows) + len(skipped))),
-        state={"column": column, "length": length, "tokenizer": tokens.state(), "skipped": skipped},
+        state={
+            "column": column,
+            "length": length,
+            **({} if is_utf8(encoding) else {"encoding": encoding}),
+            "tokenizer": tokens.state(),
+            "skipped": skipped,
+        },
         names=named([row.key for row in rows]),
     )
 
@@ -555,7 +611,7 @@ def load_further(
     Raises:
         UserError: as `load_own`.
     """
-    rows, skipped = read_own(path, state["column"], None, None, on_bad)
+    rows, skipped = read_own(path, state["column"], None, None, on_bad, state.get("encoding", "utf-8"))
     data = _own_data(path, rows, tokens_of(state), state["length"])
     notes = (*data.notes, *skipped_note("texts", skipped, len(rows) + len(skipped)))
     return replace(data, notes=notes, state=state), [row.key for row in rows]
@@ -571,7 +627,7 @@ def load_further_labelled(
     group: str | None = None,
 ) -> Marked:
     """Further texts with labels: ``label``, ``column`` and ``group`` as in `load_own`, otherwise as `load_further`."""
-    rows, skipped = read_own(path, column or state["column"], label, group, on_bad)
+    rows, skipped = read_own(path, column or state["column"], label, group, on_bad, state.get("encoding", "utf-8"))
     data = _own_data(path, rows, tokens_of(state), state["length"])
     data = replace(data, notes=(*data.notes, *skipped_note("texts", skipped, len(rows) + len(skipped))), state=state)
     groups = [row.group for row in rows] if group else None

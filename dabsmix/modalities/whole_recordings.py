@@ -153,7 +153,8 @@ def load_own(
     if by_file:
         assert label is not None
         of_group = _group_of_labels(folder / labels, group) if labels else None
-        task, code, of_table, of_labels = _of_files(path, folder, files, keys, label, labels, of_group)
+        task, code, of_table, of_labels, absent = _of_files(path, folder, files, keys, label, labels, of_group, on_bad)
+        notes = [*notes, *absent]
         groups = of_table if of_group is not None else groups
     elif label is not None:
         check_classes(label, found.classes)
@@ -215,7 +216,9 @@ def load_further_labelled(
     column, of_group = (None, None) if by_file else (label, group)
     further, keys, cut, sources = _further(path, state, column, of_group, labels, on_bad)
     if by_file:
-        task, code, groups, _ = _of_files(path, *_files(path, FILE, labels), keys, label, labels, group)
+        folder, files = _files(path, FILE, labels)
+        task, code, groups, _, absent = _of_files(path, folder, files, keys, label, labels, group, on_bad)
+        further = replace(further, notes=(*further.notes, *absent))
     else:
         check_classes(label, cut.found.classes)
         task, code = Task("classes", "accuracy", cut.found.classes), _one_label(cut, sources, label)
@@ -345,15 +348,22 @@ def _group_of_labels(table: Path, group: str) -> str | None:
 
 
 def _of_files(
-    path: Path, folder: Path, files: Sequence[str], keys: Sequence[str], label: str, labels: str, group: str | None
-) -> tuple[Task, NDArray[np.int64], NDArray[np.int64], str]:
-    """Task, class and group of each file (of one that the table does not name, itself), the table's fingerprint."""
-    table, of_table = own_labels(folder, files, label, labels, group)
+    path: Path,
+    folder: Path,
+    files: Sequence[str],
+    keys: Sequence[str],
+    label: str,
+    labels: str,
+    group: str | None,
+    on_bad: Literal["error", "skip"],
+) -> tuple[Task, NDArray[np.int64], NDArray[np.int64], str, tuple[str, ...]]:
+    """Task, class and group of each file (of one without a row, itself), and the table's fingerprint and notes."""
+    table, of_table, notes = own_labels(folder, files, label, labels, group, on_bad)
     assert table is not None
     pairs = [table.get(key, ("", f"/{key}")) for key in keys]
     classes = class_names([name for name, _ in pairs], path, "recordings")
     code = np.array([classes.index(name) if name else -1 for name, _ in pairs], np.int64)
-    return Task("classes", "accuracy", classes), code, codes([name for _, name in pairs]), of_table
+    return Task("classes", "accuracy", classes), code, codes([name for _, name in pairs]), of_table, notes
 
 
 def _notes(cut: _Cut, length: int) -> list[str]:

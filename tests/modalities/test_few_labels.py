@@ -144,6 +144,15 @@ def test_a_label_table_that_lacks_images(tmp_path: Path) -> None:
 
     has_label = pictures(tmp_path, write, ".png")
     check(image.load_own(tmp_path, label="kind", labels="labels.csv", size=16, patch=8), has_label)
+    with (tmp_path / "labels.csv").open("a") as table:
+        table.write("gone.png,a\n")
+    with pytest.raises(
+        UserError, match=r"no file 'gone\.png' below the data folder; fix the row, or leave such rows out"
+    ):
+        image.load_own(tmp_path, label="kind", labels="labels.csv", size=16, patch=8)
+    data = image.load_own(tmp_path, label="kind", labels="labels.csv", size=16, patch=8, on_bad="skip")
+    check(data, has_label)
+    assert any("skipped rows that name no file: 1 (the first: row" in note for note in data.notes)
 
 
 def test_a_label_table_that_lacks_sounds(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from dabsmix.data.domain import Data
 from dabsmix.errors import UserError
-from dabsmix.modalities import sensor, tabular
+from dabsmix.modalities import sensor, tabular, text
 from dabsmix.source import Source, load
 
 N = 60
@@ -64,6 +64,24 @@ def test_semicolons_and_decimal_commas(tmp_path: Path) -> None:
     assert not said(data, "decimal comma")
     again, _ = tabular.load_further(tmp_path / "t.csv", data.state)
     np.testing.assert_allclose(column(again, 0), numbers, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.txt", "folder"])
+def test_texts_in_latin_1(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    if name == "folder":
+        path.mkdir()
+        (path / "a.txt").write_bytes("café".encode("latin-1"))
+    else:
+        path.write_bytes(("text\n" * (name == "t.csv") + "café\nthé\n").encode("latin-1"))
+    with pytest.raises(UserError, match=r"not encoded as utf-8; .* option `encoding`, such as latin-1"):
+        text.load_own(path)
+    with pytest.raises(UserError, match="option encoding: 'latin-l' is not known"):
+        text.load_own(path, encoding="latin-l")
+    data = text.load_own(path, encoding="latin-1")
+    assert "  'café'" in data.summary
+    again, _ = text.load_further(path, data.state)
+    np.testing.assert_array_equal(again.pretrain.inputs[0], data.pretrain.inputs[0])
 
 
 def test_latin_1_and_another_separator(tmp_path: Path) -> None:
@@ -216,10 +234,13 @@ def test_images_sounds_and_texts_are_summed_up_as_tables_are(tmp_path: Path) -> 
         wave = np.sin(np.arange(800 * (1 + number)) / 5)
         soundfile.write(tmp_path / "sounds" / "ab"[number % 2] / f"{number}.wav", wave, 8000)
     (tmp_path / "pictures" / "a" / "torn.png").write_bytes(b"no picture")
+    for other in ("notes.txt", "a/Thumbs.db", "b/more.txt", ".hidden"):
+        (tmp_path / "pictures" / other).write_text("not an image")
     pictures = load(Source(data=tmp_path / "pictures", modality="image", label="folder", on_bad="skip"))
     assert pictures.summary == (
         "13 images:",
-        "  PNG RGB: 11, PNG L: 1",
+        "  other files, which are not read: .txt 2, .db 1",
+        "  PNG RGB: 11, PNG L: 1, header not readable: 1",
         "  size in pixels: 10x20 to 21x20, median 16x20",
         "labels of 2 classes: 'a' 6 (50%), 'b' 6 (50%)",
     )

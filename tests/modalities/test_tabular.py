@@ -379,7 +379,7 @@ def test_further_rows_are_read_like_training_rows(table: Path, tmp_path: Path) -
     assert keys == ["more.csv:2", "more.csv:3"]
     values = read(few, few.pretrain)
     assert np.isnan(values).tolist() == [[False, True, False, False], [True, False, True, False]]
-    assert few.notes == ("1 cells hold a category that no training row has; they are read as missing.",)
+    assert few.notes == ("1 cell holds a category that no training row has; it is read as missing (1 in 'city').",)
 
 
 def test_further_rows_that_do_not_fit_are_refused(table: Path, tmp_path: Path) -> None:

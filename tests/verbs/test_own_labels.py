@@ -64,7 +64,7 @@ def test_several_files_and_labels_of_a_table(tmp_path: Path) -> None:
     assert all(record.headline.value > 0.7 for record in records)
     assert 0 < records[0].headline.units <= 12
     assert any("20 of 160 rows have no label and are not used" in line for line in messages)
-    assert any("1 cells hold a category that no training row has" in line for line in messages)
+    assert any("1 cell holds a category that no training row has" in line for line in messages)
     # a quantity, from Python; a DataFrame is the same data
     both = [
         dabsmix.transfer(run, data=given, label="days", options={"ignore": ["ill", "clinic"]}, labels=(1,))
