@@ -64,7 +64,7 @@ def main() -> None:
         "train score minus test score, points",
         "train score minus validation score, points",
     )
-    figure, axes = panels(3 * len(sets))
+    figure, axes = panels(len(titles), len(sets))
     for number, (name, algorithms) in enumerate(sorted(sets.items())):
         for which, title in enumerate(titles):
             axis, scale = axes[3 * number + which], 100 if which else 1

@@ -36,10 +36,10 @@ plt.rcParams.update(
 )
 
 
-def panels(number: int, width: float = 4.4, height: float = 3.5) -> tuple[Figure, list[Axes]]:
-    """A figure with this many panels side by side."""
-    figure, axes = plt.subplots(1, number, figsize=(width * number, height), squeeze=False)
-    return figure, list(axes[0])
+def panels(number: int, rows: int = 1, *, width: float = 4.4, height: float = 3.5) -> tuple[Figure, list[Axes]]:
+    """A figure with this many panels side by side, in one or more rows."""
+    figure, axes = plt.subplots(rows, number, figsize=(width * number, height * rows), squeeze=False)
+    return figure, list(axes.flat)
 
 
 def over_seeds(values: ArrayLike) -> tuple[NDArray[Any], NDArray[Any]]:
