@@ -13,7 +13,17 @@ from torch import Tensor
 
 from dabsmix.data.domain import Data, Labelled, Split, Task
 from dabsmix.scoring import baselines
-from dabsmix.scoring.classical import Patches, _statistics, classical, fit_boosting, fit_words, random_patches
+from dabsmix.scoring.classical import (
+    Classical,
+    EstimatorHead,
+    Patches,
+    _spectrum,
+    _statistics,
+    classical,
+    fit_boosting,
+    fit_words,
+    random_patches,
+)
 from dabsmix.scoring.evaluate import score
 from dabsmix.scoring.heads import Features
 from dabsmix.scoring.linear import LinearGrid
@@ -190,3 +200,93 @@ def test_statistics_ignore_unread_values() -> None:
     x = torch.randn(4, 2, 9)
     short = torch.cat([x, torch.full((4, 2, 5), torch.nan)], dim=2)
     torch.testing.assert_close(_statistics(short), _statistics(x))
+
+
+def test_the_spectrum_equals_a_plain_sum() -> None:
+    x = torch.randn(2, 3, 16, generator=torch.Generator().manual_seed(0))
+    plain = []
+    for example in x.double().numpy():
+        for channel in example:
+            for frequency in range(9):
+                turns = np.exp(-2j * np.pi * frequency * np.arange(16) / 16)
+                plain.append(math.log(abs(np.sum(channel * turns)) ** 2 / 16 + 1e-6))
+    torch.testing.assert_close(_spectrum(x), torch.tensor(plain).view(2, 27).float(), rtol=1e-4, atol=1e-4)
+
+
+def tf_idf(texts: list[list[Any]]) -> NDArray[np.float64]:
+    """Sublinear counts, smoothed inverse document frequency, rows of unit length; columns in sorted order."""
+    terms = sorted({term for text in texts for term in text})
+    rows = np.zeros((len(texts), len(terms)))
+    for j, term in enumerate(terms):
+        frequency = sum(term in text for text in texts)
+        for i, text in enumerate(texts):
+            if term in text:
+                rows[i, j] = (1 + math.log(text.count(term))) * (1 + math.log((1 + len(texts)) / (1 + frequency)))
+    return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True))
+
+
+def test_words_are_weighted_by_tf_idf() -> None:
+    ids = np.array([[1, 2, 1, 1], [2, 3, -1, -1], [1, 3, 3, -1]])
+    head = fit_words(Features({"raw": torch.from_numpy(ids)}, np.array([0, 1, 1])), TWO)[0]
+    words = [[word for word in row.tolist() if word >= 0] for row in ids]
+    terms = [[*((word,) for word in text), *itertools.pairwise(text)] for text in words]
+    np.testing.assert_allclose(np.asarray(head.prepare(ids).todense()), tf_idf(terms))
+
+
+def test_narrow_words_lie_along_the_first_singular_vectors() -> None:
+    rng = np.random.default_rng(0)
+    topic = rng.integers(3, size=90)  # of ten words each: the randomised solver needs a gap after the third value
+    ids = 1 + 10 * topic[:, None] + rng.integers(10, size=(90, 30))
+    data = data_of(Tokens(30, 40, pad=0), ids, rng.integers(2, size=90))
+    (narrow,) = (each for each in classical(data, RULES, width=3) if each.name == "words_narrow")
+    train = ids[:60]
+    features = narrow.read((torch.from_numpy(train),)).double().numpy()
+    u, s, _ = np.linalg.svd(tf_idf(train.tolist()), full_matrices=False)
+    assert features.shape == (60, 3)
+    # products, because the sign of a singular vector is arbitrary
+    np.testing.assert_allclose(features @ features.T, (u[:, :3] * s[:3] ** 2) @ u[:, :3].T, atol=1e-4)
+
+
+def test_trees_split_categories_as_categories() -> None:
+    x, label = np.random.default_rng(0).integers(5, size=(60, 3)).astype(np.float32), np.arange(60) % 2
+    (trees,) = classical(data_of(Table(3, (0, 5, 256)), x, label), RULES, width=16)
+    (head,) = trees.probes["boosting"](Features({"raw": trees.read((torch.from_numpy(x),))}, label))
+    assert isinstance(head, EstimatorHead)
+    assert head.estimator.is_categorical_.tolist() == [False, True, False]
+
+
+def test_yardsticks_are_made_of_the_training_part_alone() -> None:
+    rng = np.random.default_rng(0)
+    x, label = rng.normal(size=(120, 1, 16)).astype(np.float32), rng.integers(2, size=120)
+    other = np.concatenate([x[:80], 3 + rng.normal(size=(40, 1, 16)).astype(np.float32)])
+    spec, probe = Grid(1, (16,), (2,)), (torch.from_numpy(x[:5]),)
+    for one, two in zip(
+        classical(data_of(spec, x, label), RULES, 16), classical(data_of(spec, other, label), RULES, 16), strict=True
+    ):
+        assert torch.equal(one.read(probe), two.read(probe)), one.name
+
+
+class Scaled:
+    """A head without weights that predicts a multiple of the first feature."""
+
+    def __init__(self, factor: float) -> None:
+        self.setting, self.factor = {"factor": factor}, factor
+
+    def predict(self, features: Features) -> NDArray[np.float32]:
+        return np.float32(self.factor) * np.asarray(features.pooled["raw"][:, 0], dtype=np.float32)
+
+
+@pytest.mark.parametrize("name", ["mae", "r2"])  # lower is better, higher is better
+def test_the_best_probe_on_validation_is_scored(name: str) -> None:
+    x = np.random.default_rng(0).normal(size=(120, 1)).astype(np.float32)
+    task = Task("regression", name)
+    parts = [Split((x,), rows, x[rows, 0]) for rows in np.split(np.arange(120), [80, 100])]
+    data = Data((Table(1),), parts[0], Labelled(task, *parts), "f" * 64)
+    probes: dict[str, Any] = {
+        "far": lambda train: [Scaled(-1.0)],
+        "near": lambda train: [Scaled(0.9)],
+        "off": lambda train: [Scaled(0.5)],
+    }
+    yardstick = Classical("raw", lambda inputs: inputs[0], probes, probes)
+    ((chosen, _),) = baselines._of(yardstick, data, RULES, ("1",), torch.device("cpu"))
+    assert list(chosen) == [("near", "1")]
