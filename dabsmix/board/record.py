@@ -189,11 +189,11 @@ class Predictions(NamedTuple):
     """Per-example predictions on the test split, in the forms of ``metrics.py``.
 
     Attributes:
-        scores: one array per draw of the labels that the probe was fitted with, first axis n.
+        scores: ``(draws, n, ...)``, one draw for each set of labels that the probe was fitted with; integers are classes.
         label: of the test rows; ``group`` likewise, None where rows are independent.
     """
 
-    scores: tuple[NDArray[Any], ...]
+    scores: NDArray[Any]
     label: NDArray[Any]
     group: NDArray[np.int64] | None
 
@@ -283,13 +283,14 @@ def _array(path: Path, modified: int, size: int, name: str) -> NDArray[Any]:
 
 
 def _unpacked(arrays: Sequence[Any], row: Row, transfer: TransferRecord) -> Predictions | None:
-    """Scores, label and group; class numbers, which are kept where the metric reads no more, become scores again."""
+    """Scores, label and group; None where classes are stored and the metric reads more than those."""
     drawn, label, group = arrays
-    if transfer.kind == "classes" and drawn.dtype.kind == "i":
+    if drawn.dtype.kind in "iu" and transfer.kind == "classes":
         if row.metric not in BY_CLASS:
-            return None  # those need scores
-        classes = max(int(drawn.max(initial=0)), int(label.max(initial=0)), len(transfer.classes) - 1) + 1
-        if drawn.ndim != 2 or label.ndim != 1 or drawn.min(initial=0) < 0 or classes > MAX_CLASSES:
+            return None
+        wrong = drawn.ndim != 2 or label.ndim != 1 or drawn.min(initial=0) < 0
+        if wrong or max(drawn.max(initial=0), label.max(initial=0)) >= MAX_CLASSES:
             raise UserError(f"{row.record}: the predictions of {row.task} hold numbers that are not classes")
-        drawn = np.eye(classes, dtype=np.float32)[drawn]
-    return Predictions(tuple(drawn), label, group)
+    elif drawn.dtype.kind in "iu":
+        drawn = drawn.astype(float)  # in a metric's eyes integers are classes
+    return Predictions(drawn, label, group)

@@ -18,6 +18,8 @@ from dabsmix.scoring.metrics import (
     Metric,
     Scores,
     Undefined,
+    are_classes,
+    classes_of,
     confusion,
     positives,
     precision_at_positives,
@@ -152,7 +154,7 @@ def _balanced_accuracy(scores: Scores, label: Label) -> Values:
     """Of the mean over classes of the share that is found: an example moves its own class."""
     predicted, true, rows = _scored(scores, label)
     right = (predicted == true).astype(float)
-    counts = np.bincount(true, minlength=scores.shape[-1])
+    counts = np.bincount(true)
     share = np.bincount(true, weights=right, minlength=len(counts)) / counts.clip(1)
     # as in DeLong's variance: a single example of a class tells nothing about its spread
     each = (right - share[true]) * len(rows) / counts[true] * np.sqrt(counts[true] / (counts[true] - 1).clip(1))
@@ -170,7 +172,7 @@ def _f1(average: str) -> Callable[[Scores, Label], Values]:
     """Of the mean over classes of F1 = 2 hits / (predicted + true), by the quotient rule."""
 
     def function(scores: Scores, label: Label) -> Values:
-        if scores.shape == label.shape:
+        if scores.shape == label.shape and not are_classes(scores):
             predicted, true, rows = (scores > 0).astype(float), (label > 0).astype(float), np.arange(len(label))
             occurs: NDArray[np.bool_] = np.ones(label.shape[1], dtype=bool)
         else:
@@ -245,7 +247,7 @@ def _moved(x: Values, y: Values) -> Values:
 def _scored(scores: Scores, label: Label) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     """Predicted class, true class and example of every scored example or token."""
     scored = label >= 0
-    return scores[scored].argmax(axis=-1), label[scored], np.nonzero(scored)[0]
+    return classes_of(scores[scored]), label[scored], np.nonzero(scored)[0]
 
 
 def _of_examples(each: Values, rows: NDArray[np.int64], label: Label) -> Values:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dabsmix.scoring.influence import influence, rarest, widening
-from dabsmix.scoring.metrics import Label, Metric, Scores
+from dabsmix.scoring.metrics import Label, Metric, Scores, Undefined
 
 __all__ = [
     "MIN_GROUPS",
@@ -109,14 +109,17 @@ class Difference:
     p: float = 1.0
 
 
-def measure(metric: Metric, draws: Sequence[Scores], label: Label, group: NDArray[np.int64] | None = None) -> Measured:
+def measure(
+    metric: Metric, draws: Sequence[Scores] | Scores, label: Label, group: NDArray[np.int64] | None = None
+) -> Measured:
     """One seed's score and the influence of each unit on it, both averaged over draws of few labels.
 
     Draws share the encoder: they are not seeds.
 
     Args:
         metric: what to compute.
-        draws: scores of the same rows, one array per draw; their form and that of ``label`` as in ``metrics.py``.
+        draws: scores of the same rows, one array per draw or a leading axis of draws; their form and that of ``label``
+            as in ``metrics.py``.
         label: first axis n.
         group: ``(n,)``, rows of one value belong together; None where rows are independent.
 
@@ -124,10 +127,10 @@ def measure(metric: Metric, draws: Sequence[Scores], label: Label, group: NDArra
         ValueError: there is no draw, or there is not one group per row.
         Undefined: the metric has no value on these rows.
     """
-    if not draws:
+    if not len(draws):
         raise ValueError("no scores to average")
-    value = float(np.mean([metric(scores, label) for scores in draws]))
-    each = np.mean([influence(metric, scores, label) for scores in draws], axis=0) / len(label)
+    value, each = _over_draws(metric, draws, label)
+    each /= len(label)
     wider = 1.0 if group is not None else float(np.mean([widening(metric, scores, label) for scores in draws]))
     share, rows = None, hashlib.sha256(np.ascontiguousarray(label).tobytes())
     if group is not None:
@@ -137,6 +140,22 @@ def measure(metric: Metric, draws: Sequence[Scores], label: Label, group: NDArra
         of_row = np.unique(group, return_inverse=True)[1]
         each, share = np.bincount(of_row, weights=each), np.bincount(of_row) / len(label)
     return Measured(value, each, share, len(label), rarest(metric, label), wider, rows.hexdigest())
+
+
+def _over_draws(
+    metric: Metric, draws: Sequence[Scores] | Scores, label: Label
+) -> tuple[float, NDArray[np.float64]]:
+    """The mean score and the mean influence of each row; of a ratio all draws at once, for the board measures many."""
+    if metric.parts is None:
+        value = float(np.mean([metric(scores, label) for scores in draws]))
+        return value, np.mean([influence(metric, scores, label) for scores in draws], axis=0)
+    whole = np.asarray(draws)
+    metric.check(whole, label)
+    above, below = metric.parts(whole, label)
+    if not below.sum():
+        raise Undefined("no token of these rows is scored")
+    values = above.sum(axis=1) / below.sum()
+    return float(values.mean()), ((above - values[:, None] * below) / below.mean()).mean(axis=0)
 
 
 def estimate(seeds: Sequence[Measured]) -> Estimate:

@@ -10,6 +10,9 @@ multilabel float ``(n, C)`` logits, one per class        0 or 1 ``(n, C)``
 regression float ``(n,)`` in the target's own units      float ``(n,)``
 tokens     float ``(n, L, C)`` logits                    int ``(n, L)``, -1 where not scored
 ========== ============================================= =======================================
+
+Metrics of the predicted class alone (``results.BY_CLASS``) also take classes as integers, in the shape of the label:
+that is how they are stored.
 """
 
 import math
@@ -29,8 +32,10 @@ __all__ = [
     "OFFERED",
     "Metric",
     "Undefined",
+    "are_classes",
     "auroc_per_class",
     "by_labels",
+    "classes_of",
     "confusion",
     "known",
     "metric",
@@ -60,8 +65,8 @@ class Metric:
         span: the least and the greatest possible value.
         chance: the value of a constant prediction on any labels; None if that depends on the labels (then score the
             majority class).
-        parts: for a metric that is a ratio of sums over examples: the numerator and the denominator of each,
-            ``(n,)`` and ``(n,)``. Intervals are then one matrix product.
+        parts: for a metric that is a ratio of sums over examples: the numerator and the denominator of each, ``(n,)``
+            and ``(n,)``, or ``(draws, n)`` and something that broadcasts to it for scores with a leading axis of draws.
         batch: for a mean over batches, the rows of each; 0 for a metric of all rows at once.
     """
 
@@ -81,11 +86,19 @@ class Metric:
             Undefined: these labels give the metric no value.
             ValueError: there are no rows, or not one label per row, or a score is not finite.
         """
-        if len(label) == 0 or scores.shape[: label.ndim] != label.shape:
-            raise ValueError(f"{self.name}: scores {scores.shape} do not fit labels {label.shape}")
+        self.check(scores[None], label)
+        return float(self.function(scores, label))
+
+    def check(self, scores: Scores, label: Label) -> None:
+        """Refuse scores, with a leading axis of draws, that are not finite or do not fit the labels.
+
+        Raises:
+            ValueError: see `__call__`.
+        """
+        if len(label) == 0 or scores.shape[1 : label.ndim + 1] != label.shape:
+            raise ValueError(f"{self.name}: scores {scores.shape[1:]} do not fit labels {label.shape}")
         if not np.isfinite(scores).all():
             raise ValueError(f"{self.name}: a score is not finite")
-        return float(self.function(scores, label))
 
 
 def metric(name: str) -> Metric:
@@ -128,17 +141,27 @@ def _over_batches(function: Callable[[Scores, Label], float], rows: int) -> Call
     return mean
 
 
+def are_classes(scores: Scores) -> bool:
+    """Whether the predictions are classes, not logits."""
+    return scores.dtype.kind in "iu"
+
+
+def classes_of(scores: Scores) -> NDArray[np.int64]:
+    """The predicted classes."""
+    return scores if are_classes(scores) else scores.argmax(axis=-1)  # type: ignore[return-value]
+
+
 def _classes(scores: Scores, label: Label) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Predicted and true class of every scored example or token."""
     scored = label >= 0
-    return scores[scored].argmax(axis=-1), label[scored]
+    return classes_of(scores[scored]), label[scored]
 
 
 def _accuracy_parts(scores: Scores, label: Label) -> Parts:
     scored = label >= 0
-    right = (scores.argmax(axis=-1) == label) & scored
-    rows = len(label)
-    return right.reshape(rows, -1).sum(axis=1, dtype=float), scored.reshape(rows, -1).sum(axis=1, dtype=float)
+    right = (classes_of(scores) == label) & scored
+    tokens = tuple(range(1 - label.ndim, 0))
+    return right.sum(axis=tokens, dtype=float), scored.sum(axis=tokens, dtype=float)
 
 
 def _mse_parts(scores: Scores, label: Label) -> Parts:
@@ -178,9 +201,12 @@ def _balanced_accuracy(scores: Scores, label: Label) -> float:
 
 
 def confusion(scores: Scores, label: Label) -> NDArray[np.float64]:
-    """Counts of examples (or tokens) by true and predicted class, ``(C, C)``, true classes first."""
+    """Counts of examples (or tokens) by true and predicted class, ``(C, C)``, true classes first.
+
+    C is one more than the largest class that occurs.
+    """
     predicted, true = _classes(scores, label)
-    width = max(scores.shape[-1], int(true.max(initial=0)) + 1)
+    width = max(int(each.max(initial=0)) + 1 for each in (predicted, true))
     pairs = np.bincount(true * width + predicted, minlength=width * width)
     return pairs.reshape(width, width).astype(np.float64)
 
@@ -195,7 +221,7 @@ def _matthews(scores: Scores, label: Label) -> float:
 
 def _f1(average: str) -> Callable[[Scores, Label], float]:
     def function(scores: Scores, label: Label) -> float:
-        if scores.shape == label.shape:  # multi-label: a logit above 0 says yes
+        if scores.shape == label.shape and not are_classes(scores):  # multi-label: a logit above 0 says yes
             yes = scores > 0
             hits, predicted, true = (x.sum(axis=0).astype(float) for x in (yes & (label > 0), yes, label > 0))
         else:
