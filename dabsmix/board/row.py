@@ -4,9 +4,12 @@ import csv
 import json
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from datetime import UTC, date, datetime, timedelta
+from functools import lru_cache
 from io import StringIO
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -113,10 +116,10 @@ def read(csv_path: Path) -> list[Row]:
     Raises:
         UserError: the file does not exist, its header is broken, or a cell cannot be read; the message names the line.
     """
-    rows = []
+    rows, records = [], csv_path.parent / "runs"
     for line, cells in lines(csv_path):
         try:
-            row = parse(cells, csv_path.parent / "runs")
+            row = parse(cells, records)
             if faults := problems(row):
                 raise ValueError(faults[0])
             rows.append(row)
@@ -163,18 +166,27 @@ def parse(cells: list[str], records: Path) -> Row:
     """A row from its cells; ValueError says what is wrong."""
     if len(cells) != len(COLUMNS):
         raise ValueError(f"{len(cells)} cells for {len(COLUMNS)} columns")
-    values: dict[str, Any] = {}
-    for (name, kind), cell in zip(_TYPES.items(), cells, strict=True):
-        try:
-            if name in _MAY_BE_EMPTY and cell == "":
-                values[name] = None
-            else:
-                if kind in (int, float) and not _NUMBER.fullmatch(cell):
-                    raise ValueError  # Python reads 1_000 and other scripts' digits as numbers, a spreadsheet does not
-                values[name] = {"true": True, "false": False}[cell] if kind is bool else kind(cell)
-        except (KeyError, ValueError):
-            raise ValueError(f"{name} {cell!r} is not {'an' if kind is int else 'a'} {kind.__name__}") from None
-    return Row(**values, record=records / values["run"])
+    values = dict(zip(COLUMNS, map(_value, COLUMNS, cells), strict=True))
+    return Row(**values, record=_folder(records, values["run"]))
+
+
+@lru_cache(maxsize=2**16)
+def _value(name: str, cell: str) -> Any:
+    """The value of a cell, remembered because most cells occur in many rows; ValueError says what is wrong."""
+    kind = _TYPES[name]
+    if name in _MAY_BE_EMPTY and cell == "":
+        return None
+    try:
+        if kind in (int, float) and not _NUMBER.fullmatch(cell):
+            raise ValueError  # Python reads 1_000 and other scripts' digits as numbers, a spreadsheet does not
+        return {"true": True, "false": False}[cell] if kind is bool else kind(cell)
+    except (KeyError, ValueError):
+        raise ValueError(f"{name} {cell!r} is not {'an' if kind is int else 'a'} {kind.__name__}") from None
+
+
+@lru_cache(maxsize=2**12)
+def _folder(records: Path, run: str) -> Path:
+    return records / run
 
 
 def text(rows: list[Row]) -> str:
@@ -206,41 +218,37 @@ def _typed(name: str, value: Any) -> Any:
 
 def problems(row: Row) -> list[str]:
     """What is wrong with a row, without its record."""
-    found = known(row.metric)
-    least, most = (-math.inf, math.inf) if found is None else found.span
+    found = [fault for faults in map(_faults, COLUMNS, _VALUES(row)) for fault in faults]
+    scale = known(row.metric)
+    least, most = (-math.inf, math.inf) if scale is None else scale.span
     low, high = (row.value if end is None else end for end in (row.low, row.high))
-    checks = [
-        *((getattr(row, name) != "" or name == "commit", f"{name} is empty") for name in COLUMNS),
-        (row.protocol in PROTOCOLS, f"protocol {row.protocol!r} is unknown: one of {', '.join(PROTOCOLS)}"),
-        (found is not None, f"metric {row.metric!r} is unknown: one of {', '.join(METRICS)}"),
-        (all(map(math.isfinite, (row.value, low, high))), "value, low and high must be finite numbers"),
-        ((row.low is None) == (row.high is None), "low and high are both given or both empty"),
-        (low <= row.value <= high, f"value {row.value} is outside its interval [{row.low}, {row.high}]"),
-        (least <= row.value <= most, f"{row.metric} {row.value} is outside [{least:g}, {most:g}]"),
-        (row.n >= 1, f"n {row.n} must be at least 1"),
-        (row.units is None or 1 <= row.units <= row.n, f"units {row.units} must be 1 to n, {row.n}"),
-        (row.train_flops is None or 0 <= row.train_flops < math.inf, f"train_flops {row.train_flops} is not a count"),
-        (row.seed >= 0 and row.steps >= 0, f"seed {row.seed} and steps {row.steps} must not be negative"),
-        (row.batch_size >= 1 and row.parameters >= 1, "batch_size and parameters must be at least 1"),
-        (row.lr >= 0 and row.seconds >= 0, f"lr {row.lr} and seconds {row.seconds} must not be negative"),
-        (row.test_reads >= 1, f"test_reads {row.test_reads} must be at least 1"),
-        (_is_fraction(row.label_fraction), f"label_fraction {row.label_fraction!r}: a share up to 1, or like 5/class"),
-        (_is_date(row.date), f"date {row.date!r} is not a past day like 2026-01-31"),
-        (_is_object(row.hyper), f"hyper {row.hyper!r} is not a JSON object"),
-        (re.fullmatch("[0-9a-f]{64}", row.encoder_sha256) is not None, "encoder_sha256 is not a sha256 in hex"),
-        (
-            re.fullmatch(r"[A-Za-z0-9._-]{0,199}[A-Za-z0-9_-]", row.run) is not None,
-            f"run {row.run!r} is not a folder's name",
-        ),
-    ]
-    for name in (name for name, kind in _TYPES.items() if kind is str and name != "hyper"):
-        cell = getattr(row, name)
-        checks.append((cell.isprintable(), f"{name} {cell!r} holds control characters"))
-        checks.append(
-            (not cell.startswith(("=", "+", "-", "@")), f"{name} {cell!r}: a spreadsheet runs what begins so")
-        )
-        checks.append((len(cell) <= 500, f"{name} has {len(cell)} characters, at most 500 are allowed"))
-    return [message for holds, message in checks if not holds]
+    if not all(map(math.isfinite, (row.value, low, high))):
+        found.append("value, low and high must be finite numbers")
+    if (row.low is None) != (row.high is None):
+        found.append("low and high are both given or both empty")
+    if not low <= row.value <= high:
+        found.append(f"value {row.value} is outside its interval [{row.low}, {row.high}]")
+    if not least <= row.value <= most:
+        found.append(f"{row.metric} {row.value} is outside [{least:g}, {most:g}]")
+    if row.units is not None and not 1 <= row.units <= row.n:
+        found.append(f"units {row.units} must be 1 to n, {row.n}")
+    return found
+
+
+@lru_cache(maxsize=2**16)
+def _faults(name: str, value: Any) -> tuple[str, ...]:
+    """What is wrong with a value by itself, remembered because most values occur in many rows."""
+    checks = [(value != "" or name == "commit", f"{name} is empty")]
+    if name in _CHECKS:
+        holds, says = _CHECKS[name]
+        checks.append((value is None or holds(value), f"{name} {value!r} {says}"))
+    if _TYPES[name] is str and name != "hyper":
+        checks += [
+            (value.isprintable(), f"{name} {value!r} holds control characters"),
+            (not value.startswith(("=", "+", "-", "@")), f"{name} {value!r}: a spreadsheet runs what begins so"),
+            (len(value) <= 500, f"{name} has {len(value)} characters, at most 500 are allowed"),
+        ]
+    return tuple(message for holds, message in checks if not holds)
 
 
 def _is_fraction(text: str) -> bool:
@@ -262,3 +270,30 @@ def _is_object(text: str) -> bool:
         return len(text) <= 10_000 and isinstance(json.loads(text), dict)
     except (ValueError, RecursionError):
         return False
+
+
+def _positive(number: int) -> bool:
+    return number >= 1
+
+
+def _count(number: float) -> bool:
+    return 0 <= number < math.inf
+
+
+_VALUES = attrgetter(*COLUMNS)
+_CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "protocol": (PROTOCOLS.__contains__, f"is unknown: one of {', '.join(PROTOCOLS)}"),
+    "metric": (lambda name: known(name) is not None, f"is unknown: one of {', '.join(METRICS)}"),
+    **dict.fromkeys(("n", "batch_size", "parameters", "test_reads"), (_positive, "must be at least 1")),
+    **dict.fromkeys(("seed", "steps", "lr", "seconds"), (lambda number: number >= 0, "must not be negative")),
+    "train_flops": (_count, "is not a count"),
+    "label_fraction": (_is_fraction, "is not a share up to 1, or like 5/class"),
+    "date": (_is_date, "is not a past day like 2026-01-31"),
+    "hyper": (_is_object, "is not a JSON object"),
+    "encoder_sha256": (lambda text: re.fullmatch("[0-9a-f]{64}", text) is not None, "is not a sha256 in hex"),
+    "run": (
+        lambda text: re.fullmatch(r"[A-Za-z0-9._-]{0,199}[A-Za-z0-9_-]", text) is not None,
+        "is not a folder's name",
+    ),
+}
+"""What a value has to be by itself, and what is said of one that is not."""
