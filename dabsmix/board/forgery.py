@@ -9,7 +9,6 @@ import hashlib
 import os
 import re
 import stat
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -20,8 +19,11 @@ from numpy.typing import NDArray
 
 from dabsmix.board.record import (
     ONLINE,
+    UNREADABLE,
     Predictions,
+    Source,
     agrees,
+    archive,
     config_of,
     predictions_file,
     predictions_of,
@@ -43,7 +45,6 @@ __all__ = ["MAX_PREDICTIONS", "Compared", "check_files", "check_record", "check_
 
 MAX_PREDICTIONS = 2 * 2**20  # bytes; the records live in a git repository
 MAX_FILE = 64 * 2**20  # of any other file of a record
-MAX_UNPACKED = 512 * 2**20
 WIDTHS = 3.0  # no estimator that a version had gives an interval so many times wider or narrower than another
 
 
@@ -79,25 +80,15 @@ def _below(record: Path) -> Iterator[Path]:
 
 
 def _npz_problem(path: Path) -> str:
-    """Whether an archive of arrays claims more than it holds: numpy allocates what a header claims."""
-    total = 0
+    """Why an archive of arrays cannot be what a run wrote; empty if it can."""
     try:
-        with zipfile.ZipFile(path) as zipped:
-            for info in zipped.infolist():
-                with zipped.open(info) as member:
-                    version = np.lib.format.read_magic(member)
-                    first = version == (1, 0)
-                    read = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
-                    shape, _, dtype = read(member)
-                    if dtype.kind not in "biuf":
-                        return f"holds {dtype} where numbers belong"
-                    claimed = int(np.prod([int(size) for size in shape], dtype=object)) * dtype.itemsize
-                    if claimed + member.tell() != info.file_size:
-                        return "claims another size than it has"
-                total += info.file_size
-    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
+        there = archive(path)
+        for name in there or ():
+            assert there is not None
+            there[name]
+    except UNREADABLE as error:
         return f"cannot be read ({error})"
-    return f"unpacks to {total:,} bytes" if total > MAX_UNPACKED else ""
+    return ""
 
 
 # --- a record by itself

@@ -2,10 +2,11 @@
 
 import hashlib
 import json
+import math
 import os
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
@@ -21,8 +22,12 @@ from dabsmix.scoring.results import BY_CLASS, Result, TransferRecord, prediction
 
 __all__ = [
     "ONLINE",
+    "UNREADABLE",
+    "Archive",
     "Predictions",
+    "Source",
     "agrees",
+    "archive",
     "config_of",
     "predictions",
     "predictions_file",
@@ -43,6 +48,7 @@ _OF_RUN = (
 ONLINE = "online"  # the probe, and the name of the file that holds its score
 MAX_DEPTH = 8  # of config.yaml: deep nesting takes hours to read, and a few lines of aliases are gigabytes
 MAX_CLASSES = 100_000  # a forged class number would take all memory
+MAX_UNPACKED = 512 * 2**20  # bytes of the arrays of one archive
 _OF_TASK = ("task", "protocol", "data_fingerprint")
 _OF_RESULT = ("probe", "label_fraction", "metric", "value", "low", "high", "n", "test_reads")
 _NOT_IN_RECIPE = (
@@ -161,8 +167,15 @@ def scores(folder: Path, of: Path | None = None) -> dict[str, list[dict[str, Any
     return found
 
 
-def transfer_of(row: Row) -> tuple[str, TransferRecord] | None:
-    """The transfer file that a row was read from: its name without suffix, and what it says; None without a record."""
+class Source(NamedTuple):
+    """The transfer file that a row was read from: its name without suffix, and what it says."""
+
+    stem: str
+    transfer: TransferRecord
+
+
+def transfer_of(row: Row) -> Source | None:
+    """Where a row was read from; None without a record."""
     try:
         files = transfers(row.record)
     except UserError:
@@ -170,19 +183,18 @@ def transfer_of(row: Row) -> tuple[str, TransferRecord] | None:
     for stem, content in files.items():
         same = (content.task, content.protocol) == (row.task, row.protocol)
         if same and any(_is_of(row, result) for result in content.results):
-            return stem, content
+            return Source(stem, content)
     return None
 
 
 def shares(row: Row) -> tuple[str, ...]:
     """The shares of the labels that the row's transfer was run with; () without a record."""
     source = transfer_of(row)
-    return () if source is None else tuple(dict.fromkeys(each.label_fraction for each in source[1].results))
+    return () if source is None else tuple(dict.fromkeys(each.label_fraction for each in source.transfer.results))
 
 
 def _is_of(row: Row, result: Result) -> bool:
-    names = ("probe", "label_fraction", "metric")
-    return [getattr(result, name) for name in names] == [getattr(row, name) for name in names]
+    return (result.probe, result.label_fraction, result.metric) == (row.probe, row.label_fraction, row.metric)
 
 
 class Predictions(NamedTuple):
@@ -221,65 +233,128 @@ def _value(row: Row, found: Predictions) -> float:
         raise UserError(f"the predictions in {row.record} have no {row.metric}: {error}") from None
 
 
-def predictions_of(row: Row) -> Predictions | None:
+def predictions_of(row: Row, source: Source | None = None) -> Predictions | None:
     """A row's predictions as its record has them; None if there are none.
+
+    Args:
+        row: of the leaderboard, or of a record.
+        source: where it was read from, if the caller knows.
 
     Raises:
         UserError: the file is damaged.
     """
-    source = transfer_of(row)
+    source = source or transfer_of(row)
     if source is None:
         return None
-    stem, transfer = source
-    own = _arrays(predictions_file(row.record, stem), prediction_key(row.probe, row.label_fraction), "label", "group")
-    return None if own is None else _unpacked(own, row, transfer)
+    key = prediction_key(row.probe, row.label_fraction)
+    own = _arrays(predictions_file(row.record, source.stem), key, "label", "group")
+    return None if own is None else _unpacked(own, row, source.transfer)
 
 
-def yardstick_predictions(row: Row, name: str, result: Result) -> Predictions | None:
+def yardstick_predictions(row: Row, name: str, result: Result, source: Source | None = None) -> Predictions | None:
     """A yardstick's predictions of the rows that this row was scored on; None where its record did not keep them.
 
     Raises:
         UserError: a file is damaged.
     """
-    source = transfer_of(row)
+    source = source or transfer_of(row)
     if source is None:
         return None
-    stem, transfer = source
     key = yardstick_key(name, prediction_key(result.probe, result.label_fraction))
-    scores = _arrays(yardsticks_file(row.record, stem), key)
-    truth = _arrays(predictions_file(row.record, stem), "label", "group")
+    scores = _arrays(yardsticks_file(row.record, source.stem), key)
+    truth = _arrays(predictions_file(row.record, source.stem), "label", "group")
     if scores is None or truth is None or scores[0].shape[1:2] != truth[0].shape[:1]:
         return None
-    return _unpacked([*scores, *truth], row, transfer)
+    return _unpacked([*scores, *truth], row, source.transfer)
 
 
 def _arrays(path: Path, *names: str) -> list[Any] | None:
     """Arrays of an archive in this order, None for a group that is not there; None where the file or another is not."""
-    if not path.is_file():
-        return None
-    status = path.stat()
-    version = status.st_mtime_ns, status.st_size
     try:
-        there = _archive(path, *version)
-        if any(name not in there for name in names if name != "group"):
+        there = archive(path)
+        if there is None or any(name not in there for name in names if name != "group"):
             return None
-        return [_array(path, *version, name) if name in there else None for name in names]
-    except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
+        return [there[name] if name in there else None for name in names]
+    except UNREADABLE as error:
         raise UserError(f"cannot read {path}: {error}") from None
 
 
-@lru_cache(maxsize=4)
-def _archive(path: Path, modified: int, size: int) -> Any:
-    """An archive of arrays, opened once for the rows of one record, which follow each other; it holds no open file."""
-    return np.load(BytesIO(path.read_bytes()), allow_pickle=False)
+UNREADABLE = (
+    *(OSError, ValueError, TypeError, EOFError, MemoryError, NotImplementedError, RuntimeError),
+    *(zipfile.BadZipFile, zlib.error),
+)
+"""What `archive` and its arrays raise where a file is damaged or forged."""
 
 
-@lru_cache(maxsize=64)
-def _array(path: Path, modified: int, size: int, name: str) -> NDArray[Any]:
-    """One of its arrays, unpacked once; nobody writes into it."""
-    array: NDArray[Any] = _archive(path, modified, size)[name]
-    array.flags.writeable = False
-    return array
+class Archive(Mapping[str, NDArray[Any]]):
+    """The arrays of an ``.npz``, each unpacked when it is first read, and none larger than its bytes: numpy allocates
+    what a header claims.
+
+    Raises:
+        ValueError: on reading an array that is not of numbers, or of another size than it claims; other errors of
+            `UNREADABLE` where the file is damaged.
+    """
+
+    def __init__(self, content: bytes) -> None:
+        self._zipped = zipfile.ZipFile(BytesIO(content))
+        self._members = {info.filename.removesuffix(".npy"): info for info in self._zipped.infolist()}
+        self._arrays: dict[str, NDArray[Any]] = {}
+        total = sum(info.file_size for info in self._members.values())
+        if total > MAX_UNPACKED:
+            raise ValueError(f"it unpacks to {total:,} bytes")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._members)
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._members
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        if name not in self._arrays:
+            self._arrays[name] = _array(self._zipped.read(self._members[name]))
+        return self._arrays[name]
+
+
+def _array(content: bytes) -> NDArray[Any]:
+    """The array that an ``.npy`` holds, which nobody can write into."""
+    length = 10 + int.from_bytes(content[8:10], "little")  # as in version 1 of the format, which numbers fit
+    shape, in_columns, dtype = _header(content[:length])
+    if dtype.kind not in "biuf":
+        raise ValueError(f"it holds {dtype} where numbers belong")
+    if length + math.prod(shape) * dtype.itemsize != len(content):
+        raise ValueError("it claims another size than it has")
+    return np.frombuffer(content, dtype, offset=length).reshape(shape, order="F" if in_columns else "C")
+
+
+@lru_cache(maxsize=1024)
+def _header(content: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, whether columns are contiguous, and type; remembered because many records have arrays of the same shape."""
+    file = BytesIO(content)
+    if np.lib.format.read_magic(file) != (1, 0):
+        raise ValueError("it is of another version of numpy's format than numbers need")
+    header: tuple[tuple[int, ...], bool, np.dtype[Any]] = np.lib.format.read_array_header_1_0(file)
+    return header
+
+
+def archive(path: Path) -> Archive | None:
+    """The archive at this path, read once for the rows of one record, which follow each other; None without a file.
+
+    Raises:
+        OSError, ValueError, zipfile.BadZipFile: it cannot be read; see `UNREADABLE`.
+    """
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return _archive(path, status.st_mtime_ns, status.st_size)
+
+
+@lru_cache(maxsize=2)
+def _archive(path: Path, modified: int, size: int) -> Archive:
+    return Archive(path.read_bytes())
 
 
 def _unpacked(arrays: Sequence[Any], row: Row, transfer: TransferRecord) -> Predictions | None:
