@@ -10,9 +10,10 @@ import os
 import re
 import stat
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
+from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,27 +22,40 @@ from dabsmix.board.record import (
     ONLINE,
     UNREADABLE,
     Predictions,
-    Source,
+    TransferFile,
     agrees,
     archive,
     config_of,
     predictions_file,
     predictions_of,
     result_file,
+    scores,
     transfer_of,
     transfers,
     yardstick_predictions,
 )
-from dabsmix.board.row import Row
+from dabsmix.board.row import COLUMNS, Row
 from dabsmix.config import PretrainConfig, hashes_of, started_from
 from dabsmix.errors import UserError
 from dabsmix.run import RunRecord, read_record
-from dabsmix.scoring.intervals import MIN_GROUPS, measure
-from dabsmix.scoring.metrics import Metric, Undefined, metric
+from dabsmix.scoring.intervals import MIN_GROUPS, Measured, measure
+from dabsmix.scoring.metrics import known, metric
 from dabsmix.scoring.results import BY_CLASS, Result, TransferRecord, default_protocol, prediction_key, probes_of
 from dabsmix.source import Source
 
-__all__ = ["MAX_PREDICTIONS", "Compared", "check_files", "check_record", "check_row", "label_digest", "record_name"]
+__all__ = [
+    "MAX_PREDICTIONS",
+    "OF_SUBMISSION",
+    "RECORDED",
+    "Account",
+    "Compared",
+    "account",
+    "check_files",
+    "check_record",
+    "check_row",
+    "label_digest",
+    "record_name",
+]
 
 MAX_PREDICTIONS = 2 * 2**20  # bytes; the records live in a git repository
 MAX_FILE = 64 * 2**20  # of any other file of a record
@@ -173,34 +187,37 @@ def _transfer_problems(stem: str, transfer: TransferRecord, run: RunRecord) -> I
 # --- a row by its predictions
 
 
-def check_row(row: Row) -> list[str]:
-    """Where the kept predictions give another score, interval or number of examples, or are missing."""
+def check_row(row: Row, source: TransferFile | None = None) -> list[str]:
+    """Where the stored predictions give another score, interval or number of examples, or are missing.
+
+    Args:
+        row: of the leaderboard, or of a record.
+        source: where it was read from, if the caller knows.
+    """
+    source = source or transfer_of(row)
     try:
-        found = predictions_of(row)
+        stored = predictions_of(row, source)
     except UserError as error:
         return [str(error)]
-    if found is None:
-        return _missing(row)
-    n = len(found.label)
-    if n != row.n or any(len(scores) != n for scores in found.scores):
+    if stored is None:
+        return [] if source is None else _missing(row, source)
+    n = len(stored.label)
+    if n != row.n or any(len(scores) != n for scores in stored.scores):
         return [f"n is {row.n}, its predictions are of {n} examples"]
-    if found.group is not None and len(found.group) != n:
-        return [f"n is {row.n}, its predictions have {len(found.group)} groups' numbers"]
-    wanted = metric(row.metric)
+    if stored.group is not None and len(stored.group) != n:
+        return [f"n is {row.n}, its predictions have {len(stored.group)} groups' numbers"]
+    scale = metric(row.metric)
     try:
-        value = float(np.mean([wanted(scores, found.label) for scores in found.scores]))
+        measured = measure(scale, stored.scores, stored.label, stored.group)
     except (IndexError, TypeError, ValueError) as error:
         return [f"the predictions in {row.record} have no {row.metric}: {error}"]
-    if not agrees(row, value):
-        return [f"value is {row.value}, its predictions give {value:.6f}"]
-    return _interval_problems(row, found, wanted)
+    if not agrees(row, measured.value):
+        return [f"value is {row.value}, its predictions give {measured.value:.6f}"]
+    return _interval_problems(row, measured)
 
 
-def _missing(row: Row) -> list[str]:
-    """Predictions may be missing only where they are too large to be kept."""
-    source = transfer_of(row)
-    if source is None:
-        return []  # reported elsewhere
+def _missing(row: Row, source: TransferFile) -> list[str]:
+    """Predictions may be missing only where they are too large to be stored."""
     stem, transfer = source
     scores = max(1, len(transfer.classes)) if row.metric not in BY_CLASS else 1
     needed = sum(4 * each.n * each.draws * scores for each in transfer.results) + 8 * row.n
@@ -210,16 +227,10 @@ def _missing(row: Row) -> list[str]:
     return [f"no predictions of {row.probe} with labels {row.label_fraction}: below 2 MiB a task they are required"]
 
 
-def _interval_problems(row: Row, found: Predictions, wanted: Metric) -> list[str]:
+def _interval_problems(row: Row, measured: Measured) -> list[str]:
     """Whether the interval is of these predictions: versions differ in their estimator, influence values bound it."""
-    if row.low is None or row.high is None:
+    if row.low is None or row.high is None or len(measured.influence) < MIN_GROUPS:  # too few to bound anything
         return []
-    try:
-        measured = measure(wanted, found.scores, found.label, found.group)
-    except Undefined:
-        return []
-    if len(measured.influence) < MIN_GROUPS:
-        return []  # too few to bound anything
     half = 1.96 * float(np.sqrt(np.square(measured.influence).sum()))
     width, claimed = 2 * half, row.high - row.low
     slack = 3.0 / row.n  # where all are right, or nearly, the examples do not spread
@@ -229,7 +240,91 @@ def _interval_problems(row: Row, found: Predictions, wanted: Metric) -> list[str
     return []
 
 
-# --- a record beside the others
+# --- all that a record says, and what is wrong with it by itself
+
+
+class Scored(NamedTuple):
+    """What one transfer file, or the online score, has in common with those of other records of the same data.
+
+    Attributes:
+        data: task and fingerprint.
+        protocol: of the transfer.
+        n: test examples of each result.
+        labels: digest of the test labels; empty if no predictions are stored.
+        answers: digest of all predictions; empty where those of two encoders may be equal: of the online probe, which
+            predicts one class until it has learned, of random encoders, and where nothing is wrong.
+        yardsticks: values of the majority class and of raw input, by name, probe, share of the labels and metric.
+    """
+
+    data: str
+    protocol: str
+    n: tuple[int, ...]
+    labels: str
+    answers: str
+    yardsticks: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True)
+class Account:
+    """What a record says, and what is wrong with it by itself: it depends on the record's files alone.
+
+    Attributes:
+        unreadable: why it backs no row; empty if it backs some.
+        problems: of the record.
+        rows: its results, as values of the columns `RECORDED`; ``faults`` of each, by its predictions.
+        scored: what is compared with other records.
+    """
+
+    unreadable: str = ""
+    problems: tuple[str, ...] = ()
+    rows: tuple[tuple[Any, ...], ...] = ()
+    faults: tuple[tuple[str, ...], ...] = ()
+    scored: tuple[Scored, ...] = ()
+
+    @classmethod
+    def from_plain(cls, values: Any) -> Account:
+        """From the JSON values of `dataclasses.asdict`."""
+        unreadable, problems, rows, faults, scored = (values[each.name] for each in fields(cls))
+        compared = (
+            (data, protocol, tuple(n), labels, answers, tuple(map(tuple, yardsticks)))
+            for data, protocol, n, labels, answers, yardsticks in scored
+        )
+        return cls(
+            unreadable,
+            tuple(problems),
+            tuple(map(tuple, rows)),
+            tuple(map(tuple, faults)),
+            tuple(Scored(*each) for each in compared),
+        )
+
+
+OF_SUBMISSION = ("run", "by", "date")  # columns that are not in a run's folder
+RECORDED = tuple(name for name in COLUMNS if name not in OF_SUBMISSION)
+_CELLS = attrgetter(*RECORDED)
+
+
+def account(record: Path) -> Account:
+    """Check a record by itself."""
+    if problems := check_files(record):
+        return Account(unreadable="; ".join(problems))
+    try:
+        by_file, sources = scores(record), transfers(record)
+    except UserError as error:
+        return Account(unreadable=str(error))
+    stamp: dict[str, Any] = {"run": record.name, "by": "", "date": "", "record": record}
+    rows, faults, compared = [], [], []
+    found = check_record(record, record.name)
+    for stem, of_file in by_file.items():
+        source = TransferFile(stem, sources[stem])
+        results = [Row(**cells, **stamp) for cells in of_file]
+        rows += results
+        faults += [tuple(check_row(row, source)) if known(row.metric) else () for row in results]
+        if results:
+            compared.append(_scored(results, source))
+            found += _yardstick_problems(results[0], source)
+    if not rows:
+        found = ["it records no result"]
+    return Account("", tuple(found), tuple(map(_CELLS, rows)), tuple(faults), tuple(compared))
 
 
 def label_digest(label: NDArray[Any]) -> str:
@@ -238,9 +333,53 @@ def label_digest(label: NDArray[Any]) -> str:
     return hashlib.sha256(f"{plain.shape}".encode() + plain.tobytes()).hexdigest()
 
 
-def _scored_on(row: Row) -> tuple[str, str, str, bool]:
-    """Rows that share this were scored together: one transfer file backs them, or the online score."""
-    return row.task, row.data_fingerprint, row.protocol, row.probe == ONLINE
+def _scored(rows: Sequence[Row], source: TransferFile) -> Scored:
+    first = rows[0]
+    yardsticks = tuple(
+        (f"{name} {each.probe} {each.label_fraction} {each.metric}", each.value)
+        for name in ("majority", "raw")
+        for each in source.transfer.yardsticks.get(name, ())
+    )
+    labels = answers = ""
+    try:
+        stored = [each for row in rows if (each := predictions_of(row, source)) is not None]
+    except UserError:  # reported with the row
+        stored = []
+    if stored:
+        labels = label_digest(stored[0].label)
+        if first.probe != ONLINE and first.algorithm != "none" and any(row.value < 1 for row in rows):
+            answers = _answers_digest(stored)
+    ns = tuple(row.n for row in rows)
+    return Scored(f"{first.task} {first.data_fingerprint}", first.protocol, ns, labels, answers, yardsticks)
+
+
+def _answers_digest(stored: Sequence[Predictions]) -> str:
+    digest = hashlib.sha256()
+    for each in stored:  # one width for all classes: another type of the same numbers is no other prediction
+        scores = each.scores.astype(np.int32) if each.scores.dtype.kind in "iu" else each.scores
+        digest.update(np.ascontiguousarray(scores).data)
+    return digest.hexdigest()
+
+
+def _yardstick_problems(row: Row, source: TransferFile) -> list[str]:
+    """Where a yardstick's stored predictions give another score than the record."""
+    pairs = [(name, each) for name, results in source.transfer.yardsticks.items() for each in results]
+    return [problem for name, result in pairs for problem in _of_yardstick(row, name, result, source)]
+
+
+def _of_yardstick(row: Row, name: str, result: Result, source: TransferFile) -> list[str]:
+    try:
+        stored = yardstick_predictions(row, name, result, source)
+        if stored is None or result.metric != row.metric:
+            return []
+        value = float(np.mean([metric(row.metric)(scores, stored.label) for scores in stored.scores]))
+    except (UserError, IndexError, TypeError, ValueError) as error:
+        return [f"the predictions of the yardstick {name} give no {row.metric}: {error}"]
+    same = np.isclose(value, result.value, rtol=1e-4, atol=2e-6)
+    return [] if same else [f"the yardstick {name} is recorded as {result.value:.6f}, its predictions give {value:.6f}"]
+
+
+# --- a record beside the others
 
 
 class Compared:
@@ -255,67 +394,37 @@ class Compared:
         self._stored = bool(labels)
         self._n: dict[str, int] = {}
         self._encoders: dict[str, str] = {}
-        self._answers: dict[str, str] = {}
+        self._answers: dict[tuple[str, ...], str] = {}
         self._yardsticks: dict[tuple[str, ...], float] = {}
 
-    def problems(self, rows: Sequence[Row]) -> list[str]:
-        """Where a record, given by its rows, differs from those before it."""
+    def problems(self, record: Account) -> list[str]:
+        """Where a record differs from those before it."""
+        if not record.rows:
+            return []
+        of_run = dict(zip(RECORDED, record.rows[0], strict=True))
+        encoder, configuration = of_run["encoder_sha256"], of_run["config_hash"]
         found = []
-        first = rows[0]
-        known = self._encoders.setdefault(first.encoder_sha256, first.config_hash)
-        if known != first.config_hash and first.algorithm != "none":  # no step was taken: many settings, one encoder
+        known = self._encoders.setdefault(encoder, configuration)
+        if known != configuration and of_run["algorithm"] != "none":  # no step was taken: many settings, one encoder
             found.append("another configuration has this very encoder")
-        for task in sorted({_scored_on(row) for row in rows}):
-            found += self._of_task(f"{task[0]} {task[1]}", [row for row in rows if _scored_on(row) == task])
+        for each in record.scored:
+            found += self._of_task(each, encoder, of_run["version"])
         return found
 
-    def _of_task(self, data: str, rows: Sequence[Row]) -> list[str]:
+    def _of_task(self, scored: Scored, encoder: str, version: str) -> list[str]:
         found = []
-        n = self._n.setdefault(data, rows[0].n)
-        found += [f"n is {row.n}, other rows of the same data have {n}" for row in rows if row.n != n][:1]
-        try:
-            kept = [each for row in rows if (each := predictions_of(row)) is not None]
-        except UserError:
-            return found
-        if kept:
-            digest = label_digest(kept[0].label)
+        data, protocol = scored.data, scored.protocol
+        n = self._n.setdefault(data, scored.n[0])
+        found += [f"n is {own}, other rows of the same data have {n}" for own in scored.n if own != n][:1]
+        if scored.labels:
             if self._stored and data not in self.labels:
                 found.append("labels.json has no digest of these data's test labels")
-            if self.labels.setdefault(data, digest) != digest:
+            if self.labels.setdefault(data, scored.labels) != scored.labels:
                 found.append("its test labels are not those that the data have")
-            if rows[0].probe == ONLINE:  # a probe that has learned little predicts one class, whatever the encoder
-                return found
-            answers = hashlib.sha256(b"".join(scores.tobytes() for each in kept for scores in each.scores)).hexdigest()
-            other = self._answers.setdefault(f"{data} {rows[0].protocol} {answers}", rows[0].encoder_sha256)
-            if other != rows[0].encoder_sha256 and any(row.value < 1 for row in rows) and rows[0].algorithm != "none":
-                found.append("another encoder has the very same predictions")
-        return found + self._yardstick_problems(rows[0])
-
-    def _yardstick_problems(self, row: Row) -> list[str]:
-        source = transfer_of(row)
-        if source is None:
-            return []
-        found = []
-        for name in ("majority", "raw"):
-            for each in source[1].yardsticks.get(name, ()):
-                of_data = (row.task, row.data_fingerprint, row.protocol, row.version)
-                cell = (*of_data, name, each.probe, each.label_fraction, each.metric)
-                other = self._yardsticks.setdefault(cell, each.value)
-                if abs(other - each.value) > 0.01 * max(1.0, abs(other)):
-                    found.append(f"the yardstick {name} scores {each.value:.4f}, in other records {other:.4f}")
-        for name, results in source[1].yardsticks.items():
-            found += [problem for each in results for problem in _of_yardstick(row, name, each)]
+        if scored.answers and self._answers.setdefault((data, protocol, scored.answers), encoder) != encoder:
+            found.append("another encoder has the very same predictions")
+        for name, value in scored.yardsticks:
+            other = self._yardsticks.setdefault((data, protocol, version, name), value)
+            if abs(other - value) > 0.01 * max(1.0, abs(other)):
+                found.append(f"the yardstick {name} scores {value:.4f}, in other records {other:.4f}")
         return found
-
-
-def _of_yardstick(row: Row, name: str, result: Result) -> list[str]:
-    """Where a yardstick's kept predictions give another score than the record."""
-    try:
-        kept = yardstick_predictions(row, name, result)
-        if kept is None or result.metric != row.metric:
-            return []
-        value = float(np.mean([metric(row.metric)(scores, kept.label) for scores in kept.scores]))
-    except (UserError, IndexError, TypeError, ValueError) as error:
-        return [f"the predictions of the yardstick {name} give no {row.metric}: {error}"]
-    same = np.isclose(value, result.value, rtol=1e-4, atol=2e-6)
-    return [] if same else [f"the yardstick {name} is recorded as {result.value:.6f}, its predictions give {value:.6f}"]

@@ -25,7 +25,7 @@ __all__ = [
     "UNREADABLE",
     "Archive",
     "Predictions",
-    "Source",
+    "TransferFile",
     "agrees",
     "archive",
     "config_of",
@@ -167,14 +167,14 @@ def scores(folder: Path, of: Path | None = None) -> dict[str, list[dict[str, Any
     return found
 
 
-class Source(NamedTuple):
+class TransferFile(NamedTuple):
     """The transfer file that a row was read from: its name without suffix, and what it says."""
 
     stem: str
     transfer: TransferRecord
 
 
-def transfer_of(row: Row) -> Source | None:
+def transfer_of(row: Row) -> TransferFile | None:
     """Where a row was read from; None without a record."""
     try:
         files = transfers(row.record)
@@ -183,7 +183,7 @@ def transfer_of(row: Row) -> Source | None:
     for stem, content in files.items():
         same = (content.task, content.protocol) == (row.task, row.protocol)
         if same and any(_is_of(row, result) for result in content.results):
-            return Source(stem, content)
+            return TransferFile(stem, content)
     return None
 
 
@@ -201,7 +201,7 @@ class Predictions(NamedTuple):
     """Per-example predictions on the test split, in the forms of ``metrics.py``.
 
     Attributes:
-        scores: ``(draws, n, ...)``, one draw for each set of labels that the probe was fitted with; integers are classes.
+        scores: ``(draws, n, ...)``, a draw for each set of labels that the probe was fitted with; integers are classes.
         label: of the test rows; ``group`` likewise, None where rows are independent.
     """
 
@@ -233,7 +233,7 @@ def _value(row: Row, found: Predictions) -> float:
         raise UserError(f"the predictions in {row.record} have no {row.metric}: {error}") from None
 
 
-def predictions_of(row: Row, source: Source | None = None) -> Predictions | None:
+def predictions_of(row: Row, source: TransferFile | None = None) -> Predictions | None:
     """A row's predictions as its record has them; None if there are none.
 
     Args:
@@ -251,7 +251,9 @@ def predictions_of(row: Row, source: Source | None = None) -> Predictions | None
     return None if own is None else _unpacked(own, row, source.transfer)
 
 
-def yardstick_predictions(row: Row, name: str, result: Result, source: Source | None = None) -> Predictions | None:
+def yardstick_predictions(
+    row: Row, name: str, result: Result, source: TransferFile | None = None
+) -> Predictions | None:
     """A yardstick's predictions of the rows that this row was scored on; None where its record did not keep them.
 
     Raises:
@@ -274,7 +276,7 @@ def _arrays(path: Path, *names: str) -> list[Any] | None:
         there = archive(path)
         if there is None or any(name not in there for name in names if name != "group"):
             return None
-        return [there[name] if name in there else None for name in names]
+        return [there.get(name) for name in names]
     except UNREADABLE as error:
         raise UserError(f"cannot read {path}: {error}") from None
 
@@ -331,7 +333,7 @@ def _array(content: bytes) -> NDArray[Any]:
 
 @lru_cache(maxsize=1024)
 def _header(content: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Shape, whether columns are contiguous, and type; remembered because many records have arrays of the same shape."""
+    """Shape, whether columns are contiguous, and type; remembered because many arrays share them."""
     file = BytesIO(content)
     if np.lib.format.read_magic(file) != (1, 0):
         raise ValueError("it is of another version of numpy's format than numbers need")

@@ -17,7 +17,7 @@ from dabsmix.errors import UserError
 from dabsmix.scoring.metrics import METRICS, known
 from dabsmix.scoring.results import PROTOCOLS
 
-__all__ = ["ADDED", "COLUMNS", "Row", "lines", "parse", "problems", "read", "text", "typed"]
+__all__ = ["ADDED", "COLUMNS", "KEY", "Row", "lines", "parse", "problems", "read", "text", "typed"]
 
 
 @dataclass(frozen=True)
@@ -88,19 +88,15 @@ class Row:
 
     @property
     def key(self) -> tuple[str, ...]:
-        """No two rows may have the same key."""
-        return (
-            self.config_hash,
-            self.encoder_sha256,
-            self.task,
-            self.data_fingerprint,
-            self.protocol,
-            self.probe,
-            self.label_fraction,
-            self.metric,
-        )
+        """No two rows may have the same key, the values of the columns `KEY`."""
+        return _KEY_OF(self)
 
 
+KEY = (
+    *("config_hash", "encoder_sha256", "task", "data_fingerprint"),
+    *("protocol", "probe", "label_fraction", "metric"),
+)
+_KEY_OF: Callable[[Row], tuple[str, ...]] = attrgetter(*KEY)
 _TYPES: dict[str, Any] = {column.name: column.type for column in fields(Row) if column.name != "record"}
 _TYPES |= {"low": float, "high": float, "units": int, "train_flops": float}  # or empty
 ADDED = ("units", "train_flops")  # columns that were added after the first rows, at the end

@@ -6,25 +6,23 @@ input, majority class) stay in those transfer files: they belong to a task, not 
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from operator import attrgetter, itemgetter
 from pathlib import Path
 from typing import Any
 
 from dabsmix.board import forgery
 from dabsmix.board import record as board_record
 from dabsmix.board import row as board_row
-from dabsmix.board.forgery import MAX_PREDICTIONS
-from dabsmix.board.row import ADDED, COLUMNS, Row, read
+from dabsmix.board.forgery import MAX_PREDICTIONS, RECORDED, Account
+from dabsmix.board.row import ADDED, COLUMNS, KEY, Row, read
 from dabsmix.errors import UserError
 from dabsmix.files import sha256, sweep, write
 from dabsmix.run import read_record
-from dabsmix.scoring.metrics import known
 
 __all__ = ["COLUMNS", "Row", "keep_labels", "locked", "read", "submit", "validate", "write_record"]
-
-_OF_SUBMISSION = ("run", "by", "date")  # columns that are not in a run's folder
 
 
 # --- submitting
@@ -196,62 +194,70 @@ def validate(csv_path: Path) -> list[str]:
     Raises:
         UserError: the file is missing or its header is broken.
     """
-    problems: list[str] = []
-    lines_of: dict[tuple[str, ...], int] = {}
-    recorded: dict[str, dict[tuple[str, ...], Row] | str] = {}
+    rows, problems = _parsed(csv_path)
+    records = dict.fromkeys(row.record for _, row, found in rows if not _names_no_folder(found))
+    accounts = {record.name: forgery.account(record) for record in records}
+    backing = {
+        name: dict(zip(map(_KEY, each.rows), zip(each.rows, each.faults, strict=True), strict=True))
+        for name, each in accounts.items()
+    }
     compared = forgery.Compared(_stored_labels(csv_path))
-    for line, cells in board_row.lines(csv_path):
-        try:
-            row = board_row.parse(cells, csv_path.parent / "runs")
-        except ValueError as error:
-            problems.append(f"{csv_path}:{line}: {error}")
-            continue
-        found = board_row.problems(row)
-        if any(problem.startswith("run ") for problem in found):
-            recorded[row.run] = "its run cannot be the name of a folder"
-        elif row.run not in recorded:
-            recorded[row.run] = backing = _recorded(row)
-            if isinstance(backing, dict):
-                beside = compared.problems(list(backing.values())) if backing else ["it records no result"]
-                found += forgery.check_record(row.record, row.run) + beside
-        backing = recorded[row.run]
-        found += _disagreements(row, backing)
-        if isinstance(backing, dict) and known(row.metric) is not None:
-            found += forgery.check_row(row)
+    begun: set[str] = set()
+    lines_of: dict[tuple[str, ...], int] = {}
+    for line, row, found in rows:
+        if row.run in accounts and row.run not in begun and not accounts[row.run].unreadable:
+            begun.add(row.run)
+            found += [*accounts[row.run].problems, *compared.problems(accounts[row.run])]
+        found += _disagreements(row, accounts.get(row.run), backing.get(row.run, {}))
         if row.key in lines_of:
             found.append(f"the same result as line {lines_of[row.key]}")
         lines_of.setdefault(row.key, line)
-        problems += [f"{csv_path}:{line}: {problem}" for problem in found]
-    for run, rows in recorded.items():
-        for row in rows.values() if isinstance(rows, dict) else ():
-            if row.key not in lines_of:  # a score taken off the board would make the others look better
-                score = f"{row.task} {row.protocol} {row.probe} {row.label_fraction}"
-                problems.append(f"{csv_path}: no row for {score}, which {run} records")
-    return problems
+        problems += [(line, problem) for problem in found]
+    said = [f"{csv_path}:{line}: {problem}" for line, problem in sorted(problems, key=lambda each: each[0])]
+    for run, results in backing.items():
+        for key in results:
+            if key not in lines_of:  # a score taken off the board would make the others look better
+                of = dict(zip(KEY, key, strict=True))
+                score = f"{of['task']} {of['protocol']} {of['probe']} {of['label_fraction']}"
+                said.append(f"{csv_path}: no row for {score}, which {run} records")
+    return said
 
 
-def _recorded(row: Row) -> dict[tuple[str, ...], Row] | str:
-    """The rows that a row's record backs, by key, or the reason why it backs none."""
-    if problems := forgery.check_files(row.record):
-        return "; ".join(problems)
-    try:
-        scores = board_record.scores(row.record)
-    except UserError as error:
-        return str(error)
-    stamp: dict[str, Any] = {"record": row.record} | {name: getattr(row, name) for name in _OF_SUBMISSION}
-    rows = [Row(**cells, **stamp) for each in scores.values() for cells in each]
-    return {each.key: each for each in rows}
+def _parsed(csv_path: Path) -> tuple[list[tuple[int, Row, list[str]]], list[tuple[int, str]]]:
+    """Every row that can be read, after its line and with what is wrong with it by itself; and why others cannot."""
+    rows, problems, records = [], [], csv_path.parent / "runs"
+    for line, cells in board_row.lines(csv_path):
+        try:
+            row = board_row.parse(cells, records)
+        except ValueError as error:
+            problems.append((line, str(error)))
+            continue
+        rows.append((line, row, board_row.problems(row)))
+    return rows, problems
 
 
-def _disagreements(row: Row, recorded: dict[tuple[str, ...], Row] | str) -> list[str]:
-    """Where a row disagrees with its record."""
-    if isinstance(recorded, str):
-        return [f"no record: {recorded}"]
-    if row.key not in recorded:
+def _names_no_folder(problems: Sequence[str]) -> bool:
+    return any(problem.startswith("run ") for problem in problems)
+
+
+_KEY = itemgetter(*(RECORDED.index(name) for name in KEY))
+_CELLS = attrgetter(*RECORDED)
+Backing = Mapping[tuple[str, ...], tuple[tuple[Any, ...], Sequence[str]]]
+
+
+def _disagreements(row: Row, record: Account | None, backing: Backing) -> list[str]:
+    """Where a row disagrees with its record, or the record's predictions with its score."""
+    if record is None or record.unreadable:
+        return [f"no record: {record.unreadable if record else 'its run cannot be the name of a folder'}"]
+    if row.key not in backing:
         return [f"{row.record} records no such result (task, protocol, probe, label_fraction, metric or hashes differ)"]
-    pairs = [(name, getattr(row, name), getattr(recorded[row.key], name)) for name in COLUMNS]
-    return [
-        f"{name} is {ours!r}, {row.record} records {theirs!r}"
-        for name, ours, theirs in pairs
-        if name not in _OF_SUBMISSION and ours != theirs and not (name in ADDED and ours is None)
+    recorded, faults = backing[row.key]
+    ours = _CELLS(row)
+    if ours == recorded:
+        return list(faults)
+    differing = [
+        f"{name} is {own!r}, {row.record} records {other!r}"
+        for name, own, other in zip(RECORDED, ours, recorded, strict=True)
+        if own != other and not (name in ADDED and own is None)
     ]
+    return [*differing, *faults]
