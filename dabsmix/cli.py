@@ -358,7 +358,7 @@ def _leaderboard(config: LeaderboardConfig) -> None:
     from dabsmix.board import table as board_table
 
     if config.action == "validate":
-        problems = board.validate(config.csv)
+        problems = board.validate(config.csv, processes=os.cpu_count() or 1)
         for problem in problems:
             print(problem)
         if problems:

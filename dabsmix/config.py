@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -308,11 +309,18 @@ def config_hash(config: PretrainConfig) -> str:
 def hashes_of(values: Mapping[str, Any]) -> set[str]:
     """The possible hashes of a run with this ``config.yaml`` and no file of options, one per revision of its data."""
     plain = {**values, "options": read_options(None)}
-    try:
-        revisions = domain(values["domain"]).revisions.values() if values.get("domain") else ()
-    except (UserError, TypeError):
-        revisions = ()
+    name = values.get("domain")
+    revisions = _revisions(name) if isinstance(name, str) and name else ()
     return {_hash(plain), *(_hash({**plain, "revision": revision}) for revision in revisions)}
+
+
+@lru_cache(maxsize=256)
+def _revisions(name: str) -> tuple[str, ...]:
+    """Of a domain's data; remembered for the thousands of records of a leaderboard."""
+    try:
+        return tuple(domain(name).revisions.values())
+    except (UserError, TypeError):
+        return ()
 
 
 def _hash(values: Mapping[str, Any]) -> str:

@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import MISSING, fields
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 from dabsmix.errors import UserError
 
-__all__ = ["cache_folder", "data_root", "is_temporary", "parsed", "sha256", "sweep", "unwritable", "write"]
+__all__ = [
+    "cache_folder",
+    "data_root",
+    "is_temporary",
+    "parsed",
+    "recall",
+    "remember",
+    "sha256",
+    "sweep",
+    "unwritable",
+    "write",
+]
 
 
 def write(path: Path, save: Callable[[Path], object]) -> None:
@@ -86,6 +100,42 @@ def cache_folder() -> Path:
     return _user_cache().absolute() / "dabsmix"
 
 
+def recall(name: str) -> dict[str, Any]:
+    """What this very code remembered under this name, see `remember`; empty where it remembers nothing readable."""
+    try:
+        found = json.loads(_memory(name).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def remember(name: str, values: Mapping[str, Any]) -> None:
+    """Store JSON values in the user's cache in place of what was remembered under this name.
+
+    Only the same source code recalls them. A cache that cannot be written is no error: it saves time, and nothing else.
+    """
+    path = _memory(name)
+    with suppress(UserError, OSError):
+        for older in path.parent.glob(f"{name}-*.json"):
+            older.unlink(missing_ok=True)
+        write(path, lambda temporary: temporary.write_text(json.dumps(values), encoding="utf-8"))
+
+
+def _memory(name: str) -> Path:
+    return cache_folder() / "memory" / f"{name}-{_code()}.json"
+
+
+@cache
+def _code() -> str:
+    """Digest of this package's source files."""
+    digest = hashlib.sha256()
+    for folder, folders, files in os.walk(Path(__file__).parent, followlinks=True):
+        folders.sort()
+        for name in sorted(name for name in files if name.endswith(".py")):
+            digest.update(Path(folder, name).read_bytes())
+    return digest.hexdigest()[:16]
+
+
 T = TypeVar("T")
 
 
@@ -99,13 +149,13 @@ def parsed(kind: type[T], values: Any) -> T:
     if not isinstance(values, Mapping):
         raise ValueError(f"expected a JSON object, found a {type(values).__name__}")
     given = {}
-    for each in fields(kind):  # type: ignore[arg-type]  # a dataclass
-        if each.name in values:
-            given[each.name] = values[each.name]
-            if not _is_a(given[each.name], each.type):
-                raise ValueError(f"{each.name} is {values[each.name]!r}, not {each.type}")
-        elif each.default is MISSING and each.default_factory is MISSING:
-            raise ValueError(f"it lacks {each.name!r}")
+    for name, (types, annotation, required) in _expected(kind).items():
+        if name in values:
+            given[name] = values[name]
+            if types is not None and type(given[name]) not in types:
+                raise ValueError(f"{name} is {values[name]!r}, not {annotation}")
+        elif required:
+            raise ValueError(f"it lacks {name!r}")
     return kind(**given)
 
 
@@ -113,8 +163,16 @@ _PLAIN: dict[str, tuple[type, ...]] = {"str": (str,), "bool": (bool,), "int": (i
 _PLAIN |= {"Mapping": (dict,), "tuple": (list, tuple)}
 
 
-def _is_a(value: object, annotation: Any) -> bool:
-    """Whether a JSON value has a field's type; only the outermost type is checked."""
-    names = [name.strip().partition("[")[0] for name in str(annotation).split(" | ")]
-    kinds = {kind for name in names for kind in _PLAIN.get(name, (object,) if name != "None" else (type(None),))}
-    return object in kinds or type(value) in kinds
+@cache
+def _expected(kind: type) -> dict[str, tuple[frozenset[type] | None, Any, bool]]:
+    """Of each field the types that its JSON value may have, None for any, how they are written, and if it is required.
+
+    Only the outermost type is checked.
+    """
+    expected = {}
+    for each in fields(kind):
+        names = [name.strip().partition("[")[0] for name in str(each.type).split(" | ")]
+        kinds = {kind for name in names for kind in _PLAIN.get(name, (object,) if name != "None" else (type(None),))}
+        required = each.default is MISSING and each.default_factory is MISSING
+        expected[each.name] = (None if object in kinds else frozenset(kinds), each.type, required)
+    return expected

@@ -10,7 +10,9 @@ import os
 import re
 import stat
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, fields
+from multiprocessing import get_context
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,10 +35,12 @@ from dabsmix.board.record import (
     transfer_of,
     transfers,
     yardstick_predictions,
+    yardsticks_file,
 )
 from dabsmix.board.row import COLUMNS, Row
 from dabsmix.config import PretrainConfig, hashes_of, started_from
 from dabsmix.errors import UserError
+from dabsmix.files import recall, remember
 from dabsmix.run import RunRecord, read_record
 from dabsmix.scoring.intervals import MIN_GROUPS, Measured, measure
 from dabsmix.scoring.metrics import known, metric
@@ -50,6 +54,7 @@ __all__ = [
     "Account",
     "Compared",
     "account",
+    "accounts",
     "check_files",
     "check_record",
     "check_row",
@@ -87,8 +92,8 @@ def check_files(record: Path) -> list[str]:
 
 def _below(record: Path) -> Iterator[Path]:
     yield from (record / "run.json", record / "config.yaml")
-    scores = (record / "transfer", result_file(record, ONLINE), predictions_file(record, ONLINE))
-    yield from (path for path in scores if os.path.lexists(path))
+    online = (result_file(record, ONLINE), predictions_file(record, ONLINE), yardsticks_file(record, ONLINE))
+    yield from (path for path in (record / "transfer", *online) if os.path.lexists(path))
     if not (record / "transfer").is_symlink() and (record / "transfer").is_dir():
         yield from sorted((record / "transfer").iterdir())
 
@@ -281,21 +286,70 @@ class Account:
     faults: tuple[tuple[str, ...], ...] = ()
     scored: tuple[Scored, ...] = ()
 
+    def as_plain(self) -> list[Any]:
+        """JSON values."""
+        return [self.unreadable, self.problems, self.rows, self.faults, self.scored]
+
     @classmethod
     def from_plain(cls, values: Any) -> Account:
-        """From the JSON values of `dataclasses.asdict`."""
-        unreadable, problems, rows, faults, scored = (values[each.name] for each in fields(cls))
-        compared = (
-            (data, protocol, tuple(n), labels, answers, tuple(map(tuple, yardsticks)))
-            for data, protocol, n, labels, answers, yardsticks in scored
-        )
+        """From those of `as_plain`."""
+        unreadable, problems, rows, faults, scored = values
         return cls(
             unreadable,
             tuple(problems),
             tuple(map(tuple, rows)),
             tuple(map(tuple, faults)),
-            tuple(Scored(*each) for each in compared),
+            tuple(
+                Scored(data, protocol, tuple(n), labels, answers, tuple(map(tuple, yardsticks)))
+                for data, protocol, n, labels, answers, yardsticks in scored
+            ),
         )
+
+
+def accounts(records: Sequence[Path], *, processes: int = 1, memory: str = "accounts") -> list[Account]:
+    """The account of every record; those of records that have not changed since are recalled.
+
+    Args:
+        records: folders.
+        processes: how many may share the work where there is much of it.
+        memory: the name under which accounts are remembered, by the digest of all the files of the record.
+    """
+    known, digests = recall(memory), [_digest(record) for record in records]
+    new = [record for record, digest in zip(records, digests, strict=True) if digest not in known]
+    if processes > 1 and len(new) > MANY:
+        with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+            made = list(pool.map(account, new, chunksize=64))
+    else:
+        made = [account(record) for record in new]
+    of_new = dict(zip(new, made, strict=True))
+    found = [
+        of_new.get(record) or Account.from_plain(known[str(digest)])
+        for record, digest in zip(records, digests, strict=True)
+    ]
+    if new or len(known) > len(records):
+        plain = {str(digest): each.as_plain() for digest, each in zip(digests, found, strict=True) if digest}
+        remember(memory, plain)
+    return found
+
+
+MANY = 500  # records: fewer are read sooner than a process starts
+
+
+def _digest(record: Path) -> str | None:
+    """Hex sha256 of the record's place and of every file that an account depends on; None if they cannot be read."""
+    digest = hashlib.sha256(f"{record}\n".encode())
+    try:
+        for path in (record, *_below(record)):
+            status = path.lstat()
+            plain = stat.S_ISREG(status.st_mode)
+            if plain and status.st_size > MAX_FILE:
+                return None
+            content = path.read_bytes() if plain else b""
+            digest.update(f"{path.name} {stat.S_IFMT(status.st_mode)} {len(content)}\n".encode())
+            digest.update(content)
+    except OSError:
+        return None
+    return digest.hexdigest()
 
 
 OF_SUBMISSION = ("run", "by", "date")  # columns that are not in a run's folder

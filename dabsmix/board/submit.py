@@ -5,6 +5,7 @@ read from: ``run.json``, ``config.yaml``, ``transfer/*.json`` and the per-exampl
 input, majority class) stay in those transfer files: they belong to a task, not to a run, so they have no rows.
 """
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -185,18 +186,24 @@ def locked(csv_path: Path) -> Iterator[None]:
 # --- validating
 
 
-def validate(csv_path: Path) -> list[str]:
+def validate(csv_path: Path, *, processes: int = 1) -> list[str]:
     """Problems of the leaderboard, each with its line; empty if every row is valid.
 
     The checks: types and ranges, a score within its interval, duplicate rows, that each row agrees with its record,
     that the stored predictions give its score and interval, that no recorded score is left out, and those of `forgery`.
 
+    Args:
+        csv_path: the leaderboard.
+        processes: how many may share the reading of many records.
+
     Raises:
         UserError: the file is missing or its header is broken.
     """
     rows, problems = _parsed(csv_path)
-    records = dict.fromkeys(row.record for _, row, found in rows if not _names_no_folder(found))
-    accounts = {record.name: forgery.account(record) for record in records}
+    records = list(dict.fromkeys(row.record for _, row, found in rows if not _names_no_folder(found)))
+    memory = f"accounts-{hashlib.sha256(str(csv_path.absolute()).encode()).hexdigest()[:16]}"
+    of_records = forgery.accounts(records, processes=processes, memory=memory)
+    accounts = {record.name: each for record, each in zip(records, of_records, strict=True)}
     backing = {
         name: dict(zip(map(_KEY, each.rows), zip(each.rows, each.faults, strict=True), strict=True))
         for name, each in accounts.items()

@@ -142,9 +142,7 @@ def measure(
     return Measured(value, each, share, len(label), rarest(metric, label), wider, rows.hexdigest())
 
 
-def _over_draws(
-    metric: Metric, draws: Sequence[Scores] | Scores, label: Label
-) -> tuple[float, NDArray[np.float64]]:
+def _over_draws(metric: Metric, draws: Sequence[Scores] | Scores, label: Label) -> tuple[float, NDArray[np.float64]]:
     """The mean score and the mean influence of each row; of a ratio all draws at once, for the board measures many."""
     if metric.parts is None:
         value = float(np.mean([metric(scores, label) for scores in draws]))
