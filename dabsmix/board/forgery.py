@@ -207,7 +207,7 @@ def check_row(row: Row, source: TransferFile | None = None) -> list[str]:
     if stored is None:
         return [] if source is None else _missing(row, source)
     n = len(stored.label)
-    if n != row.n or any(len(scores) != n for scores in stored.scores):
+    if n != row.n or stored.scores.shape[1:2] != (n,):
         return [f"n is {row.n}, its predictions are of {n} examples"]
     if stored.group is not None and len(stored.group) != n:
         return [f"n is {row.n}, its predictions have {len(stored.group)} groups' numbers"]
@@ -429,7 +429,7 @@ def _of_yardstick(row: Row, name: str, result: Result, source: TransferFile) -> 
         value = float(np.mean([metric(row.metric)(scores, stored.label) for scores in stored.scores]))
     except (UserError, IndexError, TypeError, ValueError) as error:
         return [f"the predictions of the yardstick {name} give no {row.metric}: {error}"]
-    same = np.isclose(value, result.value, rtol=1e-4, atol=2e-6)
+    same = agrees(result, value)
     return [] if same else [f"the yardstick {name} is recorded as {result.value:.6f}, its predictions give {value:.6f}"]
 
 

@@ -9,6 +9,7 @@ are described, not tested.
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from io import StringIO
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dabsmix.board.row import Row
-from dabsmix.board.standings import Block, Line, Section, is_random, measured, standings
+from dabsmix.board.standings import Block, Line, Section, is_random, standings
 from dabsmix.scoring.intervals import MIN_SEEDS
 from dabsmix.scoring.metrics import metric
 from dabsmix.scoring.results import in_percent
@@ -102,7 +103,7 @@ def overviews(
     """
     kept = [row for row in rows if (row.probe, row.label_fraction) == (probe, label_fraction)]
     groups: dict[tuple[str, str], list[tuple[Section, Block]]] = {}
-    for section in standings(kept):
+    for section in standings(kept, with_runs=True):
         for block in section.blocks:
             groups.setdefault((section.encoder, section.protocol), []).append((section, block))
     found = [
@@ -202,12 +203,11 @@ def _gains(name: str, lines: dict[str, Line], random: Line | None) -> dict[str, 
     top = scale.span[1] if scale.higher else scale.span[0]
     sign = 1 if scale.higher else -1
     rng = np.random.default_rng(0)
-    weights: dict[int, NDArray[np.float64]] = {}
-    values, resampled = _resampled(random, rng, weights)
+    values, resampled = _resampled(random, rng)
     base, bases = values.mean(), resampled.mean(axis=1, keepdims=True)
     found = {}
     for each, line in lines.items():
-        own, many = _resampled(line, rng, weights)
+        own, many = _resampled(line, rng)
         wins = np.sign(sign * (own[:, None] - values[None]))
         found[each] = _Drawn(
             (own - base) / (top - base or 1), (many - bases) / (top - bases), float((wins + 1).mean() / 2)
@@ -215,10 +215,8 @@ def _gains(name: str, lines: dict[str, Line], random: Line | None) -> dict[str, 
     return found
 
 
-def _resampled(
-    line: Line, rng: np.random.Generator, weights: dict[int, NDArray[np.float64]]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    runs = measured(line.rows)
+def _resampled(line: Line, rng: np.random.Generator) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    runs = line.runs
     if runs is None:  # without predictions the test rows' part comes from the intervals
         values = np.array([row.value for row in line.rows])
         ends = [(row.low, row.high) for row in line.rows]
@@ -226,12 +224,16 @@ def _resampled(
         moved = values + rng.normal(size=(RESAMPLES, 1)) * np.array(widths) / (2 * 1.96)
     else:
         values = np.array([run.value for run in runs])
-        units = len(runs[0].influence)
-        if units not in weights:
-            weights[units] = rng.multinomial(units, np.full(units, 1 / units), size=RESAMPLES).astype(float)
-        moved = values + weights[units] @ np.stack([run.influence for run in runs], axis=1)
+        moved = values + _weights(len(runs[0].influence)) @ np.stack([run.influence for run in runs], axis=1)
     drawn = rng.integers(len(values), size=moved.shape)
     return values, np.take_along_axis(moved, drawn, axis=1)
+
+
+@lru_cache(maxsize=1)
+def _weights(units: int) -> NDArray[np.float64]:
+    """How often each test unit is drawn, ``(RESAMPLES, units)``; the columns of one data set follow each other."""
+    rng = np.random.default_rng([0, units])
+    return rng.multinomial(units, np.full(units, 1 / units), size=RESAMPLES).astype(float)
 
 
 def _aggregate(name: str, columns: list[_Drawn]) -> Aggregate:

@@ -29,7 +29,6 @@ __all__ = [
     "agrees",
     "archive",
     "config_of",
-    "predictions",
     "predictions_file",
     "predictions_of",
     "result_file",
@@ -210,27 +209,9 @@ class Predictions(NamedTuple):
     group: NDArray[np.int64] | None
 
 
-def predictions(row: Row) -> Predictions | None:
-    """A row's predictions; None where its record did not keep them, or where they do not give the row's value."""
-    try:
-        found = predictions_of(row)
-        return None if found is None or not agrees(row, _value(row, found)) else found
-    except UserError:
-        return None
-
-
-def agrees(row: Row, value: float) -> bool:
-    """Whether a score computed again is the row's, but for rounding."""
-    return bool(np.isclose(value, row.value, rtol=1e-4, atol=2e-6))
-
-
-def _value(row: Row, found: Predictions) -> float:
-    from dabsmix.scoring.metrics import metric
-
-    try:
-        return float(np.mean([metric(row.metric)(scores, found.label) for scores in found.scores]))
-    except (IndexError, TypeError, ValueError) as error:
-        raise UserError(f"the predictions in {row.record} have no {row.metric}: {error}") from None
+def agrees(recorded: Row | Result, value: float) -> bool:
+    """Whether a score computed again is the recorded one, but for rounding."""
+    return abs(value - recorded.value) <= 2e-6 + 1e-4 * abs(recorded.value)
 
 
 def predictions_of(row: Row, source: TransferFile | None = None) -> Predictions | None:

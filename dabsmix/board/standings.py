@@ -8,12 +8,12 @@ that differ in their seeds alone are one line.
 import json
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 from typing import Any, Literal
 
-from dabsmix.board.record import predictions, transfer_of, yardstick_predictions
+from dabsmix.board.record import TransferFile, agrees, predictions_of, transfer_of, yardstick_predictions
 from dabsmix.board.row import Row
 from dabsmix.errors import UserError
 from dabsmix.scoring.intervals import (
@@ -30,9 +30,9 @@ from dabsmix.scoring.intervals import (
     unpaired,
 )
 from dabsmix.scoring.metrics import Undefined, metric
-from dabsmix.scoring.results import Result, TransferRecord
+from dabsmix.scoring.results import Result
 
-__all__ = ["Against", "Block", "Line", "Section", "is_random", "labels", "measured", "standings"]
+__all__ = ["Against", "Block", "Line", "Section", "is_random", "labels", "standings"]
 
 YARDSTICKS = {
     "raw": "raw input",
@@ -85,6 +85,8 @@ class Line:
         low, high: the 95 % interval of the mean over seeds; None if there is no interval.
         n: test examples; ``groups`` that they come from, None if they are independent or were not counted.
         rows: what it was computed from; empty for the yardsticks that are not runs.
+        runs: each seed reduced to what a comparison needs; None without predictions, and where the caller of
+            `standings` needs none.
         against: the gain over the random encoder; None for yardsticks and where the block has no random encoder.
         best: its lead over the random encoder, every yardstick and every other ranked line is each significant at 5 %.
     """
@@ -99,6 +101,7 @@ class Line:
     n: int
     groups: int | None = None
     rows: tuple[Row, ...] = ()
+    runs: tuple[Measured, ...] | None = None
     marks: str = ""
     budget: str = ""
     flops: float | None = None
@@ -130,16 +133,20 @@ class Section:
     notes: tuple[str, ...]
 
 
-def standings(rows: Iterable[Row]) -> list[Section]:
+def standings(rows: Iterable[Row], *, with_runs: bool = False) -> list[Section]:
     """Every section of the leaderboard, by domain, task, encoder and protocol; blocks in the order of their rows.
 
     Reads the rows' records for yardsticks, notes and predictions; a row without record is shown without them.
+
+    Args:
+        rows: of the leaderboard.
+        with_runs: leave each line its `Line.runs`, a number for each test example of each row.
     """
     sections = _grouped(
         rows,
         lambda r: (r.domain, r.task, r.encoder, r.protocol, r.data_fingerprint, r.pretrain_fingerprint),
     )
-    return [_section(sections[key]) for key in sorted(sections)]
+    return [_section(sections[key], with_runs) for key in sorted(sections)]
 
 
 def _grouped(rows: Iterable[Row], key: Callable[[Row], Any]) -> dict[Any, list[Row]]:
@@ -149,16 +156,23 @@ def _grouped(rows: Iterable[Row], key: Callable[[Row], Any]) -> dict[Any, list[R
     return dict(groups)
 
 
-def _section(rows: list[Row]) -> Section:
+Sources = Mapping[tuple[str, ...], TransferFile | None]
+"""The transfer file behind each row, by its key; None for a row without a record."""
+
+
+def _section(rows: list[Row], with_runs: bool) -> Section:
     settings = _settings(rows)
+    sources = {row.key: transfer_of(row) for row in rows}
     blocks = _grouped(rows, lambda r: (r.probe, r.label_fraction, r.metric))
-    drawn = tuple(_block(part, settings) for each in blocks.values() for part in _budgets(each))
+    drawn = tuple(_block(part, settings, sources) for each in blocks.values() for part in _budgets(each))
+    if not with_runs:
+        drawn = tuple(replace(block, lines=tuple(replace(line, runs=None) for line in block.lines)) for block in drawn)
     first = rows[0]
     data = first.data_fingerprint[:8]
-    return Section(first.domain, first.task, first.encoder, first.protocol, data, drawn, _notes(rows, drawn))
+    return Section(first.domain, first.task, first.encoder, first.protocol, data, drawn, _notes(rows, drawn, sources))
 
 
-def _notes(rows: list[Row], blocks: tuple[Block, ...]) -> tuple[str, ...]:
+def _notes(rows: list[Row], blocks: tuple[Block, ...], sources: Sources) -> tuple[str, ...]:
     notes: list[str] = []
     lines = [line for block in blocks for line in block.lines if line.rows]
     if any(0 < line.seeds < MIN_SEEDS for line in lines):
@@ -174,11 +188,10 @@ def _notes(rows: list[Row], blocks: tuple[Block, ...]) -> tuple[str, ...]:
     if any(line.against and not line.against.paired for line in lines):
         notes.append("Not every line has predictions of the same test examples: their gains have wider intervals.")
     notes += _unbeaten(blocks)
-    unbacked = {row.run for row in rows if not _transfer(row)}
+    unbacked = {row.run for row in rows if sources[row.key] is None}
     if unbacked:
         notes.append(f"No record of {len(unbacked)} run(s): their yardsticks and predictions are missing here.")
-    records = [record for row in rows if (record := _transfer(row))]
-    of_records = (note for record in records for note in record.notes)
+    of_records = (note for row in rows if (source := sources[row.key]) for note in source.transfer.notes)
     return tuple(dict.fromkeys([*notes, *of_records]))
 
 
@@ -224,34 +237,27 @@ def _budgets(rows: list[Row]) -> list[list[Row]]:
     return [others[key] + exempt for key in sorted(others)] or [exempt]
 
 
-def _block(rows: list[Row], settings: dict[tuple[str, str, str], str]) -> Block:
+def _block(rows: list[Row], settings: dict[tuple[str, str, str], str], sources: Sources) -> Block:
     scale = metric(rows[0].metric)
     sign = 1 if scale.higher else -1
-    by_entry = {key: measured(each) for key, each in _grouped(rows, _entry).items()}
-    lines = [replace(_line(each), setting=settings[key]) for key, each in _grouped(rows, _entry).items()]
-    yardsticks = _yardsticks(rows)
-    of_yardstick = {line.name: found for line, found in yardsticks}
-    lines += [line for line, _ in yardsticks]
+    lines = [replace(_line(each, sources), setting=settings[key]) for key, each in _grouped(rows, _entry).items()]
+    lines += _yardsticks(rows, sources)
     order = ("ranked", "apart", "yardstick")
     lines.sort(key=lambda line: (order.index(line.part), -sign * line.mean, line.name, line.setting))
-
-    def runs(line: Line) -> list[Measured] | None:
-        return by_entry[_entry(line.rows[0])] if line.rows else of_yardstick[line.name]
-
-    lines = _gains(lines, runs)
+    lines = _gains(lines)
     first = lines[0]
-    if first.part == "ranked" and _leads(first, lines[1:], sign, runs):
+    if first.part == "ranked" and _leads(first, lines[1:], sign):
         lines[0] = replace(first, best=True)
     return Block(rows[0].probe, rows[0].label_fraction, rows[0].metric, tuple(lines))
 
 
-def _gains(lines: list[Line], runs: Callable[[Line], list[Measured] | None]) -> list[Line]:
+def _gains(lines: list[Line]) -> list[Line]:
     """The lines with their gains over the random encoder: one family, corrected by Holm."""
     random = max((line for line in lines if is_random(line)), key=lambda line: line.seeds, default=None)
     if random is None:
         return lines
     others = [line for line in lines if line.part != "yardstick"]
-    found = [_difference(line, random, runs) for line in others]
+    found = [_difference(line, random) for line in others]
     shown = holm([difference.p for difference, _ in found])
     gains = {
         id(line): Against(each.value, each.low, each.high, paired, rejected)
@@ -260,14 +266,14 @@ def _gains(lines: list[Line], runs: Callable[[Line], list[Measured] | None]) -> 
     return [replace(line, against=gains.get(id(line))) for line in lines]
 
 
-def _leads(first: Line, rivals: list[Line], sign: int, runs: Callable[[Line], list[Measured] | None]) -> bool:
+def _leads(first: Line, rivals: list[Line], sign: int) -> bool:
     """Whether each lead is significant by itself: an intersection-union test, which needs no correction.
 
     Another recipe of the same algorithm is not a rival. Without a random encoder or another yardstick no line leads.
     """
     rivals = [line for line in rivals if line.part != "apart" and line.name != first.name]
     kinds = {is_random(line) for line in rivals if line.part == "yardstick"}
-    found = [_difference(first, line, runs)[0] for line in rivals]
+    found = [_difference(first, line)[0] for line in rivals]
     return kinds == {True, False} and all(each.p < ALPHA and sign * each.value > 0 for each in found)
 
 
@@ -303,14 +309,14 @@ def _hyper(row: Row) -> dict[str, str]:
     return {name: str(value) for name, value in json.loads(row.hyper).items()}
 
 
-def _line(rows: list[Row]) -> Line:
+def _line(rows: list[Row], sources: Sources) -> Line:
     first = rows[0]
     marks = [f"{first.views} views"] * (first.views != "identical") + ["labels"] * first.uses_labels
     marks += [f"from {first.init}"] * bool(first.init)
     yardstick = _is_untrained(first)
     values = _by_seed(rows)
-    runs = measured(rows)
-    groups = next((units for row in rows if (units := _units(row))), None)
+    runs = _measured(rows, sources)
+    groups = next((units for row in rows if (units := _units(row, sources))), None)
     if runs is not None:
         found = interval(metric(first.metric), runs)
         low, high = found.low, found.high
@@ -329,6 +335,7 @@ def _line(rows: list[Row]) -> Line:
         n=first.n,
         groups=groups if groups and groups < first.n else None,
         rows=tuple(rows),
+        runs=runs,
         marks=", ".join(marks),
         flops=0.0 if first.steps == 0 else next((row.train_flops for row in rows if row.train_flops is not None), None),
         budget="0 steps" if first.steps == 0 else f"{first.steps} × {first.batch_size}, lr {first.lr:g}",
@@ -369,31 +376,22 @@ def _estimate(rows: Sequence[Row]) -> Estimate | None:
 # --- what only the records know
 
 
-def _transfer(row: Row) -> TransferRecord | None:
-    """What the row's transfer file says; None without a record."""
-    found = transfer_of(row)
-    return None if found is None else found[1]
-
-
-def _yardsticks(rows: list[Row]) -> list[tuple[Line, list[Measured] | None]]:
-    """The yardsticks of a block, from the records of its rows; those that agree are one measurement.
-
-    With each, its predictions reduced to what a comparison needs; None where a measurement kept none.
-    """
+def _yardsticks(rows: list[Row], sources: Sources) -> list[Line]:
+    """The yardsticks of a block, from the records of its rows; those that agree are one measurement."""
     found: dict[str, dict[float, tuple[Result, Measured | None]]] = defaultdict(dict)
     for row in rows:
-        record = _transfer(row)
-        for kind, results in (record.yardsticks if record else {}).items():
+        source = sources[row.key]
+        for kind, results in (source.transfer.yardsticks if source else {}).items():
             result = _nearest(row, results)
             if result is not None:
                 other = "" if result.probe in (row.probe, kind) else f" ({result.probe})"
                 measurements = found[YARDSTICKS.get(kind, kind) + other]
                 if measurements.get(result.value, (result, None))[1] is None:
-                    measurements[result.value] = result, _measured_yardstick(row, kind, result)
+                    measurements[result.value] = result, _measured_yardstick(row, kind, result, source)
     lines = []
     for name, measurements in found.items():
         each = [result for result, _ in measurements.values()]
-        runs = [run for _, run in measurements.values() if run is not None]
+        runs = tuple(run for _, run in measurements.values() if run is not None)
         ends = [(result.low, result.high) for result in each]
         low, high = zip(*ends, strict=True)
         whole = None not in low + high
@@ -407,16 +405,17 @@ def _yardsticks(rows: list[Row]) -> list[tuple[Line, list[Measured] | None]]:
             high=fmean(high) if whole else None,
             n=each[0].n,
             groups=each[0].units if 0 < each[0].units < each[0].n else None,
+            runs=runs if len(runs) == len(each) else None,
         )
-        lines.append((line, runs if len(runs) == len(each) else None))
+        lines.append(line)
     return lines
 
 
-def _measured_yardstick(row: Row, kind: str, result: Result) -> Measured | None:
-    """None where the predictions were not kept, or do not give the score."""
+def _measured_yardstick(row: Row, kind: str, result: Result, source: TransferFile | None) -> Measured | None:
+    """None where the predictions are not stored, or do not give the score."""
     try:
-        kept = yardstick_predictions(row, kind, result)
-        found = None if kept is None else measure(metric(row.metric), kept.scores, kept.label, kept.group)
+        stored = yardstick_predictions(row, kind, result, source)
+        found = None if stored is None else measure(metric(row.metric), stored.scores, stored.label, stored.group)
     except (UserError, Undefined):
         return None
     return found if found is not None and math.isclose(found.value, result.value, abs_tol=1e-5) else None
@@ -432,10 +431,10 @@ def _nearest(row: Row, results: Sequence[Result]) -> Result | None:
     return min(same, key=lambda r: (r.probe != row.probe, r.label_fraction != row.label_fraction), default=None)
 
 
-def _units(row: Row) -> int | None:
+def _units(row: Row, sources: Sources) -> int | None:
     """How many independent units the test rows form, where the record says so."""
-    record = _transfer(row)
-    for result in record.results if record else ():
+    source = sources[row.key]
+    for result in source.transfer.results if source else ():
         if (result.probe, result.label_fraction, result.metric) == (row.probe, row.label_fraction, row.metric):
             return result.units or None
     return None
@@ -444,9 +443,9 @@ def _units(row: Row) -> int | None:
 # --- differences
 
 
-def _difference(line: Line, other: Line, runs: Callable[[Line], list[Measured] | None]) -> tuple[Difference, bool]:
+def _difference(line: Line, other: Line) -> tuple[Difference, bool]:
     """The first minus the second, and whether over the same test examples; a yardstick has no seeds."""
-    ours, theirs = runs(line), runs(other)
+    ours, theirs = line.runs, other.runs
     if ours and theirs and ours[0].rows == theirs[0].rows:
         return compare(ours, theirs, fixed=not other.rows), True
     few = any(side.rows and side.seeds < MIN_SEEDS for side in (line, other))
@@ -464,15 +463,23 @@ def _of_line(line: Line) -> Estimate | None:
     return Estimate(line.mean, ((line.high - line.low) / 2 / _HALF_WIDTH) ** 2, math.inf)
 
 
-def measured(rows: Sequence[Row]) -> list[Measured] | None:
-    """Each seed's predictions reduced to what a comparison needs; None where they are missing or of other examples."""
+def _measured(rows: Sequence[Row], sources: Sources) -> tuple[Measured, ...] | None:
+    """Each seed's predictions reduced to what a comparison needs.
+
+    None where they are missing, do not give the row's score, or are of other examples.
+    """
     by_seed = {row.seed: row for row in reversed(rows)}
-    kept = [predictions(by_seed[seed]) for seed in sorted(by_seed)]
-    whole = [each for each in kept if each is not None]
-    if len(whole) < len(kept):
-        return None
+    runs = [_run(row, sources[row.key]) for _, row in sorted(by_seed.items())]
+    whole = tuple(run for run in runs if run is not None)
+    return whole if len(whole) == len(runs) and len({run.rows for run in whole}) == 1 else None
+
+
+def _run(row: Row, source: TransferFile | None) -> Measured | None:
     try:
-        runs = [measure(metric(rows[0].metric), each.scores, each.label, each.group) for each in whole]
-    except Undefined:
+        stored = None if source is None else predictions_of(row, source)
+        if stored is None:
+            return None
+        found = measure(metric(row.metric), stored.scores, stored.label, stored.group)
+    except (UserError, IndexError, TypeError, ValueError):
         return None
-    return runs if len({run.rows for run in runs}) == 1 else None
+    return found if agrees(row, found.value) else None

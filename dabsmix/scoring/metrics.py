@@ -160,6 +160,8 @@ def _classes(scores: Scores, label: Label) -> tuple[NDArray[np.int64], NDArray[n
 def _accuracy_parts(scores: Scores, label: Label) -> Parts:
     scored = label >= 0
     right = (classes_of(scores) == label) & scored
+    if label.ndim == 1:
+        return right.astype(float), scored.astype(float)
     tokens = tuple(range(1 - label.ndim, 0))
     return right.sum(axis=tokens, dtype=float), scored.sum(axis=tokens, dtype=float)
 
