@@ -286,6 +286,11 @@ class Account:
     faults: tuple[tuple[str, ...], ...] = ()
     scored: tuple[Scored, ...] = ()
 
+    @property
+    def faultless(self) -> bool:
+        """Whether nothing is wrong with the record."""
+        return not (self.unreadable or self.problems or any(self.faults))
+
     def as_plain(self) -> list[Any]:
         """JSON values."""
         return [self.unreadable, self.problems, self.rows, self.faults, self.scored]
@@ -307,29 +312,31 @@ class Account:
 
 
 def accounts(records: Sequence[Path], *, processes: int = 1, memory: str = "accounts") -> list[Account]:
-    """The account of every record; those of records that have not changed since are recalled.
+    """The account of every record.
+
+    An account without a problem is recalled for a record whose files have the same bytes: what it says follows from
+    them and from this package's code. The memory lies in the user's own cache, never beside the records.
 
     Args:
         records: folders.
         processes: how many may share the work where there is much of it.
-        memory: the name under which accounts are remembered, by the digest of all the files of the record.
+        memory: the name under which accounts are remembered, by `_digest` of their record.
     """
     known, digests = recall(memory), [_digest(record) for record in records]
     new = [record for record, digest in zip(records, digests, strict=True) if digest not in known]
     if processes > 1 and len(new) > MANY:
         with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-            made = list(pool.map(account, new, chunksize=64))
+            made = dict(zip(new, pool.map(account, new, chunksize=64), strict=True))
     else:
-        made = [account(record) for record in new]
-    of_new = dict(zip(new, made, strict=True))
-    found = [
-        of_new.get(record) or Account.from_plain(known[str(digest)])
+        made = {record: account(record) for record in new}
+    all_accounts = [
+        made.get(record) or Account.from_plain(known[str(digest)])
         for record, digest in zip(records, digests, strict=True)
     ]
     if new or len(known) > len(records):
-        plain = {str(digest): each.as_plain() for digest, each in zip(digests, found, strict=True) if digest}
-        remember(memory, plain)
-    return found
+        pairs = zip(digests, all_accounts, strict=True)
+        remember(memory, {digest: each.as_plain() for digest, each in pairs if digest and each.faultless})
+    return all_accounts
 
 
 MANY = 500  # records: fewer are read sooner than a process starts
@@ -337,7 +344,7 @@ MANY = 500  # records: fewer are read sooner than a process starts
 
 def _digest(record: Path) -> str | None:
     """Hex sha256 of the record's place and of every file that an account depends on; None if they cannot be read."""
-    digest = hashlib.sha256(f"{record}\n".encode())
+    digest = hashlib.sha256(f"{str(record)!r}\n".encode())
     try:
         for path in (record, *_below(record)):
             status = path.lstat()
@@ -345,9 +352,10 @@ def _digest(record: Path) -> str | None:
             if plain and status.st_size > MAX_FILE:
                 return None
             content = path.read_bytes() if plain else b""
-            digest.update(f"{path.name} {stat.S_IFMT(status.st_mode)} {len(content)}\n".encode())
+            # a name may hold a line break: quoted, it cannot pass for the end of a file
+            digest.update(f"{path.name!r} {stat.S_IFMT(status.st_mode)} {len(content)}\n".encode())
             digest.update(content)
-    except OSError:
+    except (OSError, UnicodeEncodeError):
         return None
     return digest.hexdigest()
 

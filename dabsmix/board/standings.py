@@ -157,12 +157,16 @@ def _grouped(rows: Iterable[Row], key: Callable[[Row], Any]) -> dict[Any, list[R
 
 
 Sources = Mapping[tuple[str, ...], TransferFile | None]
-"""The transfer file behind each row, by its key; None for a row without a record."""
+"""The transfer file behind each row, by `_place`; None for a row without a record."""
+
+
+def _place(row: Row) -> tuple[str, ...]:
+    return row.run, *row.key
 
 
 def _section(rows: list[Row], with_runs: bool) -> Section:
     settings = _settings(rows)
-    sources = {row.key: transfer_of(row) for row in rows}
+    sources = {_place(row): transfer_of(row) for row in rows}
     blocks = _grouped(rows, lambda r: (r.probe, r.label_fraction, r.metric))
     drawn = tuple(_block(part, settings, sources) for each in blocks.values() for part in _budgets(each))
     if not with_runs:
@@ -188,10 +192,10 @@ def _notes(rows: list[Row], blocks: tuple[Block, ...], sources: Sources) -> tupl
     if any(line.against and not line.against.paired for line in lines):
         notes.append("Not every line has predictions of the same test examples: their gains have wider intervals.")
     notes += _unbeaten(blocks)
-    unbacked = {row.run for row in rows if sources[row.key] is None}
+    unbacked = {row.run for row in rows if sources[_place(row)] is None}
     if unbacked:
         notes.append(f"No record of {len(unbacked)} run(s): their yardsticks and predictions are missing here.")
-    of_records = (note for row in rows if (source := sources[row.key]) for note in source.transfer.notes)
+    of_records = (note for row in rows if (source := sources[_place(row)]) for note in source.transfer.notes)
     return tuple(dict.fromkeys([*notes, *of_records]))
 
 
@@ -380,7 +384,7 @@ def _yardsticks(rows: list[Row], sources: Sources) -> list[Line]:
     """The yardsticks of a block, from the records of its rows; those that agree are one measurement."""
     found: dict[str, dict[float, tuple[Result, Measured | None]]] = defaultdict(dict)
     for row in rows:
-        source = sources[row.key]
+        source = sources[_place(row)]
         for kind, results in (source.transfer.yardsticks if source else {}).items():
             result = _nearest(row, results)
             if result is not None:
@@ -433,7 +437,7 @@ def _nearest(row: Row, results: Sequence[Result]) -> Result | None:
 
 def _units(row: Row, sources: Sources) -> int | None:
     """How many independent units the test rows form, where the record says so."""
-    source = sources[row.key]
+    source = sources[_place(row)]
     for result in source.transfer.results if source else ():
         if (result.probe, result.label_fraction, result.metric) == (row.probe, row.label_fraction, row.metric):
             return result.units or None
@@ -469,7 +473,7 @@ def _measured(rows: Sequence[Row], sources: Sources) -> tuple[Measured, ...] | N
     None where they are missing, do not give the row's score, or are of other examples.
     """
     by_seed = {row.seed: row for row in reversed(rows)}
-    runs = [_run(row, sources[row.key]) for _, row in sorted(by_seed.items())]
+    runs = [_run(row, sources[_place(row)]) for _, row in sorted(by_seed.items())]
     whole = tuple(run for run in runs if run is not None)
     return whole if len(whole) == len(runs) and len({run.rows for run in whole}) == 1 else None
 

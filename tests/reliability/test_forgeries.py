@@ -4,6 +4,8 @@ import json
 import os
 import random
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ import yaml
 from dabsmix.board.submit import read, submit, validate
 from dabsmix.board.table import render
 from dabsmix.errors import UserError
+from dabsmix.files import cache_folder
 
 OURS = Path(__file__).parents[2] / "leaderboard"
 DMIX = "uci_har-dmix-s0-0f291784"
@@ -187,8 +190,25 @@ FORGERIES: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("name", FORGERIES)
 def test_a_forgery_is_found(board: Path, name: str) -> None:
+    assert validate(board) == []  # from now on the records are remembered as valid
     FORGERIES[name](board)
     assert validate(board)
+
+
+def test_what_is_remembered_does_not_hide_a_file_that_keeps_its_size_and_time(board: Path, tmp_path: Path) -> None:
+    def problems() -> str:
+        command = [sys.executable, "-m", "dabsmix", "leaderboard", "validate", "--csv", str(board)]
+        return subprocess.run(command, capture_output=True, text=True).stderr
+
+    assert problems() == ""
+    assert list(cache_folder().glob("memory/accounts-*.json"))
+    assert not list(tmp_path.rglob("accounts-*"))  # a memory beside the records could be committed with a forgery
+    path = record(board) / "run.json"
+    before = path.stat()
+    path.write_text(path.read_text().replace('"seed": 0', '"seed": 1'))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    assert "problems" in problems()
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
