@@ -315,8 +315,8 @@ def hashes_of(values: Mapping[str, Any]) -> set[str]:
 
 
 @lru_cache(maxsize=256)
-def _revisions(name: str) -> tuple[str, ...]:
-    """Of a domain's data; remembered for the thousands of records of a leaderboard."""
+def _revisions(name: str) -> tuple[int, ...]:
+    """Of a domain's data; remembered because a leaderboard has thousands of records."""
     try:
         return tuple(domain(name).revisions.values())
     except (UserError, TypeError):

@@ -149,7 +149,7 @@ def parsed(kind: type[T], values: Any) -> T:
     if not isinstance(values, Mapping):
         raise ValueError(f"expected a JSON object, found a {type(values).__name__}")
     given = {}
-    for name, (types, annotation, required) in _expected(kind).items():
+    for name, (types, annotation, required) in _expected(kind).items():  # type: ignore[arg-type]  # a class is hashable
         if name in values:
             given[name] = values[name]
             if types is not None and type(given[name]) not in types:

@@ -127,10 +127,10 @@ def measure(
         ValueError: there is no draw, or there is not one group per row.
         Undefined: the metric has no value on these rows.
     """
-    if not len(draws):
+    if len(draws) == 0:
         raise ValueError("no scores to average")
     value, each = _over_draws(metric, draws, label)
-    each /= len(label)
+    each = each / len(label)
     wider = 1.0 if group is not None else float(np.mean([widening(metric, scores, label) for scores in draws]))
     share, rows = None, hashlib.sha256(np.ascontiguousarray(label).tobytes())
     if group is not None:
@@ -138,7 +138,8 @@ def measure(
             raise ValueError(f"{len(group)} groups for {len(label)} rows")
         rows.update(np.ascontiguousarray(group).tobytes())
         of_row = np.unique(group, return_inverse=True)[1]
-        each, share = np.bincount(of_row, weights=each), np.bincount(of_row) / len(label)
+        each = np.bincount(of_row, weights=each).astype(np.float64)
+        share = np.bincount(of_row) / len(label)
     return Measured(value, each, share, len(label), rarest(metric, label), wider, rows.hexdigest())
 
 
