@@ -7,7 +7,8 @@ Each number of processes is a `torchrun` of the loop of `dabsmix pretrain` on ra
 number of bytes depends on the values. With several GPUs, or with ``--processes``, the speed is measured, with the same
 batch for each process; the processes of a CPU share its cores.
 
-Otherwise two processes on the CPU run three steps, and every collective call is counted, with the size of its result:
+Otherwise two processes on the CPU make one forward and backward pass, and every collective call is counted, with the
+size of its result. (Besides these, the loop gathers the features of the online probe at every tenth step.)
 
 - *gradients*: what DDP sums over processes, once a step, however large the batch is.
 - *inputs*, *embeddings*: rows that are gathered from all processes, per example of the global batch. With InputMix or
@@ -38,14 +39,18 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from dabsmix.config import PretrainConfig
+from dabsmix.data.batches import Batches, make_views
 from dabsmix.data.domain import Data, Labelled, Split, Task
-from dabsmix.registry import algorithms
-from dabsmix.run import Run, commit, device_name
+from dabsmix.model.encoder import make_encoder
+from dabsmix.registry import algorithm_class, algorithms
+from dabsmix.run import commit, device_name
 from dabsmix.source import Source
-from dabsmix.spec import Grid
+from dabsmix.spec import Batch, Grid
 from dabsmix.training import accelerate
 from dabsmix.verbs.pretrain import pretrain
 
@@ -59,7 +64,6 @@ BATCH = 64  # examples of each GPU
 
 CLASSES = 10
 WARM, TIMED = 10, 20  # steps of a measurement of speed; the online probe learns in every tenth
-COUNTED = 3  # the step that is counted; the first two also broadcast the weights and arrange the gradients
 
 
 class Stop(Exception):
@@ -111,8 +115,8 @@ def launched(processes: int, algo: str, what: str, *, cpu: bool) -> dict[str, An
 # --- the loop
 
 
-def loop(options: argparse.Namespace, algo: str, batch_size: int, rows: int, observe: Callable[[int], None]) -> float:
-    """Run `dabsmix pretrain` until ``observe`` stops it; the FLOPs of a step, for each example."""
+def loop(options: argparse.Namespace, algo: str, batch_size: int, rows: int, observe: Callable[[int], None]) -> None:
+    """Run `dabsmix pretrain` until ``observe`` stops it."""
     accelerator = accelerate(
         "bf16" if torch.cuda.is_available() and not os.environ.get("ACCELERATE_USE_CPU") else "fp32"
     )
@@ -131,12 +135,6 @@ def loop(options: argparse.Namespace, algo: str, batch_size: int, rows: int, obs
         )
         with suppress(Stop):
             pretrain(config, accelerator=accelerator, data=pixels(options, max(rows, batch)), observe=observe)
-        if not accelerator.is_main_process:
-            return 0.0
-        (run,) = [Run(each) for each in Path(out).iterdir()]
-        assert run.record.flops is not None
-        flops: float = run.record.flops / steps / batch
-        return flops
 
 
 def pixels(options: argparse.Namespace, rows: int) -> Data:
@@ -239,22 +237,23 @@ def tensors(value: Any) -> list[Tensor]:
 
 
 def count_bytes(options: argparse.Namespace, algo: str) -> None:
+    accelerator = accelerate()
     batch_size = options.batch_size or 2
-    num_rows = batch_size * int(os.environ["WORLD_SIZE"])
+    num_rows = batch_size * accelerator.num_processes
+    data = pixels(options, num_rows)
+    algorithm = algorithm_class(algo)(make_encoder(options.encoder, data.specs))
+    model = accelerator.prepare(algorithm)
+    raw = Batches(data.pretrain, num_rows, seed=0, rank=accelerator.process_index, world_size=2).read(0)
+    batch = Batch(make_views(data, raw.inputs, algorithm.num_augmented, 0), raw.label, raw.ids, 0)
     counting = Counting(num_rows, (3, options.size, options.size))
-
-    def observe(step: int) -> None:
-        if step == COUNTED - 1:
-            counting.bytes.clear()
-        if step == COUNTED:
-            raise Stop
-
-    with counting:
-        flops = loop(options, algo, batch_size, num_rows, observe)
+    # the counter of FLOPs does not see fused attention
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as flops, counting:
+        model(batch).value.backward()
+        algorithm.after_step(0.0)
     counted = {
         name: number // num_rows if name.endswith("an example") else number for name, number in counting.bytes.items()
     }
-    answer(counted | {"flops": flops})
+    answer(counted | {"flops": flops.get_total_flops() / batch_size})
 
 
 def print_bytes(options: argparse.Namespace) -> None:
