@@ -1,24 +1,28 @@
-"""Examples per second on 1, 2 and 4 devices; where there is only one, the bytes that processes exchange in a step.
+"""Examples per second on 1, 2 and 4 GPUs; with fewer than two, the bytes that processes exchange in a step.
 
     python scripts/bench_scaling.py                                 # every algorithm with vit_base at 224x224
     python scripts/bench_scaling.py --processes 1 2 --encoder tiny --size 32 --patch 4 --algos emix    # speed on a CPU
 
-Each number of processes is a `torchrun` of the loop of `dabsmix pretrain` on random pixels, of which no time and no
-number of bytes depends on the values. With several GPUs, or with ``--processes``, the speed is measured, with the same
-batch for each process; the processes of a CPU share its cores.
+Every measurement is a `torchrun` on random pixels; neither times nor bytes depend on their values. With several GPUs,
+or with ``--processes``, the loop of `dabsmix pretrain` is timed, with the same batch size in each process; the
+processes of a CPU share its cores.
 
-Otherwise two processes on the CPU make one forward and backward pass, and every collective call is counted, with the
-size of its result. (Besides these, the loop gathers the features of the online probe at every tenth step.)
+Otherwise two processes on the CPU make one forward and backward pass, and the sizes of the results of all collective
+calls are added up. (Besides these, the loop gathers the features of the online probe at every tenth step.)
 
 - *gradients*: what DDP sums over processes, once a step, however large the batch is.
 - *inputs*, *embeddings*: rows that are gathered from all processes, per example of the global batch. With InputMix or
-  mixing, an example's partner may live on another process, so all inputs are gathered.
+  mixing, an example's partner may be on another process, so all inputs are gathered.
 - *sums*: other sums over processes, per example of the global batch (the gradients of gathered embeddings), and those
   that do not grow with the batch, such as the statistics of batch norm.
 - *buffers*: state that is broadcast: none, because every process computes it.
 
-From these, from the counted FLOPs of a step and from the constants below, a second table *estimates* the examples per
-second of 8 and 64 GPUs. Nothing in it is measured.
+A second table *estimates* the examples per second of 8 and 64 GPUs from these bytes, from the counted FLOPs of a step
+and from the constants below. Nothing in it is measured. Gathering S bytes takes a link of each of P GPUs
+S (P - 1) / P bytes, and summing takes it twice that (NCCL's bus bandwidth: doc/PERFORMANCE.md of NVIDIA/nccl-tests). So
+each GPU sends, in a step with n examples in the global batch,
+
+    (P - 1) / P · [2 (gradients + other sums + n · sums) + n (inputs + embeddings)]    bytes
 """
 
 from __future__ import annotations
@@ -54,11 +58,12 @@ from dabsmix.spec import Batch, Grid
 from dabsmix.training import accelerate
 from dabsmix.verbs.pretrain import pretrain
 
-# Of the estimate. Data sheets: an H200 multiplies bf16 matrices at 989 TFLOP/s (dense) and sends 450 GB/s to the GPUs
-# of its node through NVLink; a 400 Gbit/s adapter per GPU sends 50 GB/s to other nodes. The shares are assumptions.
+# Of the estimate. NVIDIA's data sheet: an H200 multiplies bf16 matrices at 989 TFLOP/s (dense) and sends 450 GB/s to
+# the GPUs of its node through NVLink. A ring over several nodes enters each of them once, so all of a node's adapters
+# share its traffic: eight of 400 Gbit/s send 400 GB/s (NVIDIA/nccl-tests, issue 309). The shares are assumptions.
 PEAK, PEAK_SHARE = 989e12, 0.4
-WITHIN, BETWEEN, LINK_SHARE = 450e9, 50e9, 0.7
-BACKWARD = 2 / 3  # of a step's time, in which the gradients' sum is hidden
+WITHIN, BETWEEN, LINK_SHARE = 450e9, 400e9, 0.7
+BACKWARD = 2 / 3  # of a step's time, during which the gradients are summed
 NODE = 8  # GPUs
 BATCH = 64  # examples of each GPU
 
@@ -98,18 +103,18 @@ def main() -> None:
 
 
 def launched(processes: int, algo: str, what: str, *, cpu: bool) -> dict[str, Any] | None:
-    """What the main process of a `torchrun` of this script answers; None if the algorithm does not take the data."""
+    """What the main process of a `torchrun` of this script prints; None if the algorithm does not accept the data."""
     environment = dict(os.environ)
     if cpu:
         environment |= {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes))}
     words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     words += [__file__, *sys.argv[1:], "--worker", algo, what]
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        print(done.stderr, file=sys.stderr)
+    completed = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+    if completed.returncode:
+        print(completed.stderr, file=sys.stderr)
         return None
-    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return answer
+    result: dict[str, Any] = json.loads(completed.stdout.splitlines()[-1])
+    return result
 
 
 # --- the loop
@@ -120,7 +125,7 @@ def loop(options: argparse.Namespace, algo: str, batch_size: int, rows: int, obs
     accelerator = accelerate(
         "bf16" if torch.cuda.is_available() and not os.environ.get("ACCELERATE_USE_CPU") else "fp32"
     )
-    batch, steps = batch_size * accelerator.num_processes, 10_000  # at whose end alone it would evaluate and write
+    batch, steps = batch_size * accelerator.num_processes, 10_000  # it evaluates and writes after the last one only
     with tempfile.TemporaryDirectory() as out:
         config = PretrainConfig(
             Source("synthetic_image"),
@@ -146,7 +151,7 @@ def pixels(options: argparse.Namespace, rows: int) -> Data:
     return Data((spec,), split, Labelled(task, split, split, split), "0" * 64, source=Source("synthetic_image"))
 
 
-def answer(values: dict[str, Any]) -> None:
+def print_result(values: dict[str, Any]) -> None:
     if os.environ["RANK"] == "0":
         print(json.dumps(values))
 
@@ -167,7 +172,7 @@ def measure_speed(options: argparse.Namespace, algo: str) -> None:
 
     batch_size = options.batch_size or BATCH
     loop(options, algo, batch_size, 512, observe)
-    answer({"rate": TIMED * batch_size * int(os.environ["WORLD_SIZE"]) / (marks[1] - marks[0])})
+    print_result({"rate": TIMED * batch_size * int(os.environ["WORLD_SIZE"]) / (marks[1] - marks[0])})
 
 
 def print_speeds(options: argparse.Namespace, processes: list[int]) -> None:
@@ -175,13 +180,13 @@ def print_speeds(options: argparse.Namespace, processes: list[int]) -> None:
     for algo in options.algos:
         one = None
         for number in processes:
-            found = launched(number, algo, "speed", cpu=not torch.cuda.is_available())
-            if found is None:
+            speed = launched(number, algo, "speed", cpu=not torch.cuda.is_available())
+            if speed is None:
                 print(f"| {algo} | {number} | – | – |", flush=True)
                 continue
-            one = found["rate"] if number == 1 else one
-            ratio = "–" if one is None else f"{found['rate'] / one:.2f}"
-            print(f"| {algo} | {number} | {found['rate']:,.1f} | {ratio} |", flush=True)
+            one = speed["rate"] if number == 1 else one
+            ratio = "–" if one is None else f"{speed['rate'] / one:.2f}"
+            print(f"| {algo} | {number} | {speed['rate']:,.1f} | {ratio} |", flush=True)
 
 
 # --- bytes
@@ -233,7 +238,7 @@ def ours() -> bool:
 def tensors(value: Any) -> list[Tensor]:
     if isinstance(value, Tensor):
         return [value]
-    return [x for each in value for x in tensors(each)] if isinstance(value, list | tuple) else []
+    return [x for item in value for x in tensors(item)] if isinstance(value, list | tuple) else []
 
 
 def count_bytes(options: argparse.Namespace, algo: str) -> None:
@@ -250,10 +255,10 @@ def count_bytes(options: argparse.Namespace, algo: str) -> None:
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as flops, counting:
         model(batch).value.backward()
         algorithm.after_step(0.0)
-    counted = {
+    counts = {
         name: number // num_rows if name.endswith("an example") else number for name, number in counting.bytes.items()
     }
-    answer(counted | {"flops": flops.get_total_flops() / batch_size})
+    print_result(counts | {"flops": flops.get_total_flops() / batch_size})
 
 
 def print_bytes(options: argparse.Namespace) -> None:
@@ -261,25 +266,27 @@ def print_bytes(options: argparse.Namespace) -> None:
         "| algorithm | gradients, MB | inputs, kB an example | embeddings, kB an example | sums, kB an example "
         "| other sums, kB | buffers, kB | other, kB |\n|---|---|---|---|---|---|---|---|"
     )
-    found: dict[str, dict[str, float]] = {}
+    counts: dict[str, dict[str, float]] = {}
     for algo in options.algos:
         counted = launched(2, algo, "bytes", cpu=True)
         if counted is None:
             print(f"| {algo} | – | – | – | – | – | – | – |", flush=True)
             continue
-        found[algo] = {name: 0.0 for name in KINDS} | counted
-        cells = [f"{found[algo]['gradients'] / 1e6:,.1f}", *(f"{found[algo][name] / 1e3:,.2f}" for name in KINDS[1:])]
+        counts[algo] = {name: 0.0 for name in KINDS} | counted
+        cells = [f"{counts[algo]['gradients'] / 1e6:,.1f}", *(f"{counts[algo][name] / 1e3:,.2f}" for name in KINDS[1:])]
         print(f"| {algo} | {' | '.join(cells)} |", flush=True)
     print(
         f"\nEstimated, with {BATCH} examples for each GPU:\n\n| algorithm | GFLOP an example | one GPU, examples/s "
-        "| 8 GPUs | share of 8 times one | 64 GPUs | share of 64 times one |\n|---|---|---|---|---|---|---|"
+        "| 8 GPUs: MB sent by each | examples/s | share of 8 times one "
+        "| 64 GPUs: MB sent by each | examples/s | share of 64 times one |\n|---|---|---|---|---|---|---|---|---|"
     )
-    for algo, counted in found.items():
+    for algo, counted in counts.items():
         compute = BATCH * counted["flops"] / (PEAK * PEAK_SHARE)
         cells = [f"{counted['flops'] / 1e9:,.0f}", f"{BATCH / compute:,.0f}"]
         for gpus in (8, 64):
-            seconds = compute + exposed(counted, gpus, compute)
-            cells += [f"{gpus * BATCH / seconds:,.0f}", f"{100 * compute / seconds:.0f} %"]
+            seconds = compute + waiting(counted, gpus, compute)
+            cells += [f"{sum(sent(counted, gpus)) / 1e6:,.0f}", f"{gpus * BATCH / seconds:,.0f}"]
+            cells += [f"{100 * compute / seconds:.0f} %"]
         print(f"| {algo} | {' | '.join(cells)} |")
 
 
@@ -294,19 +301,23 @@ KINDS = (
 )
 
 
-def exposed(counted: dict[str, float], gpus: int, compute: float) -> float:
-    """Estimated seconds of a step in which a GPU waits for others.
-
-    A ring sends (P - 1) / P of a gathered result through each GPU's link, and twice that of a sum. The sum of the
-    gradients is hidden behind the backward pass as far as that lasts.
-    """
-    link = (WITHIN if gpus <= NODE else BETWEEN) * LINK_SHARE
-    ring = (gpus - 1) / gpus / link
+def sent(counted: dict[str, float], gpus: int) -> tuple[float, float]:
+    """Bytes that a ring sends through each GPU's link in a step: for the gradients, and for all else."""
     rows = gpus * BATCH
     gathered = rows * (counted["inputs an example"] + counted["embeddings an example"])
     summed = rows * counted["sums an example"] + counted["other sums"]
-    gradients = 2 * counted["gradients"] * ring
-    return ring * (gathered + 2 * summed) + max(0.0, gradients - BACKWARD * compute)
+    ring = (gpus - 1) / gpus
+    return ring * 2 * counted["gradients"], ring * (gathered + 2 * summed)
+
+
+def waiting(counted: dict[str, float], gpus: int, compute: float) -> float:
+    """Estimated seconds of a step in which a GPU waits for others, with ``compute`` seconds of work of its own.
+
+    The sum of the gradients is hidden behind the backward pass as far as that lasts.
+    """
+    link = (WITHIN if gpus <= NODE else BETWEEN) * LINK_SHARE
+    gradients, others = sent(counted, gpus)
+    return others / link + max(0.0, gradients / link - BACKWARD * compute)
 
 
 if __name__ == "__main__":
