@@ -2,18 +2,19 @@
 
     OMP_NUM_THREADS=1 python scripts/bench_loader.py
 
-Generated photographs (JPEG, 500x375 points) are prepared as a user's own images, in two parts. Measured are
+Generated photographs (JPEG, 500x375 pixels) are prepared as a user's own images, in two parts. Measured are
 
-- *prepare*: images per second that are decoded, resized and stored, for each core-second of CPU time;
-- *read*: examples that one thread copies from the prepared parts into a batch, of CPU time: all that the CPU does for
-  an example when there is a GPU, besides copying the batch to it;
-- *normalise* and *augment*: integers to standardised floats, and one augmented view (crop, flip, colours), of one
-  thread's CPU time: the loop does both on the device that trains;
-- *loader*: examples per second of `Batches.iterate`, which reads ahead in threads, by the clock; first with the parts
-  dropped from the page cache (on Linux), then from the page cache.
+- *prepare*: images decoded, resized and stored, per second of CPU time;
+- *read*: examples copied from the prepared parts into a batch, per second of CPU time. With a GPU this is all that the
+  CPU does for an example, besides copying the batch to the GPU;
+- *normalise* and *augment*: integers made standardised floats, and one augmented view made (crop, flip, colours), per
+  second of CPU time. The loop does both on the device that trains;
+- *loader*: examples per second of wall-clock time from `Batches.iterate`, which reads ahead in threads; first with the
+  parts dropped from the page cache (on Linux), then from the page cache.
 
-Then the examples per second that a node of GPUs would take are *estimated* from the FLOPs of a step, and from them the
-cores and the bandwidth that its loader needs.
+Then the examples per second that a node of GPUs would consume are *estimated* from the FLOPs of a step, and from them
+the cores and the bandwidth that its loader needs. A core is assumed to be as fast there as here, and cores not to slow
+each other down.
 """
 
 from __future__ import annotations
@@ -35,17 +36,17 @@ from dabsmix.modalities import image
 from dabsmix.run import commit, device_name
 
 SIDE, PATCH = 224, 16
-GFLOPS = {"emix": 211, "shed": 105}
-"""Counted by scripts/bench_scaling.py for an example with vit_base, under an algorithm of two passes and one of one."""
+GFLOPS = {"emix": 210, "shed": 105}
+"""Of an example with vit_base, counted by scripts/bench_scaling.py: an algorithm with two passes and one with one."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=8000, help="images; default: %(default)s, 1.2 GB prepared")
-    parser.add_argument("--photos", type=int, default=200, help="distinct ones among them; default: %(default)s")
+    parser.add_argument("--photos", type=int, default=200, help="distinct images among them; default: %(default)s")
     parser.add_argument("--batch-size", type=int, default=64, help="default: %(default)s")
-    parser.add_argument("--batches", type=int, default=40, help="of each measurement; default: %(default)s")
-    parser.add_argument("--gpus", type=int, default=8, help="of the estimate; default: %(default)s")
+    parser.add_argument("--batches", type=int, default=40, help="batches in each measurement; default: %(default)s")
+    parser.add_argument("--gpus", type=int, default=8, help="GPUs of the estimate; default: %(default)s")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="dabsmix-bench-") as folder:
         os.environ["DABSMIX_CACHE"] = f"{folder}/cache"
@@ -53,24 +54,24 @@ def main() -> None:
         began = time.process_time()
         data = image.load_own(photos, size=SIDE, patch=PATCH)
         prepare = options.rows / (time.process_time() - began)
-        steps = cpu_rates(data, options.batch_size, options.batches)
+        rates = cpu_rates(data, options.batch_size, options.batches)
         dropped = drop_page_cache(Path(folder) / "cache")
-        first = loader_rate(data, options.batch_size, options.batches) if dropped else None
-        again = loader_rate(data, options.batch_size, options.batches)
+        cold = loader_rate(data, options.batch_size, options.batches) if dropped else None
+        warm = loader_rate(data, options.batch_size, options.batches)
     print("| | examples/s |\n|---|---|")
     print(f"| prepare, per core | {prepare:,.0f} |")
-    for name, rate in steps.items():
+    for name, rate in rates.items():
         print(f"| {name}, per core | {rate:,.0f} |")
-    print(f"| loader, {AHEAD} threads, not in the page cache | {'–' if first is None else f'{first:,.0f}'} |")
-    print(f"| loader, {AHEAD} threads, from the page cache | {again:,.0f} |")
+    print(f"| loader, {AHEAD} threads, not in the page cache | {'–' if cold is None else f'{cold:,.0f}'} |")
+    print(f"| loader, {AHEAD} threads, from the page cache | {warm:,.0f} |")
     size = sum(x.nbytes for x in data.pretrain.batch(data.pretrain.rows[:1]))
     print(
         f"\nEstimated for {options.gpus} H200 with vit_base, at {100 * PEAK_SHARE:.0f} % of {PEAK / 1e12:.0f} TFLOP/s:"
         "\n\n| algorithm | GFLOP an example | examples/s | cores that read | GB/s read |\n|---|---|---|---|---|"
     )
     for algo, gflops in GFLOPS.items():
-        need = options.gpus * PEAK * PEAK_SHARE / (1e9 * gflops)
-        print(f"| {algo} | {gflops} | {need:,.0f} | {need / steps['read']:.1f} | {need * size / 1e9:.1f} |")
+        demand = options.gpus * PEAK * PEAK_SHARE / (1e9 * gflops)
+        print(f"| {algo} | {gflops} | {demand:,.0f} | {demand / rates['read']:.1f} | {demand * size / 1e9:.1f} |")
     print(
         f"\n{size:,} bytes an example, batches of {options.batch_size}; {device_name(torch.device('cpu'))}; "
         f"torch {torch.__version__}, {torch.get_num_threads()} threads; commit {commit()}"
@@ -87,7 +88,7 @@ def link_photos(folder: Path, rows: int, distinct: int) -> Path:
 
 
 def cpu_rates(data: Data, batch_size: int, num: int) -> dict[str, float]:
-    """Examples per second of this process's CPU time, by what is done with them; the first batch warms up."""
+    """Examples per second of this process's CPU time for each kind of work; the first batch warms up."""
     batches = Batches(data.pretrain, batch_size, seed=0)
     seconds = dict.fromkeys(("read", "normalise", "augment"), 0.0)
     for step in range(num + 1):
@@ -103,11 +104,11 @@ def cpu_rates(data: Data, batch_size: int, num: int) -> dict[str, float]:
             seconds["read"] += read
             seconds["normalise"] += normalise
             seconds["augment"] += view - normalise  # a view is normalised first
-    return {name: num * batch_size / each for name, each in seconds.items()}
+    return {name: num * batch_size / spent for name, spent in seconds.items()}
 
 
 def loader_rate(data: Data, batch_size: int, num: int) -> float:
-    """Examples per second that the loader delivers to a CPU that does nothing else."""
+    """Examples per second that the loader delivers while nothing else happens."""
     batches = Batches(data.pretrain, batch_size, seed=1)
     began = time.perf_counter()
     for _ in batches.iterate(0, num, torch.device("cpu")):

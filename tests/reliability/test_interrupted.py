@@ -169,19 +169,25 @@ def test_processes_stop_after_the_same_step_and_resumed_equal_uninterrupted(tmp_
 
 
 @pytest.mark.slow
-def test_a_process_that_dies_ends_the_others(tmp_path: Path) -> None:
+def test_a_process_that_dies_ends_the_others_and_fewer_resume(tmp_path: Path) -> None:
     """torchrun watches its processes, so no collective has to reach its long timeout."""
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    words = ["-m", "dabsmix", *WORDS[:-1], "--steps=400", "--checkpoint-every=20", "--out", str(tmp_path)]
     process = subprocess.Popen(
-        [*launch, "-m", "dabsmix", *WORDS, "--out", str(tmp_path)],
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *words],
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
-    wait_for(process, lambda: any(path.stat().st_size for path in tmp_path.glob("*/metrics.jsonl")))
+    wait_for(process, lambda: any(tmp_path.glob("*/checkpoints/*.pt")))
     workers = subprocess.run(["pgrep", "-P", f"{process.pid}"], capture_output=True, text=True, check=True)
     os.kill(int(workers.stdout.split()[-1]), signal.SIGKILL)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 1
     assert "SIGKILL" in err
+
+    one = subprocess.run([sys.executable, *words, "--resume"], capture_output=True, text=True, check=True, timeout=120)
+    assert "processes 2 → 1" in one.stderr
+    (run,) = [Run(path) for path in tmp_path.iterdir()]
+    assert run.finished
+    assert [part["processes"] for part in run.record.parts] == [1]
