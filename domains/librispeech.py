@@ -56,8 +56,8 @@ def _read_transfer(part: Path, protocol: str) -> Clips:
     draw = np.random.RandomState(42)
     train: list[int] = []
     test: list[int] = []
-    for each in classes:
-        rows = np.flatnonzero(speaker == each)
+    for number in classes:
+        rows = np.flatnonzero(speaker == number)
         draw.shuffle(rows)
         train += rows[: int(0.8 * len(rows))].tolist()
         test += rows[int(0.8 * len(rows)) :].tolist()
@@ -67,7 +67,7 @@ def _read_transfer(part: Path, protocol: str) -> Clips:
         train=np.sort(train),
         test=np.sort(test),
         label=label.astype(np.int64),
-        task=Task("classes", "accuracy", tuple(str(each) for each in classes)),
+        task=Task("classes", "accuracy", tuple(map(str, classes))),
         notes=(
             "Utterances of one chapter are in train and in test: part of the score is the recording, not the voice.",
         ),

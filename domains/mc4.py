@@ -31,7 +31,7 @@ def load(folder: Path, protocol: str) -> Data:
 
         def stream(shards: list[Path]) -> Any:
             return datasets.load_dataset(
-                "json", data_files=[str(each) for each in shards], split="train", streaming=True
+                "json", data_files=[str(shard) for shard in shards], split="train", streaming=True
             )
 
         for turn in zip(*(stream(shards) for shards in files.values()), strict=False):
@@ -56,7 +56,7 @@ DOMAINS = (
                     (f"https://huggingface.co/datasets/allenai/c4/resolve/{REVISION}/multilingual/{name}",),
                     f"c4/multilingual/{name}",
                 )
-                for name in (f"c4-{each}.tfrecord-00000-of-{shards:05}.json.gz" for each, shards in SHARDS.items())
+                for name in (f"c4-{code}.tfrecord-00000-of-{shards:05}.json.gz" for code, shards in SHARDS.items())
             ),
             XLM_ROBERTA_FILE,
         ),

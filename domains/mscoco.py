@@ -32,8 +32,8 @@ def captioned(folder: Path, protocol: str) -> tuple[list[dict[str, Any]], list[s
         )
         which = "last" if protocol == "dabs" else "all"
         entries += [
-            {"file": f"{part}/{each['file']}", "caption": each[f"{which}_caption"], "categories": each[which]}
-            for each in images
+            {"file": f"{part}/{image['file']}", "caption": image[f"{which}_caption"], "categories": image[which]}
+            for image in images
         ]
         counts.append(len(images))
         tables += pair
@@ -47,9 +47,9 @@ def _extract(captions: Any, instances: Any) -> dict[str, Any]:
     captions_of: dict[int, list[dict[str, Any]]] = {}
     for caption in captions["annotations"]:
         captions_of.setdefault(caption["image_id"], []).append(caption)
-    seen: dict[int, list[int]] = {}
-    for each in instances["annotations"]:
-        seen.setdefault(each["image_id"], []).append(number[each["category_id"]])
+    categories_of: dict[int, list[int]] = {}
+    for annotation in instances["annotations"]:
+        categories_of.setdefault(annotation["image_id"], []).append(number[annotation["category_id"]])
     return {
         "categories": [category["name"] for category in order],
         "images": [
@@ -58,11 +58,11 @@ def _extract(captions: Any, instances: Any) -> dict[str, Any]:
                 "file": file[image],
                 "last_caption": texts[-1]["caption"],
                 "all_caption": min(texts, key=lambda text: int(text["id"]))["caption"],
-                "last": seen[image][-1:],
-                "all": sorted(set(seen[image])),
+                "last": categories_of[image][-1:],
+                "all": sorted(set(categories_of[image])),
             }
             for image, texts in captions_of.items()
-            if image in seen
+            if image in categories_of
         ],
     }
 

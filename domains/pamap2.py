@@ -101,7 +101,7 @@ def _v1(ready: Path, source: str, length: int, notes: list[str]) -> Data:
                 f"PAMAP2: no bout of {name} is as long as a window ({length / RATE:g} s); fetch {DOWNLOAD.file} again"
             )
         if unseen := sorted(set(bouts[part.group, 1]) - set(bouts[train.group, 1])):
-            notes.append(f"No train window has {' or '.join(ACTIVITIES[each] for each in unseen)}, {name} has.")
+            notes.append(f"No train window has {' or '.join(ACTIVITIES[activity] for activity in unseen)}, {name} has.")
     people = len(np.unique(bouts[test.group, 0]))
     if short := int((bouts[:, 3] - bouts[:, 2] < length).sum()):
         notes.append(f"{short} of {len(bouts)} bouts are shorter than a window ({length / RATE:g} s) and are not used.")
@@ -126,9 +126,9 @@ def _dabs(ready: Path, source: str, length: int, notes: list[str]) -> Data:
     firsts = runs(bouts[:, 0], bouts[:, 1])
     stretches = np.column_stack([bouts[firsts[:-1], :3], bouts[firsts[1:] - 1, 3]])
     usable = np.flatnonzero(np.isin(stretches[:, 1], ids) & (stretches[:, 3] - stretches[:, 2] > length))
-    seen = usable[np.isin(stretches[usable, 0], TRAIN + VALIDATION)]
+    trainable = usable[np.isin(stretches[usable, 0], TRAIN + VALIDATION)]
     tested = usable[np.isin(stretches[usable, 0], DABS_TESTED)]
-    people = len(np.unique(stretches[seen, 0]))
+    people = len(np.unique(stretches[trainable, 0]))
     if len(tested) == 0 or people == 0:
         raise UserError(
             f"PAMAP2: {people} training subjects and {len(tested)} activities to test on are longer than a window "
@@ -142,7 +142,7 @@ def _dabs(ready: Path, source: str, length: int, notes: list[str]) -> Data:
         label = np.searchsorted(ids, stretches[group, 1])
         return Split((Windows(readings, starts, length),), np.arange(count), label, group)
 
-    train, test = draw(seen, DABS_TRAIN), draw(tested, DABS_TEST)
+    train, test = draw(trainable, DABS_TRAIN), draw(tested, DABS_TEST)
     return Data(
         specs=(SPEC,),
         pretrain=train,
@@ -156,7 +156,7 @@ def _dabs(ready: Path, source: str, length: int, notes: list[str]) -> Data:
         notes=(
             "DABS's terms: raw values, no ironing, test on subject 5 alone, windows overlap and may join two bouts.",
             "DABS draws its windows anew at each epoch; these lists are drawn once.",
-            f"Trained on all {len(seen)} (subject, activity) pairs; DABS tests on the subject that it watches.",
+            f"Trained on all {len(trainable)} (subject, activity) pairs; DABS tests on the subject that it watches.",
             *notes,
         ),
     )
@@ -168,7 +168,7 @@ def _windows(
     """First readings of the subjects' windows, and the bout of each."""
     chosen = np.flatnonzero(np.isin(bouts[:, 0], subjects))
     starts = [window_starts(bouts[bout, 2:], length, stride) for bout in chosen]
-    counts = [len(each) for each in starts]
+    counts = [len(bout_starts) for bout_starts in starts]
     return np.concatenate([np.zeros(0, np.int64), *starts]), np.repeat(chosen, counts)
 
 
@@ -252,7 +252,7 @@ DOMAINS = tuple(
         title=f"PAMAP2, physical activity monitoring{form} (Reiss & Stricker 2012)",
         licence="CC BY 4.0",
         folder="PAMAP2_Dataset/Protocol",
-        needs=tuple("|".join(f"subject10{each}.dat" for each in part) for part in (TRAIN, VALIDATION, TEST)),
+        needs=tuple("|".join(f"subject10{subject}.dat" for subject in part) for part in (TRAIN, VALIDATION, TEST)),
         load=partial(_load, name),
         downloads=(DOWNLOAD,),
         revisions=revisions,

@@ -46,19 +46,19 @@ def _pfam(part: str, folder: Path, protocol: str) -> Data:
     files = [folder / TRAINED, folder / FOUND]
     source = fingerprint(folder, files)
     ready = prepared("pfam", f"{source} {PREPARATION}", partial(_build_pfam, files))
-    train, rest = stored(ready, "train", LENGTH), stored(ready, "test", LENGTH)
+    train, validation = stored(ready, "train", LENGTH), stored(ready, "test", LENGTH)
     clans = np.load(ready / "clans.npy")
     # pandas.DataFrame.sample(frac=1, random_state=42) draws this permutation
-    order = np.random.RandomState(42).permutation(len(rest))
-    tail_size = min(TRANSFER, len(rest) // 8)
-    test = rest.take(np.sort(order[: len(rest) - tail_size]))
+    order = np.random.RandomState(42).permutation(len(validation))
+    tail_size = min(TRANSFER, len(validation) // 8)
+    test = validation.take(np.sort(order[: len(validation) - tail_size]))
     notes = ["TAPE's split is random: train and test share families."]
     if tail_size < TRANSFER:
         notes.append(f"The validation file was cut: its last eighth ({tail_size} sequences) is what pfam_transfer has.")
     if part == "pfam_transfer":
-        tail = order[len(rest) - tail_size :]
+        tail = order[len(validation) - tail_size :]
         tenth = len(tail) // 10
-        train, test = rest.take(tail[: len(tail) - tenth]), rest.take(tail[len(tail) - tenth :])
+        train, test = validation.take(tail[: len(tail) - tenth]), validation.take(tail[len(tail) - tenth :])
     return _data(
         part, protocol, source, Task("classes", "accuracy", tuple(f"clan {clan}" for clan in clans)), train, test, notes
     )
@@ -118,7 +118,7 @@ def _fold(record: dict[str, Any]) -> Sample:
 
 
 def _structure(record: dict[str, Any]) -> Sample:
-    return Sample(record["primary"], [int(each) for each in record["ss3"]])
+    return Sample(record["primary"], [int(code) for code in record["ss3"]])
 
 
 def _stability(record: dict[str, Any]) -> Sample:

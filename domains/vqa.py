@@ -60,13 +60,13 @@ def _read(folder: Path, protocol: str) -> Examples:
 def _extract(captions: Any, annotations: Any, questions: Any) -> dict[str, Any]:
     """By question id: the image's file, question, answer and choices."""
     file = {image["id"]: image["file_name"] for image in captions["images"]}
-    question_of = {each["question_id"]: each for each in questions["questions"]}
+    question_of = {question["question_id"]: question for question in questions["questions"]}
     answered, dropped = [], 0
-    for each in sorted(annotations["annotations"], key=lambda each: int(each["question_id"])):
-        question, answer = question_of[each["question_id"]], each["multiple_choice_answer"]
+    for annotation in sorted(annotations["annotations"], key=lambda annotation: int(annotation["question_id"])):
+        question, answer = question_of[annotation["question_id"]], annotation["multiple_choice_answer"]
         choices = question["multiple_choices"]
         if answer in choices and len(set(choices)) > 1:
-            answered.append((file[each["image_id"]], question["question"], answer, choices))
+            answered.append((file[annotation["image_id"]], question["question"], answer, choices))
         else:
             dropped += 1
     return {"files": sorted({name for name, *_ in answered}), "questions": answered, "dropped": dropped}

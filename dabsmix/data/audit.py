@@ -118,10 +118,10 @@ def render(findings: Sequence[Finding], *, as_json: bool = False) -> str:
     if as_json:
         return json.dumps([asdict(finding) for finding in findings], indent=2)
     lines = []
-    for each in findings:
-        more = ", ..." if each.count > len(each.rows) else ""
-        rows = f" (rows {', '.join(map(str, each.rows))}{more})" if each.rows else ""
-        lines.append(f"{each.severity:7} {each.check:10} {each.split:10} {each.message}{rows}")
+    for finding in findings:
+        more = ", ..." if finding.count > len(finding.rows) else ""
+        rows = f" (rows {', '.join(map(str, finding.rows))}{more})" if finding.rows else ""
+        lines.append(f"{finding.severity:7} {finding.check:10} {finding.split:10} {finding.message}{rows}")
     return "\n".join(lines)
 
 
@@ -348,16 +348,16 @@ class _Values:
                 self.empty.append(np.zeros(parts.shape[1], np.int64))
             self.low[i], self.high[i] = np.minimum(self.low[i], low), np.maximum(self.high[i], high)
             self.empty[i] += nan.any(axis=2).sum(axis=0)
-            for what, bad in _bad(spec, x).items():
+            for fault, bad in _bad(spec, x).items():
                 if bad.any():
-                    self.wrong.setdefault((i, what), []).append(index[bad])
+                    self.wrong.setdefault((i, fault), []).append(index[bad])
 
     def findings(self, split: Split) -> Iterator[Finding]:
         """The findings about the whole split."""
-        for (i, what), parts in self.wrong.items():
+        for (i, fault), parts in self.wrong.items():
             index = np.concatenate(parts)
-            severity: Severity = "warning" if what.startswith("hold") else "error"
-            yield _finding("values", severity, self.name, split, index, f"{self._input(i)}{len(index)} rows {what}")
+            severity: Severity = "warning" if fault.startswith("hold") else "error"
+            yield _finding("values", severity, self.name, split, index, f"{self._input(i)}{len(index)} rows {fault}")
         for i, spec in enumerate(self.specs[: len(self.low)]):
             if isinstance(spec, Tokens):
                 continue

@@ -407,10 +407,10 @@ class Parts:
     def __getitem__(self, rows: NDArray[np.int64], /) -> NDArray[Any]:
         first = self._arrays[0]
         part, row = np.divmod(rows, len(first))
-        found = np.empty((len(rows), *first.shape[1:]), first.dtype)
-        for to, (each, of) in enumerate(zip(part.tolist(), row.tolist(), strict=True)):
-            found[to] = self._arrays[each][of]
-        return found
+        gathered = np.empty((len(rows), *first.shape[1:]), first.dtype)
+        for place, (number, index) in enumerate(zip(part.tolist(), row.tolist(), strict=True)):
+            gathered[place] = self._arrays[number][index]
+        return gathered
 
 
 def stored_rows(folders: Sequence[Path], name: str) -> NDArray[Any] | Parts:

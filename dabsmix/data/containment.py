@@ -59,8 +59,8 @@ class Sequences:
         hashes = np.zeros(count, np.uint64)
         for i in range(n):
             hashes = hashes * MULTIPLIER + self.ids[i : i + count] + np.uint64(1)
-        whole = self.owner[:count] == self.owner[n - 1 :]
-        return hashes[whole], self.owner[:count][whole]
+        within_one = self.owner[:count] == self.owner[n - 1 :]
+        return hashes[within_one], self.owner[:count][within_one]
 
 
 def roots(texts: Sequences) -> NDArray[np.int64]:
@@ -72,16 +72,16 @@ def roots(texts: Sequences) -> NDArray[np.int64]:
         if n == 0:
             root[now] = SEVERAL
             continue
-        whole, _ = texts.take(texts.length == n).ngrams(int(n))
+        text_hashes, _ = texts.take(texts.length == n).ngrams(int(n))
         grams, owner = texts.take(longest).ngrams(int(n))
         order = np.lexsort((owner, grams))
         grams, owner = grams[order], owner[order]
-        first, end = np.searchsorted(grams, whole), np.searchsorted(grams, whole, side="right")
+        first, end = np.searchsorted(grams, text_hashes), np.searchsorted(grams, text_hashes, side="right")
         within = end > first
         one = owner[first[within]]
         root[now[within]] = np.where(one == owner[end[within] - 1], one, SEVERAL)
         # the first of equal sequences is their root
-        _, first_of, which = np.unique(whole[~within], return_index=True, return_inverse=True)
+        _, first_of, which = np.unique(text_hashes[~within], return_index=True, return_inverse=True)
         firsts = now[~within][first_of]
         root[now[~within]] = firsts[which]
         longest[firsts] = True

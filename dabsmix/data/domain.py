@@ -283,7 +283,7 @@ class Domain:
 
     def interrupted(self, root: Path) -> bool:
         """Whether an earlier download of its files began and did not finish."""
-        return interrupted([each for each in self.downloads if self._own(each)], root)
+        return interrupted([download for download in self.downloads if self._own(download)], root)
 
     def complete(self, root: Path) -> bool:
         """Whether all files that a load needs exist: `needs`, and shared ones, such as a tokenizer."""
@@ -292,7 +292,7 @@ class Domain:
         folder = self.present(root)
         if folder is None or self.interrupted(root):
             return False
-        shared = [root / each.file for each in self.downloads if not self._own(each)]
+        shared = [root / download.file for download in self.downloads if not self._own(download)]
         present = (any(any(folder.glob(name)) for name in pattern.split("|")) for pattern in self.needs)
         return all(path.exists() for path in shared) and all(present)
 

@@ -69,16 +69,17 @@ def fetch_all(downloads: Sequence[Download], root: Path) -> None:
     Raises:
         UserError: see `fetch`.
     """
-    for each in downloads:
-        fetch(each, root, unpack=False)
-    for each in downloads:
-        fetch(each, root)
+    for download in downloads:
+        fetch(download, root, unpack=False)
+    for download in downloads:
+        fetch(download, root)
 
 
 def interrupted(downloads: Sequence[Download], root: Path) -> bool:
     """Whether an earlier fetch of these files began and did not finish."""
-    begun = any(_part(root / each.file).exists() or _record(root / each.file).exists() for each in downloads)
-    return begun and not all(_finished(each, root) for each in downloads)
+    paths = [root / download.file for download in downloads]
+    begun = any(_part(path).exists() or _record(path).exists() for path in paths)
+    return begun and not all(_finished(download, root) for download in downloads)
 
 
 def fetch(download: Download, root: Path, *, unpack: bool = True) -> Path:
@@ -266,8 +267,8 @@ def _check(download: Download, file: Path, path: Path, source: str) -> None:
     kind, _, published = download.checksum.partition(":")
     recorded = _record(path).read_text(encoding="utf-8").split()[0] if _record(path).exists() else ""
     fault, sum256 = "", _digest(file, "sha256")
-    if published and (got := _digest(file, kind)) != published.lower():
-        fault = f"its {kind} is {got}, {download.cited} has {published}"
+    if published and (actual := _digest(file, kind)) != published.lower():
+        fault = f"its {kind} is {actual}, {download.cited} has {published}"
     elif not published and recorded and recorded != sum256:
         fault = f"its sha256 is {sum256}, that of the first download was {recorded} ({_record(path).name})"
     elif download.is_archive and not (zipfile.is_zipfile(file) or tarfile.is_tarfile(file)):

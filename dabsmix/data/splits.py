@@ -37,8 +37,8 @@ def carve(
                 f"cannot carve a validation or test part from {len(names)} group: name another column of groups"
             )
         order = rng.permutation(len(names))
-        taken = order[: np.searchsorted(np.cumsum(counts[order]), size) + 1]
-        chosen = np.isin(inverse, taken)
+        chosen_groups = order[: np.searchsorted(np.cumsum(counts[order]), size) + 1]
+        chosen = np.isin(inverse, chosen_groups)
         if chosen.all():
             chosen = inverse == order[0]
     elif label is not None:
@@ -108,15 +108,15 @@ def divide_in_three(
     Raises:
         UserError: as `carve`.
     """
-    rest, tested = carve(n, label=label, group=group, fraction=test, seed=seeds[0])
+    remaining, tested = carve(n, label=label, group=group, fraction=test, seed=seeds[0])
     fitted, held_out = carve(
-        len(rest),
-        label=None if label is None else label[rest],
-        group=None if group is None else group[rest],
+        len(remaining),
+        label=None if label is None else label[remaining],
+        group=None if group is None else group[remaining],
         fraction=validation,
         seed=seeds[1],
     )
-    return rest[fitted], rest[held_out], tested
+    return remaining[fitted], remaining[held_out], tested
 
 
 class Parts(NamedTuple):

@@ -83,7 +83,8 @@ class Standardise:
         if key not in self._on:
             shape = (-1, *[1] * (x.dim() - 2))
             mean, std = (
-                torch.tensor(each, dtype=torch.float32, device=x.device).view(shape) for each in (self.mean, self.std)
+                torch.tensor(values, dtype=torch.float32, device=x.device).view(shape)
+                for values in (self.mean, self.std)
             )
             self._on[key] = mean, std
         return self._on[key]

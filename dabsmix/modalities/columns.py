@@ -184,14 +184,14 @@ def _encode(
     for column in columns:
         text = block.cells[column.name]
         if column.dates:
-            each, odd = _days(text)
+            parsed, odd = _days(text)
             for i in np.flatnonzero(odd):
                 cell = text[int(i)].as_py()
                 wrong.setdefault(int(i), f"column {column.name!r} holds {cell!r} among dates (ISO 8601)")
         elif column.categories is None:
-            each, odd = _numbers(text)
+            parsed, odd = _numbers(text)
             with np.errstate(over="ignore"):
-                infinite = np.isinf(each.astype(np.float32))
+                infinite = np.isinf(parsed.astype(np.float32))
             for i in np.flatnonzero(odd | infinite):
                 reason = (
                     "among numbers (if it stands for an empty cell, name it in pretrain's option `missing`)"
@@ -200,12 +200,12 @@ def _encode(
                 )
                 wrong.setdefault(int(i), f"column {column.name!r} holds {text[int(i)].as_py()!r} {reason}")
         else:
-            each, count = _codes(text, column.categories)
+            parsed, count = _codes(text, column.categories)
             unknown += Counter({column.name: count})  # leaves out columns without any
         if column.name in filled:
-            for i in np.flatnonzero(np.isnan(each)):
+            for i in np.flatnonzero(np.isnan(parsed)):
                 wrong.setdefault(int(i), f"column {column.name!r} is empty")
-        values.append(each)
+        values.append(parsed)
     return np.stack(values, axis=1) if values else np.empty((len(block.rows), 0)), wrong, unknown
 
 
@@ -247,9 +247,9 @@ def scan(
                 present = len(text) - text.null_count
                 filled[name] = filled.get(name, 0) + present
                 numbers[name] = numbers.get(name, 0) + present - int(_numbers(text)[1].sum())
-                seen = texts.setdefault(name, set())
-                if len(seen) <= MAX_CATEGORIES or name in many:
-                    seen.update(pc.unique(text).drop_null().to_pylist())
+                distinct = texts.setdefault(name, set())
+                if len(distinct) <= MAX_CATEGORIES or name in many:
+                    distinct.update(pc.unique(text).drop_null().to_pylist())
     if not filled:
         raise UserError(f"{sources[0].path}: the table has no rows")
     columns = {}
@@ -393,7 +393,7 @@ class Fitted:
 
         @cache
         def on(device: torch.device) -> tuple[Tensor, ...]:
-            indices = (torch.tensor(each, dtype=torch.long, device=device) for each in (coded, offsets))
+            indices = (torch.tensor(values, dtype=torch.long, device=device) for values in (coded, offsets))
             return torch.tensor(table, dtype=torch.float32, device=device), *indices
 
         def normalise(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -461,8 +461,8 @@ def _fitted(
             training_code = {code: i for i, code in enumerate(used)}
             codes.append(tuple(training_code.get(code, -1) for code in range(len(column.categories))))
     unchanged = [column.name in as_is for column in columns]
-    mean = tuple(0.0 if each else value for each, value in zip(unchanged, means, strict=True))
-    std = tuple(1.0 if each else value for each, value in zip(unchanged, stds, strict=True))
+    mean = tuple(0.0 if as_it_is else value for as_it_is, value in zip(unchanged, means, strict=True))
+    std = tuple(1.0 if as_it_is else value for as_it_is, value in zip(unchanged, stds, strict=True))
     return Fitted(tuple(columns), mean, std, tuple(codes))
 
 
@@ -483,4 +483,4 @@ def _statistics(matrix: Matrix, rows: NDArray[np.int64]) -> tuple[list[float], l
         squares += np.nansum((matrix.x[chunk].astype(np.float64) - mean) ** 2, axis=0)
     std = np.sqrt(squares / np.maximum(count, 1))
     varies = numeric & ~is_constant(mean, std)
-    return mean.tolist(), np.where(varies, std, 1.0).tolist(), [sorted(each) for each in used]
+    return mean.tolist(), np.where(varies, std, 1.0).tolist(), [sorted(codes) for codes in used]

@@ -78,15 +78,15 @@ def walk(folder: Path, suffixes: tuple[str, ...]) -> list[str]:
 
     def visit(path: str, prefix: str, above: frozenset[tuple[int, int]]) -> None:
         status = os.stat(path)
-        here = (status.st_dev, status.st_ino)
-        if here in above:
+        identity = (status.st_dev, status.st_ino)
+        if identity in above:
             return
         with os.scandir(path) as entries:
             for entry in entries:
                 if entry.name.startswith("."):
                     continue
                 if entry.is_dir():
-                    visit(entry.path, f"{prefix}{entry.name}/", above | {here})
+                    visit(entry.path, f"{prefix}{entry.name}/", above | {identity})
                 elif entry.name.lower().endswith(suffixes) and (entry.is_file() or not os.path.exists(entry.path)):
                     files.append(prefix + entry.name)  # a broken link too: reading it gives an error that names it
 
@@ -406,8 +406,8 @@ def divided(examples: Marked) -> Data:
     has_label = ~np.isnan(label) if label.dtype.kind == "f" else label >= 0
     of_class = label if task.kind == "classes" else None
     parts = divide_labelled(has_label, label=of_class, group=examples.group)
-    whole = replace(data.pretrain, label=label, group=examples.group)
-    train, validation, test = (whole.take(part) for part in parts[1:])
+    all_rows = replace(data.pretrain, label=label, group=examples.group)
+    train, validation, test = (all_rows.take(part) for part in parts[1:])
     grouped = examples.group is not None
     notes = division_notes(examples.what, task, parts, label, len(label), grouped=grouped, used=False)
     keys = dict(zip(data.pretrain.rows.tolist(), examples.keys, strict=True))
@@ -457,11 +457,11 @@ def division_notes(
     if scored < total and not used:
         notes.append(f"{total - scored} of {total} {what} have no label and are not used.")
     elif scored < total:
-        seen = len(parts.pretrain) - len(parts.train)
-        beside = total - scored - seen
+        unlabelled = len(parts.pretrain) - len(parts.train)
+        beside = total - scored - unlabelled
         kept_out = f"; {beside} in groups of validation or test are not used" if beside else ""
         notes.append(
-            f"{total - scored} of {total} {what} have no label: pretraining sees {seen} of them beside the "
+            f"{total - scored} of {total} {what} have no label: pretraining sees {unlabelled} of them beside the "
             f"{len(parts.train)} of train{kept_out}."
         )
     if not by_class:
@@ -471,7 +471,7 @@ def division_notes(
         notes.append(f"Classes with one example, which cannot be both trained on and scored: {_listed(single)}.")
     for name, rows in sizes.items():
         present = set(np.unique(label[rows]).tolist())
-        if absent := [each for code, each in enumerate(task.classes) if code not in present]:
+        if absent := [name for code, name in enumerate(task.classes) if code not in present]:
             notes.append(f"None of the {name} {what} has the class {_listed(absent)}.")
     return tuple(notes)
 
@@ -488,8 +488,8 @@ def skipped_note(what: str, skipped: Sequence[str], total: int) -> tuple[str, ..
     listing = "; ".join(skipped)
     if len(skipped) > FEW:
         reasons: dict[str, list[str]] = {}
-        for each in skipped:
-            key, reason = _key_and_reason(each)
+        for entry in skipped:
+            key, reason = _key_and_reason(entry)
             reasons.setdefault(reason, []).append(key)
         counted = sorted(reasons.items(), key=lambda item: -len(item[1]))
         listing = "; ".join(f"{reason}: {len(keys)} (the first: {keys[0]})" for reason, keys in counted[:LISTED])

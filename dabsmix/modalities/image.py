@@ -174,7 +174,7 @@ def sized_domains(
             needs=needs,
             dabs=f"{name}_224" if dabs == "large size" and side < 224 else "",
         )
-        for suffix, (side, patch) in (("" if each is sides[0] else f"_{each[0]}", each) for each in sides)
+        for suffix, (side, patch) in (("" if size is sides[0] else f"_{size[0]}", size) for size in sides)
     )
 
 
@@ -402,9 +402,9 @@ def stored(
         (folder / "bad.json").write_text(json.dumps(bad), encoding="utf-8")
 
     def folders(key: str) -> tuple[list[Path], dict[int, str]]:
-        found = prepared_in_parts(name, key, listing.count, math.prod(shape) * dtype.itemsize, build)
-        entries = [json.loads((folder / "bad.json").read_text(encoding="utf-8")) for folder in found]
-        return found, {int(row): fault for each in entries for row, fault in each.items()}
+        paths = prepared_in_parts(name, key, listing.count, math.prod(shape) * dtype.itemsize, build)
+        entries = [json.loads((path / "bad.json").read_text(encoding="utf-8")) for path in paths]
+        return paths, {int(row): fault for entry in entries for row, fault in entry.items()}
 
     source = fingerprint(listing.folder, listing.files)
     # rows are numbered in the order of the list, which is not part of the fingerprint
@@ -656,8 +656,8 @@ def load_own(
             "std": standardise.std,
             "skipped": division.skipped,
         }
-        whole = _unsplit(images, division.parts.pretrain, source, state)
-        return replace(whole, notes=division.notes, summary=summary)
+        data = _unsplit(images, division.parts.pretrain, source, state)
+        return replace(data, notes=division.notes, summary=summary)
     listing = replace(
         unlabelled,
         label=division.label,

@@ -82,7 +82,7 @@ def as_they_are(x: Any, spec: Spec, state: Mapping[str, Any]) -> Data | None:
 
 
 def _standardise(state: Mapping[str, Any]) -> Standardise:
-    mean, std = (tuple(each) if isinstance(each, list | tuple) else each for each in (state["mean"], state["std"]))
+    mean, std = (tuple(x) if isinstance(x, list | tuple) else x for x in (state["mean"], state["std"]))
     return Standardise(mean, std)
 
 
@@ -186,9 +186,9 @@ def _frame(x: Any, names: Sequence[str] | None) -> pd.DataFrame:
 
 def _strings(x: Any) -> list[str]:
     texts = [x] if isinstance(x, str) else list(x)
-    for i, each in enumerate(texts):
-        if not isinstance(each, str) or not each.strip():
-            raise UserError(f"text {i} is {each!r}: give a string that is not blank")
+    for i, text in enumerate(texts):
+        if not isinstance(text, str) or not text.strip():
+            raise UserError(f"text {i} is {text!r}: give a string that is not blank")
     return texts
 
 
@@ -206,8 +206,8 @@ def _pictures(x: Any, spec: Grid, bits: int) -> NDArray[Any]:
     if isinstance(x, Image.Image):
         x = [x]
     if isinstance(x, list | tuple) and x and isinstance(x[0], Image.Image | str | Path):
-        opened_images = (opened(Path(each)) if isinstance(each, str | Path) else each.convert("RGB") for each in x)
-        return np.stack([resized(each, side) for each in opened_images])
+        opened_images = (opened(Path(image)) if isinstance(image, str | Path) else image.convert("RGB") for image in x)
+        return np.stack([resized(image, side) for image in opened_images])
     array = _channels_first(_array(x), spec.channels)
     if array.dtype.kind == "f":
         if not (np.isfinite(array).all() and array.min(initial=0) >= 0 and array.max(initial=0) <= 1):
@@ -220,7 +220,7 @@ def _pictures(x: Any, spec: Grid, bits: int) -> NDArray[Any]:
         return array
     if spec.channels != 3 or bits != 8:
         raise UserError(f"images of {array.shape[2]}x{array.shape[3]}: the encoder reads {side}x{side}; resize them")
-    return np.stack([resized(Image.fromarray(each.transpose(1, 2, 0)), side) for each in array])
+    return np.stack([resized(Image.fromarray(image.transpose(1, 2, 0)), side) for image in array])
 
 
 def _channels_first(array: NDArray[Any], channels: int) -> NDArray[Any]:

@@ -97,7 +97,7 @@ def is_packed(path: Path, modality: str | None) -> bool:
     return modality in (None, *MEDIA) or (modality in TEXTS and files != [path]) or _is_pattern(path)
 
 
-def unpacked(path: Path, modality: str | None, given: Mapping[str, Any]) -> Unpacked:
+def unpacked(path: Path, modality: str | None, user_options: Mapping[str, Any]) -> Unpacked:
     """The file to read instead.
 
     Args:
@@ -121,7 +121,7 @@ def unpacked(path: Path, modality: str | None, given: Mapping[str, Any]) -> Unpa
         folder = prepared("unpacked", _key(packed, modality, column), lambda to: _to_zip(packed, modality, column, to))
         return Unpacked(folder / "examples.zip", modality, {"labels": "labels.csv"}, tuple(notes))
     options: dict[str, Any] = {}
-    if modality in TEXTS and "column" not in given:
+    if modality in TEXTS and "column" not in user_options:
         options = {"column": _text_column(packed, TEXTS[modality])}
         notes.append(f"The texts are the column {options['column']!r} of {packed.name}.")
     folder = prepared("unpacked", _key(packed, "table", ""), lambda to: _to_parquet(packed, to))
@@ -157,10 +157,10 @@ def _shards(path: Path) -> list[Path]:
     if path.is_file():
         return [path] if path.name.lower().endswith(suffixes) else []
     if path.is_dir():
-        candidates = [each for each in path.rglob("*") if each.name.lower().endswith(suffixes)]
+        candidates = [file for file in path.rglob("*") if file.name.lower().endswith(suffixes)]
     else:
-        candidates = [Path(each) for each in glob.glob(str(path), recursive=True)] if _is_pattern(path) else []
-    return sorted(each for each in candidates if each.is_file() and not each.name.startswith("."))
+        candidates = [Path(file) for file in glob.glob(str(path), recursive=True)] if _is_pattern(path) else []
+    return sorted(file for file in candidates if file.is_file() and not file.name.startswith("."))
 
 
 def _identity(files: Sequence[Path]) -> str:
@@ -191,7 +191,7 @@ def _hub(path: Path) -> _Packed:
     notes = []
     if isinstance(dataset, dict):
         split = "train" if "train" in dataset else next(iter(dataset))
-        others = [each for each in dataset if each != split]
+        others = [name for name in dataset if name != split]
         if others:
             notes.append(f"The split {split!r} of {name} is read; its other splits are: {', '.join(others)}.")
         dataset = dataset[split]
@@ -214,7 +214,7 @@ def _class_names(features: Any) -> dict[str, Sequence[str]]:
     """The names of the classes, by column of class numbers."""
     import datasets
 
-    return {name: each.names for name, each in features.items() if isinstance(each, datasets.ClassLabel)}
+    return {column: feature.names for column, feature in features.items() if isinstance(feature, datasets.ClassLabel)}
 
 
 def _with_names(row: Row, class_names: Mapping[str, Sequence[str]]) -> Row:
@@ -356,7 +356,7 @@ def _lengths(packed: _Packed) -> dict[str, float]:
         for name, value in (next(rows, None) or {}).items():
             if isinstance(value, str) and name != "key":
                 totals.setdefault(name, []).append(len(value))
-    return {name: sum(each) / len(each) for name, each in totals.items()}
+    return {name: sum(lengths) / len(lengths) for name, lengths in totals.items()}
 
 
 def _text_column(packed: _Packed, usual: str) -> str:

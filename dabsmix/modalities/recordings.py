@@ -154,24 +154,24 @@ def read(sources: Sequence[Source], roles: Roles, on_bad: Literal["error", "skip
             origins.append(np.column_stack([np.full(len(rows), number), rows]))
             values.append((cells[:, : len(channels)].astype(np.float32), cells[:, len(channels) :]))
         skipped += [f"{source.path.name}: row {row}: {reason}" for row, reason in sorted(bad_rows)]
-    if not sum(len(each) for each in origins):
+    if not sum(len(origin_rows) for origin_rows in origins):
         raise UserError(f"{sources[0].path}: none of its rows can be used; {len(skipped)} were skipped")
     origin = np.concatenate(origins)
-    rest = dict(zip(roles.others, np.concatenate([extra for _, extra in values]).T, strict=True))
+    by_column = dict(zip(roles.others, np.concatenate([extra for _, extra in values]).T, strict=True))
     label, classes = np.zeros(len(origin), np.int64), tuple[str, ...]()
     if roles.label is not None:
-        label, classes = _classes(rest[roles.label], scanned[roles.label])
+        label, classes = _classes(by_column[roles.label], scanned[roles.label])
 
     def code(column: str | None) -> NDArray[np.int64]:
         if column is None:
             return origin[:, 0]
-        return np.unique(rest[column], return_inverse=True)[1].astype(np.int64)
+        return np.unique(by_column[column], return_inverse=True)[1].astype(np.int64)
 
     return Recordings(
         readings=np.concatenate([readings for readings, _ in values]),
         file=origin[:, 0],
         row=origin[:, 1],
-        seconds=origin[:, 1] * 1.0 if time is None else _seconds(rest[time], scanned[time], sources[0].path),
+        seconds=origin[:, 1] * 1.0 if time is None else _seconds(by_column[time], scanned[time], sources[0].path),
         group=code(roles.group),
         label=label,
         recording=code(roles.recording),
@@ -257,8 +257,8 @@ def stretches(
     """
     steps = np.diff(recordings.seconds)
     together = (np.diff(recordings.file) == 0) & (np.diff(recordings.group) == 0)
-    if (back := np.flatnonzero(together & ~(steps > 0))).size:
-        index = back[0] + 1
+    if (backward := np.flatnonzero(together & ~(steps > 0))).size:
+        index = backward[0] + 1
         before, after = recordings.seconds[index - 1 : index + 1]
         source, row = sources[recordings.file[index]], recordings.row[index]
         raise UserError(
@@ -285,14 +285,14 @@ def resampled(recordings: Recordings, bounds: NDArray[np.int64], rate: float) ->
     """
     seconds, readings, before, lengths = [], [], [], [0]
     for start, end in pairwise(bounds):
-        taken = recordings.seconds[start:end]
+        times = recordings.seconds[start:end]
         # half a step of slack, so that rounding in the times does not cost the last reading
-        count = int(np.floor((taken[-1] - taken[0]) * rate + 1e-6)) + 1
-        at = taken[0] + np.arange(count) / rate
+        count = int(np.floor((times[-1] - times[0]) * rate + 1e-6)) + 1
+        at = times[0] + np.arange(count) / rate
         seconds.append(at)
-        channels = [np.interp(at, taken, channel) for channel in recordings.readings[start:end].T]
+        channels = [np.interp(at, times, channel) for channel in recordings.readings[start:end].T]
         readings.append(np.stack(channels, axis=1).astype(np.float32))
-        before.append(start + np.clip(np.searchsorted(taken, at + 1e-9, side="right") - 1, 0, None))
+        before.append(start + np.clip(np.searchsorted(times, at + 1e-9, side="right") - 1, 0, None))
         lengths.append(count)
     index = np.concatenate(before)
     changed = replace(

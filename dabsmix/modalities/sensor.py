@@ -234,7 +234,7 @@ def load_own(
     sources = tuple(Source(file, **reading) for file in table_files(path))
     others = (time, group) if label is None else (time, group, label)
     channels = channels_of(path, column_names(sources[0]), others, _names(ignore))
-    source = fingerprint(path if path.is_dir() else path.parent, [each.path for each in sources])
+    source = fingerprint(path if path.is_dir() else path.parent, [file.path for file in sources])
     by_default = reading == dict(separator="", decimal=".", encoding="utf-8")
     roles = Roles(channels, time, group, label, gaps=gaps == "mask")
     recordings = read_once(source if by_default else f"{source} {reading}", sources, roles, on_bad)
@@ -321,12 +321,12 @@ def _windowed(recordings: Recordings, starts: NDArray[np.int64], state: Mapping[
 
 def _divided(data: Data, label: NDArray[np.int64], classes: tuple[str, ...]) -> Data:
     """The windows divided in whole groups; ``label`` is that of each, -1 where it has none."""
-    task, whole = Task("classes", "accuracy", classes), replace(data.pretrain, label=label)
-    parts = divide_labelled(label >= 0, group=whole.group)
+    task, all_rows = Task("classes", "accuracy", classes), replace(data.pretrain, label=label)
+    parts = divide_labelled(label >= 0, group=all_rows.group)
     return replace(
         data,
-        pretrain=whole.take(parts.pretrain).drop_partial_label(),
-        labelled=Labelled(task, whole.take(parts.train), whole.take(parts.validation), whole.take(parts.test)),
+        pretrain=all_rows.take(parts.pretrain).drop_partial_label(),
+        labelled=Labelled(task, all_rows.take(parts.train), all_rows.take(parts.validation), all_rows.take(parts.test)),
         notes=(*division_notes("windows", task, parts, label, len(label), grouped=True), *data.notes),
     )
 

@@ -111,10 +111,10 @@ def records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 try:
                     value, position = decoder.raw_decode(buffer, position)
                 except json.JSONDecodeError as error:
-                    more = file.read(CHUNK)
-                    if not more or len(buffer) - position > LARGEST:
+                    chunk = file.read(CHUNK)
+                    if not chunk or len(buffer) - position > LARGEST:
                         raise UserError(f"{fault} (after record {number})") from error
-                    buffer, position = buffer[position:] + more, 0
+                    buffer, position = buffer[position:] + chunk, 0
                     continue
                 number += 1
                 if not isinstance(value, dict):
@@ -156,8 +156,8 @@ def store(folder: Path, part: str, alphabet: Alphabet, length: int, samples: Ite
             except ValueError as error:
                 raise UserError(f"{place}: {error}; fix or remove it") from error
             group.append(of_group)
-    whole = np.array(label)
-    np.save(folder / f"{part}_label.npy", whole.astype(np.float32 if whole.dtype.kind == "f" else np.int64))
+    labels = np.array(label)
+    np.save(folder / f"{part}_label.npy", labels.astype(np.float32 if labels.dtype.kind == "f" else np.int64))
     np.save(folder / f"{part}_group.npy", codes(group) if len(set(group)) > 1 else np.zeros(0, np.int64))
 
 
@@ -230,8 +230,8 @@ def load_own(
     if alphabet:
         rows, bad = _within(rows, bad, alphabet, on_bad)
     division = None if label is None else TextDivision.of(path, rows, "sequences", grouped=group is not None)
-    seen = rows if division is None else [rows[row] for row in division.parts.pretrain]
-    symbols = alphabet or "".join(sorted({symbol for row in seen for symbol in row.text[:length]}))
+    pretraining = rows if division is None else [rows[row] for row in division.parts.pretrain]
+    symbols = alphabet or "".join(sorted({symbol for row in pretraining for symbol in row.text[:length]}))
     data = _own_data(path, rows, symbols, length)
     if division is not None:
         data = division.divide(data)
@@ -368,12 +368,12 @@ def _own_data(path: Path, rows: list[OwnText], symbols: str, length: int) -> Dat
         f"{source} {symbols} {length}",
         lambda folder: store(folder, "rows", alphabet, length, entries),
     )
-    whole = stored(ready, "rows", length)
+    all_rows = stored(ready, "rows", length)
     return Data(
         specs=(alphabet.spec(length),),
-        pretrain=replace(whole, label=None, group=None),
+        pretrain=replace(all_rows, label=None, group=None),
         labelled=None,
         fingerprint=source,
         normalise=as_int64,
-        notes=(cut_note(np.asarray(whole.inputs[0]), alphabet),),
+        notes=(cut_note(np.asarray(all_rows.inputs[0]), alphabet),),
     )

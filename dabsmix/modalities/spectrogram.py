@@ -235,16 +235,16 @@ def load(
         )
     if not len(train):
         raise UserError(f"{name}: no clip to train on; is {clips.folder} complete?")
-    seen = train if clips.pretrain is None else clips.pretrain
-    whole = Split((spectrograms,), np.arange(len(clips.files)), clips.label, clips.group)
+    pretrain = train if clips.pretrain is None else clips.pretrain
+    all_rows = Split((spectrograms,), np.arange(len(clips.files)), clips.label, clips.group)
     labelled = None
     if clips.task is not None and clips.label is not None:
         _check(name, clips, clips.task, clips.label[train], clips.label[validation], clips.label[test])
-        labelled = Labelled(clips.task, whole.take(train), whole.take(validation), whole.take(test))
-    standardise = Standardise(*dabs) if as_dabs and dabs is not None else _statistics(sums[seen], form)
+        labelled = Labelled(clips.task, all_rows.take(train), all_rows.take(validation), all_rows.take(test))
+    standardise = Standardise(*dabs) if as_dabs and dabs is not None else _statistics(sums[pretrain], form)
     return Data(
         specs=(form.grid,),
-        pretrain=whole.take(seen).drop_partial_label(),
+        pretrain=all_rows.take(pretrain).drop_partial_label(),
         labelled=labelled,
         fingerprint=key,
         normalise=standardise,
@@ -459,8 +459,8 @@ def stored(
         np.save(folder / "sums.npy", sums)
         (folder / "about.json").write_text(json.dumps(about), encoding="utf-8")
 
-    whole = f"{key} {form} {as_dabs} {on_bad} {PREPARATION}"
-    folders = prepared_in_parts(name, whole, n, 2 * form.mels * form.frames, build)
+    full_key = f"{key} {form} {as_dabs} {on_bad} {PREPARATION}"
+    folders = prepared_in_parts(name, full_key, n, 2 * form.mels * form.frames, build)
     about = About(0, {})
     for folder in folders:
         cut, bad = json.loads((folder / "about.json").read_text(encoding="utf-8"))
@@ -607,8 +607,8 @@ def load_further_labelled(
 
 def _own_form(rate: int, seconds: float, mels: int, patch: int) -> Form:
     if rate < 1000 or seconds <= 0 or min(mels, patch) < 1 or mels < 2 or mels % patch:
-        given = f"rate {rate}, seconds {seconds}, mels {mels}, patch {patch}"
-        raise UserError(f"{given}: rate is at least 1000 Hz, seconds are positive, and mels is a multiple of patch")
+        values = f"rate {rate}, seconds {seconds}, mels {mels}, patch {patch}"
+        raise UserError(f"{values}: rate is at least 1000 Hz, seconds are positive, and mels is a multiple of patch")
     return small(rate, seconds, mels, patch)
 
 

@@ -144,20 +144,20 @@ def files_summary(
         unit: what the size is: ``longer side``.
         not_read: how many files of other kinds lie beside them, by suffix.
     """
-    places = np.unique(np.linspace(0, len(files) - 1, min(LOOKED_AT, len(files))).astype(np.int64))
-    known = [found for place in places if (found := of_file(files[place])) is not None]
-    some = f" (of {len(places)} that were looked at)" if len(places) < len(files) else ""
+    looked_at = np.unique(np.linspace(0, len(files) - 1, min(LOOKED_AT, len(files))).astype(np.int64))
+    headers = [header for place in looked_at if (header := of_file(files[place])) is not None]
+    sample_note = f" (of {len(looked_at)} that were looked at)" if len(looked_at) < len(files) else ""
     lines = [f"{len(files)} {what}:"]
     if not_read:
         listed = ", ".join(f"{suffix} {count}" for suffix, count in not_read.most_common(CLASSES))
         lines.append(f"  other files, which are not read: {listed}")
-    if known:
-        kinds = Counter(kind for kind, _, _ in known).most_common(CLASSES)
-        damaged = f", header not readable: {len(places) - len(known)}" if len(known) < len(places) else ""
-        lines.append(f"  {', '.join(f'{kind}: {count}' for kind, count in kinds)}{damaged}{some}")
-        ordered = sorted((size, words) for _, size, words in known)
+    if headers:
+        kinds = Counter(kind for kind, _, _ in headers).most_common(CLASSES)
+        damaged = f", header not readable: {len(looked_at) - len(headers)}" if len(headers) < len(looked_at) else ""
+        lines.append(f"  {', '.join(f'{kind}: {count}' for kind, count in kinds)}{damaged}{sample_note}")
+        ordered = sorted((size, words) for _, size, words in headers)
         smallest, middle, largest = (ordered[place][1] for place in (0, len(ordered) // 2, -1))
-        lines.append(f"  {unit}: {smallest} to {largest}, median {middle}{some}")
+        lines.append(f"  {unit}: {smallest} to {largest}, median {middle}{sample_note}")
     return tuple(lines)
 
 

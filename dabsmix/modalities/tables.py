@@ -123,7 +123,7 @@ def table_files(path: Path) -> list[Path]:
     """
     known = (*CSV, *PARQUET)
     if path.is_dir():
-        tables = sorted(each for each in path.iterdir() if each.name.lower().endswith(known))
+        tables = sorted(file for file in path.iterdir() if file.name.lower().endswith(known))
         if not tables:
             raise UserError(f"{path}: no table in this folder; looked for {', '.join(known)}")
         return tables

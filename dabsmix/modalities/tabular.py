@@ -67,7 +67,7 @@ def numeric_table(name: str, key: str, source: Source, label: str, classes: int,
         UserError: the file is damaged, or a label is not one of the classes.
     """
     names = column_names(source)
-    features = tuple(Column(each) for each in names if each != label)
+    features = tuple(Column(column) for column in names if column != label)
     matrix = store(name, key, (source,), lambda: (features, (Column(label),)), filled=frozenset(names))
     codes = matrix.extra - first
     wrong = np.flatnonzero((codes != np.round(codes)) | (codes < 0) | (codes >= classes))
@@ -109,8 +109,8 @@ def supervised(
         pretrain: rows to pretrain on, some of which have no label; by default the training part.
         state, names: as in `Data`.
     """
-    whole = Split((matrix.x,), np.arange(len(label)), label, group)
-    train, validation, test = (whole.take(part) for part in rows)
+    all_rows = Split((matrix.x,), np.arange(len(label)), label, group)
+    train, validation, test = (all_rows.take(part) for part in rows)
     return Data(
         specs=(fitted.spec,),
         pretrain=train
@@ -167,7 +167,7 @@ def load_own(
     sources = tuple(Source(file, **reading) for file in table_files(path))
     coded, ignored, empty = _listed(categorical), _listed(ignore), _listed(missing)
     features = _features(path, _same_columns(sources), label, group, coded, ignored)
-    others = tuple(each for each in (label, group) if each is not None)
+    others = tuple(name for name in (label, group) if name is not None)
     dates = frozenset(date_columns(sources, empty)) & set(features) - set(coded)
     source, key = _identity(path, sources, dates, reading, [label, group, coded, ignored, empty, on_bad])
     grouping = frozenset([group] if group else [])
@@ -213,7 +213,7 @@ def _identity(
         reading: how CSV files are read.
         options: label, group, categorical, ignored, missing, on_bad.
     """
-    source = fingerprint(path if path.is_dir() else path.parent, [each.path for each in sources])
+    source = fingerprint(path if path.is_dir() else path.parent, [file.path for file in sources])
     if dates:
         source = digest([source, *sorted(dates)])
     label, on_bad = options[0], options[-1]
@@ -279,7 +279,7 @@ def _features(
     Raises:
         UserError: a column is unknown or has two roles, or none is left.
     """
-    others = [each for each in (label, group) if each is not None]
+    others = [name for name in (label, group) if name is not None]
     _check_names(names, path, {"--label": [label], "group": [group], "categorical": coded, "ignore": ignored})
     if clash := [name for name in others if others.count(name) > 1 or name in ignored]:
         raise UserError(f"column {clash[0]!r} is named twice among label, group and ignore; choose one")
@@ -430,10 +430,10 @@ def _unseen_note(cells: Counter[str]) -> tuple[str, ...]:
     """For ``Data.notes``; ``cells`` counts those of each column whose category no training row has."""
     if not (count := cells.total()):
         return ()
-    some, read = ("1 cell holds", "it is") if count == 1 else (f"{count} cells hold", "they are")
+    subject, predicate = ("1 cell holds", "it is") if count == 1 else (f"{count} cells hold", "they are")
     more = f" and {len(cells) - LISTED} more columns" if len(cells) > LISTED else ""
     columns = ", ".join(f"{number} in {name!r}" for name, number in cells.most_common(LISTED))
-    return (f"{some} a category that no training row has; {read} read as missing ({columns}{more}).",)
+    return (f"{subject} a category that no training row has; {predicate} read as missing ({columns}{more}).",)
 
 
 def _listed(names: str | Sequence[str]) -> tuple[str, ...]:
@@ -463,16 +463,16 @@ def _same_columns(sources: tuple[Source, ...]) -> tuple[str, ...]:
 
 def _target(matrix: Matrix, label: str, task: str) -> tuple[NDArray[Any], Task, tuple[str, ...]]:
     """The labels in the form that the task states, the task, and a note on what was decided here."""
-    column = next(each for each in matrix.others if each.name == label)
+    column = next(column for column in matrix.others if column.name == label)
     values = matrix.extra[:, matrix.others.index(column)]
     filled = ~np.isnan(values)
     distinct, codes = np.unique(values[filled], return_inverse=True)
     if not len(distinct):
         raise UserError(f"--label {label}: every cell is empty; leave the label out, or fill some in")
     if len(distinct) < 2:
-        held = column.categories[int(distinct[0])] if column.categories else f"{distinct[0]:g}"
-        raise UserError(f"--label {label}: every row holds {held!r}; there is nothing to predict")
-    whole = bool((distinct == np.round(distinct)).all())
+        value = column.categories[int(distinct[0])] if column.categories else f"{distinct[0]:g}"
+        raise UserError(f"--label {label}: every row holds {value!r}; there is nothing to predict")
+    integral = bool((distinct == np.round(distinct)).all())
     counted = any(np.array_equal(distinct, np.arange(first, first + len(distinct))) for first in (0, 1))
     many = column.categories is None and len(distinct) > MANY and not counted
     if task == "regression" and column.categories is not None:
@@ -486,7 +486,7 @@ def _target(matrix: Matrix, label: str, task: str) -> tuple[NDArray[Any], Task, 
     if column.categories is not None:
         names = [column.categories[int(code)] for code in distinct]
     else:
-        names = [str(int(value)) if whole else repr(float(value)) for value in distinct]
+        names = [str(int(value)) if integral else repr(float(value)) for value in distinct]
     classes = np.full(len(values), -1, np.int64)
     classes[filled] = codes
     return classes, Task("classes", "accuracy", tuple(names)), ()

@@ -446,11 +446,11 @@ def _from_table(
 ) -> Iterator[Candidate]:
     """The texts of a table, of which the first of the ``rows`` names the columns."""
     _, names = next(rows)
-    for each in (column, label, group):
-        if each is not None and each not in names:
+    for name in (column, label, group):
+        if name is not None and name not in names:
             listed = f"{', '.join(names[:LISTED])}{' and more' * (len(names) > LISTED)}"
-            raise UserError(f"{path}: no column {each!r}{did_you_mean(each, names)}; there are: {listed}")
-    indices = [None if each is None else list(names).index(each) for each in (column, label, group)]
+            raise UserError(f"{path}: no column {name!r}{did_you_mean(name, names)}; there are: {listed}")
+    indices = [None if name is None else list(names).index(name) for name in (column, label, group)]
     for number, cells in rows:
         key = f"{path.name}:{number}"
         if len(cells) == len(names):
@@ -535,11 +535,11 @@ class TextDivision(NamedTuple):
 
     def divide(self, data: Data) -> Data:
         """The data of all rows, with labels and splits."""
-        whole = replace(data.pretrain, label=self.label, group=self.group)
-        train, validation, test = (whole.take(part) for part in self.parts[1:])
+        all_rows = replace(data.pretrain, label=self.label, group=self.group)
+        train, validation, test = (all_rows.take(part) for part in self.parts[1:])
         return replace(
             data,
-            pretrain=whole.take(self.parts.pretrain).drop_partial_label(),
+            pretrain=all_rows.take(self.parts.pretrain).drop_partial_label(),
             labelled=Labelled(self.task, train, validation, test),
             notes=(*self.notes, *data.notes),
         )
@@ -583,8 +583,8 @@ def load_own(
         raise UserError(f"length {length}: a sample has two special tokens and at least one other; give 3 or more")
     rows, skipped = read_own(path, column, label, group, on_bad, encoding)
     division = None if label is None else TextDivision.of(path, rows, "texts", grouped=group is not None)
-    seen = rows if division is None else [rows[row] for row in division.parts.pretrain]
-    tokens = _own_tokenizer(tokenizer, root, (row.text for row in seen), vocab_size)
+    pretraining = rows if division is None else [rows[row] for row in division.parts.pretrain]
+    tokens = _own_tokenizer(tokenizer, root, (row.text for row in pretraining), vocab_size)
     data = _own_data(path, rows, tokens, length)
     if division is not None:
         data = division.divide(data)

@@ -134,10 +134,10 @@ def load_own(
         raise UserError(f"option rate: {rate} needs a column of times, and is above 0")
     left_out = [*ignored, *({group} & {*names} if labels else ())]
     roles = replace(roles, channels=tuple(channels_of(path, names, roles.others, left_out)))
-    source = fingerprint(folder, [each.path for each in sources])
-    found = read_once(f"{source} {dict(reading)}", sources, roles, on_bad)
-    summary, flags = _summarise(found, roles, rate)
-    cut = _cut(found, sources, roles, rate, on_bad)
+    source = fingerprint(folder, [file.path for file in sources])
+    recordings = read_once(f"{source} {dict(reading)}", sources, roles, on_bad)
+    summary, flags = _summarise(recordings, roles, rate)
+    cut = _cut(recordings, sources, roles, rate, on_bad)
     if len(cut.starts) < 2:
         raise UserError(f"{path}: {len(cut.starts)} recording; there must be two or more (option `recording`)")
     longest = int((cut.ends - cut.starts).max())
@@ -147,8 +147,8 @@ def load_own(
         raise UserError(f"window {length}, patch {patch}: positive, and the patch divides the window")
 
     keys = _keys(cut, files, recording)
-    store = WholeRecordings(cut.found.readings, cut.starts, cut.ends, length)
-    groups = cut.found.group[cut.starts] if roles.group is not None else None
+    store = WholeRecordings(cut.recordings.readings, cut.starts, cut.ends, length)
+    groups = cut.recordings.group[cut.starts] if roles.group is not None else None
     code, task, notes, of_labels = None, None, _notes(cut, length), ""
     if by_file:
         assert label is not None
@@ -157,14 +157,14 @@ def load_own(
         notes = [*notes, *absent]
         groups = of_table if of_group is not None else groups
     elif label is not None:
-        check_classes(label, found.classes)
-        task, code = Task("classes", "accuracy", found.classes), _one_label(cut, sources, label)
-    whole = Split((store,), np.arange(len(store)), code, groups)
-    pretrain, labelled = whole, None
+        check_classes(label, recordings.classes)
+        task, code = Task("classes", "accuracy", recordings.classes), _one_label(cut, sources, label)
+    all_rows = Split((store,), np.arange(len(store)), code, groups)
+    pretrain, labelled = all_rows, None
     if task is not None and code is not None:
         parts = divide_labelled(code >= 0, label=code, group=groups, seeds=(0, 0))
-        labelled = Labelled(task, whole.take(parts.train), whole.take(parts.validation), whole.take(parts.test))
-        pretrain = whole.take(parts.pretrain).drop_partial_label()
+        labelled = Labelled(task, *(all_rows.take(part) for part in parts[1:]))
+        pretrain = all_rows.take(parts.pretrain).drop_partial_label()
         notes = [*division_notes("recordings", task, parts, code, len(code), grouped=groups is not None), *notes]
     standardise = Standardise.of(store, pretrain.rows)
     return Data(
@@ -187,7 +187,7 @@ def load_own(
             "reading": dict(reading),
             "mean": standardise.mean,
             "std": standardise.std,
-            "skipped": [*cut.found.skipped, *cut.silent],
+            "skipped": [*cut.recordings.skipped, *cut.silent],
         },
         names=named(keys),
     )
@@ -220,9 +220,9 @@ def load_further_labelled(
         task, code, groups, _, absent = _of_files(path, folder, files, keys, label, labels, group, on_bad)
         further = replace(further, notes=(*further.notes, *absent))
     else:
-        check_classes(label, cut.found.classes)
-        task, code = Task("classes", "accuracy", cut.found.classes), _one_label(cut, sources, label)
-        groups = cut.found.group[cut.starts]
+        check_classes(label, cut.recordings.classes)
+        task, code = Task("classes", "accuracy", cut.recordings.classes), _one_label(cut, sources, label)
+        groups = cut.recordings.group[cut.starts]
     return Marked(further, keys, "recordings", task, code, None if group is None else groups)
 
 
@@ -244,7 +244,7 @@ def _further(
     roles = Roles(state["channels"], state["time"], group, label, by_column, bool(state["gaps"]))
     cut = _cut(read(sources, roles, on_bad), sources, roles, state["rate"], on_bad)
     length = int(state["window"])
-    store = WholeRecordings(cut.found.readings, cut.starts, cut.ends, length)
+    store = WholeRecordings(cut.recordings.readings, cut.starts, cut.ends, length)
     further = Data(
         specs=(PaddedGrid(len(state["channels"]), (length,), (int(state["patch"]),)),),
         pretrain=Split((store,), np.arange(len(store))),
@@ -263,7 +263,7 @@ def _further(
 class _Cut(NamedTuple):
     """Readings and where each recording begins and ends, ``(n,)`` each; and recordings left out for want of any."""
 
-    found: Recordings
+    recordings: Recordings
     starts: NDArray[np.int64]
     ends: NDArray[np.int64]
     silent: tuple[str, ...]
@@ -272,51 +272,55 @@ class _Cut(NamedTuple):
 def _files(path: Path, recording: str, labels: str) -> tuple[Path, list[str]]:
     """The folder of the tables and their names below it; a table of labels among them is none of these."""
     if recording == FILE and path.is_dir():
-        found = [file for file in walk(path, (*CSV, *PARQUET)) if not labels or path / file != path / labels]
-        if not found:
+        tables = [file for file in walk(path, (*CSV, *PARQUET)) if not labels or path / file != path / labels]
+        if not tables:
             raise UserError(f"{path}: no table below this folder; looked for {', '.join((*CSV, *PARQUET))}")
-        return path, found
+        return path, tables
     return (path if path.is_dir() else path.parent), [file.name for file in table_files(path)]
 
 
 def _cut(
-    found: Recordings, sources: Sequence[Source], roles: Roles, rate: float | None, on_bad: Literal["error", "skip"]
+    recordings: Recordings,
+    sources: Sequence[Source],
+    roles: Roles,
+    rate: float | None,
+    on_bad: Literal["error", "skip"],
 ) -> _Cut:
-    """Where recordings begin and end, at the rate that is asked for.
+    """Where recordings begin and end, at ``rate`` if it is not None.
 
     Raises:
         UserError: a recording is in two pieces, its time does not ascend, or nothing was read of it.
     """
-    bounds = runs(found.file, found.recording)
-    pieces = np.stack([found.file[bounds[:-1]], found.recording[bounds[:-1]]], axis=1)
+    bounds = runs(recordings.file, recordings.recording)
+    pieces = np.stack([recordings.file[bounds[:-1]], recordings.recording[bounds[:-1]]], axis=1)
     first = {tuple(piece): place for place, piece in reversed(list(enumerate(pieces.tolist())))}
     for place, piece in enumerate(pieces.tolist()):
         if first[tuple(piece)] != place:
             raise UserError(
-                f"{_row(found, sources, bounds[place])}: a recording that ended before goes on here; sort the rows by "
-                f"{roles.recording}"
+                f"{_row(recordings, sources, bounds[place])}: a recording that ended before goes on here; sort the "
+                f"rows by {roles.recording}"
             )
-    together = (np.diff(found.file) == 0) & (np.diff(found.recording) == 0)
-    if (back := np.flatnonzero(together & ~(np.diff(found.seconds) > 0))).size:
-        before, after = found.seconds[back[0] : back[0] + 2]
+    together = (np.diff(recordings.file) == 0) & (np.diff(recordings.recording) == 0)
+    if (backward := np.flatnonzero(together & ~(np.diff(recordings.seconds) > 0))).size:
+        before, after = recordings.seconds[backward[0] : backward[0] + 2]
         raise UserError(
-            f"{_row(found, sources, back[0] + 1)}: {roles.time} goes from {before:g} to {after:g} within one "
+            f"{_row(recordings, sources, backward[0] + 1)}: {roles.time} goes from {before:g} to {after:g} within one "
             f"recording; sort the rows by {roles.time}"
         )
     if rate is not None:
-        found, bounds = resampled(found, bounds, rate)
+        recordings, bounds = resampled(recordings, bounds, rate)
     starts, ends = bounds[:-1], bounds[1:]
-    read_so_far = np.concatenate([[0], np.cumsum(~np.isnan(found.readings).all(axis=1))])
+    read_so_far = np.concatenate([[0], np.cumsum(~np.isnan(recordings.readings).all(axis=1))])
     silent = np.flatnonzero(read_so_far[ends] == read_so_far[starts])
-    said = tuple(f"{_row(found, sources, starts[place])}: a recording without any reading" for place in silent)
-    if said and on_bad == "error":
-        raise UserError(f"{said[0]}; remove it, or leave such recordings out with --on-bad skip")
-    kept = np.setdiff1d(np.arange(len(starts)), silent)
-    return _Cut(found, starts[kept], ends[kept], said)
+    faults = tuple(f"{_row(recordings, sources, starts[place])}: a recording without any reading" for place in silent)
+    if faults and on_bad == "error":
+        raise UserError(f"{faults[0]}; remove it, or leave such recordings out with --on-bad skip")
+    present = np.setdiff1d(np.arange(len(starts)), silent)
+    return _Cut(recordings, starts[present], ends[present], faults)
 
 
-def _row(found: Recordings, sources: Sequence[Source], place: int) -> str:
-    return f"{sources[found.file[place]].path}: row {found.row[place]}"
+def _row(recordings: Recordings, sources: Sequence[Source], place: int) -> str:
+    return f"{sources[recordings.file[place]].path}: row {recordings.row[place]}"
 
 
 def _one_label(cut: _Cut, sources: Sequence[Source], label: str) -> NDArray[np.int64]:
@@ -325,12 +329,12 @@ def _one_label(cut: _Cut, sources: Sequence[Source], label: str) -> NDArray[np.i
     Raises:
         UserError: a recording has two.
     """
-    of_reading = cut.found.label
+    of_reading = cut.recordings.label
     for start, end in zip(cut.starts, cut.ends, strict=True):
         if (other := np.flatnonzero(of_reading[start:end] != of_reading[start])).size:
             raise UserError(
-                f"{_row(cut.found, sources, start + other[0])}: {label} changes within one recording; give a recording "
-                "one label, or read windows (leave out the option `recording`)"
+                f"{_row(cut.recordings, sources, start + other[0])}: {label} changes within one recording; give a "
+                "recording one label, or read windows (leave out the option `recording`)"
             )
     return of_reading[cut.starts]
 
@@ -367,20 +371,20 @@ def _of_files(
 
 
 def _notes(cut: _Cut, length: int) -> list[str]:
-    longer, rows = int((cut.ends - cut.starts > length).sum()), cut.found.skipped
+    longer, rows = int((cut.ends - cut.starts > length).sum()), cut.recordings.skipped
     beyond = f"{longer} of {len(cut.starts)} recordings have more than {length} readings; what lies beyond is cut."
     return [
         *([beyond] if longer else []),
-        *skipped_note("rows", rows, len(cut.found.row) + len(rows)),
+        *skipped_note("rows", rows, len(cut.recordings.row) + len(rows)),
         *skipped_note("recordings", cut.silent, len(cut.starts) + len(cut.silent)),
     ]
 
 
-def _summarise(found: Recordings, roles: Roles, rate: float | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _summarise(recordings: Recordings, roles: Roles, rate: float | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """As `recordings.summarise`, with the lengths of the recordings."""
-    lengths = np.diff(runs(found.file, found.recording))
+    lengths = np.diff(runs(recordings.file, recordings.recording))
     low, middle, high = (int(np.quantile(lengths, part, method="nearest")) for part in (0.05, 0.5, 0.95))
-    (_, *lines), flags = summarise(replace(found, group=found.recording), roles.channels, windows=False)
+    (_, *lines), flags = summarise(replace(recordings, group=recordings.recording), roles.channels, windows=False)
     if roles.time is None:
         lines = [line for line in lines if not line.startswith("  from one reading")]
     head = (
@@ -392,7 +396,7 @@ def _summarise(found: Recordings, roles: Roles, rate: float | None) -> tuple[tup
 
 def _keys(cut: _Cut, files: Sequence[str], recording: str) -> list[str]:
     """A recording's file below the folder, with the row of its first reading where files hold several."""
-    file, row = cut.found.file[cut.starts], cut.found.row[cut.starts]
+    file, row = cut.recordings.file[cut.starts], cut.recordings.row[cut.starts]
     if recording == FILE:
-        return [files[each] for each in file]
-    return [f"{files[each]}:{first}" for each, first in zip(file, row, strict=True)]
+        return [files[number] for number in file]
+    return [f"{files[number]}:{first}" for number, first in zip(file, row, strict=True)]

@@ -80,11 +80,11 @@ def load_encoder(path: Path, specs: tuple[Spec, ...] | None = None) -> Encoder:
         )
     encoder = build_encoder(own_specs, config)
     expected = {key: value.shape for key, value in encoder.state_dict().items()}
-    given = {key: value.shape for key, value in state.items()}
-    if expected != given:
-        missing = sorted(expected.keys() - given.keys())
-        extra = sorted(given.keys() - expected.keys())
-        other = sorted(key for key in expected.keys() & given.keys() if expected[key] != given[key])
+    actual = {key: value.shape for key, value in state.items()}
+    if expected != actual:
+        missing = sorted(expected.keys() - actual.keys())
+        extra = sorted(actual.keys() - expected.keys())
+        other = sorted(key for key in expected.keys() & actual.keys() if expected[key] != actual[key])
         raise UserError(f"{path} does not fit: missing {missing}, unexpected {extra}, other shape {other}")
     encoder.load_state_dict(state, strict=True)
     return encoder.eval()

@@ -13,22 +13,22 @@ from dabsmix.errors import UserError, did_you_mean
 from dabsmix.model.encoder import Encoder
 from dabsmix.model.shapes import TIMM
 
-__all__ = ["Taken", "take", "timm_name", "timm_weights"]
+__all__ = ["Initialised", "take", "timm_name", "timm_weights"]
 
 
-class Taken(NamedTuple):
-    """Names of the weights that were taken, and of those that keep their random values."""
+class Initialised(NamedTuple):
+    """Names of the weights that were loaded, and of those that keep their random values."""
 
-    taken: tuple[str, ...]
-    left: tuple[str, ...]
+    loaded: tuple[str, ...]
+    random: tuple[str, ...]
 
 
-def take(encoder: Encoder, weights: Mapping[str, Tensor]) -> Taken:
+def take(encoder: Encoder, weights: Mapping[str, Tensor]) -> Initialised:
     """Put the weights of equal name and shape into an encoder, in place."""
     own = encoder.state_dict()
     fitting = {name: weights[name] for name in own if name in weights and weights[name].shape == own[name].shape}
     encoder.load_state_dict(own | fitting)
-    return Taken(tuple(fitting), tuple(name for name in own if name not in fitting))
+    return Initialised(tuple(fitting), tuple(name for name in own if name not in fitting))
 
 
 def timm_name(name: str) -> str:
@@ -40,7 +40,7 @@ def timm_name(name: str) -> str:
     import timm
 
     known = timm.list_models(pretrained=True)
-    if name not in known and name.partition(".")[0] not in {each.partition(".")[0] for each in known}:
+    if name not in known and name.partition(".")[0] not in {model.partition(".")[0] for model in known}:
         raise UserError(f"--init {TIMM}{name}: timm has no pretrained model of this name{did_you_mean(name, known)}")
     config = timm.get_pretrained_cfg(name)
     if config is None:

@@ -58,9 +58,9 @@ class MLP(Encoder):
         *hidden, last = config.widths
         blocks: list[nn.Module] = []
         width = sum(sizes)
-        for each in hidden:
-            blocks.append(nn.Sequential(nn.Linear(width, each), GlobalBatchNorm(each), nn.ReLU()))
-            width = each
+        for wider in hidden:
+            blocks.append(nn.Sequential(nn.Linear(width, wider), GlobalBatchNorm(wider), nn.ReLU()))
+            width = wider
         self.blocks = nn.ModuleList([*blocks, nn.Linear(width, last)])
 
     def embed(self, inputs: tuple[Tensor, ...]) -> Embedded:

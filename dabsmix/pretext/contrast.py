@@ -111,8 +111,10 @@ def class_of(batch: Batch) -> Tensor:
         UserError: the batch has no labels, or labels other than one class per example.
     """
     if batch.label is None or batch.label.dim() != 1 or batch.label.is_floating_point():
-        got = "no labels" if batch.label is None else f"{batch.label.dtype} {tuple(batch.label.shape)}"
-        raise UserError(f"a supervised contrast needs one class per example, these data have {got}: use another --algo")
+        labels = "no labels" if batch.label is None else f"{batch.label.dtype} {tuple(batch.label.shape)}"
+        raise UserError(
+            f"a supervised contrast needs one class per example, and these data have {labels}: use another --algo"
+        )
     return batch.label
 
 

@@ -163,10 +163,10 @@ def cutmix(own: Embedded, partner: Embedded, block: Tensor) -> Mixed:
     return _replace(own, partner, block & own.real & partner.real)
 
 
-def _replace(own: Embedded, partner: Embedded, taken: Tensor) -> Mixed:
-    tokens = torch.where(taken[..., None], partner.tokens, own.tokens)
+def _replace(own: Embedded, partner: Embedded, replaced: Tensor) -> Mixed:
+    tokens = torch.where(replaced[..., None], partner.tokens, own.tokens)
     length = own.real.sum(dim=1).clamp_min(1)
-    return Mixed(Embedded(tokens, own.mask), 1 - taken.sum(dim=1) / length)
+    return Mixed(Embedded(tokens, own.mask), 1 - replaced.sum(dim=1) / length)
 
 
 def draw_block(

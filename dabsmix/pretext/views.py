@@ -150,14 +150,14 @@ def two_views(
 
 def _masked(encoder: Encoder, inputs: tuple[Tensor, ...], rng: np.random.Generator) -> tuple[Tensor, ...]:
     """i-Mix's masking noise: numeric cells become 0, the mean of a standardised column. Empty cells stay empty."""
-    seen = []
+    masked = []
     for spec, x in zip(encoder.specs, inputs, strict=True):
         if isinstance(spec, Table):
             drawn = rng.random((len(x) * world_size(), spec.num_features)) < NOISE
             drawn &= np.array(spec.cardinalities) == 0
             x = x.masked_fill(local(to_device(drawn, x.device)) & ~x.isnan(), 0)
-        seen.append(x)
-    return tuple(seen)
+        masked.append(x)
+    return tuple(masked)
 
 
 def _draw_view(

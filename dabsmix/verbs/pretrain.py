@@ -361,7 +361,7 @@ def _check_transformer(config: PretrainConfig, encoder: Encoder) -> None:
         ("--checkpoint-activations", config.checkpoint_activations),
     ):
         if given:
-            raise UserError(f"{flag} is for transformers, and --encoder {config.encoder} is none: leave it out")
+            raise UserError(f"{flag} is for transformers, and --encoder {config.encoder} is not one: leave it out")
 
 
 def _begin_with(config: PretrainConfig, encoder: Encoder) -> tuple[PretrainConfig, tuple[str, ...]]:
@@ -374,12 +374,12 @@ def _begin_with(config: PretrainConfig, encoder: Encoder) -> tuple[PretrainConfi
     else:
         start = init_run(config.init)
         init, weights = f"{start.path}@{start.record.encoder_sha256[:12]}", start.encoder().state_dict()
-    taken = take(encoder, weights)
-    if len(taken.taken) < len(taken.left):
+    loaded, random = take(encoder, weights)
+    if len(loaded) < len(random):
         raise UserError(f"--init {config.init}: its shape is not that of --encoder {config.encoder}; choose that one")
-    line = f"{len(taken.taken)} of {len(taken.taken + taken.left)} weights are those of {init}"
-    if taken.left:
-        line += f"; the others have another shape or no counterpart there: {', '.join(taken.left)}"
+    line = f"{len(loaded)} of {len(loaded + random)} weights are those of {init}"
+    if random:
+        line += f"; the others have another shape or no counterpart there: {', '.join(random)}"
     return replace(config, init=init), (line,)
 
 

@@ -36,9 +36,9 @@ def offline_timm(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_an_encoder_with_timm_s_weights_gives_timm_s_features(offline_timm: Any) -> None:
     encoder = Transformer((Grid(3, (32, 32), (4, 4)),), SHAPE).eval()
-    taken, left = take(encoder, timm_weights("vit_tiny_patch16_224"))
-    assert left == ()
-    assert len(taken) == len(encoder.state_dict())
+    loaded, random = take(encoder, timm_weights("vit_tiny_patch16_224"))
+    assert random == ()
+    assert len(loaded) == len(encoder.state_dict())
     images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         torch.testing.assert_close(encoder.encode(encoder.embed((images,))), offline_timm.forward_features(images))
