@@ -310,7 +310,7 @@ def test_bad_data_are_named_or_skipped_and_listed(made: Made, spoil: Callable[[M
         ({"windw": 64}, "unknown option 'windw' (did you mean 'window'?); sensor data take: time, group, window"),
         ({"window": "long"}, "window is 'long', not int; fix the line"),
         ({"window": 64.5}, "window is 64.5, not int"),
-        ({"patch": 7}, "patch divides window"),
+        ({"patch": 7}, "patch must divide window"),
         ({"time": "clock"}, "no column 'clock'"),
     ],
 )
