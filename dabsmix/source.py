@@ -307,6 +307,8 @@ def read_options(path: Path | None) -> dict[str, Any]:
     """
     if path is None:
         return {}
+    if path.exists() and not path.is_file():
+        raise UserError(f"--options {path}: not a file; write the options to one, because they are read more than once")
     try:
         options = yaml.safe_load(path.expanduser().read_text(encoding="utf-8")) or {}
     except FileNotFoundError as error:

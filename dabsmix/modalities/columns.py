@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 from dabsmix.data.cache import prepared
 from dabsmix.data.standardise import Standardise, is_constant
 from dabsmix.errors import UserError
-from dabsmix.modalities.tables import Block, Refuse, Source, blocks
+from dabsmix.modalities.tables import DECIMAL_COMMA, Block, Refuse, Source, blocks
 from dabsmix.spec import Table
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ __all__ = [
     "fit",
     "fit_in_memory",
     "listed",
+    "mistaken",
     "refuse",
     "refuse_in_memory",
     "scan",
@@ -53,10 +55,16 @@ NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$|^[+-]?inf(inity)?$"
 DATE = r"^\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}(:\d{2}(\.\d+)?)?( ?(Z|[+-]\d{2}:?\d{2}))?)?$"
 """A date as ISO 8601 writes it."""
 
+OTHER_DATE = r"^\d{1,2}[./-]\d{1,2}[./-]\d{2,4}([ T].*)?$"
+"""A date in which day and month cannot be told apart."""
+
 MOSTLY = 0.9
 """A column is numeric if at least this share of its filled cells are numbers; any other cell is then an error."""
 
 MAX_CATEGORIES = 10_000
+
+SAMPLE = 1000
+"""Different texts of a column that are looked at for what they may be instead of categories."""
 
 CHUNK = 1 << 18
 """Rows that are processed together. It bounds the memory and changes nothing else."""
@@ -263,12 +271,27 @@ def scan(
             continue
         different = min(len(texts[name]), MAX_CATEGORIES)
         if name not in many and len(texts[name]) > min(MAX_CATEGORIES, max(100, count // 2)):
-            raise UserError(
-                f"{sources[0].path}: column {name!r} holds at least {different} different texts in {count} cells: too "
-                "many for categories; leave it out (option `ignore`) or group its values"
-            )
+            likely = mistaken(sorted(texts[name]))
+            too_many = f"holds at least {different} different texts in {count} cells: too many for categories"
+            reason = f"{likely}, or" if likely else f"{too_many}; group its values, or"
+            raise UserError(f"{sources[0].path}: column {name!r} {reason} leave it out (option `ignore`)")
         columns[name] = Column(name, tuple(sorted(texts[name])))
     return columns
+
+
+def mistaken(texts: Sequence[str]) -> str:
+    """What else than categories these texts look like, with the remedy; empty if they look like categories."""
+    texts = texts[:SAMPLE]
+    if _most(DECIMAL_COMMA, texts):
+        return f'looks like numbers with a decimal comma ({texts[0]!r}); set the option `decimal: ","`'
+    if _most(OTHER_DATE, texts):
+        return f"looks like dates ({texts[0]!r}); write them as 2024-12-31"
+    return ""
+
+
+def _most(pattern: str, texts: Sequence[str]) -> bool:
+    matches = sum(re.match(pattern, text, re.IGNORECASE) is not None for text in texts)
+    return matches > 0.9 * len(texts)
 
 
 def encoded(

@@ -315,7 +315,7 @@ def own_split(
     parts = Parts(*(rows[part] for part in indices))
     task = Task("classes", "accuracy", classes)
     notes = (
-        *division_notes(what, task, parts, label, len(rows), grouped=grouped),
+        *division_notes(what, task, parts, label, len(rows), group=group if grouped else None),
         *skipped_note(what, skipped, len(files)),
     )
     return OwnSplit(parts, label, task, group if grouped else None, notes, skipped)
@@ -408,8 +408,7 @@ def divided(examples: Marked) -> Data:
     parts = divide_labelled(has_label, label=of_class, group=examples.group)
     all_rows = replace(data.pretrain, label=label, group=examples.group)
     train, validation, test = (all_rows.take(part) for part in parts[1:])
-    grouped = examples.group is not None
-    notes = division_notes(examples.what, task, parts, label, len(label), grouped=grouped, used=False)
+    notes = division_notes(examples.what, task, parts, label, len(label), group=examples.group, used=False)
     keys = dict(zip(data.pretrain.rows.tolist(), examples.keys, strict=True))
     return replace(
         data,
@@ -435,7 +434,14 @@ def class_names(labels: Iterable[str], path: Folder, what: str) -> tuple[str, ..
 
 
 def division_notes(
-    what: str, task: Task, parts: Parts, label: NDArray[Any], total: int, *, grouped: bool, used: bool = True
+    what: str,
+    task: Task,
+    parts: Parts,
+    label: NDArray[Any],
+    total: int,
+    *,
+    group: NDArray[np.int64] | None,
+    used: bool = True,
 ) -> tuple[str, ...]:
     """For ``Data.notes``: how the splits were made, their sizes, rows without a label, and classes missing from a part.
 
@@ -445,13 +451,13 @@ def division_notes(
         parts: the rows of each part.
         label: of all rows; -1 or NaN for rows without one.
         total: how many rows can be used.
-        grouped: whether groups were kept whole.
+        group: of all rows, if groups were kept whole.
         used: whether rows without a label are used for pretraining.
     """
     by_class = task.kind == "classes"
-    how = "whole groups" if grouped else f"{what} of every class" if by_class else what
+    how = "whole groups" if group is not None else f"{what} of every class" if by_class else what
     sizes = {"train": parts.train, "validation": parts.validation, "test": parts.test}
-    named = ", ".join(f"{len(rows)} {name}" for name, rows in sizes.items())
+    named = ", ".join(f"{len(rows)} {name}{_in_groups(group, rows)}" for name, rows in sizes.items())
     notes = [f"The splits are ours, of {how}, seeded: {named}."]
     scored = sum(map(len, sizes.values()))
     if scored < total and not used:
@@ -474,6 +480,13 @@ def division_notes(
         if absent := [name for code, name in enumerate(task.classes) if code not in present]:
             notes.append(f"None of the {name} {what} has the class {_listed(absent)}.")
     return tuple(notes)
+
+
+def _in_groups(group: NDArray[np.int64] | None, rows: NDArray[np.int64]) -> str:
+    if group is None:
+        return ""
+    number = len(np.unique(group[rows]))
+    return f" in {number} group{'s' * (number != 1)}"
 
 
 def _listed(names: Sequence[str]) -> str:

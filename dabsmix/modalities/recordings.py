@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from dabsmix.data.cache import prepared
 from dabsmix.errors import UserError, did_you_mean
-from dabsmix.modalities.columns import Column, encoded, listed, refuse, scan
+from dabsmix.modalities.columns import Column, encoded, listed, mistaken, refuse, scan
 from dabsmix.modalities.tables import Source, blocks, column_names
 
 __all__ = [
@@ -142,8 +142,10 @@ def read(sources: Sequence[Source], roles: Roles, on_bad: Literal["error", "skip
     else:
         scanned = scan(sources, leave_out=frozenset(unused), many=many | ({time} if time is not None else set()))
     if texts := [name for name in channels if scanned[name].categories is not None]:
-        cell = (scanned[texts[0]].categories or ("",))[0]
-        raise UserError(f"{sources[0].path}: column {texts[0]!r} holds {cell!r}, not a number; leave it out (`ignore`)")
+        categories = scanned[texts[0]].categories or ("",)
+        likely = mistaken(categories)
+        reason = f"{likely}, or" if likely else f"holds {categories[0]!r}, not a number;"
+        raise UserError(f"{sources[0].path}: column {texts[0]!r} {reason} leave it out (option `ignore`)")
     columns = tuple(scanned[name] for name in used)
     filled = frozenset(name for name in used if name != roles.label and not (roles.gaps and name in channels))
     origins, values, skipped = [], [], []

@@ -327,7 +327,7 @@ def _divided(data: Data, label: NDArray[np.int64], classes: tuple[str, ...]) -> 
         data,
         pretrain=all_rows.take(parts.pretrain).drop_partial_label(),
         labelled=Labelled(task, all_rows.take(parts.train), all_rows.take(parts.validation), all_rows.take(parts.test)),
-        notes=(*division_notes("windows", task, parts, label, len(label), grouped=True), *data.notes),
+        notes=(*division_notes("windows", task, parts, label, len(label), group=all_rows.group), *data.notes),
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dabsmix.data.domain import Data, Task
-from dabsmix.modalities.columns import CHUNK, Column, Matrix
-from dabsmix.modalities.tables import DECIMAL_COMMA
+from dabsmix.modalities.columns import CHUNK, Column, Matrix, mistaken
 from dabsmix.spec import Tokens
 
 __all__ = ["class_lines", "files_summary", "imbalance_note", "summarise", "tokens_summary"]
@@ -28,9 +26,6 @@ LOOKED_AT = 1000
 
 CLASSES = 10
 """Classes that the summary counts one by one."""
-
-OTHER_DATE = r"^\d{1,2}[./-]\d{1,2}[./-]\d{2,4}([ T].*)?$"
-"""A date in which day and month cannot be told apart."""
 
 
 def summarise(matrix: Matrix) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -48,7 +43,7 @@ def summarise(matrix: Matrix) -> tuple[tuple[str, ...], tuple[str, ...]]:
         if j >= SHOWN:
             continue
         if column.categories is not None:
-            kind = f"{len(column.categories)} categories"
+            kind = f"{len(column.categories)} categor{'y' if len(column.categories) == 1 else 'ies'}"
         else:
             kind = "dates" if column.dates else "numbers"
         empty = f"{1 - len(filled) / n:.0%} empty" if len(filled) < n else ""
@@ -85,19 +80,11 @@ def _flags(column: Column, values: NDArray[np.float32], filled: NDArray[np.float
     if column.categories is None:
         counts_rows = len(values) == len(filled) > 2 and (np.diff(values.astype(np.float64)) == 1).all()
         return [f"{name} counts the rows; {leave_out}."] if counts_rows else []
-    sample: Sequence[str] = column.categories[:1000]
-    if _most(DECIMAL_COMMA, sample):
-        return [f'{name} looks like numbers with a decimal comma ({sample[0]!r}); set the option `decimal: ","`.']
-    if _most(OTHER_DATE, sample):
-        return [f"{name} looks like dates ({sample[0]!r}) and is read as categories; write them as 2024-12-31."]
+    if likely := mistaken(column.categories):
+        return [f"{name} is read as categories, but {likely}."]
     if len(column.categories) > 0.9 * len(filled) and len(filled) > 10:
         return [f"{name} has a different category in nearly every row; {leave_out}."]
     return []
-
-
-def _most(pattern: str, texts: Sequence[str]) -> bool:
-    matches = sum(re.match(pattern, text, re.IGNORECASE) is not None for text in texts)
-    return matches > 0.9 * len(texts)
 
 
 def imbalance_note(classes: Sequence[str], label: NDArray[np.int64]) -> tuple[str, ...]:

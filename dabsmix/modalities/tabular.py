@@ -258,7 +258,7 @@ def _labelled(
         target,
         source=source,
         notes=(
-            *division_notes("rows", task, parts, target, len(target), grouped=group is not None),
+            *division_notes("rows", task, parts, target, len(target), group=group),
             *decided,
         ),
         group=group,

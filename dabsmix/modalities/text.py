@@ -531,7 +531,7 @@ class TextDivision(NamedTuple):
         label = np.array([classes.index(row.label) if row.label else -1 for row in rows], np.int64)
         group = codes([row.group for row in rows]) if grouped else None
         parts = divide_labelled(label >= 0, label=label, group=group, seeds=(0, 0))
-        return cls(task, label, group, parts, division_notes(what, task, parts, label, len(rows), grouped=grouped))
+        return cls(task, label, group, parts, division_notes(what, task, parts, label, len(rows), group=group))
 
     def divide(self, data: Data) -> Data:
         """The data of all rows, with labels and splits."""

@@ -165,7 +165,7 @@ def load_own(
         parts = divide_labelled(code >= 0, label=code, group=groups, seeds=(0, 0))
         labelled = Labelled(task, *(all_rows.take(part) for part in parts[1:]))
         pretrain = all_rows.take(parts.pretrain).drop_partial_label()
-        notes = [*division_notes("recordings", task, parts, code, len(code), grouped=groups is not None), *notes]
+        notes = [*division_notes("recordings", task, parts, code, len(code), group=groups), *notes]
     standardise = Standardise.of(store, pretrain.rows)
     return Data(
         specs=(PaddedGrid(len(roles.channels), (length,), (patch,)),),

@@ -80,7 +80,7 @@ def _page(
         "training": f"{record.steps:,} steps of {record.batch_size}, seed {record.seed}, protocol {record.protocol}",
         "time": f"{record.seconds or 0:,.0f} s on {record.device or 'unknown'}{_processes(record.processes)}",
         "version": " ".join(filter(None, (record.version, record.commit[:12], f"torch {record.torch}"))),
-        "made": record.created,
+        "made": f"{record.created[:16].replace('T', ' ')} UTC",
     }
     tasks = [
         {

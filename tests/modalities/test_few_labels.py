@@ -74,6 +74,11 @@ def test_groups_stay_together(suffix: str, tmp_path: Path) -> None:
     assert not pretrain & (validation | test)
     assert not train & (validation | test)
     assert any("in groups of validation or test are not used" in note for note in data.notes)
+    sizes = {
+        name: f"{len(split)} {name} in {len(set(frame()['who'].to_numpy()[split.rows]))} groups"
+        for name, split in data.require_labelled().splits.items()
+    }
+    assert f"The splits are ours, of whole groups, seeded: {', '.join(sizes.values())}." in data.notes
 
 
 def test_skipped_rows_and_empty_labels_are_counted_separately(tmp_path: Path) -> None:

@@ -58,7 +58,9 @@ def test_semicolons_and_decimal_commas(tmp_path: Path) -> None:
     ]
     (tmp_path / "t.csv").write_text("\n".join(lines) + "\n")
     unaware = tabular.load_own(tmp_path / "t.csv", label="y")
-    assert said(unaware, "Column 'price' looks like numbers with a decimal comma", 'decimal: ","')
+    assert said(
+        unaware, "Column 'price' is read as categories, but looks like numbers with a decimal comma", 'decimal: ","'
+    )
     data = tabular.load_own(tmp_path / "t.csv", label="y", decimal=",")
     np.testing.assert_allclose(column(data, 0), numbers, rtol=1e-6)
     assert not said(data, "decimal comma")
@@ -130,7 +132,7 @@ def test_unusual_columns_are_reported(tmp_path: Path) -> None:
     assert said(data, "Column 'constant' has one value")
     assert said(data, "Column 'empty' is empty")
     assert said(data, "Column 'code' has a different category in nearly every row")
-    assert said(data, "Column 'day' looks like dates ('1.1.2023') and is read as categories")
+    assert said(data, "Column 'day' is read as categories, but looks like dates ('1.1.2023'); write them as 2024-12-31")
     assert said(data, "95% of the labels are 'a'")
     assert not said(data, "'fine'")
     first, *lines, labels = data.summary

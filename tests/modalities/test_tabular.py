@@ -166,6 +166,16 @@ def test_a_column_of_distinct_texts_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "t.csv", ["name,y", *(f"n{i},{i % 2}" for i in range(200))])
     with pytest.raises(UserError, match=r"column 'name' holds at least 200 different texts.*option `ignore`"):
         load_own(path, label="y")
+    write(path, ["price;y", *(f"{i},5;{i % 2}" for i in range(200))])
+    with pytest.raises(
+        UserError, match=r"column 'price' looks like numbers with a decimal comma \('0,5'\); set the option `decimal"
+    ):
+        load_own(path, label="y")
+    write(path, ["day,y", *(f"{1 + i % 28}.{1 + i % 9}.2023,{i % 2}" for i in range(400))])
+    with pytest.raises(
+        UserError, match=r"column 'day' looks like dates \('1\.1\.2023'\); write them as 2024-12-31, or leave it"
+    ):
+        load_own(path, label="y")
 
 
 def test_what_counts_as_missing(tmp_path: Path) -> None:
