@@ -1,10 +1,11 @@
 """Seconds and memory of a pretraining step, for every algorithm and every encoder.
 
-    OMP_NUM_THREADS=1 python scripts/bench_costs.py        # two tables in Markdown, a few minutes on one CPU core
-    OMP_NUM_THREADS=1 python scripts/bench_costs.py --domain digits
+    OMP_NUM_THREADS=1 python scripts/bench_costs.py        # three tables in Markdown, ten minutes on one CPU core
+    OMP_NUM_THREADS=1 python scripts/bench_costs.py --domain digits --encoders tiny dabs
 
 Each measurement runs in a process of its own. Seconds are its CPU time, which on one thread depends little on other
-work on the machine; memory is its largest resident size, including Python and torch (about 500 MiB).
+work on the machine; memory is its largest resident size, including Python and torch (about 500 MiB). Algorithms and
+encoders are measured on images, and perceptrons on a table, because they take nothing else.
 """
 
 from __future__ import annotations
@@ -18,11 +19,13 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
 
+import torch
+
 from dabsmix.config import PretrainConfig
 from dabsmix.errors import UserError
-from dabsmix.model.shapes import ENCODERS
+from dabsmix.model.shapes import ENCODERS, MLPConfig
 from dabsmix.registry import algorithms
-from dabsmix.run import commit
+from dabsmix.run import commit, device_name
 from dabsmix.source import Source
 from dabsmix.training import accelerate
 from dabsmix.verbs.pretrain import pretrain
@@ -36,20 +39,28 @@ BATCH, ENCODER_BATCH = 32, 8
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--domain", default="cifar10", help="default: %(default)s, 64 tokens")
+    parser.add_argument("--domain", default="cifar10", help="of images; default: %(default)s, 64 tokens")
+    parser.add_argument("--table", default="covtype", help="for perceptrons; default: %(default)s")
+    trained = [name for name in algorithms() if name != "none"]
+    parser.add_argument("--algorithms", nargs="*", default=trained, help="default: all")
     parser.add_argument("--encoders", nargs="*", default=list(ENCODERS), help="default: all")
     options = parser.parse_args()
-    table(options.domain, BATCH, [(name, name, "tiny") for name in algorithms() if name != "none"])
-    table(options.domain, ENCODER_BATCH, [(name, "simclr", name) for name in options.encoders])
-    print(f"\ncommit {commit()}")
+    of_tables = [name for name in options.encoders if isinstance(ENCODERS[name], MLPConfig)]
+    of_images = [name for name in options.encoders if name not in of_tables]
+    costs(options.domain, BATCH, [(name, name, "tiny") for name in options.algorithms])
+    costs(options.domain, ENCODER_BATCH, [(name, "simclr", name) for name in of_images])
+    costs(options.table, BATCH, [(name, "imix_npair", name) for name in of_tables])
+    print(f"\n{device_name(torch.device('cpu'))}, torch {torch.__version__}, commit {commit()}")
 
 
-def table(domain: str, batch_size: int, cells: list[tuple[str, str, str]]) -> None:
-    """One line for each (title, algorithm, encoder)."""
+def costs(domain: str, batch_size: int, rows: list[tuple[str, str, str]]) -> None:
+    """A table with one line for each (title, algorithm, encoder)."""
+    if not rows:
+        return
     print(
         f"\n| {domain}, batches of {batch_size} | encoder's weights | CPU ms a step | memory, MiB |\n|---|---|---|---|"
     )
-    for title, algo, encoder in cells:
+    for title, algo, encoder in rows:
         receiver, sender = multiprocessing.Pipe(duplex=False)
         child = multiprocessing.get_context("fork").Process(
             target=measure, args=(sender, domain, algo, encoder, batch_size)
