@@ -2,8 +2,10 @@
 
 import errno
 import hashlib
+import itertools
 import json
 import logging
+import math
 import os
 import shutil
 import tempfile
@@ -13,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -31,6 +33,8 @@ __all__ = [
     "fingerprint",
     "prepared",
     "prepared_in_parts",
+    "scratch",
+    "stacked",
     "stored_rows",
 ]
 
@@ -378,14 +382,20 @@ def allocate(path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> NDArray[An
     """
     sizes = tuple(int(size) for size in shape)  # the header would spell a numpy integer as a call
     array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=sizes)
-    if hasattr(os, "posix_fallocate"):
-        try:
-            with path.open("r+b") as stream:
-                os.posix_fallocate(stream.fileno(), 0, path.stat().st_size)
-        except OSError as error:
-            if error.errno in FULL:
-                raise  # any other error means that the file system cannot reserve space
+    with path.open("r+b") as stream:
+        _reserve(stream.fileno(), path.stat().st_size)
     return array
+
+
+def _reserve(handle: int, size: int) -> None:
+    """Reserve space for an open file; OSError if the disk is full."""
+    if not hasattr(os, "posix_fallocate"):
+        return
+    try:
+        os.posix_fallocate(handle, 0, size)
+    except OSError as error:
+        if error.errno in FULL:
+            raise  # any other error means that the file system cannot reserve space
 
 
 # --- reading prepared rows
@@ -418,3 +428,71 @@ def stored_rows(folders: Sequence[Path], name: str) -> NDArray[Any] | Parts:
     # plain arrays over the memory maps: indexing np.memmap itself costs more, at every batch
     arrays = [np.asarray(np.load(folder / name, mmap_mode="r")) for folder in folders]
     return arrays[0] if len(arrays) == 1 else Parts(arrays)
+
+
+# --- large arrays that are needed only while a command runs
+
+IN_MEMORY = 1 << 24
+"""Bytes up to which an array of `scratch` lies in memory."""
+
+
+def scratch(shape: tuple[int, ...], dtype: DTypeLike = np.float32) -> NDArray[Any]:
+    """A new array to fill; a large one lies in a file of the cache folder instead of memory, whatever its length.
+
+    The system writes pages of such an array to the disk and drops them where memory is short. The file has no name:
+    it ends with the array, or with the process.
+
+    Raises:
+        UserError: the cache folder cannot be written, or the disk is full.
+    """
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    if size <= IN_MEMORY:
+        return np.empty(shape, dtype)
+    with _room(), _nameless() as file:
+        _reserve(file.fileno(), size)
+        return np.asarray(np.memmap(file, dtype, mode="r+", shape=shape))
+
+
+def stacked(parts: Iterable[NDArray[Any]]) -> NDArray[Any]:
+    """Arrays one after another, at least one, as `np.concatenate` joins them; where they are large, as `scratch`.
+
+    Raises:
+        UserError: the cache folder cannot be written, or the disk is full.
+    """
+    first: list[NDArray[Any]] = []
+    rest = iter(parts)
+    for part in rest:
+        first.append(part)
+        if sum(each.nbytes for each in first) > IN_MEMORY:
+            break
+    else:
+        return np.concatenate(first)
+    length = 0
+    with _room():
+        file = _nameless()
+    with file:
+        for part in itertools.chain(first, rest):
+            with _room():
+                file.write(np.ascontiguousarray(part).data)
+            length += len(part)
+        with _room():
+            file.flush()
+            return np.asarray(np.memmap(file, part.dtype, mode="r+", shape=(length, *part.shape[1:])))
+
+
+def _nameless() -> IO[bytes]:
+    """A new file of the cache folder without a name."""
+    cache_folder().mkdir(parents=True, exist_ok=True)
+    return tempfile.TemporaryFile(dir=cache_folder())
+
+
+@contextmanager
+def _room() -> Iterator[None]:
+    """What the cache's disk refuses is one line."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(
+            f"{cache_folder()}: no room for temporary data ({reason}); make room or set $DABSMIX_CACHE to another disk"
+        ) from error

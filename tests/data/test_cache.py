@@ -6,15 +6,16 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from io import BufferedReader
 from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from dabsmix.data import cache as prepare
-from dabsmix.data.cache import allocate, fingerprint, prepared
+from dabsmix.data.cache import allocate, fingerprint, prepared, scratch, stacked
 from dabsmix.errors import UserError
 from dabsmix.files import cache_folder
 
@@ -234,3 +235,43 @@ def test_a_full_disk_is_reported_when_space_is_reserved(monkeypatch: pytest.Monk
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(UserError, match="disk full"):
         prepared("set", "key", write(1))
+
+
+# --- large arrays that are needed only while a command runs
+
+
+@pytest.mark.parametrize("in_memory", [0, 100, 1 << 20])
+def test_large_arrays_hold_the_same_numbers_in_files_without_names(
+    in_memory: int, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prepare, "IN_MEMORY", in_memory)
+    parts = [np.arange(6 * n, dtype=np.int32).reshape(n, 2, 3) for n in (4, 0, 7)]
+    whole = stacked(iter(parts))
+    assert whole.dtype == np.int32
+    np.testing.assert_array_equal(whole, np.concatenate(parts))
+    array = scratch((11, 2, 3), np.int32)
+    array[:] = whole
+    np.testing.assert_array_equal(array, whole)
+    assert scratch((0, 3)).shape == (0, 3)
+    assert not cache.exists() or not list(cache.iterdir())
+
+
+def test_no_room_for_a_large_array_is_one_line(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prepare, "IN_MEMORY", 0)
+    cache.write_text("a file in place of the folder")
+    message = r"cache: no room for temporary data \(.*\); make room or set \$DABSMIX_CACHE"
+    with pytest.raises(UserError, match=message):
+        scratch((3,))
+    with pytest.raises(UserError, match=message):
+        stacked([np.ones(3)])
+
+
+def test_an_error_of_what_is_stacked_is_not_blamed_on_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prepare, "IN_MEMORY", 0)
+
+    def parts() -> Iterator[NDArray[np.float64]]:
+        yield np.ones(3)
+        raise PermissionError("raw data")
+
+    with pytest.raises(PermissionError, match="raw data"):
+        stacked(parts())
