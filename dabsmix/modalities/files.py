@@ -409,12 +409,17 @@ def divided(examples: Marked) -> Data:
     all_rows = replace(data.pretrain, label=label, group=examples.group)
     train, validation, test = (all_rows.take(part) for part in parts[1:])
     notes = division_notes(examples.what, task, parts, label, len(label), group=examples.group, used=False)
-    keys = dict(zip(data.pretrain.rows.tolist(), examples.keys, strict=True))
+    rows, keys = data.pretrain.rows, examples.keys
+    order = np.argsort(rows, kind="stable")
+
+    def names(wanted: NDArray[np.int64]) -> list[str]:
+        return [keys[place] for place in order[np.searchsorted(rows, wanted, sorter=order)].tolist()]
+
     return replace(
         data,
         pretrain=train,
         labelled=Labelled(task, train, validation, test),
-        names=lambda rows: [keys[row] for row in rows.tolist()],
+        names=names,
         notes=(*notes, *examples.notes, *data.notes),
     )
 

@@ -5,13 +5,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dabsmix.data.cache import stacked
 from dabsmix.data.domain import Data, Split, as_stored
 from dabsmix.data.standardise import Standardise
 from dabsmix.errors import UserError
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = ["further", "is_frame", "stored", "whole"]
+
+NUMBERS = 1 << 20
+"""Numbers of an array that are converted at a time."""
 
 
 def is_frame(x: object) -> bool:
@@ -134,13 +139,23 @@ def stored(x: Any, spec: Spec) -> NDArray[Any]:
     if isinstance(spec, Tokens):
         if array.dtype.kind not in "iu" or (array.size and not 0 <= array.min() <= array.max() < spec.vocab):
             raise UserError(f"token ids must be whole numbers from 0 to {spec.vocab - 1}")
-        return array.astype(np.int32)
-    array = array.astype(np.float32)
-    bad = np.isinf(array) if isinstance(spec, Table | PaddedGrid) else ~np.isfinite(array)
+        return stacked(part.astype(np.int32) for _, part in _blocks(array))
+    return stacked(_finite(first, part.astype(np.float32), spec) for first, part in _blocks(array))
+
+
+def _blocks(array: NDArray[Any]) -> Iterator[tuple[int, NDArray[Any]]]:
+    """Consecutive examples, about `NUMBERS` numbers at a time, each with the number of its first; at least one."""
+    rows = max(1, NUMBERS // max(1, math.prod(array.shape[1:])))
+    return ((first, array[first : first + rows]) for first in range(0, max(1, len(array)), rows))
+
+
+def _finite(first: int, part: NDArray[np.float32], spec: Spec) -> NDArray[np.float32]:
+    """These examples, of which the first has this number, unless a value is infinite or may not be missing."""
+    bad = np.isinf(part) if isinstance(spec, Table | PaddedGrid) else ~np.isfinite(part)
     if bad.any():
-        row = int(np.argwhere(bad)[0][0])
-        raise UserError(f"example {row} holds {array[bad][0]}; the encoder reads finite numbers: fix or leave it out")
-    return array
+        row = first + int(np.argwhere(bad)[0][0])
+        raise UserError(f"example {row} holds {part[bad][0]}; the encoder reads finite numbers: fix or leave it out")
+    return part
 
 
 def _rows(rows: NDArray[Any], spec: Spec, normalise: Any = as_stored) -> Data:

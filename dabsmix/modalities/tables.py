@@ -32,6 +32,7 @@ __all__ = [
     "Source",
     "blocks",
     "column_names",
+    "first_row",
     "is_utf8",
     "table_files",
     "table_sources",
@@ -152,6 +153,13 @@ def column_names(source: Source) -> tuple[str, ...]:
     return names
 
 
+def first_row(source: Source) -> int:
+    """The number of the first row of cells, as `Block` counts rows."""
+    if source.frame is not None or source.path.name.lower().endswith(PARQUET):
+        return 1
+    return 1 + source.skip + (not source.header)
+
+
 def blocks(
     source: Source, refuse: Refuse, missing: tuple[str, ...] = (), *, always: tuple[str, ...] = EMPTY
 ) -> Iterator[Block]:
@@ -211,7 +219,7 @@ def _csv_batches(source: Source, refuse: Refuse) -> Iterator[tuple[NDArray[np.in
             )
 
     left_out: list[int] = []
-    first = 1 + source.skip + (not source.header)
+    first = first_row(source)
     try:
         reader = pyarrow.csv.open_csv(
             source.path if source.archived is None else source.archived.open("rb"),
@@ -245,7 +253,7 @@ def _csv_batches(source: Source, refuse: Refuse) -> Iterator[tuple[NDArray[np.in
 def _parquet_batches(source: Source, refuse: Refuse) -> Iterator[tuple[NDArray[np.int64], Any]]:
     import pyarrow as pa
 
-    first = 1
+    first = first_row(source)
     for batch in _parquet(source.path).iter_batches(batch_size=BLOCK // 100):
         rows = np.arange(first, first + batch.num_rows)
         first += batch.num_rows
@@ -260,7 +268,7 @@ def _frame_batches(source: Source, refuse: Refuse) -> Iterator[tuple[NDArray[np.
     # one column at a time is faster: operations on a whole DataFrame check all of its dtypes
     columns = [pa.array(source.frame.iloc[:, j], from_pandas=True).cast(pa.string()) for j in range(len(names))]
     table = pa.table(columns, names=list(names))
-    first = 1
+    first = first_row(source)
     for batch in table.to_batches(max_chunksize=BLOCK // 100):
         yield np.arange(first, first + batch.num_rows), batch
         first += batch.num_rows

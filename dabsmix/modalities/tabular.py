@@ -9,20 +9,21 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
-from functools import cache, partial
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dabsmix.data.cache import fingerprint
+from dabsmix.data.cache import fingerprint, stacked
 from dabsmix.data.domain import Data, Labelled, Split, Task
 from dabsmix.data.splits import divide_labelled
 from dabsmix.errors import UserError, did_you_mean
 from dabsmix.modalities.columns import (
+    CHUNK,
     Column,
     Fitted,
     Matrix,
@@ -38,7 +39,7 @@ from dabsmix.modalities.columns import (
 )
 from dabsmix.modalities.files import LISTED, Marked, codes, digest, division_notes, skipped_note
 from dabsmix.modalities.summary import summarise
-from dabsmix.modalities.tables import PARQUET, Source, column_names, table_files, table_sources
+from dabsmix.modalities.tables import Source, column_names, first_row, table_files, table_sources
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -189,7 +190,7 @@ def load_own(
         data = _unlabelled(matrix, fit("own_tabular", key, matrix, np.arange(len(matrix.x))), source, members)
     else:
         data = _labelled(matrix, partial(fit, "own_tabular", key, matrix), source, members, label, task)
-        data = replace(data, names=_row_names(matrix, sources))
+        data = replace(data, names=_named_rows(matrix, sources).of_rows)
     summary, flags = summarise(matrix)
     return replace(
         data,
@@ -289,29 +290,74 @@ def _features(
     return features
 
 
-def _row_names(matrix: Matrix, sources: tuple[Source, ...]) -> Callable[[NDArray[np.int64]], list[str]]:
-    """``file:row`` of every row of the matrix, from which bad ones were left out."""
-    skipped: dict[str, set[int]] = {}
+@dataclass(frozen=True)
+class RowKeys(Sequence[str]):
+    """``file:row`` of every row that was read, made on demand: no memory is needed for each row.
+
+    Attributes:
+        files: the files' names.
+        first: the number of each file's first row.
+        ends: how many rows there are up to the end of each file, without those that were left out.
+        left_out: the numbers of each file's rows that were left out, ascending.
+    """
+
+    files: tuple[str, ...]
+    first: tuple[int, ...]
+    ends: tuple[int, ...]
+    left_out: tuple[NDArray[np.int64], ...]
+
+    @staticmethod
+    def of(sources: Sequence[Source], lengths: Sequence[int], left_out: Sequence[Iterable[int]]) -> RowKeys:
+        """The keys of files of which so many rows were read, and these left out."""
+        in_order = tuple(np.array(sorted(set(rows)), np.int64) for rows in left_out)
+        ends = tuple(np.cumsum(lengths).tolist())
+        return RowKeys(tuple(each.path.name for each in sources), tuple(map(first_row, sources)), ends, in_order)
+
+    def __len__(self) -> int:
+        return self.ends[-1]
+
+    @overload
+    def __getitem__(self, place: int) -> str: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[str]: ...
+    def __getitem__(self, place: int | slice) -> str | list[str]:
+        if isinstance(place, slice):
+            return self.of_rows(np.arange(*place.indices(len(self))))
+        if not -len(self) <= place < len(self):
+            raise IndexError(place)
+        return self.of_rows(np.array([place % len(self)]))[0]
+
+    def of_rows(self, rows: NDArray[np.int64]) -> list[str]:
+        """The keys of these rows, which are counted over all files from 0."""
+        places = np.searchsorted(self.ends, rows, side="right")
+        return [f"{self.files[file]}:{row}" for file, row in zip(places, self._numbers(places, rows), strict=True)]
+
+    def places(self, file: int, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The row over all files of each number in a file; -1 for one that was left out."""
+        left_out = self.left_out[file]
+        row = numbers - self.first[file] - np.searchsorted(left_out, numbers)
+        return np.where(np.isin(numbers, left_out), -1, row + (self.ends[file - 1] if file else 0))
+
+    def _numbers(self, files: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The number of each row in its file."""
+        numbers = np.empty(len(rows), np.int64)
+        for file in np.unique(files):
+            here = files == file
+            row = rows[here] - (self.ends[file - 1] if file else 0)  # counted over the rows of this file that were read
+            left_out = self.left_out[file]
+            before = left_out - self.first[file] - np.arange(len(left_out))  # how many were read before each of them
+            numbers[here] = self.first[file] + row + np.searchsorted(before, row, side="right")
+        return numbers
+
+
+def _named_rows(matrix: Matrix, sources: Sequence[Source]) -> RowKeys:
+    """The keys of the rows of a matrix, from which bad ones were left out."""
+    left_out: list[list[int]] = [[] for _ in sources]
+    number = {source.path.name: i for i, source in enumerate(sources)}
     for line in matrix.skipped:
         if match := re.match(r"(.*?): row (\d+): ", line):
-            skipped.setdefault(match[1], set()).add(int(match[2]))
-    ends = np.cumsum(matrix.lengths)
-
-    def in_file(number: int) -> NDArray[np.int64]:
-        name = sources[number].path.name
-        bad_rows, first = skipped.get(name, set()), 1 if name.lower().endswith(PARQUET) else 2
-        rows = np.arange(first, first + matrix.lengths[number] + len(bad_rows))
-        return rows[~np.isin(rows, list(bad_rows))]
-
-    @cache
-    def numbers() -> NDArray[np.int64]:
-        return np.concatenate([in_file(number) for number in range(len(sources))])
-
-    def names(rows: NDArray[np.int64]) -> list[str]:
-        files = np.searchsorted(ends, rows, side="right")
-        return [f"{sources[file].path.name}:{row}" for file, row in zip(files, numbers()[rows], strict=True)]
-
-    return names
+            left_out[number[match[1]]].append(int(match[2]))
+    return RowKeys.of(sources, matrix.lengths, left_out)
 
 
 def load_frame(frame: pd.DataFrame) -> Data:
@@ -330,7 +376,7 @@ def load_frame(frame: pd.DataFrame) -> Data:
 
 def load_further(
     data: Path | pd.DataFrame, state: Mapping[str, Any], on_bad: Literal["error", "skip"] = "error"
-) -> tuple[Data, list[str]]:
+) -> tuple[Data, RowKeys]:
     """Further tables with the columns of a training run: all rows in order as ``pretrain``, keyed by ``file:row``.
 
     The label, the group and the ignored columns may be present or absent.
@@ -346,9 +392,6 @@ def load_further(
     columns = tuple(Column.from_plain(values) for values in state["columns"])
     fitted = Fitted(columns, tuple(state["mean"]), tuple(state["std"]), ((),) * len(columns))
     expected = [column.name for column in columns]
-    keys: list[str] = []
-    values, unseen = [np.empty((0, len(columns)), np.float32)], Counter[str]()
-    skipped: list[str] = []
     for source in sources:
         names = column_names(source)
         if absent := [name for name in expected if name not in names]:
@@ -358,27 +401,38 @@ def load_further(
             )
         if new := [name for name in names if name not in {*expected, *state["others"], *state["ignored"]}]:
             raise UserError(f"{source.path}: the training data have no column {new[0]!r}; remove it")
-        bad_rows: list[tuple[int, str]] = []
-        on_bad_row = refuse if source.frame is None else refuse_in_memory
-        on_row = on_bad_row if on_bad == "error" else partial(listed, bad_rows)
-        for rows, cells, unknown in encoded(source, columns, on_row, tuple(state["missing"])):
-            keys += [f"{source.path.name}:{row}" for row in rows]
-            values.append(cells.astype(np.float32))
-            unseen += unknown
-        skipped += [f"{source.path.name}: row {row}: {reason}" for row, reason in sorted(bad_rows)]
-    x = np.concatenate(values)
+    unseen, lengths = Counter[str](), [0] * len(sources)
+    bad_rows: list[list[tuple[int, str]]] = [[] for _ in sources]
+
+    def cells() -> Iterator[NDArray[np.float32]]:
+        nonlocal unseen
+        yield np.empty((0, len(columns)), np.float32)
+        for number, source in enumerate(sources):
+            on_bad_row = refuse if source.frame is None else refuse_in_memory
+            on_row = on_bad_row if on_bad == "error" else partial(listed, bad_rows[number])
+            for rows, values, unknown in encoded(source, columns, on_row, tuple(state["missing"])):
+                lengths[number] += len(rows)
+                unseen += unknown
+                yield values.astype(np.float32)
+
+    x = stacked(cells())
     if not len(x):
         raise UserError(f"{sources[0].path}: the table has no rows")
+    skipped = [
+        f"{source.path.name}: row {row}: {reason}"
+        for source, rows in zip(sources, bad_rows, strict=True)
+        for row, reason in sorted(rows)
+    ]
     further = Data(
         specs=(fitted.spec,),
-        pretrain=Split((x,), np.arange(len(x))),
+        pretrain=Split((x,), stacked(np.arange(a, min(a + CHUNK, len(x))) for a in range(0, len(x), CHUNK))),
         labelled=None,
         fingerprint="",  # data that are read only once are not cached
         normalise=fitted.normalise(),
         notes=(*_unseen_note(unseen), *skipped_note("rows", skipped, len(x) + len(skipped))),
         state=dict(state),
     )
-    return further, keys
+    return further, RowKeys.of(sources, lengths, [[row for row, _ in rows] for rows in bad_rows])
 
 
 def load_further_labelled(
@@ -409,11 +463,11 @@ def load_further_labelled(
     inputs = frozenset(name for name in names if name not in others)
     scanned = scan(sources, missing, leave_out=inputs, many=frozenset(others[1:]))
     columns = tuple(scanned[name] for name in others)
-    row_of, extra = {key: row for row, key in enumerate(keys)}, np.full((len(keys), len(others)), np.nan)
-    for source in sources:
+    extra = np.full((len(keys), len(others)), np.nan)
+    for number, source in enumerate(sources):
         for rows, values, _ in encoded(source, columns, refuse if on_bad == "error" else _reported, missing):
-            target_rows = np.array([row_of.get(f"{source.path.name}:{row}", -1) for row in rows])
-            extra[target_rows[target_rows >= 0]] = values[target_rows >= 0]
+            places = keys.places(number, rows)
+            extra[places[places >= 0]] = values[places >= 0]
     empty = np.empty((len(keys), 0), np.float32)
     target, target_task, decided = _target(Matrix(empty, extra, (), columns, (), ()), label, task)
     if group is not None and (ungrouped := np.flatnonzero(np.isnan(extra[:, 1]))).size:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dabsmix.config import EmbedConfig
+from dabsmix.data.cache import scratch
 from dabsmix.data.domain import Data, Split
 from dabsmix.errors import UserError
 from dabsmix.files import data_root, write
@@ -28,8 +30,12 @@ from dabsmix.spec import Spec
 
 __all__ = ["FeatureExtractor", "embed", "load_encoder"]
 
-CHUNK = 4096
-"""Number of examples whose features are in memory at once when they are written to a file."""
+BATCH = 256
+"""Examples that are encoded at a time."""
+
+NUMBERS = 1 << 22
+"""Numbers of features that are in memory at once when they are written to a file. They are also a row group of a
+Parquet file, whose metadata grow with the number of row groups."""
 
 Pooling = Literal["mean", "cls"]
 
@@ -105,8 +111,8 @@ class FeatureExtractor:
         """The length of a feature, D."""
         return self.module.width
 
-    def features(self, x: Any, *, pooling: Pooling = "mean", batch_size: int = 256) -> NDArray[np.float32]:
-        """One feature per example, float32 ``(n, D)``.
+    def features(self, x: Any, *, pooling: Pooling = "mean", batch_size: int = BATCH) -> NDArray[np.float32]:
+        """One feature per example, float32 ``(n, D)``. A large array lies in a file, see `dabsmix.data.cache.scratch`.
 
         Args:
             x: examples of the run's modality: arrays or tensors (a tuple of them for several inputs), a DataFrame, PIL
@@ -121,7 +127,7 @@ class FeatureExtractor:
         parts = list(self._encoded(data, pooling, batch_size, len(data.pretrain)))
         return parts[0]
 
-    def read(self, x: Any, on_bad: Literal["error", "skip"] = "error") -> tuple[Data, list[str]]:
+    def read(self, x: Any, on_bad: Literal["error", "skip"] = "error") -> tuple[Data, Sequence[str]]:
         """The examples as the encoder reads them, and the key of each: its file's name or its row.
 
         Raises:
@@ -133,9 +139,9 @@ class FeatureExtractor:
                 return self._files(path, on_bad)
             x = _array_file(path)
         data = memory.further(x, self.modality, self.specs, self.state) or self._as_stored(x)
-        return data, [str(row) for row in range(len(data.pretrain))]
+        return data, _RowNumbers(len(data.pretrain))
 
-    def _files(self, path: Path, on_bad: Literal["error", "skip"]) -> tuple[Data, list[str]]:
+    def _files(self, path: Path, on_bad: Literal["error", "skip"]) -> tuple[Data, Sequence[str]]:
         packed = is_packed(path, self.modality)
         if not packed and not path.exists():
             raise UserError(f"{path}: no such file or folder")
@@ -167,11 +173,11 @@ class FeatureExtractor:
 
     @torch.no_grad()
     def _encoded(self, data: Data, pooling: Pooling, batch_size: int, chunk: int) -> Iterator[NDArray[np.float32]]:
-        """Features in the order of the examples, ``chunk`` of them at a time."""
+        """Features in the order of the examples, at most ``chunk`` of them at a time."""
         device = next(self.module.parameters()).device
         for first in range(0, len(data.pretrain), chunk):
             index = np.arange(first, min(first + chunk, len(data.pretrain)))
-            features = np.empty((len(index), self.width), np.float32)
+            features = scratch((len(index), self.width))
             for start in range(0, len(index), batch_size):
                 part = index[start : start + batch_size]
                 inputs = data.normalise(tuple(each.to(device) for each in data.pretrain.batch(part)))
@@ -193,9 +199,28 @@ def embed(config: EmbedConfig, *, say: Callable[[str], None] = lambda _: None) -
     data, keys = extractor.read(config.input, config.on_bad)
     for note in data.notes:
         say(note)
-    parts = extractor._encoded(data, config.pooling, 256, CHUNK)
+    chunk = BATCH * max(1, NUMBERS // (BATCH * extractor.width))
+    parts = extractor._encoded(data, config.pooling, BATCH, chunk)
     write(config.out, lambda path: WRITERS[config.out.suffix](path, keys, parts, extractor.width))
     return config.out
+
+
+@dataclass(frozen=True)
+class _RowNumbers(Sequence[str]):
+    """``0``, ``1``, ... as texts, made on demand."""
+
+    number: int
+
+    def __len__(self) -> int:
+        return self.number
+
+    @overload
+    def __getitem__(self, place: int) -> str: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[str]: ...
+    def __getitem__(self, place: int | slice) -> str | list[str]:
+        rows = range(self.number)[place]
+        return str(rows) if isinstance(rows, int) else list(map(str, rows))
 
 
 # --- the formats of a file of features
@@ -210,7 +235,8 @@ def _write_parquet(path: Path, keys: Sequence[str], parts: Iterator[NDArray[np.f
     import pyarrow.parquet
 
     schema = pa.schema([("key", pa.string()), *((name, pa.float32()) for name in _columns(width))])
-    with pyarrow.parquet.ParquetWriter(path, schema) as file:
+    # features hardly repeat, and statistics of every column of every row group would stay in memory to the end
+    with pyarrow.parquet.ParquetWriter(path, schema, use_dictionary=False, write_statistics=False) as file:
         start = 0
         for part in parts:
             arrays = [pa.array(keys[start : start + len(part)], pa.string()), *map(pa.array, part.T)]
@@ -232,17 +258,16 @@ def _write_csv(path: Path, keys: Sequence[str], parts: Iterator[NDArray[np.float
 
 
 def _write_npz(path: Path, keys: Sequence[str], parts: Iterator[NDArray[np.float32]], width: int) -> None:
-    temporary = path.with_name(f"{path.name}.features.npy")  # a map on disk, from which the archive is written
-    try:
-        features = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=(len(keys), width))
-        start = 0
-        for part in parts:
-            features[start : start + len(part)] = part
-            start += len(part)
-        with path.open("wb") as file:
-            np.savez(file, key=np.array(keys), features=features)
-    finally:
-        temporary.unlink(missing_ok=True)
+    rows = range(0, len(keys), max(1, NUMBERS // width))
+    longest = max(len(key) for start in rows for key in keys[start : start + rows.step])
+    names, features = scratch((len(keys),), f"U{max(1, longest)}"), scratch((len(keys), width))
+    start = 0
+    for part in parts:
+        names[start : start + len(part)] = keys[start : start + len(part)]
+        features[start : start + len(part)] = part
+        start += len(part)
+    with path.open("wb") as file:
+        np.savez(file, key=names, features=features)
 
 
 WRITERS = {".parquet": _write_parquet, ".csv": _write_csv, ".npz": _write_npz}

@@ -4,6 +4,7 @@ import csv
 import gzip
 import json
 import math
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ import pandas as pd
 import pytest
 from numpy.typing import NDArray
 
+from dabsmix.data import cache as cache_module
 from dabsmix.data.domain import Data, Split, Task
 from dabsmix.errors import UserError
 from dabsmix.modalities import columns as columns_module
-from dabsmix.modalities import tables
+from dabsmix.modalities import tables, tabular
 from dabsmix.modalities.columns import scan
 from dabsmix.modalities.tables import Source
 from dabsmix.modalities.tabular import load_further, load_own
@@ -379,17 +381,52 @@ def test_further_rows_are_read_like_training_rows(table: Path, tmp_path: Path) -
     data = load_own(table, label="y", group="person", categorical="code")
     state = json.loads(json.dumps(data.state))  # as read from a run's record
     again, keys = load_further(table, state)
-    assert keys == [f"people.csv:{row}" for row in range(2, 302)]
+    assert list(keys) == [f"people.csv:{row}" for row in range(2, 302)]
     assert (again.specs, again.labelled) == (data.specs, None)
     labelled = data.require_labelled()
     np.testing.assert_array_equal(read(again, again.pretrain)[labelled.test.rows], read(data, labelled.test))
     # without label and group, with columns in another order and an unknown city
     further = write(tmp_path / "more.csv", ["code,city,age,income", "1,Genf,40,3000", "2,Bern,,"])
     few, keys = load_further(further, state)
-    assert keys == ["more.csv:2", "more.csv:3"]
+    assert list(keys) == ["more.csv:2", "more.csv:3"]
     values = read(few, few.pretrain)
     assert np.isnan(values).tolist() == [[False, True, False, False], [True, False, True, False]]
     assert few.notes == ("1 cell holds a category that no training row has; it is read as missing (1 in 'city').",)
+
+
+def test_further_rows_and_their_keys_are_not_held_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "BLOCK", 1 << 14)
+    monkeypatch.setattr(cache_module, "IN_MEMORY", 1 << 14)
+    monkeypatch.setattr(tabular, "CHUNK", 1 << 10)
+
+    def peak(rows: int) -> int:
+        path = write(tmp_path / f"{rows}.csv", ["a,b", *(f"{row},{row % 7}" for row in range(rows))])
+        tracemalloc.start()
+        try:
+            data, keys = load_further(path, state)
+            assert (keys[0], keys[rows - 1], len(data.pretrain)) == (f"{rows}.csv:2", f"{rows}.csv:{rows + 1}", rows)
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    state = load_own(write(tmp_path / "t.csv", ["a,b", "1,2", "3,4", "5,7"])).state
+    peak(2_000)
+    assert peak(40_000) < peak(4_000) + 100_000  # the keys alone would take 2 MB, and the cells 320 kB
+
+
+def test_the_keys_of_further_rows_leave_out_what_was_left_out(tmp_path: Path) -> None:
+    state = load_own(write(tmp_path / "t.csv", ["a,b", "1,2", "3,4", "5,7"])).state
+    folder = tmp_path / "more"
+    folder.mkdir()
+    write(folder / "1.csv", ["a,b", "x,1", "1,1", "2,2,2", "inf,1", "3,3", "y,1"])
+    write(folder / "2.csv", ["a,b", "4,4", "z,1", "5,5"])
+    data, keys = load_further(folder, state, "skip")
+    expected = ["1.csv:3", "1.csv:6", "2.csv:2", "2.csv:4"]
+    assert list(keys) == expected == keys[:]
+    assert [keys.of_rows(np.array([row]))[0] for row in range(4)] == expected
+    assert data.pretrain.batch(np.arange(4))[0][:, 0].tolist() == [1, 3, 4, 5]
+    assert keys.places(0, np.array([2, 3, 4, 5, 6, 7])).tolist() == [-1, 0, -1, -1, 1, -1]
+    assert keys.places(1, np.array([2, 3, 4])).tolist() == [2, -1, 3]
 
 
 def test_further_rows_that_do_not_fit_are_refused(table: Path, tmp_path: Path) -> None:

@@ -43,7 +43,8 @@ def read(path: Path) -> tuple[list[str], Any]:
 
 
 def test_each_suffix_gives_its_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "CHUNK", 7)  # several parts
+    monkeypatch.setattr(module, "BATCH", 7)
+    monkeypatch.setattr(module, "NUMBERS", 1)  # several parts
     data = table(tmp_path / "t.csv")
     run = pretrained(Source(data=data, modality="tabular"), tmp_path)
     expected = load_encoder(run).features(data)
