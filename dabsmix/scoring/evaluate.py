@@ -20,7 +20,7 @@ from dabsmix.scoring.protocols import Fit, Protocol, fits, quicker, refit
 from dabsmix.scoring.results import BY_CLASS, Result, prediction_key
 from dabsmix.scoring.selection import Selected, compare_within, few_labels, label_subsets, select
 
-__all__ = ["Chosen", "choose", "compact", "restored", "result", "score", "share"]
+__all__ = ["Chosen", "choose", "compact", "result", "score", "share"]
 
 Chosen = Mapping[tuple[str, str], list[Selected]]  # by probe and share of the labels: one head per draw
 
@@ -155,14 +155,6 @@ def compact(scores: Sequence[Scores], task: Task) -> NDArray[Any]:
     whole = np.stack(scores)
     by_class = task.kind == "classes" and task.metric in BY_CLASS
     return whole.argmax(axis=-1).astype(np.int32) if by_class else whole
-
-
-def restored(drawn: NDArray[Any], task: Task) -> NDArray[Any]:
-    """Predictions that `compact` returned, in the form of ``metrics.py``: a class becomes a score of 1, the rest 0."""
-    if drawn.dtype.kind != "i":
-        return drawn
-    one_hot: NDArray[np.float32] = np.eye(task.num_outputs, dtype=np.float32)[drawn]
-    return one_hot
 
 
 def share(text: str, task: Task, train: NDArray[Any] | None = None) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dabsmix.scoring.metrics import (
+    NUMBERS,
     Label,
     Metric,
     Scores,
@@ -21,7 +22,7 @@ from dabsmix.scoring.metrics import (
     are_classes,
     classes_of,
     confusion,
-    positives,
+    one_against_rest,
     precision_at_positives,
     ranking,
 )
@@ -51,14 +52,14 @@ def influence(metric: Metric, scores: Scores, label: Label) -> Values:
 def _over_batches(mean: Metric, scores: Scores, label: Label) -> Values:
     """For a mean over batches: an example moves its own batch's value only, and every batch has the same share."""
     whole = named(mean.name.partition("/")[0])
-    found, batches = np.zeros(len(label)), 0
+    each, batches = np.zeros(len(label)), 0
     for start in range(0, len(label), mean.batch):
         part = slice(start, start + mean.batch)
         with suppress(Undefined):
             whole(scores[part], label[part])  # a batch whose labels give no value is left out of the mean
-            found[part] = influence(whole, scores[part], label[part]) / len(label[part])
+            each[part] = influence(whole, scores[part], label[part]) / len(label[part])
             batches += 1
-    return found * len(label) / max(1, batches)
+    return each * len(label) / max(1, batches)
 
 
 def rarest(metric: Metric, label: Label) -> int:
@@ -84,16 +85,16 @@ def widening(metric: Metric, scores: Scores, label: Label) -> float:
     """
     if metric.name != "auroc_macro":
         return 1.0
-    found = steady = 0.0
+    total = steady = 0.0
     for yes, place in _placements(scores, label):
         area, sides = float(place[yes].mean()), (place[yes], place[~yes])
         delong = sum(float(side.var(ddof=1)) / len(side) if len(side) > 1 else 0.0 for side in sides)
         fewest, pairs = min(map(len, sides)), len(sides[0]) * len(sides[1])
         others = len(place) / 2 - 1
         spread = area * (1 - area) * (1 + others * (1 - area) / (2 - area) + others * area / (1 + area))
-        found += delong
+        total += delong
         steady += (delong * (fewest - 1) + spread / pairs * STEADY) / (fewest - 1 + STEADY)
-    return steady / found if found > 0 else 1.0
+    return steady / total if total > 0 else 1.0
 
 
 STEADY = 5  # of 5, 10 and 20 the least that covers 10 positives and 100 negatives in 94 to 98 %
@@ -103,17 +104,15 @@ def _placements(scores: Scores, label: Label) -> Iterator[tuple[NDArray[np.bool_
     """For each class with both positives and negatives which rows are positive, and DeLong's placement values."""
     from scipy.stats import rankdata
 
-    ranked, positive = positives(scores, label)
-    n = len(positive)
-    m = positive.sum(axis=0).astype(float)
-    for c in np.flatnonzero((m > 0) & (m < n)):
-        yes: NDArray[np.bool_] = positive[:, c]
-        column = ranked[:, c]
-        ranks = rankdata(column)
-        place = np.empty(n)
-        place[yes] = (ranks[yes] - rankdata(column[yes])) / (n - m[c])  # share of negatives below this positive
-        place[~yes] = 1 - (ranks[~yes] - rankdata(column[~yes])) / m[c]  # share of positives above this negative
-        yield yes, place
+    n = len(label)
+    for column, yes in one_against_rest(scores, label):
+        m = float(yes.sum())
+        if 0 < m < n:
+            ranks = rankdata(column)
+            place = np.empty(n)
+            place[yes] = (ranks[yes] - rankdata(column[yes])) / (n - m)  # share of negatives below this positive
+            place[~yes] = 1 - (ranks[~yes] - rankdata(column[~yes])) / m  # share of positives above this negative
+            yield yes, place
 
 
 def _auroc_macro(scores: Scores, label: Label) -> Values:
@@ -132,14 +131,16 @@ def _auroc_macro(scores: Scores, label: Label) -> Values:
 
 def _average_precision(scores: Scores, label: Label) -> Values:
     """Of the mean over positives of precision at their score: a row above a positive changes its precision."""
-    ranked, positive = positives(scores, label)
-    total: Values = np.zeros(len(positive))
-    classes = np.flatnonzero(positive.any(axis=0))
-    for c in classes:
-        yes, hits, above = precision_at_positives(ranked[:, c], positive[:, c])
+    total: Values = np.zeros(len(label))
+    classes = 0
+    for ranked, positive in one_against_rest(scores, label):
+        if not positive.any():
+            continue
+        classes += 1
+        yes, hits, above = precision_at_positives(ranked, positive)
         count, precision = int(yes.sum()), hits / above
-        order = np.argsort(ranked[:, c], kind="stable")
-        start = np.searchsorted(ranked[order, c], ranked[:, c], side="right")
+        order = np.argsort(ranked, kind="stable")
+        start = np.searchsorted(ranked[order], ranked, side="right")
         # sums over the positives at or below a row's score
         gained, lost = (
             np.concatenate([[0.0], np.cumsum(np.where(yes, x, 0.0)[order])])[start]
@@ -147,11 +148,11 @@ def _average_precision(scores: Scores, label: Label) -> Values:
         )
         own = yes * (precision - precision[yes].mean()) + yes * gained - lost
         total += own * len(yes) / count
-    return total / len(classes)
+    return total / classes
 
 
 def _balanced_accuracy(scores: Scores, label: Label) -> Values:
-    """Of the mean over classes of the share that is found: an example moves its own class."""
+    """Of the mean over classes of the share that is predicted: an example moves its own class."""
     predicted, true, rows = _scored(scores, label)
     right = (predicted == true).astype(float)
     counts = np.bincount(true)
@@ -172,23 +173,36 @@ def _f1(average: str) -> Callable[[Scores, Label], Values]:
     """Of the mean over classes of F1 = 2 hits / (predicted + true), by the quotient rule."""
 
     def function(scores: Scores, label: Label) -> Values:
-        if scores.shape == label.shape and not are_classes(scores):
-            predicted, true, rows = (scores > 0).astype(float), (label > 0).astype(float), np.arange(len(label))
-            occurs: NDArray[np.bool_] = np.ones(label.shape[1], dtype=bool)
-        else:
-            wrong, right, rows = _scored(scores, label)
-            one = np.eye(len(confusion(scores, label)))
-            predicted, true = one[wrong], one[right]
-            occurs = (predicted + true).sum(axis=0) > 0
-        n, seen, of_class = len(rows), (predicted + true).sum(axis=0).clip(1), true.sum(axis=0)
-        f1 = 2 * (predicted * true).sum(axis=0) / seen
-        each = n * (2 * predicted * true - f1 * (predicted + true)) / seen
-        if average == "macro":
-            return _of_examples(each[:, occurs].mean(axis=1), rows, label)
-        share = of_class / max(of_class.sum(), 1)  # the weights respond too
-        return _of_examples(
-            each @ share + n * (true @ f1 - true.sum(axis=1) * (f1 @ share)) / max(of_class.sum(), 1), rows, label
-        )
+        several = scores.shape == label.shape and not are_classes(scores)
+        wrong, right, rows = (label, label, np.arange(len(label))) if several else _scored(scores, label)
+        one = np.eye(label.shape[1] if several else len(confusion(scores, label)))
+        n, step = len(rows), max(1, NUMBERS // len(one))
+        parts = [slice(start, start + step) for start in range(0, n, step)]
+
+        def ones(part: slice) -> tuple[Values, Values]:
+            """Which classes are predicted and which are true, ``(m, C)`` each."""
+            if several:
+                return (scores[part] > 0).astype(float), (label[part] > 0).astype(float)
+            return one[wrong[part]], one[right[part]]
+
+        hits, counts, of_class = np.zeros((3, len(one)))
+        for part in parts:
+            predicted, true = ones(part)
+            hits += (predicted * true).sum(axis=0)
+            counts += (predicted + true).sum(axis=0)
+            of_class += true.sum(axis=0)
+        occurs, seen = (counts > 0) | several, counts.clip(1)
+        f1, share = 2 * hits / seen, of_class / max(of_class.sum(), 1)
+        values: Values = np.empty(n)
+        for part in parts:
+            predicted, true = ones(part)
+            each = n * (2 * predicted * true - f1 * (predicted + true)) / seen
+            if average == "macro":
+                values[part] = (each if several else each[:, occurs]).mean(axis=1)
+            else:  # the weights respond too
+                weights = n * (true @ f1 - true.sum(axis=1) * (f1 @ share)) / max(of_class.sum(), 1)
+                values[part] = each @ share + weights
+        return _of_examples(values, rows, label)
 
     return function
 
@@ -247,7 +261,7 @@ def _moved(x: Values, y: Values) -> Values:
 def _scored(scores: Scores, label: Label) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     """Predicted class, true class and example of every scored example or token."""
     scored = label >= 0
-    return classes_of(scores[scored]), label[scored], np.nonzero(scored)[0]
+    return classes_of(scores)[scored], label[scored], np.nonzero(scored)[0]
 
 
 def _of_examples(each: Values, rows: NDArray[np.int64], label: Label) -> Values:

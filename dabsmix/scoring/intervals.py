@@ -7,14 +7,14 @@ random effects: another seed would move a whole row of it, another test set whol
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dabsmix.scoring.influence import influence, rarest, widening
-from dabsmix.scoring.metrics import Label, Metric, Scores, Undefined
+from dabsmix.scoring.metrics import NUMBERS, Label, Metric, Scores, Undefined
 
 __all__ = [
     "MIN_GROUPS",
@@ -144,17 +144,27 @@ def measure(
 
 
 def _over_draws(metric: Metric, draws: Sequence[Scores] | Scores, label: Label) -> tuple[float, NDArray[np.float64]]:
-    """The mean score and the mean influence of each row; of a ratio all draws at once, for the board measures many."""
-    if metric.parts is None:
-        value = float(np.mean([metric(scores, label) for scores in draws]))
-        return value, np.mean([influence(metric, scores, label) for scores in draws], axis=0)
-    whole = np.asarray(draws)
-    metric.check(whole, label)
-    above, below = metric.parts(whole, label)
-    if not below.sum():
-        raise Undefined("no token of these rows is scored")
-    values = above.sum(axis=1) / below.sum()
-    return float(values.mean()), ((above - values[:, None] * below) / below.mean()).mean(axis=0)
+    """The mean score and the mean influence of each row; of a ratio many draws at once, for the board measures many."""
+    values: list[float] = []
+    total: NDArray[np.float64] = np.zeros(len(label))
+    at_once = max(1, NUMBERS // max(1, len(label)))
+    for start in range(0, len(draws), at_once):
+        some = draws[start : start + at_once]
+        if metric.parts is None:
+            values += [metric(scores, label) for scores in some]
+            responses: Iterable[NDArray[np.float64]] = (influence(metric, scores, label) for scores in some)
+        else:
+            whole = np.asarray(some)
+            metric.check(whole, label)
+            above, below = metric.parts(whole, label)
+            if not below.sum():
+                raise Undefined("no token of these rows is scored")
+            shares = above.sum(axis=1) / below.sum()
+            values += shares.tolist()
+            responses = (above - shares[:, None] * below) / below.mean()
+        for each in responses:
+            total += each
+    return float(np.mean(values)), total / len(values)
 
 
 def estimate(seeds: Sequence[Measured]) -> Estimate:
@@ -172,15 +182,15 @@ def interval(metric: Metric, seeds: Sequence[Measured]) -> Interval:
     """
     from scipy.stats import t
 
-    found, first = estimate(seeds), seeds[0]
-    found = replace(found, variance=found.variance * float(np.mean([run.widening for run in seeds])))
+    pooled, first = estimate(seeds), seeds[0]
+    pooled = replace(pooled, variance=pooled.variance * float(np.mean([run.widening for run in seeds])))
     units = len(first.influence)
     if first.share is not None and units < MIN_GROUPS:
         low = high = None
     else:
-        quantile = float(t.ppf(1 - ALPHA / 2, found.degrees))
-        low, high = _ends(metric, found, quantile, min(units, first.rarest))
-    return Interval(found.value, low, high, first.n, units, len(seeds))
+        quantile = float(t.ppf(1 - ALPHA / 2, pooled.degrees))
+        low, high = _ends(metric, pooled, quantile, min(units, first.rarest))
+    return Interval(pooled.value, low, high, first.n, units, len(seeds))
 
 
 def compare(first: Sequence[Measured], second: Sequence[Measured], *, fixed: bool = False) -> Difference:
@@ -200,9 +210,9 @@ def compare(first: Sequence[Measured], second: Sequence[Measured], *, fixed: boo
     few_groups = first[0].share is not None and units < MIN_GROUPS
     if few_groups or len(first) < MIN_SEEDS or (len(second) < MIN_SEEDS and not fixed):
         return Difference(value)
-    found = _crossed([first, second])
+    pooled = _crossed([first, second])
     limit = MAX_DEGREES * (len(first) + len(second) - 2)
-    return _difference(Estimate(value, found.variance, min(found.degrees, limit)))
+    return _difference(Estimate(value, pooled.variance, min(pooled.degrees, limit)))
 
 
 def unpaired(first: Estimate, second: Estimate) -> Difference:
@@ -225,13 +235,13 @@ def holm(p: Sequence[float], alpha: float = ALPHA) -> list[bool]:
     return rejected
 
 
-def _difference(found: Estimate) -> Difference:
+def _difference(pooled: Estimate) -> Difference:
     from scipy.stats import t
 
-    error = math.sqrt(found.variance)
-    half = float(t.ppf(1 - ALPHA / 2, found.degrees)) * error
-    p = float(2 * t.sf(abs(found.value) / error, found.degrees)) if error else float(found.value == 0)
-    return Difference(found.value, found.value - half, found.value + half, p)
+    error = math.sqrt(pooled.variance)
+    half = float(t.ppf(1 - ALPHA / 2, pooled.degrees)) * error
+    p = float(2 * t.sf(abs(pooled.value) / error, pooled.degrees)) if error else float(pooled.value == 0)
+    return Difference(pooled.value, pooled.value - half, pooled.value + half, p)
 
 
 def _crossed(sides: Sequence[Sequence[Measured]]) -> Estimate:
@@ -270,9 +280,9 @@ def _crossed(sides: Sequence[Sequence[Measured]]) -> Estimate:
     return Estimate(value, variance, variance**2 / parts if parts else math.inf)
 
 
-def _ends(metric: Metric, found: Estimate, quantile: float, units: int) -> tuple[float, float]:
+def _ends(metric: Metric, pooled: Estimate, quantile: float, units: int) -> tuple[float, float]:
     least, most = metric.span
-    value, error = found.value, math.sqrt(found.variance)
+    value, error = pooled.value, math.sqrt(pooled.variance)
     if math.isinf(least):  # R²: what is left to explain is an error
         left = most - value
         factor = math.exp(quantile * error / left) if left else 1.0

@@ -17,7 +17,7 @@ that is how they are stored.
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -39,13 +39,17 @@ __all__ = [
     "confusion",
     "known",
     "metric",
-    "positives",
+    "one_against_rest",
     "precision_at_positives",
     "ranking",
+    "row_blocks",
 ]
 
 Scores = NDArray[np.floating[Any]]
 Label = NDArray[Any]
+NUMBERS = 1 << 20
+"""Scores that are expanded to float64 at a time."""
+
 Parts = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
@@ -97,7 +101,7 @@ class Metric:
         """
         if len(label) == 0 or scores.shape[1 : label.ndim + 1] != label.shape:
             raise ValueError(f"{self.name}: scores {scores.shape[1:]} do not fit labels {label.shape}")
-        if not np.isfinite(scores).all():
+        if not all(np.isfinite(part).all() for draw in scores for part in row_blocks(draw)):
             raise ValueError(f"{self.name}: a score is not finite")
 
 
@@ -109,21 +113,21 @@ def metric(name: str) -> Metric:
     Raises:
         UserError: no metric has this name.
     """
-    found = known(name)
-    if found is None:
+    one = known(name)
+    if one is None:
         raise UserError(f"unknown metric {name!r}{did_you_mean(name, METRICS)}; there are: {', '.join(METRICS)}")
-    return found
+    return one
 
 
 def known(name: str) -> Metric | None:
     """The metric of this name, see `metric`; None if there is none."""
     whole, slash, rows = name.partition("/")
-    found = METRICS.get(whole)
-    if found is None or not slash:
-        return found
+    one = METRICS.get(whole)
+    if one is None or not slash:
+        return one
     if not re.fullmatch("[1-9][0-9]{0,8}", rows):
         return None
-    return replace(found, name=name, function=_over_batches(found.function, int(rows)), parts=None, batch=int(rows))
+    return replace(one, name=name, function=_over_batches(one.function, int(rows)), parts=None, batch=int(rows))
 
 
 def _over_batches(function: Callable[[Scores, Label], float], rows: int) -> Callable[[Scores, Label], float]:
@@ -154,7 +158,7 @@ def classes_of(scores: Scores) -> NDArray[np.int64]:
 def _classes(scores: Scores, label: Label) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Predicted and true class of every scored example or token."""
     scored = label >= 0
-    return classes_of(scores[scored]), label[scored]
+    return classes_of(scores)[scored], label[scored]
 
 
 def _accuracy_parts(scores: Scores, label: Label) -> Parts:
@@ -241,6 +245,12 @@ def _f1(average: str) -> Callable[[Scores, Label], float]:
     return function
 
 
+def row_blocks(scores: Scores) -> Iterator[Scores]:
+    """Consecutive rows, about `NUMBERS` numbers at a time."""
+    rows = max(1, NUMBERS // max(1, math.prod(scores.shape[1:])))
+    return (scores[start : start + rows] for start in range(0, len(scores), rows))
+
+
 def auroc_per_class(scores: Scores, label: Label) -> NDArray[np.float64]:
     """Area under the ROC curve of every class against the rest, ``(C,)``; NaN where a class is never or always true.
 
@@ -249,24 +259,32 @@ def auroc_per_class(scores: Scores, label: Label) -> NDArray[np.float64]:
     """
     from scipy.stats import rankdata
 
-    scores, positive = positives(scores, label)
-    num_positive = positive.sum(axis=0).astype(float)
-    num_negative = len(label) - num_positive
-    ranks = np.where(positive, rankdata(scores, axis=0), 0).sum(axis=0)
-    area = ranks - num_positive * (num_positive + 1) / 2
-    pairs = num_positive * num_negative
-    each: NDArray[np.float64] = np.divide(area, pairs, out=np.full(len(pairs), np.nan), where=pairs > 0)
-    return each
+    area = []
+    for ranked, positive in one_against_rest(scores, label):
+        yes = int(positive.sum())
+        pairs = float(yes) * (len(positive) - yes)
+        ranks = np.where(positive, rankdata(ranked), 0).sum() if pairs else math.nan
+        area.append((ranks - yes * (yes + 1) / 2) / pairs if pairs else math.nan)
+    return np.array(area)
 
 
-def positives(scores: Scores, label: Label) -> tuple[Scores, NDArray[np.bool_]]:
-    """What AUROC ranks, ``(n, C)``, and which examples are positive for each class, ``(n, C)``."""
-    from scipy.special import log_softmax
+def one_against_rest(scores: Scores, label: Label) -> Iterator[tuple[Scores, NDArray[np.bool_]]]:
+    """For each class what AUROC ranks, ``(n,)``, and which examples are positive, ``(n,)``.
 
-    if label.ndim == 1:
-        scores = log_softmax(scores.astype(float), axis=1)
-        label = label[:, None] == np.arange(scores.shape[1])
-    return scores, label.astype(bool)
+    Classes that exclude each other are ranked by the logarithm of their softmax probability, in float64.
+    """
+    if label.ndim == 2:
+        yield from ((scores[:, c], label[:, c].astype(bool)) for c in range(label.shape[1]))
+        return
+    greatest, logarithm = np.empty(len(scores)), np.empty(len(scores))
+    start = 0
+    for part in row_blocks(scores):
+        place = slice(start, start + len(part))
+        greatest[place] = part.max(axis=1)
+        logarithm[place] = np.log(np.exp(part.astype(float) - greatest[place, None]).sum(axis=1))
+        start += len(part)
+    for c in range(scores.shape[1]):
+        yield scores[:, c].astype(float) - greatest - logarithm, label == c
 
 
 def _auroc_macro(scores: Scores, label: Label) -> float:
@@ -292,11 +310,14 @@ def ranking(scores: Scores) -> Scores:
 
 def _average_precision(scores: Scores, label: Label) -> float:
     """Each class against the rest, as in scikit-learn; the mean over the classes that have a positive."""
-    ranked, positive = positives(scores, label)
-    each = [precision_at_positives(ranked[:, c], positive[:, c]) for c in np.flatnonzero(positive.any(axis=0))]
+    each = []
+    for ranked, positive in one_against_rest(scores, label):
+        if positive.any():
+            yes, hits, above = precision_at_positives(ranked, positive)
+            each.append((hits[yes] / above[yes]).mean())
     if not each:
         raise Undefined("average precision: no class of these rows has a positive")
-    return float(np.mean([(hits[yes] / above[yes]).mean() for yes, hits, above in each]))
+    return float(np.mean(each))
 
 
 def precision_at_positives(scores: Scores, positive: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], Scores, Scores]:

@@ -23,7 +23,6 @@ from dabsmix.data.domain import Labelled
 from dabsmix.files import cache_folder, write
 from dabsmix.model.contract import Encoder
 from dabsmix.model.encoder import build_encoder
-from dabsmix.scoring.evaluate import restored
 from dabsmix.scoring.intervals import Measured, compare, interval, measure
 from dabsmix.scoring.metrics import metric
 from dabsmix.scoring.results import Gain, Result, prediction_key
@@ -110,7 +109,7 @@ def _measured(result: Result, predictions: Mapping[str, NDArray[Any]], labelled:
     test = labelled.test
     assert test.label is not None
     drawn = predictions[prediction_key(result.probe, result.label_fraction)]
-    return measure(metric(result.metric), list(restored(drawn, labelled.task)), test.label, test.group)
+    return measure(metric(result.metric), drawn, test.label, test.group)
 
 
 # --- the cached file of the three encoders' scores

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import NDArray
 
-    from dabsmix.data.domain import Data
+    from dabsmix.data.domain import Data, Split
 
 __all__ = [
     "BY_CLASS",
@@ -434,7 +434,7 @@ def write_transfer(
     record: TransferRecord,
     predictions: Mapping[str, NDArray[Any]] | None = None,
     yardstick_predictions: Mapping[str, NDArray[Any]] | None = None,
-    by_example: pd.DataFrame | None = None,
+    by_example: Iterator[pd.DataFrame] | None = None,
     el2n: Mapping[str, NDArray[Any]] | None = None,
 ) -> None:
     """Write a record, and before it what there is of predictions, yardsticks' predictions, a table and EL2N scores."""
@@ -443,7 +443,7 @@ def write_transfer(
         if arrays:
             write(path.with_suffix(f"{suffix}.npz"), partial(_save_arrays, arrays=arrays))
     if by_example is not None:
-        write(path.with_suffix(".predictions.parquet"), lambda p: by_example.to_parquet(p, index=False))
+        write(path.with_suffix(".predictions.parquet"), partial(_save_frames, frames=by_example))
     write(path, lambda p: p.write_text(json.dumps(record.as_plain(), indent=1), encoding="utf-8"))
 
 
@@ -452,6 +452,17 @@ def _save_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
 
     with path.open("wb") as file:
         np.savez_compressed(file, **dict(arrays))  # type: ignore[arg-type]  # its stub takes any keyword for a flag
+
+
+def _save_frames(path: Path, frames: Iterator[pd.DataFrame]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    first = pa.Table.from_pandas(next(frames), preserve_index=False)
+    with pq.ParquetWriter(path, first.schema) as file:
+        file.write_table(first)
+        for each in frames:
+            file.write_table(pa.Table.from_pandas(each, schema=first.schema, preserve_index=False))
 
 
 def read_predictions(path: Path) -> dict[str, NDArray[Any]]:
@@ -485,19 +496,33 @@ def _read_arrays(file: Path, path: Path) -> dict[str, NDArray[Any]]:
         ) from error
 
 
-def by_example(outputs: NDArray[Any], data: Data) -> pd.DataFrame:
-    """The headline's prediction of every test example, one row each.
+EXAMPLES, PROBABILITIES = 1 << 16, 1 << 22
+"""Rows and probabilities of `by_example` at a time, at most."""
+
+
+def by_example(outputs: NDArray[Any], data: Data) -> Iterator[pd.DataFrame]:
+    """The headline's prediction of every test example, one row each, a bounded number of rows at a time.
 
     Columns are ``key`` (a file's name, ``file:row``, or the row's number), ``group`` if there are groups, ``truth``,
     ``prediction``, and the probability of each class as ``p_CLASS``. With several labels per example the names of its
     classes are joined by ``|``.
     """
     import numpy as np
+
+    test = data.require_labelled().test
+    rows = min(EXAMPLES, max(1, PROBABILITIES // (outputs.shape[1] if outputs.ndim > 1 else 1)))
+    for start in range(0, len(test), rows):
+        index = np.arange(start, min(start + rows, len(test)))
+        yield _frame(outputs[index], data, test.take(index))
+
+
+def _frame(outputs: NDArray[Any], data: Data, test: Split) -> pd.DataFrame:
+    """The rows of `by_example` for some examples."""
+    import numpy as np
     import pandas as pd
     from scipy.special import expit, softmax
 
-    labelled = data.require_labelled()
-    task, test = labelled.task, labelled.test
+    task = data.require_labelled().task
     assert test.label is not None
     columns: dict[str, Any] = {"key": [str(row) for row in test.rows] if data.names is None else data.names(test.rows)}
     if test.group is not None:

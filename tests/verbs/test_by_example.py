@@ -11,6 +11,7 @@ from transferring import QUICK
 
 import dabsmix
 from dabsmix.errors import UserError
+from dabsmix.scoring import results
 from dabsmix.verbs import transfer as module
 
 
@@ -76,7 +77,8 @@ def test_an_error_is_better_when_it_is_less(tmp_path: Path) -> None:
     )
 
 
-def test_predictions_by_row_of_the_file(tmp_path: Path) -> None:
+def test_predictions_by_row_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(results, "EXAMPLES", 7)  # several row groups
     lines = table(0.5).to_csv(index=False).splitlines()
     lines.insert(3, "1,2")  # row 4 of the file is bad
     (tmp_path / "t.csv").write_text("\n".join(lines) + "\n")
