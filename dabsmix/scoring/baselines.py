@@ -23,7 +23,7 @@ from dabsmix.data.domain import Data, Split, Task
 from dabsmix.files import cache_folder, write
 from dabsmix.scoring.classical import Classical, classical
 from dabsmix.scoring.evaluate import Chosen, choose, score, share
-from dabsmix.scoring.heads import Features, fit_constant
+from dabsmix.scoring.heads import Features, collected, fit_constant
 from dabsmix.scoring.logistic import LogisticGrid
 from dabsmix.scoring.metrics import metric
 from dabsmix.scoring.protocols import Fit, Protocol, fits, quicker, refit
@@ -212,7 +212,8 @@ def _read_all(
     reader: Callable[[tuple[Tensor, ...]], Tensor], split: Split, data: Data, device: torch.device
 ) -> Features:
     assert split.label is not None
-    raw = torch.cat([reader(data.normalise(split.batch(index))) for index in _batches(split)])
+    read = (reader(data.normalise(split.batch(index))).numpy() for index in _batches(split))
+    raw = torch.from_numpy(collected(read, len(split)))
     return Features({"raw": raw.to(device)}, split.label, split.group)
 
 

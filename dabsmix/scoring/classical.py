@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dabsmix.data.domain import Data, Task
-from dabsmix.scoring.heads import Features, Setting, fit_ridge
+from dabsmix.scoring.heads import Features, Setting, collected, fit_ridge
 from dabsmix.scoring.protocols import Fit, Protocol, fits
 from dabsmix.spec import Grid, Spec, Table, Tokens
 
@@ -31,6 +31,7 @@ Read = Callable[[tuple[Tensor, ...]], Tensor]
 PATCHES_WIDTH = 2048  # numbers of an example in random patches: more gain little, and ridge costs their cube
 PATCHES_ROWS = 20_000  # training examples at most: 6,000 images of 32×32 are read in half a minute on one core
 ROWS = 100_000  # training examples at most for all others
+PREDICTED = 16_384  # rows that an estimator predicts at a time
 PENALTIES = (10.0, 1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 
 
@@ -258,7 +259,12 @@ class EstimatorHead:
 
     def predict(self, features: Features) -> NDArray[np.float32]:
         """Log probabilities of classes, logits of several labels, or values."""
-        x = self.prepare(features.pooled["raw"].cpu().numpy())
+        raw = features.pooled["raw"].cpu().numpy()
+        parts = (raw[start : start + PREDICTED] for start in range(0, len(raw), PREDICTED))
+        return collected(map(self._scores, parts), len(raw))
+
+    def _scores(self, rows: NDArray[Any]) -> NDArray[np.float32]:
+        x = self.prepare(rows)
         match self.task.kind:
             case "regression":
                 return np.asarray(self.estimator.predict(x), dtype=np.float32)
@@ -266,7 +272,7 @@ class EstimatorHead:
                 share = np.stack([_positive(each, x) for each in self.estimator], axis=1).clip(1e-6, 1 - 1e-6)
                 return np.asarray(np.log(share / (1 - share)), dtype=np.float32)
             case _:
-                share = np.zeros((len(features), self.task.num_outputs), dtype=np.float32)
+                share = np.zeros((len(rows), self.task.num_outputs), dtype=np.float32)
                 share[:, self.estimator.classes_] = self.estimator.predict_proba(x)
                 return np.asarray(np.log(share.clip(1e-12)), dtype=np.float32)
 

@@ -17,6 +17,7 @@ from dabsmix.scoring.features import features
 
 __all__ = ["collapsed", "feature_std", "frechet_distance", "health", "rankme"]
 
+NUMBERS = 1 << 22  # of features that are in memory in float64 at a time
 HEALTH_ROWS = 512  # examples whose features are watched for collapse
 # Features have collapsed where either measure is below this share of what features that fill the sphere have, and well
 # below what it was at the start: positions drawn from N(0, 1) keep even random features in a narrow cone. The rank is
@@ -36,15 +37,26 @@ def frechet_distance(first: NDArray[Any], second: NDArray[Any]) -> float:
     """
     if min(len(first), len(second)) < 2:
         raise ValueError(f"Fréchet distance needs two rows on each side, got {len(first)} and {len(second)}")
-    (mean1, cov1), (mean2, cov2) = (
-        (x.mean(axis=0), np.cov(x, rowvar=False)) for x in (_normalised(first), _normalised(second))
-    )
+    (mean1, cov1), (mean2, cov2) = map(_gaussian, (first, second))
     # tr (S1 S2)^½ = tr (S1^½ S2 S1^½)^½, whose eigenvalues are real and not negative but for rounding
     values, vectors = np.linalg.eigh(cov1)
     root = vectors * np.sqrt(values.clip(0)) @ vectors.T
     cross = np.sqrt(np.linalg.eigvalsh(root @ cov2 @ root).clip(0)).sum()
     distance = ((mean1 - mean2) ** 2).sum() + np.trace(cov1) + np.trace(cov2) - 2 * cross
     return float(max(distance, 0.0))
+
+
+def _gaussian(features: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean and covariance of L2-normalised embeddings, about `NUMBERS` numbers at a time."""
+    n, width = features.shape
+    rows = max(1, NUMBERS // width)
+    parts = [features[start : start + rows] for start in range(0, n, rows)]
+    mean = sum(_normalised(part).sum(axis=0) for part in parts) / n
+    covariance = np.zeros((width, width))
+    for part in parts:
+        centred = _normalised(part) - mean
+        covariance += centred.T @ centred
+    return mean, covariance * (1 / (n - 1))
 
 
 def rankme(features: NDArray[Any]) -> float:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dabsmix.data.cache import scratch
 from dabsmix.data.domain import Split, Task
 from dabsmix.errors import UserError
 from dabsmix.scoring.heads import Features, Head
@@ -82,7 +83,7 @@ def score(
     """
     results, predictions = [], {}
     for (probe, label), selected in chosen.items():
-        scores = [each.head.predict(test) for each in selected]
+        scores = _predictions(selected, test)
         one = result(probe, label, scores, test, task, _selected(selected), others)
         results.append(replace(one, num_features=max(_num_features(each.head, test) for each in selected)))
         predictions[prediction_key(probe, label)] = compact(scores, task)
@@ -92,7 +93,7 @@ def score(
 def result(
     probe: str,
     label: str,
-    scores: Sequence[Scores],
+    scores: Sequence[Scores] | Scores,
     test: Features | Split,
     task: Task,
     selected: Mapping[str, Any],
@@ -131,6 +132,16 @@ def result(
     )
 
 
+def _predictions(draws: Sequence[Selected], test: Features) -> NDArray[np.float32]:
+    """Scores of every draw, ``(draws, n, ...)``, in a file where they are large."""
+    first = draws[0].head.predict(test)
+    scores = scratch((len(draws), *first.shape), first.dtype)
+    scores[0] = first
+    for number, each in enumerate(draws[1:], start=1):
+        scores[number] = each.head.predict(test)
+    return scores
+
+
 def _selected(draws: Sequence[Selected]) -> dict[str, Any]:
     """What was chosen: one setting for all draws, or the setting of each if each draw chose for itself."""
     first = draws[0]
@@ -150,11 +161,11 @@ def _num_features(head: Head, features: Features) -> int:
     return features.pooled[pooling].shape[-1] if isinstance(pooling, str) else 0
 
 
-def compact(scores: Sequence[Scores], task: Task) -> NDArray[Any]:
+def compact(scores: Sequence[Scores] | Scores, task: Task) -> NDArray[Any]:
     """Predictions to store, one draw per first index: only the class if the metric needs no more, else every score."""
-    whole = np.stack(scores)
-    by_class = task.kind == "classes" and task.metric in BY_CLASS
-    return whole.argmax(axis=-1).astype(np.int32) if by_class else whole
+    if task.kind == "classes" and task.metric in BY_CLASS:
+        return np.stack([each.argmax(axis=-1).astype(np.int32) for each in scores])
+    return scores if isinstance(scores, np.ndarray) else np.stack(scores)
 
 
 def share(text: str, task: Task, train: NDArray[Any] | None = None) -> dict[str, Any]:

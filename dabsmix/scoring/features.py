@@ -1,9 +1,14 @@
-"""Features of a whole split from one pass of the frozen encoder in eval mode, which all processes share."""
+"""Features of a whole split from one pass of the frozen encoder in eval mode, which all processes share.
+
+A batch is in memory at a time. What is returned lies in a file where it is large, see `cache.scratch`.
+"""
+
+# n examples, B of a batch, D width, L tokens
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 
 import numpy as np
@@ -11,6 +16,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from dabsmix.data.cache import scratch
 from dabsmix.data.domain import Split
 from dabsmix.model.encoder import Encoder, Pooled, Transformer
 
@@ -46,12 +52,10 @@ def features(
     """
 
     def both(inputs: Inputs) -> Tensor:
-        return torch.stack(encoder(inputs), dim=1)
+        return torch.cat(encoder(inputs), dim=1)
 
-    found = each_row(
-        encoder, both, (2, encoder.width), split, normalise, accelerator, batch_size, autocast, dropout, watch
-    )
-    return Pooled(found[:, 0], found[:, 1])
+    batches = _batches(encoder, both, split, normalise, accelerator, batch_size, autocast, dropout, watch)
+    return Pooled(*_collected(batches, len(split), (encoder.width, encoder.width)))
 
 
 def all_poolings(
@@ -69,10 +73,9 @@ def all_poolings(
         pooled, blocks = encoder.pool_blocks(inputs)
         return torch.cat([pooled.mean, pooled.cls, blocks], dim=1)
 
-    width, depth = encoder.width, len(encoder.blocks)
-    shape = ((2 + depth) * width,)
-    found = each_row(encoder, every, shape, split, normalise, accelerator, batch_size, watch=watch)
-    return {"mean": found[:, :width], "cls": found[:, width : 2 * width], "blocks": found[:, 2 * width :]}
+    widths = (encoder.width, encoder.width, len(encoder.blocks) * encoder.width)
+    batches = _batches(encoder, every, split, normalise, accelerator, batch_size, watch=watch)
+    return dict(zip(("mean", "cls", "blocks"), _collected(batches, len(split), widths), strict=True))
 
 
 def token_features(
@@ -95,7 +98,6 @@ def token_features(
     return each_row(encoder, tokens, shape, split, normalise, accelerator, batch_size, autocast, dropout, watch)
 
 
-@torch.no_grad()
 def each_row(
     network: nn.Module,
     read: Callable[[Inputs], Tensor],
@@ -116,23 +118,54 @@ def each_row(
         shape: of one example's.
         split, normalise, accelerator, batch_size, autocast, dropout, watch: as in `features`.
     """
-    device, world = accelerator.device, accelerator.num_processes
-    parts = np.array_split(np.arange(len(split)), world)
-    mine = parts[accelerator.process_index]
-    found = torch.empty(len(mine), *shape)
+    rows = torch.from_numpy(scratch((len(split), *shape)))
+    for place, batch in _batches(network, read, split, normalise, accelerator, batch_size, autocast, dropout, watch):
+        rows[place] = batch
+    return rows
+
+
+def _collected(batches: Iterator[tuple[slice, Tensor]], n: int, widths: tuple[int, ...]) -> list[Tensor]:
+    """The columns of all batches in parts of these widths, each part contiguous: ``(n, width)``."""
+    parts = [torch.from_numpy(scratch((n, width))) for width in widths]
+    for place, rows in batches:
+        for part, columns in zip(parts, torch.split(rows, list(widths), dim=1), strict=True):
+            part[place] = columns
+    return parts
+
+
+@torch.no_grad()
+def _batches(
+    network: nn.Module,
+    read: Callable[[Inputs], Tensor],
+    split: Split,
+    normalise: Normalise,
+    accelerator: Accelerator,
+    batch_size: int = 256,
+    autocast: bool = False,
+    dropout: bool = False,
+    watch: Watch = iter,
+) -> Iterator[tuple[slice, Tensor]]:
+    """As `each_row`, a batch at a time: its place in the split, and float32 ``(B, *shape)`` on the CPU.
+
+    Each process encodes its contiguous share of the split and receives the batches of all.
+    """
+    device, world, rank = accelerator.device, accelerator.num_processes, accelerator.process_index
+    ends = np.cumsum([0, *map(len, np.array_split(np.arange(len(split)), world))]).tolist()
     was_training = network.training
     network.train(dropout)
-    with accelerator.autocast() if autocast else nullcontext():
-        for start in watch(range(0, len(mine), batch_size)):
-            index = mine[start : start + batch_size]
-            inputs = normalise(tuple(x.to(device, non_blocking=True) for x in split.batch(index)))
-            found[start : start + len(index)] = read(inputs)
-    network.train(was_training)
-    if world == 1:
-        return found
-    # uneven shares: pad to the longest, gather, and cut each back to its length
-    longest = max(len(part) for part in parts)
-    padded = torch.zeros(longest, math.prod(shape), device=device)
-    padded[: len(mine)] = found.flatten(1).to(device)
-    gathered = accelerator.gather(padded).cpu().view(world, longest, *shape)
-    return torch.cat([gathered[r, : len(part)] for r, part in enumerate(parts)])
+    try:
+        for start in watch(range(0, ends[1], batch_size)):  # the first share is as long as any
+            places = [slice(min(a + start, b), min(a + start + batch_size, b)) for a, b in itertools.pairwise(ends)]
+            sizes = [place.stop - place.start for place in places]
+            # a process whose share has ended encodes example 0 once more, so that all have rows of one shape to gather
+            index = np.arange(places[rank].start, places[rank].stop) if sizes[rank] else np.zeros(1, np.int64)
+            with accelerator.autocast() if autocast else nullcontext():
+                rows = read(normalise(tuple(x.to(device, non_blocking=True) for x in split.batch(index)))).float()
+            if world > 1:
+                padded = rows.new_zeros(sizes[0], *rows.shape[1:])
+                padded[: sizes[rank]] = rows[: sizes[rank]]
+                rows = accelerator.gather(padded)
+            for place, part, size in zip(places, torch.split(rows.cpu(), sizes[0]), sizes, strict=True):
+                yield place, part[:size]
+    finally:
+        network.train(was_training)

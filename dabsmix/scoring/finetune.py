@@ -31,7 +31,7 @@ from dabsmix.scoring.baselines import Yardsticks, kept
 from dabsmix.scoring.evaluate import compact, result, share
 from dabsmix.scoring.features import each_row
 from dabsmix.scoring.head_mix import MixedLoss, alpha_at, draw, el2n
-from dabsmix.scoring.heads import Features, Scale
+from dabsmix.scoring.heads import Features, Scale, scaled
 from dabsmix.scoring.metrics import Metric, Undefined, metric
 from dabsmix.scoring.results import HeadMix, Result, mixed_probe, prediction_key, yardstick_key
 from dabsmix.scoring.selection import few_labels
@@ -239,7 +239,7 @@ def features_as_data(data: Data, train: Features, validation: Features, test: Fe
     scale = Scale.of(train.pooled["mean"])
     parts: dict[str, Split] = {}
     for name, part in (("train", train), ("validation", validation), ("test", test)):
-        stored = scale(part.pooled["mean"]).float().cpu().numpy()
+        stored = scaled(part.pooled["mean"], scale).cpu().numpy()
         split = getattr(labelled, name)
         parts[name] = Split((stored,), np.arange(len(stored)), split.label, split.group)
     encoder = Frozen(train.pooled["mean"].shape[1])

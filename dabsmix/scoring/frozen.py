@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import dabsmix
@@ -171,8 +171,15 @@ def _over_all_examples(scored: Scored, labelled: Labelled) -> tuple[str, ...]:
 
 
 def _keep(path: Path, key: str, tensors: Mapping[str, Tensor]) -> None:
-    content = save({name: x.contiguous() for name, x in tensors.items()}, {"key": key, "sha256": _digest(tensors)})
-    write(path, lambda p: p.write_bytes(content))
+    metadata = {"key": key, "sha256": _digest(tensors)}
+
+    def save(temporary: Path) -> None:
+        try:
+            save_file(dict(tensors), temporary, metadata)  # from where they lie, without a copy in memory
+        except SafetensorError as error:  # the disk is full
+            raise OSError(str(error)) from error
+
+    write(path, save)
 
 
 def _with_dropout(encoder: Encoder, split: Split, data: Data, accelerator: Accelerator, epoch: int) -> Features:
@@ -194,7 +201,7 @@ def _encode(
 
 
 def _kept(path: Path, key: str) -> dict[str, Tensor] | None:
-    """The features in a file; None if there is none, it belongs to other data, or it is damaged."""
+    """The features in a file, which is mapped; None if there is none, it is of other data, or it is damaged."""
     if not path.exists():
         return None
     try:
@@ -215,7 +222,7 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
     """Hex sha256 over names, shapes and values."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
-        values = tensors[name].cpu().contiguous().numpy()
+        values = tensors[name].numpy()
         digest.update(f"{name} {values.dtype} {values.shape}\n".encode())
         digest.update(values.data)
     return digest.hexdigest()

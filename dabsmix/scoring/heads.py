@@ -6,8 +6,10 @@ order. None of them sees a validation or a test row.
 
 # n examples, D width, C outputs, L tokens
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -16,6 +18,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dabsmix.data.cache import scratch
 from dabsmix.data.domain import Task
 from dabsmix.data.standardise import is_constant
 
@@ -26,14 +29,19 @@ __all__ = [
     "KnnHead",
     "LinearHead",
     "Scale",
+    "collected",
     "fit_constant",
     "fit_knn",
     "fit_pinv",
     "fit_ridge",
+    "scaled",
     "scored",
 ]
 
 Setting = Mapping[str, str | float]
+
+NUMBERS = 1 << 22  # of features that are looked at or predicted from at a time
+MOMENT_ROWS = 8192  # of features whose moments are computed at a time
 
 
 @dataclass(frozen=True)
@@ -43,7 +51,7 @@ class Features:
     Attributes:
         pooled: features by pooling: float32 ``mean`` and ``cls``, each ``(n, D)``; or ``tokens`` alone, ``(n, L, D)``,
             for a task of one label per token; or ``raw`` alone, ``(n, D)``, for a probe on the raw input. All on one
-            device, where the heads are then fitted.
+            device, where the heads are then fitted. On a CPU they may be mapped from a file.
         label: in the form that the task's kind states (``domain.Task``).
         group: int64 ``(n,)`` or None, as in ``domain.Split``.
     """
@@ -57,7 +65,7 @@ class Features:
         if not self.pooled or set(lengths.values()) != {len(self.label)}:
             raise ValueError(f"features of lengths {lengths} for {len(self.label)} labels")
         for name, x in self.pooled.items():
-            if not x.isfinite().all():
+            if not all(part.isfinite().all() for part in _parts(x)):
                 raise ValueError(f"{name} features are not finite: the encoder has diverged")
 
     def __len__(self) -> int:
@@ -65,7 +73,7 @@ class Features:
 
     def take(self, index: NDArray[np.int64]) -> "Features":
         """The rows at these indices, in their order."""
-        pooled = {name: x[torch.from_numpy(index).to(x.device)] for name, x in self.pooled.items()}
+        pooled = {name: _taken(x, torch.from_numpy(index).to(x.device)) for name, x in self.pooled.items()}
         return Features(pooled, self.label[index], None if self.group is None else self.group[index])
 
 
@@ -116,8 +124,11 @@ class LinearHead:
 
     def predict(self, features: Features) -> NDArray[np.float32]:
         """Scores of every row; for two classes with one logit z, the logits are (0, z)."""
-        x = self.scale(features.pooled[self.pooling])
-        scores = (x @ self.weight + self.bias).float()
+        x = features.pooled[self.pooling]
+        return collected(map(self._scores, _parts(x, self.weight.shape[1])), len(x))
+
+    def _scores(self, x: Tensor) -> NDArray[np.float32]:
+        scores = (self.scale(x) @ self.weight + self.bias).float()
         if self.kind == "regression":
             scores = scores.squeeze(-1)
         elif self.kind in ("classes", "tokens") and scores.shape[-1] == 1:
@@ -141,17 +152,15 @@ def fit_ridge(train: Features, task: Task, penalties: Sequence[float]) -> list[L
     for name, x in train.pooled.items():
         rows, label = scored(x, train.label)
         scale = Scale.of(rows)
-        target = _signed(label, task)
-        bias = target.mean(dim=0)
-        target = target - bias
+        bias = _mean_target(label, task)
         if rows.shape[1] <= len(rows):
-            gram, right = _moments(rows, target, scale)
+            gram, right = _moments(rows, label, scale, partial(_signed, task=task, bias=bias), len(bias))
             values, left = torch.linalg.eigh(gram)
             right = left.T @ right
         else:  # fewer rows than features: the same solution through the smaller matrix of inner products
             wide = scale(rows).double()
             values, vectors = torch.linalg.eigh(wide @ wide.T)
-            left, right = wide.T @ vectors, vectors.T @ target
+            left, right = wide.T @ vectors, vectors.T @ _signed(label, task, bias)
         for penalty in penalties:
             weight = left @ (right / (values + penalty * len(rows))[:, None])
             setting: Setting = {"pooling": name, "penalty": penalty}
@@ -168,9 +177,8 @@ def fit_pinv(train: Features, task: Task) -> list[LinearHead]:
     """
     name = "mean" if "mean" in train.pooled else "raw"
     rows = train.pooled[name]
-    one_hot = F.one_hot(torch.from_numpy(train.label).to(rows.device), task.num_outputs).double()
-    scale = Scale.none(rows)
-    gram, right = _moments(rows, one_hot, scale)
+    label, outputs, scale = torch.from_numpy(train.label).to(rows.device), task.num_outputs, Scale.none(rows)
+    gram, right = _moments(rows, label, scale, lambda part: F.one_hot(part, outputs).double(), outputs)
     weight = torch.linalg.pinv(gram, hermitian=True) @ right
     head = LinearHead({"pooling": name}, name, scale, weight.to(rows.dtype), rows.new_zeros(weight.shape[1]), task.kind)
     return [head]
@@ -178,14 +186,18 @@ def fit_pinv(train: Features, task: Task) -> list[LinearHead]:
 
 @dataclass(frozen=True)
 class KnnHead:
-    """Weighted nearest neighbours: unit-length training rows ``(n, D)`` and their targets ``(n, C)``."""
+    """Weighted nearest neighbours: unit-length training rows ``(n, D)`` and their labels.
+
+    Labels are ``(n,)`` for classes, of which there are ``outputs``, and otherwise ``(n, outputs)``.
+    """
 
     setting: Setting
     pooling: str
     neighbours: int
     scale: Scale
     rows: Tensor
-    target: Tensor
+    label: Tensor
+    outputs: int
     kind: str
 
     def predict(self, features: Features) -> NDArray[np.float32]:
@@ -193,14 +205,16 @@ class KnnHead:
 
         Queries are taken in chunks whose similarities and gathered targets stay below 64 MiB each.
         """
-        k = min(self.neighbours, len(self.rows))
-        widest = max(len(self.rows), k * self.target.shape[1])
-        chunks = torch.split(features.pooled[self.pooling], max(1, KNN_CHUNK // widest))
-        return torch.cat([self._share(chunk, k) for chunk in chunks]).cpu().numpy()
+        k, x = min(self.neighbours, len(self.rows)), features.pooled[self.pooling]
+        chunks = torch.split(x, max(1, KNN_CHUNK // max(len(self.rows), k * self.outputs)))
+        return collected((self._share(chunk, k).cpu().numpy() for chunk in chunks), len(x))
 
     def _share(self, queries: Tensor, k: int) -> Tensor:
         similarity, nearest = (F.normalize(self.scale(queries), dim=1) @ self.rows.T).topk(k, dim=1)
-        share = torch.einsum("qk,qkc->qc", (similarity / KNN_TEMPERATURE).softmax(dim=1), self.target[nearest])
+        target = self.label[nearest]
+        if self.kind == "classes":  # one-hot
+            target = similarity.new_zeros(*target.shape, self.outputs).scatter_(2, target[..., None], 1)
+        share = torch.einsum("qk,qkc->qc", (similarity / KNN_TEMPERATURE).softmax(dim=1), target.to(similarity.dtype))
         match self.kind:
             case "classes":
                 return share.clamp_min(1e-12).log()
@@ -232,11 +246,13 @@ def fit_knn(train: Features, task: Task, neighbours: Sequence[int]) -> list[KnnH
     heads = []
     for name, x in train.pooled.items():
         scale = Scale.of(x)
-        unit = F.normalize(scale(x), dim=1)
+        unit = scaled(x, scale)
+        for part in _parts(unit):
+            part.copy_(F.normalize(part, dim=1))
         label = torch.from_numpy(train.label).to(x.device)
-        target = F.one_hot(label, task.num_outputs) if task.kind == "classes" else label.reshape(len(x), -1)
+        label = label if task.kind == "classes" else label.reshape(len(x), -1)
         heads += [
-            KnnHead({"pooling": name, "neighbours": k}, name, k, scale, unit, target.to(x.dtype), task.kind)
+            KnnHead({"pooling": name, "neighbours": k}, name, k, scale, unit, label, task.num_outputs, task.kind)
             for k in neighbours
         ]
     return heads
@@ -272,26 +288,90 @@ def fit_constant(train: Features, task: Task) -> list[ConstantHead]:
 def scored(x: Tensor, label: NDArray[Any]) -> tuple[Tensor, Tensor]:
     """Rows ``(m, D)`` and their labels; for features of tokens, only the tokens that have a label."""
     target = torch.from_numpy(label).to(x.device)
-    return (x[target >= 0], target[target >= 0]) if x.ndim == 3 else (x, target)
+    if x.ndim == 2:
+        return x, target
+    rows, start = _empty((int((target >= 0).sum()), x.shape[2]), x), 0
+    for part, wanted in zip(_parts(x), torch.split(target, len(_parts(x)[0])), strict=True):
+        labelled = part[wanted >= 0]
+        rows[start : start + len(labelled)] = labelled
+        start += len(labelled)
+    return rows, target[target >= 0]
 
 
-def _signed(label: Tensor, task: Task) -> Tensor:
-    """Least-squares targets, float64 ``(m, C)``: ±1 for classes and labels, the value itself for regression."""
+def scaled(x: Tensor, scale: Scale) -> Tensor:
+    """Standardised ``(n, D)``, in a file where it is large and on a CPU."""
+    standardised = _empty(x.shape, x)
+    for part, target in zip(_parts(x), _parts(standardised), strict=True):
+        target.copy_(scale(part))
+    return standardised
+
+
+def collected(parts: Iterable[NDArray[Any]], n: int) -> NDArray[Any]:
+    """Consecutive parts of n rows as one array, which lies in a file where it is large."""
+    rows, start = None, 0
+    for part in parts:
+        if len(part) == n:
+            return part
+        if rows is None:
+            rows = scratch((n, *part.shape[1:]), part.dtype)
+        rows[start : start + len(part)] = part
+        start += len(part)
+    assert rows is not None
+    return rows
+
+
+def _parts(x: Tensor, outputs: int = 0) -> tuple[Tensor, ...]:
+    """Consecutive rows, so many at a time that they and their outputs hold about `NUMBERS` numbers."""
+    lead = math.prod(x.shape[1:-1])
+    return torch.split(x, max(1, NUMBERS // max(1, lead * max(x.shape[-1], outputs))))
+
+
+def _empty(shape: Sequence[int], like: Tensor) -> Tensor:
+    """Where ``like`` is and of its type; on a CPU in a file where it is large."""
+    if like.device.type != "cpu":
+        return like.new_empty(*shape)
+    return torch.from_numpy(scratch(tuple(shape), str(like.dtype).removeprefix("torch.")))
+
+
+def _taken(x: Tensor, index: Tensor) -> Tensor:
+    return torch.index_select(x, 0, index, out=_empty((len(index), *x.shape[1:]), x))
+
+
+def _signed(label: Tensor, task: Task, bias: Tensor | float = 0.0) -> Tensor:
+    """Least-squares targets minus a bias, float64 ``(m, C)``: ±1 for classes and labels, the value for regression."""
     match task.kind:
         case "regression":
-            return label.double()[:, None]
+            return label.double()[:, None] - bias
         case "multilabel":
-            return label.double() * 2 - 1
+            return label.double() * 2 - 1 - bias
         case _:
-            return F.one_hot(label, task.num_outputs).double() * 2 - 1
+            return F.one_hot(label, task.num_outputs).double() * 2 - 1 - bias
 
 
-def _moments(rows: Tensor, target: Tensor, scale: Scale) -> tuple[Tensor, Tensor]:
-    """``XᵀX (D, D)`` and ``XᵀY (D, C)`` of scaled rows, summed in float64, a chunk of rows at a time."""
+def _mean_target(label: Tensor, task: Task) -> Tensor:
+    """The mean of `_signed` over all rows, ``(C,)``."""
+    if task.kind == "regression":
+        return _signed(label, task).mean(dim=0)
+    # sums of ±1 are exact in any order
+    total = torch.stack([_signed(part, task).sum(dim=0) for part in torch.split(label, MOMENT_ROWS)]).sum(dim=0)
+    return total / len(label)
+
+
+def _moments(
+    rows: Tensor, label: Tensor, scale: Scale, target: Callable[[Tensor], Tensor], outputs: int
+) -> tuple[Tensor, Tensor]:
+    """``XᵀX (D, D)`` and ``XᵀY (D, C)`` of scaled rows, summed in float64, a chunk of rows at a time.
+
+    Args:
+        rows, label: the examples.
+        scale: of the rows.
+        target: from labels to Y, float64 ``(m, C)``.
+        outputs: C.
+    """
     gram = rows.new_zeros(rows.shape[1], rows.shape[1], dtype=torch.float64)
-    right = rows.new_zeros(rows.shape[1], target.shape[1], dtype=torch.float64)
-    for chunk, targets in zip(torch.split(rows, 8192), torch.split(target, 8192), strict=True):
+    right = rows.new_zeros(rows.shape[1], outputs, dtype=torch.float64)
+    for chunk, labels in zip(torch.split(rows, MOMENT_ROWS), torch.split(label, MOMENT_ROWS), strict=True):
         x = scale(chunk).double()
         gram += x.T @ x
-        right += x.T @ targets
+        right += x.T @ target(labels)
     return gram, right

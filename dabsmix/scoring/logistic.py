@@ -14,6 +14,7 @@ starts from the solution of the one before.
 
 # n examples, D width, r rank of the features, C outputs
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -41,7 +42,7 @@ class LogisticGrid:
         poolings: which features to read, those present of ``mean``, ``cls`` and ``blocks`` (``tokens`` and ``raw``
             always).
         strengths: C in scikit-learn's sense, ascending: the larger, the weaker the penalty.
-        tolerance: a solution counts as found when no coordinate of the gradient of the objective, in the scaled
+        tolerance: a solution has converged when no coordinate of the gradient of the objective, in the scaled
             coordinates, is above this.
         max_steps: of L-BFGS for each strength; the cap stops a head whose classes a hyperplane separates, whose
             weights would grow for ever.
@@ -97,7 +98,7 @@ class _Problem:
         self.rows, self.scale = rows, scale
         self.several = task.kind == "multilabel"
         self.outputs = task.num_outputs
-        self.target = label.double() if self.several else label.long()
+        self.target = label if self.several else label.long()
         values, axes = _principal(rows, scale)
         real = values > values[-1].clamp_min(1e-300) * 1e-12  # the rest is rounding
         self.values, self.axes = values[real] / len(rows), axes[:, real]
@@ -109,13 +110,10 @@ class _Problem:
         projected: Tensor = self.scale(chunk).double() @ self.axes
         return projected
 
-    def _chunks(self) -> list[tuple[Tensor, Tensor]]:
-        if self.projected is not None:
-            return [(self.projected, self.target)]
-        return [
-            (self._project(chunk), target)
-            for chunk, target in zip(torch.split(self.rows, ROWS), torch.split(self.target, ROWS), strict=True)
-        ]
+    def _chunks(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for chunk, target in zip(torch.split(self.rows, ROWS), torch.split(self.target, ROWS), strict=True):
+            projected = self._project(chunk) if self.projected is None else self.projected
+            yield projected, target.double() if self.several else target
 
     def objective(self, weight: Tensor, penalty: float) -> tuple[float, Tensor]:
         """Value and gradient by ``weight`` ``(r+1, C)`` on the principal axes; the last row is the bias."""
@@ -156,8 +154,8 @@ class _Problem:
         limits: Any = {"gtol": tolerance, "ftol": 0.0, "maxiter": max_steps, "maxfun": 2 * max_steps}
         # scipy's BLAS works on vectors of the weights' length here: its threads would only fight with torch's for cores
         with _threadpools().limit(limits=1, user_api="blas"):
-            found = minimize(scaled, begun.ravel(), jac=True, method="L-BFGS-B", options=limits)
-        solution = found.x.reshape(shape) * spread.cpu().numpy()
+            solved = minimize(scaled, begun.ravel(), jac=True, method="L-BFGS-B", options=limits)
+        solution = solved.x.reshape(shape) * spread.cpu().numpy()
         weight = torch.from_numpy(solution).to(device)
         return self.axes @ weight[:-1], weight[-1], solution
 

@@ -15,6 +15,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from dabsmix.data.cache import scratch
 from dabsmix.data.domain import Split, Task
 from dabsmix.scoring.heads import Features, Head, Setting
 from dabsmix.scoring.metrics import Metric, Undefined
@@ -121,13 +122,13 @@ def compare_within(
     settings: list[Setting] = []
     outputs: list[NDArray[np.float32]] = []
     for train, held_out in folds:
-        heads = fit(part.take(train))
-        predicted = [head.predict(part.take(held_out)) for head in heads]
-        if not settings:
-            settings = [head.setting for head in heads]
-            outputs = [np.zeros((len(part), *found.shape[1:]), dtype=found.dtype) for found in predicted]
-        for whole, found in zip(outputs, predicted, strict=True):
-            whole[held_out] = found
+        heads, others = fit(part.take(train)), part.take(held_out)
+        settings = settings or [head.setting for head in heads]
+        for number, head in enumerate(heads):
+            scores = head.predict(others)
+            if number == len(outputs):
+                outputs.append(scratch((len(part), *scores.shape[1:]), scores.dtype))
+            outputs[number][held_out] = scores
     worst = -math.inf if metric.higher else math.inf
     try:
         scores = np.array([metric(x, part.label) if np.isfinite(x).all() else worst for x in outputs])
