@@ -47,8 +47,8 @@ def main() -> None:
         print(f"{len(rows):,} synthetic rows, the committed board {len(rows) // len(read(BOARD))} times")
         csv_path.write_text(f"{','.join(COLUMNS)}\n{rows_text(rows)}", encoding="utf-8")
         os.environ["DABSMIX_CACHE"] = str(csv_path.parent / "cache")  # empty: nothing is remembered yet
-        for what in ("validate for the first time", "validate again"):
-            problems = timed(what, lambda: validate(csv_path, processes=os.cpu_count() or 1))
+        for title in ("validate for the first time", "validate again"):
+            problems = timed(title, lambda: validate(csv_path, processes=os.cpu_count() or 1))
             print(f"  {len(problems)} problems {problems[:1]}")
         read_rows = timed("read", lambda: read(csv_path))
         timed("overview", lambda: text(overviews(read_rows, lambda domain: domain)))
@@ -72,7 +72,7 @@ def repeated(board: list[Row], count: int, records: Path) -> list[Row]:
         names = {record: copied(record, records, turn) for record in dict.fromkeys(row.record for row in board)}
         for row in board:
             name = names[row.record]
-            again = replace(
+            copy = replace(
                 row,
                 run=name,
                 record=records / name,
@@ -80,7 +80,7 @@ def repeated(board: list[Row], count: int, records: Path) -> list[Row]:
                 pretrain_fingerprint=other(row.pretrain_fingerprint, turn),
                 encoder_sha256=other(row.encoder_sha256, turn),
             )
-            rows.append(again)
+            rows.append(copy)
         turn += 1
     return rows
 

@@ -142,32 +142,32 @@ def measure(name: str, load: Callable[[], Data], batch_size: int, device: torch.
     data = load()
     prepared = time.perf_counter()
     data = load()
-    again = time.perf_counter()
+    reloaded = time.perf_counter()
     # a CPU takes so long for a step that a small batch measures the same as a large one
     size = min(batch_size if device.type == "cuda" else 16, len(data.pretrain))
     loader_size = min(batch_size, len(data.pretrain))
     dropped = drop_page_cache(Path(os.environ["DABSMIX_CACHE"]))
     cold = deliver(data, loader_size, device, seconds, epochs=1) if dropped else None
     warm = deliver(data, loader_size, device, seconds)
-    eaten = eat(data, size, device, seconds)
-    return Row(name, len(data.pretrain), prepared - began, again - prepared, loader_size, cold, warm, eaten)
+    trained = train(data, size, device, seconds)
+    return Row(name, len(data.pretrain), prepared - began, reloaded - prepared, loader_size, cold, warm, trained)
 
 
 def deliver(data: Data, batch_size: int, device: torch.device, seconds: float, epochs: int = 1 << 30) -> float:
     """Examples per second that are read, moved to the device and normalised."""
     batches = Batches(data.pretrain, batch_size, seed=0)
-    began, seen = time.perf_counter(), 0
+    began, delivered = time.perf_counter(), 0
     steps = min(epochs * batches.steps_per_epoch, 1 << 30)
     for raw in batches.iterate(0, steps, device):
         data.normalise(raw.inputs)
-        seen += batch_size
+        delivered += batch_size
         if time.perf_counter() - began > seconds:
             break
     wait(device)
-    return seen / (time.perf_counter() - began)
+    return delivered / (time.perf_counter() - began)
 
 
-def eat(data: Data, batch_size: int, device: torch.device, seconds: float) -> float:
+def train(data: Data, batch_size: int, device: torch.device, seconds: float) -> float:
     """Examples per second of forward, backward and AdamW on one batch that lies on the device."""
     raw = Batches(data.pretrain, batch_size, seed=0).read(0)
     inputs = data.normalise(tuple(x.to(device) for x in raw.inputs))

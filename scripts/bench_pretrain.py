@@ -229,7 +229,7 @@ def loop_steps(
         )
         with suppress(Stop):
             pretrain(config, accelerator=accelerator, data=data, observe=observe)
-        (run,) = [Run(each) for each in Path(out).iterdir()]
+        (run,) = [Run(folder) for folder in Path(out).iterdir()]
         assert run.record.flops is not None
         return run.record.flops / steps
 

@@ -99,11 +99,11 @@ def main() -> None:
 def first_rows(data: Data, examples: int | None) -> tuple[Split, Split, Split]:
     """The first rows of train, validation and test, in the proportions of the data set."""
     splits = tuple(data.require_labelled().splits.values())
-    whole = sum(len(split) for split in splits)
-    examples = examples or whole
-    if examples > whole:
-        raise SystemExit(f"--examples {examples}: there are {whole}")
-    train, validation, test = (split.take(np.arange(len(split) * examples // whole)) for split in splits)
+    total = sum(len(split) for split in splits)
+    examples = examples or total
+    if examples > total:
+        raise SystemExit(f"--examples {examples}: there are {total}")
+    train, validation, test = (split.take(np.arange(len(split) * examples // total)) for split in splits)
     return train, validation, test
 
 

@@ -39,8 +39,8 @@ def by_setting(scores: Mapping[Run, float]) -> list[tuple[float, int, Run]]:
     """For each setting the mean score over its seeds, their number, and its first run; the highest mean first."""
     settings: dict[str, dict[int, tuple[Run, float]]] = {}
     for run, value in scores.items():
-        own = {name: each for name, each in run.config.items() if name not in (*NOT_IN_HASH, "seed")}
-        seeds = settings.setdefault(json.dumps(own, sort_keys=True, default=str), {})
+        setting = {name: value for name, value in run.config.items() if name not in (*NOT_IN_HASH, "seed")}
+        seeds = settings.setdefault(json.dumps(setting, sort_keys=True, default=str), {})
         seeds.setdefault(run.config["seed"], (run, value))  # a repeated run adds nothing
     rows = [
         (mean(value for _, value in seeds.values()), len(seeds), next(iter(seeds.values()))[0])

@@ -21,8 +21,8 @@ def main() -> None:
     print("| extra | packages | MiB | the largest |\n|---|---|---|---|")
     print(line("(none)", base))
     for extra, requirements in project["optional-dependencies"].items():
-        more = brought(requirements)
-        print(line(f"`[{extra}]`", {name: more[name] for name in more if name not in base}))
+        packages = brought(requirements)
+        print(line(f"`[{extra}]`", {name: packages[name] for name in packages if name not in base}))
 
 
 def brought(requirements: list[str]) -> dict[str, float]:
@@ -30,9 +30,9 @@ def brought(requirements: list[str]) -> dict[str, float]:
     sizes: dict[str, float] = {}
     waiting = [(text, "") for text in requirements]
     while waiting:
-        text, of = waiting.pop()
+        text, extra = waiting.pop()
         requirement = Requirement(text)
-        if requirement.marker is not None and not requirement.marker.evaluate({"extra": of}):
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": extra}):
             continue
         name = re.sub(r"[-_.]+", "-", requirement.name).lower()
         if name in sizes:
@@ -43,8 +43,8 @@ def brought(requirements: list[str]) -> dict[str, float]:
             sizes[name] = 0.0
             continue
         sizes[name] = weight(package)
-        for each in ("", *requirement.extras):
-            waiting += [(needed, each) for needed in package.requires or ()]
+        for extra in ("", *requirement.extras):
+            waiting += [(needed, extra) for needed in package.requires or ()]
     return sizes
 
 

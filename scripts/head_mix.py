@@ -122,7 +122,7 @@ def cells(runs: Path, domains: Sequence[str], mixes: Sequence[HeadMixes]) -> lis
             if record.is_file() and (run := read_record(folder)).domain == domain:
                 validation = float(read_transfer(record).headline.selected["validation"])
                 by_algorithm[run.algorithm].append((run.seed, folder, validation))
-        trained = {name: each for name, each in by_algorithm.items() if name != "none"}
+        trained = {name: cells for name, cells in by_algorithm.items() if name != "none"}
         best = max(trained, key=lambda name: fmean(v for *_, v in trained[name]), default=None)
         starts = [name for name in ("none", best) if name in by_algorithm]
         seeds = sorted({seed for name in starts for seed, *_ in by_algorithm[name]})
@@ -194,7 +194,7 @@ def table(all_cells: Sequence[Cell], protocol: str, deformation: str = "") -> li
                 if gain.low is not None and gain.high is not None:
                     difference += f" ({100 * gain.low:+.1f} to {100 * gain.high:+.1f})"
                 difference += ", shown" if shown[others.index(mix)] else ""
-            score = f"{100 * fmean(each.value for each in seeds):.1f}"
+            score = f"{100 * fmean(seed.value for seed in seeds):.1f}"
             if ends.low is not None and ends.high is not None:
                 score += f" ({100 * ends.low:.1f} to {100 * ends.high:.1f})"
             rows.append(

@@ -77,8 +77,8 @@ def exact(n: int, accuracy: float) -> float:
     m, label = metric("accuracy"), np.ones(n, dtype=np.int64)
     covered = 0.0
     for right in range(n + 1):
-        found = interval(m, [measure(m, [np.eye(2)[(np.arange(n) < right).astype(int)]], label)])
-        if found.low is not None and found.high is not None and found.low <= accuracy <= found.high:
+        ends = interval(m, [measure(m, [np.eye(2)[(np.arange(n) < right).astype(int)]], label)])
+        if ends.low is not None and ends.high is not None and ends.low <= accuracy <= ends.high:
             covered += float(binom.pmf(right, n, accuracy))
     return covered
 
@@ -95,7 +95,7 @@ def two_normals(positives: int, negatives: int, area: float) -> Draw:
     return draw
 
 
-def confused(num_classes: int, each: int, accuracy: float) -> tuple[Draw, float]:
+def confused(num_classes: int, per_class: int, accuracy: float) -> tuple[Draw, float]:
     """Macro F1 if classes differ in difficulty and in their confusions, and its value on infinite data."""
     rng = np.random.default_rng(num_classes)
     right = rng.normal(accuracy, 0.1, size=num_classes).clip(0.05, 0.99)
@@ -105,7 +105,7 @@ def confused(num_classes: int, each: int, accuracy: float) -> tuple[Draw, float]
     true = float(np.mean(2 * np.diag(share) / (share.sum(axis=0) + 1)))
 
     def draw(rng: np.random.Generator) -> tuple[Scores, Label, None]:
-        label = np.repeat(np.arange(num_classes), each)
+        label = np.repeat(np.arange(num_classes), per_class)
         predicted = (rng.random((len(label), 1)) > share.cumsum(axis=1)[label]).sum(axis=1).clip(0, num_classes - 1)
         return np.eye(num_classes)[predicted], label, None
 
@@ -174,9 +174,9 @@ def coverage(trials: int, former_trials: int, only: str | None) -> list[str]:
             ("auroc_macro", f"{sides[0]} positive, {sides[1]} negative", a, two_normals(*sides, a))
             for a in (0.6, 0.8, 0.9, 0.95)
         ]
-    for number, each, p in ((2, 20, 0.8), (5, 20, 0.7), (10, 20, 0.9), (40, 20, 0.6), (40, 20, 0.9)):
-        draw, true = confused(number, each, p)
-        cases.append(("f1_macro", f"{number} classes of {each}", true, draw))
+    for number, per_class, p in ((2, 20, 0.8), (5, 20, 0.7), (10, 20, 0.9), (40, 20, 0.6), (40, 20, 0.9)):
+        draw, true = confused(number, per_class, p)
+        cases.append(("f1_macro", f"{number} classes of {per_class}", true, draw))
     for number in (5, 6, 8, 12, 20, 50):
         cases += [("accuracy", f"{number} groups of 10 to 90", p, grouped(number, p)) for p in (0.67, 0.9)]
     for name, rows, true, draw in cases:
@@ -191,8 +191,8 @@ def coverage(trials: int, former_trials: int, only: str | None) -> list[str]:
         for trial in range(trials if covered is None else few):
             scores, label, group = draw(rng)
             if covered is None:
-                found = interval(m, [measure(m, [scores], label, group)])
-                hits["now"] += found.low is not None and found.high is not None and found.low <= true <= found.high
+                now = interval(m, [measure(m, [scores], label, group)])
+                hits["now"] += now.low is not None and now.high is not None and now.low <= true <= now.high
             if trial < few:
                 ends = {"formerly": former(m, scores, label, group, rng)}
                 if slow:
@@ -239,8 +239,8 @@ def former_claims(block: Sequence[Sequence[Measured]], rng: np.random.Generator)
 
 def rate(count: int, trials: int) -> str:
     """A percentage with its 95 % Clopper-Pearson interval."""
-    found = binomtest(count, trials).proportion_ci()
-    return f"{100 * count / trials:.1f} ({100 * found.low:.1f} to {100 * found.high:.1f})"
+    ends = binomtest(count, trials).proportion_ci()
+    return f"{100 * count / trials:.1f} ({100 * ends.low:.1f} to {100 * ends.high:.1f})"
 
 
 def equal(trials: int) -> list[str]:
@@ -268,12 +268,12 @@ def equal(trials: int) -> list[str]:
                 for _ in range(trials):
                     block = []
                     for row in range(BLOCK):
-                        own = rng.normal(size=units) / units**0.5
+                        block_effect = rng.normal(size=units) / units**0.5
                         runs = []
                         for _ in range(seeds):
-                            each = own + rng.normal(size=units) * residual / units**0.5
-                            value = float(each.sum()) + rng.normal() * spread[row % len(spread)]
-                            centred = each - each.mean()
+                            outcomes = block_effect + rng.normal(size=units) * residual / units**0.5
+                            value = float(outcomes.sum()) + rng.normal() * spread[row % len(spread)]
+                            centred = outcomes - outcomes.mean()
                             runs.append(Measured(value, centred, None, units, units))
                         block.append(runs)
                     wrong += claims(block)
@@ -281,13 +281,13 @@ def equal(trials: int) -> list[str]:
     return lines
 
 
-def aa(domain: str, share: str, pool: int, blocks: int, kept: Path | None) -> list[str]:
+def aa(domain: str, share: str, pool: int, blocks: int, folder: Path | None) -> list[str]:
     """Blocks of equal rows from a pool of random encoders, scored with real probes.
 
     A block takes 9 × S of the pool's encoders without replacement. Blocks share encoders and the pool is finite, so
     the interval for as many blocks as the pool has disjoint ones is printed beside.
     """
-    runs = random_encoders(domain, share, pool, kept)
+    runs = random_encoders(domain, share, pool, folder)
     lines = [
         "| data | labels | seeds | false claims per block now, % | formerly, % |",
         "|---|---|---|---|---|",
@@ -312,10 +312,10 @@ def aa(domain: str, share: str, pool: int, blocks: int, kept: Path | None) -> li
     return lines
 
 
-def random_encoders(domain: str, label: str, pool: int, kept: Path | None) -> list[Measured]:
+def random_encoders(domain: str, label: str, pool: int, folder: Path | None) -> list[Measured]:
     """`none` under many seeds, each scored on test by the linear probe of `v2`, as transfer does it.
 
-    Each seed's predictions are stored in `kept` if it is given, so that a study which was stopped can go on.
+    Each seed's predictions are stored in ``folder`` if there is one, so that a study that was stopped can go on.
     """
     import torch
     from accelerate import Accelerator
@@ -343,19 +343,20 @@ def random_encoders(domain: str, label: str, pool: int, kept: Path | None) -> li
             read = all_poolings(encoder, split, data.normalise, accelerator=accelerator)
             parts.append(Features(read, split.label, split.group))
         train, validation, test = parts
-        return [each.head.predict(test) for each in choose(train, validation, task, rules, (label,))["linear", label]]
+        choices = choose(train, validation, task, rules, (label,))["linear", label]
+        return [choice.head.predict(test) for choice in choices]
 
-    found = []
+    measured = []
     for seed in range(pool):
-        file = kept and kept / f"{domain}-{label.replace('/', '-')}-{seed}.npy"
+        file = folder and folder / f"{domain}-{label.replace('/', '-')}-{seed}.npy"
         if file and file.exists():
             scores = list(np.load(file))
         else:
             scores = predictions(seed)
             if file:
                 keep(file, scores)
-        found.append(measure(accuracy, scores, test_split.label, test_split.group))
-    return found
+        measured.append(measure(accuracy, scores, test_split.label, test_split.group))
+    return measured
 
 
 def keep(file: Path, scores: Sequence[Scores]) -> None:
@@ -378,13 +379,13 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=TRIALS)
     parser.add_argument("--metric", help="of the tables of coverage; default: all")
     parser.add_argument("--former", type=int, default=500, help="trials of the estimators that resample, 0 for none")
-    given = parser.parse_args()
-    if given.what == "coverage":
-        lines = coverage(given.trials, given.former, given.metric)
-    elif given.what == "equal":
-        lines = equal(given.trials)
+    options = parser.parse_args()
+    if options.what == "coverage":
+        lines = coverage(options.trials, options.former, options.metric)
+    elif options.what == "equal":
+        lines = equal(options.trials)
     else:
-        lines = aa(given.domain, given.labels, given.pool, given.trials, given.keep)
+        lines = aa(options.domain, options.labels, options.pool, options.trials, options.keep)
     print("\n".join([*lines, "", f"Computed at commit {commit() or 'unknown'}."]))
 
 

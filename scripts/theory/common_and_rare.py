@@ -61,9 +61,9 @@ def gradient(w: Tensor, x: Tensor, target: Tensor, share: Tensor) -> Tensor:
 
 def norm_and_noise(w: Tensor, data: Data) -> tuple[float, float]:
     f, products = outputs(w, data.x)
-    each = 2 * torch.einsum("nk,npkr,npd->nkrd", f.softmax(dim=1) - data.target, products, data.x).flatten(1)
-    mean = each.mean(dim=0)
-    return mean.norm().item(), (each - mean).norm(dim=1).pow(2).mean().sqrt().item()
+    gradients = 2 * torch.einsum("nk,npkr,npd->nkrd", f.softmax(dim=1) - data.target, products, data.x).flatten(1)
+    mean = gradients.mean(dim=0)
+    return mean.norm().item(), (gradients - mean).norm(dim=1).pow(2).mean().sqrt().item()
 
 
 def train(seed: int, data: Data, test: Data, method: str, teacher: Tensor | None = None) -> tuple[Tensor, np.ndarray]:
@@ -79,7 +79,7 @@ def train(seed: int, data: Data, test: Data, method: str, teacher: Tensor | None
             target = lam * target + (1 - lam) * target[other]
             if teacher is not None:
                 student, taught = (
-                    F.cross_entropy(outputs(each, x)[0], target, reduction="none") for each in (w, teacher)
+                    F.cross_entropy(outputs(weights, x)[0], target, reduction="none") for weights in (w, teacher)
                 )
                 share = (taught - student <= 0).float()
         if step % EVERY == 0:
@@ -109,8 +109,8 @@ def main() -> None:
         "Noise of the gradient",
         "Test accuracy",
     )
-    for colour, (name, each) in zip(COLOURS, curves.items(), strict=False):
-        values = np.array(each)
+    for colour, (name, by_seed) in zip(COLOURS, curves.items(), strict=False):
+        values = np.array(by_seed)
         for which, axis in zip((0, 1, 2, 3, 5), axes, strict=True):
             band(axis, steps, values[:, :, which], colour, name)
         print(
@@ -118,9 +118,10 @@ def main() -> None:
             f"gradient norm {summary(values[:, -1, 2], 4)}, noise {summary(values[:, -1, 3], 4)}, "
             f"test accuracy {summary(values[:, -1, 5])}"
         )
-    rare = {name: np.array(each)[:, -1, 1] for name, each in curves.items()}
-    for one, two in (("mixup", "plain"), ("stopped early", "plain"), ("stopped early", "mixup"), ("guided", "mixup")):
-        print(f"rare feature, {one} minus {two}: {summary(rare[one] - rare[two])}")
+    rare = {name: np.array(by_seed)[:, -1, 1] for name, by_seed in curves.items()}
+    pairs = (("mixup", "plain"), ("stopped early", "plain"), ("stopped early", "mixup"), ("guided", "mixup"))
+    for name, baseline in pairs:
+        print(f"rare feature, {name} minus {baseline}: {summary(rare[name] - rare[baseline])}")
     shares = np.array(curves["guided"])[:, :, 4]
     print(f"share kept by the guide: at the start {summary(shares[:, 0])}, at the end {summary(shares[:, -1])}")
     for axis, title in zip(axes, titles, strict=True):

@@ -54,7 +54,8 @@ def correlation(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float]:
 
 
 def main() -> None:
-    sets = {name: each for name, each in read([Path(word) for word in sys.argv[1:]]).items() if len(each) >= LEAST}
+    points_of = read([Path(word) for word in sys.argv[1:]])
+    sets = {name: algorithms for name, algorithms in points_of.items() if len(algorithms) >= LEAST}
     if not sets:
         raise SystemExit(
             f"no data set with {LEAST} algorithms: python scripts/theory/fed_and_gap.py leaderboard/runs/*"
@@ -68,7 +69,7 @@ def main() -> None:
     for number, (name, algorithms) in enumerate(sorted(sets.items())):
         for which, title in enumerate(titles):
             axis, scale = axes[3 * number + which], 100 if which else 1
-            means = {each: np.mean(points, axis=0) for each, points in sorted(algorithms.items())}
+            means = {label: np.mean(points, axis=0) for label, points in sorted(algorithms.items())}
             x, y = (np.array([mean[column] for mean in means.values()]) for column in (which, 3))
             rank, low, high = correlation(x, y)
             seeds = fmean(len(points) for points in algorithms.values())
@@ -77,8 +78,8 @@ def main() -> None:
                 f"{len(means)} algorithms, {seeds:.1f} seeds each"
             )
             for points in algorithms.values():
-                each = np.array(points)
-                axis.scatter(each[:, which] * scale, 100 * each[:, 3], s=12, color=COLOURS[which], alpha=0.35)
+                values = np.array(points)
+                axis.scatter(values[:, which] * scale, 100 * values[:, 3], s=12, color=COLOURS[which], alpha=0.35)
             axis.scatter(x * scale, 100 * y, s=36, color=COLOURS[which])
             for label, mean in means.items():
                 axis.annotate(

@@ -44,10 +44,10 @@ def panels(number: int, rows: int = 1, *, width: float = 4.4, height: float = 3.
 
 def over_seeds(values: ArrayLike) -> tuple[NDArray[Any], NDArray[Any]]:
     """The mean over the first axis, seeds, and the half width of its 95 % t interval."""
-    each = np.asarray(values, dtype=float)
-    n = len(each)
-    half = t.ppf(0.975, n - 1) * each.std(axis=0, ddof=1) / np.sqrt(n)
-    return each.mean(axis=0), half
+    by_seed = np.asarray(values, dtype=float)
+    n = len(by_seed)
+    half = t.ppf(0.975, n - 1) * by_seed.std(axis=0, ddof=1) / np.sqrt(n)
+    return by_seed.mean(axis=0), half
 
 
 def summary(values: ArrayLike, digits: int = 3) -> str:

@@ -47,13 +47,13 @@ def main() -> None:
     for seed in range(SEEDS):
         rng = np.random.default_rng(seed)
         x, y, best = data(rng)
-        for name, each in curves.items():
+        for name, by_seed in curves.items():
             w = descend(x, y, rng, at, mixup=name == "mixup")
             norm = np.linalg.norm(w, axis=1)
             cosine = np.clip(w @ best / norm, -1, 1)
             margin = (y * (x @ best)).min() - ((w / norm[:, None]) @ (x * y[:, None]).T).min(axis=1)
             loss = np.logaddexp(0, -(w @ (x * y[:, None]).T)).mean(axis=1)
-            each.append(np.stack([norm, loss, np.degrees(np.arccos(cosine)), margin]))
+            by_seed.append(np.stack([norm, loss, np.degrees(np.arccos(cosine)), margin]))
     figure, axes = panels(4, width=3.6)
     names = (
         "norm of w",
@@ -61,8 +61,8 @@ def main() -> None:
         "angle to the largest margin, degrees",
         "margin below the largest",
     )
-    for (name, each), colour in zip(curves.items(), COLOURS, strict=False):
-        values = np.array(each)
+    for (name, by_seed), colour in zip(curves.items(), COLOURS, strict=False):
+        values = np.array(by_seed)
         half = len(at) - 5
         for which, axis in enumerate(axes):
             band(axis, at, values[:, which], colour, name)

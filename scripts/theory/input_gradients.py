@@ -32,14 +32,14 @@ def main() -> None:
     inside = Path(data[hull.vertices]).contains_points(grid)
 
     maps: dict[str, list[np.ndarray]] = {"L_un": [], "i-Mix": []}
-    for name, each in maps.items():
+    for name, by_seed in maps.items():
         for seed in range(SEEDS):
             *_, f = train(seed, mixed=name == "i-Mix", steps=STEPS)
-            each.append(norms(f, torch.from_numpy(grid).float()).numpy())
-    maps_by_name = {name: np.array(each) for name, each in maps.items()}
+            by_seed.append(norms(f, torch.from_numpy(grid).float()).numpy())
+    maps_by_name = {name: np.array(by_seed) for name, by_seed in maps.items()}
 
     figure, axes = panels(3)
-    most = float(np.quantile([each.mean(axis=0) for each in maps_by_name.values()], 0.995))
+    most = float(np.quantile([by_seed.mean(axis=0) for by_seed in maps_by_name.values()], 0.995))
     for axis, (name, of_seeds) in zip(axes[:2], maps_by_name.items(), strict=True):
         image = axis.pcolormesh(line, line, of_seeds.mean(axis=0).reshape(SIDE, SIDE), cmap="magma", vmin=0, vmax=most)
         axis.plot(*data[np.append(hull.vertices, hull.vertices[0])].T, color="white", linewidth=1.2)

@@ -136,20 +136,20 @@ def main() -> None:
                     name=run.name,
                     resume=(run / "run.json").is_file(),
                 )
-            each, effective = scores(run, data)
+            scored, effective = scores(run, data)
             ranks[name].append(effective)
-            for probe, value in each.items():
+            for probe, value in scored.items():
                 measured[probe][name].append(value)
-            print(name, seed, {probe: round(100 * value.value, 1) for probe, value in each.items()}, flush=True)
+            print(name, seed, {probe: round(100 * value.value, 1) for probe, value in scored.items()}, flush=True)
 
     others = [name for name in CONDITIONS if name != "none"]
     gains = {(probe, name): compare(by[name], by["none"]) for probe, by in measured.items() for name in others}
     shown = dict(zip(gains, holm([gain.p for gain in gains.values()]), strict=True))
     print(f"\n| condition | {' | '.join(measured)} | effective rank, CLS, mean |\n|---|" + "---|" * (len(measured) + 1))
     for name in CONDITIONS:
-        effective_ranks = ", ".join(f"{fmean(each[key] for each in ranks[name]):.0f}" for key in ("CLS", "mean"))
+        effective_ranks = ", ".join(f"{fmean(rank[key] for rank in ranks[name]):.0f}" for key in ("CLS", "mean"))
         cells = [
-            f"{100 * fmean(each.value for each in by[name]):.1f}"
+            f"{100 * fmean(seed.value for seed in by[name]):.1f}"
             + ("" if name == "none" else f"; {written(gains[probe, name], shown[probe, name])}")
             for probe, by in measured.items()
         ]

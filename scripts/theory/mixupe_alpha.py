@@ -57,14 +57,14 @@ def main() -> None:
         for name in ("mixup", "plain")
     }
     figure, axes = panels(3)
-    for (name, each), colour in zip(curves.items(), COLOURS, strict=False):
+    for (name, by_seed), colour in zip(curves.items(), COLOURS, strict=False):
         for which, axis in enumerate(axes):
-            band(axis, steps, each[:, :, which], colour, name)
-        middle = each[:, len(steps) // 2]
+            band(axis, steps, by_seed[:, :, which], colour, name)
+        middle = by_seed[:, len(steps) // 2]
         print(
-            f"{name:<5} share of negative α at the start {summary(each[:, 0, 0])}, halfway {summary(middle[:, 0])}, "
-            f"at the end {summary(each[:, -1, 0])}; least α at the end {summary(each[:, -1, 1])}; "
-            f"mean |∇f_k| at the end {summary(each[:, -1, 2])}"
+            f"{name:<5} share of negative α at the start {summary(by_seed[:, 0, 0])}, halfway {summary(middle[:, 0])}, "
+            f"at the end {summary(by_seed[:, -1, 0])}; least α at the end {summary(by_seed[:, -1, 1])}; "
+            f"mean |∇f_k| at the end {summary(by_seed[:, -1, 2])}"
         )
     axes[0].set(title="Share of α below 0", xlabel="step", ylim=(0, 1))
     axes[1].set(title="The least α", xlabel="step")

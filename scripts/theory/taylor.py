@@ -48,7 +48,7 @@ def main() -> None:
     for seed in range(SEEDS):
         networks = train(seed, mixed=True, steps=STEPS)
         runs.append([terms(f, t) for step, f in enumerate(networks) if step % EVERY == 0])
-    curves = {name: np.array([[each[name] for each in run] for run in runs]) for name in runs[0][0]}
+    curves = {name: np.array([[step[name] for step in run] for run in runs]) for name in runs[0][0]}
     steps = np.arange(0, STEPS + 1, EVERY)
 
     figure, (losses, errors) = panels(2)
