@@ -119,8 +119,8 @@ def test_a_frame_and_its_file_are_the_same_data(tmp_path: Path, quick: None) -> 
     run = dabsmix.pretrain(of_frame, "none", out=tmp_path, **SHORT)
     score = dabsmix.transfer(run, labels=[1])  # reads the stored frame from the cache
     assert score.classes == ("ill", "well")
-    again = dabsmix.transfer(run, data=of_frame, labels=[1])
-    assert again == score
+    scored = dabsmix.transfer(run, data=of_frame, labels=[1])
+    assert scored == score
     extractor = dabsmix.load_encoder(run)
     few = frame.drop(columns=["outcome"]).iloc[:7]
     by_frame = extractor.features(few)
@@ -188,7 +188,7 @@ def test_windows_of_a_sensor(tmp_path: Path) -> None:
 
 
 def test_texts(tmp_path: Path) -> None:
-    texts = [f"the {colour} {thing} stands {where}" for colour in ("red", "blue") for thing in ("house", "tree")
+    texts = [f"the {colour} {noun} stands {where}" for colour in ("red", "blue") for noun in ("house", "tree")
              for where in ("here", "there", "alone")]  # fmt: skip
     frame = pd.DataFrame({"text": texts})
     data = dabsmix.load(data=frame, modality="text", options={"length": 16, "vocab_size": 300})
@@ -257,8 +257,8 @@ def test_the_transformer_works_in_a_pipeline(tmp_path: Path, monkeypatch: pytest
     model = make_pipeline(dabsmix.SelfSupervised(steps=3, algorithm="emix"), LogisticRegression(max_iter=500))
     assert model.fit(x[:400], y[:400]).score(x[400:], y[400:]) > 0.7
     assert list(tmp_path.iterdir()) == []  # no folder of a run is left behind
-    again = pickle.loads(pickle.dumps(model))
-    np.testing.assert_allclose(again.predict_proba(x[400:]), model.predict_proba(x[400:]), atol=1e-5)
+    restored = pickle.loads(pickle.dumps(model))
+    np.testing.assert_allclose(restored.predict_proba(x[400:]), model.predict_proba(x[400:]), atol=1e-5)
 
 
 def test_frames_keep_their_categories_and_other_modalities_their_shapes() -> None:
@@ -291,7 +291,7 @@ def test_scikit_learn_s_own_checks_of_an_estimator(tmp_path: Path, monkeypatch: 
     monkeypatch.chdir(tmp_path)
     estimator = dabsmix.SelfSupervised(steps=2, algorithm="emix")
     results = check_estimator(estimator, expected_failed_checks=EXCEPTIONS, on_skip=None, on_fail=None)
-    failed = {each["check_name"]: each["exception"] for each in results if each["status"] == "failed"}
+    failed = {check["check_name"]: check["exception"] for check in results if check["status"] == "failed"}
     assert not failed
-    assert sum(each["status"] == "passed" for each in results) > 40
+    assert sum(check["status"] == "passed" for check in results) > 40
     assert list(tmp_path.iterdir()) == []

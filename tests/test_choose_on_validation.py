@@ -42,13 +42,13 @@ def test_settings_are_ranked_without_the_test_split(
         for name, values in settings.items()
         for seed in (0, 1)
     }
-    again = dabsmix.pretrain(digits, "mae", encoder="tiny", batch_size=8, seed=0, out=tmp_path / "again", steps=1)
+    repeated = dabsmix.pretrain(digits, "mae", encoder="tiny", batch_size=8, seed=0, out=tmp_path / "again", steps=1)
     monkeypatch.setattr(dabsmix, "load", lambda name: without_test(digits))
     scores = {key: script.score(run, "1/class") for key, run in runs.items()}
     assert all(0.1 < value < 0.9 for value in scores.values())
-    given = {run.path: scores[key] for key, run in runs.items()} | {again.path: scores["short", 0]}
-    monkeypatch.setattr(script, "score", lambda run, share: given[run.path])
-    script.main("1/class", *map(str, given))
+    by_path = {run.path: scores[key] for key, run in runs.items()} | {repeated.path: scores["short", 0]}
+    monkeypatch.setattr(script, "score", lambda run, share: by_path[run.path])
+    script.main("1/class", *map(str, by_path))
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     means = {name: np.mean([scores[name, 0], scores[name, 1]]) for name in settings}
     best, other = sorted(means, key=lambda name: -means[name])
@@ -62,7 +62,7 @@ def test_the_training_examples_are_few_and_those_of_train(script: ModuleType, mo
     data = dabsmix.load("digits")
     labelled = data.require_labelled()
     monkeypatch.setattr(script, "CANDIDATES", 100)
-    seen = script.on_validation(data).require_labelled()
-    assert seen.test is labelled.validation
-    assert len(seen.train) == 100
-    assert set(seen.train.rows) <= set(labelled.train.rows)
+    swapped = script.on_validation(data).require_labelled()
+    assert swapped.test is labelled.validation
+    assert len(swapped.train) == 100
+    assert set(swapped.train.rows) <= set(labelled.train.rows)

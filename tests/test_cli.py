@@ -31,19 +31,19 @@ def call(monkeypatch: pytest.MonkeyPatch, line: str, *words: object) -> int:
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+def parsed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     """The configuration of a `pretrain` line, without running it."""
-    seen: list[PretrainConfig] = []
+    configs: list[PretrainConfig] = []
 
     def note(config: PretrainConfig, **_: object) -> Run:
-        seen.append(config)
+        configs.append(config)
         return Run.create(tmp_path / "asked", "run", {}, run_record())
 
     monkeypatch.setattr("dabsmix.verbs.pretrain.pretrain", note)
 
     def ask(line: str, *words: object) -> PretrainConfig:
         assert call(monkeypatch, f"pretrain {line}", *words) == 0
-        return seen.pop()
+        return configs.pop()
 
     return ask
 
@@ -57,8 +57,8 @@ def config_file(folder: Path, **values: Any) -> Path:
 # --- configurations
 
 
-def test_flags_reach_their_fields(asked: Any) -> None:
-    config = asked("--domain digits --algo emix --lr 1e-3 --attend-padding True --compile --out x --alpha 2")
+def test_flags_reach_their_fields(parsed: Any) -> None:
+    config = parsed("--domain digits --algo emix --lr 1e-3 --attend-padding True --compile --out x --alpha 2")
     assert config == PretrainConfig(
         Source("digits"),
         algo="emix",
@@ -70,10 +70,10 @@ def test_flags_reach_their_fields(asked: Any) -> None:
     )
 
 
-def test_flag_over_file_over_protocol_over_default(asked: Any, tmp_path: Path) -> None:
+def test_flag_over_file_over_protocol_over_default(parsed: Any, tmp_path: Path) -> None:
     def weight(line: str, **file: Any) -> Any:
         words = ("--config", config_file(tmp_path, **file)) if file else ()
-        return asked(f"--domain digits --algo emix {line}", *words).hyper["label_weight"]
+        return parsed(f"--domain digits --algo emix {line}", *words).hyper["label_weight"]
 
     assert weight("") == "example"
     assert weight("--protocol dabs") == "batch-mean"
@@ -86,21 +86,21 @@ def test_flag_over_file_over_protocol_over_default(asked: Any, tmp_path: Path) -
     assert weight("--label-weight batch-mean", label_weight="example") == "batch-mean"
 
 
-def test_a_file_may_hold_every_field(asked: Any, tmp_path: Path) -> None:
+def test_a_file_may_hold_every_field(parsed: Any, tmp_path: Path) -> None:
     values: dict[str, Any] = dict(domain="digits", algo="dmix", steps=7, seed=3, compile=True, out="there", clip=None)
     path = config_file(tmp_path, **values)
     path.write_text(path.read_text() + "lr: 3e-4\n")  # which YAML 1.1 reads as a word
     for words in (("--config", path), (f"--config={path}",)):
-        config = asked("--steps 9", *words)
+        config = parsed("--steps 9", *words)
         assert (config.source.domain, config.algo, config.steps, config.seed) == ("digits", "dmix", 9, 3)
         assert (config.lr, config.compile, config.out, config.clip) == (3e-4, True, Path("there"), None)
-    assert asked("--no-compile", "--config", path).compile is False
+    assert parsed("--no-compile", "--config", path).compile is False
     # the file names the algorithm, so its flags are there too
-    assert asked("--alpha 0.5", "--config", path).hyper["alpha"] == 0.5
+    assert parsed("--alpha 0.5", "--config", path).hyper["alpha"] == 0.5
 
 
-def test_only_the_chosen_algorithm_s_flags_are_accepted(asked: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "label_weight" not in asked("--domain digits --algo dmix").hyper
+def test_only_the_chosen_algorithm_s_flags_are_accepted(parsed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "label_weight" not in parsed("--domain digits --algo dmix").hyper
     assert call(monkeypatch, "pretrain --domain digits --algo dmix --label-weight example") == 2
 
 
@@ -145,12 +145,12 @@ def test_resuming_a_finished_run_is_reported_and_a_missing_run_refused(
 
 def test_list(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(monkeypatch, "list --json") == 0
-    found = json.loads(capsys.readouterr().out)
-    names = {kind: [each["name"] for each in rows] for kind, rows in found.items()}
+    listed = json.loads(capsys.readouterr().out)
+    names = {kind: [row["name"] for row in rows] for kind, rows in listed.items()}
     assert {"digits", "uci_har", "pamap2", "cifar10"} <= set(names["domains"])
     assert {"none", "emix", "dmix"} <= set(names["algorithms"])
     assert names["encoders"] == list(ENCODERS)
-    (emix,) = (each for each in found["algorithms"] if each["name"] == "emix")
+    (emix,) = (row for row in listed["algorithms"] if row["name"] == "emix")
     assert emix["flags"] == {"alpha": 1.0, "temperature": 0.2, "label_weight": "example"}
     assert call(monkeypatch, "list encoders") == 0
     assert [line.split("\t")[1] for line in capsys.readouterr().out.splitlines()] == names["encoders"]
@@ -293,11 +293,11 @@ def test_help_and_list_import_nothing_heavy(line: str) -> None:
         "print(time.process_time(), file=sys.stderr)\n"
         f"sys.exit(' '.join(name for name in {HEAVY} if name in sys.modules) or 0)"
     )
-    done = subprocess.run([sys.executable, "-c", code, *line.split()], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout
+    completed = subprocess.run([sys.executable, "-c", code, *line.split()], capture_output=True, text=True, timeout=60)
+    assert completed.returncode == 0, completed.stderr
+    assert completed.stdout
     if line.endswith("--help"):
-        assert float(done.stderr) < 0.5
+        assert float(completed.stderr) < 0.5
 
 
 def test_help_states_the_algorithm_s_flags(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -313,8 +313,8 @@ def test_flags_for_files_are_refused_with_a_domain(
     command: str, flag: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert call(monkeypatch, f"{command} --domain digits {flag}") == 2
-    said = capsys.readouterr().err
-    assert said == f"dabsmix: {flag} is for your own data (--data PATH); leave it out with --domain\n"
+    err = capsys.readouterr().err
+    assert err == f"dabsmix: {flag} is for your own data (--data PATH); leave it out with --domain\n"
 
 
 # Folders of runs: `finished`, `running` and `damaged` under `runs`; nothing is in `nowhere`.
@@ -374,7 +374,7 @@ def test_mistakes_are_reported_before_torch_is_imported(tmp_path: Path) -> None:
         "    try: main()\n"
         "    except SystemExit as end: print(end.code, 'torch' in sys.modules)\n"
     )
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-c", code],
         input="\n".join(MISTAKES),
         capture_output=True,
@@ -382,8 +382,8 @@ def test_mistakes_are_reported_before_torch_is_imported(tmp_path: Path) -> None:
         cwd=tmp_path,
         check=True,
     )
-    errors, statuses = done.stderr.splitlines(), done.stdout.splitlines()
-    assert len(errors) == len(statuses) == len(MISTAKES), done.stderr
+    errors, statuses = completed.stderr.splitlines(), completed.stdout.splitlines()
+    assert len(errors) == len(statuses) == len(MISTAKES), completed.stderr
     for (words, message), error, status in zip(MISTAKES.items(), errors, statuses, strict=True):
         assert error.startswith("dabsmix: "), words
         assert message in error, words

@@ -30,10 +30,10 @@ def test_every_open_field_is_filled_in(protocol: Any) -> None:
 
 
 def test_given_fields_are_not_changed() -> None:
-    given = dict(steps=7, batch_size=5, lr=0.5, weight_decay=0.0, schedule="constant", clip=0.0, columns="shared")
-    given |= dict(optimizer="sgd", attend_padding=True, evaluate_every=3, checkpoint_every=2)
-    _, recipe = resolve(replace(CONFIG, **given), 37)  # type: ignore[arg-type]  # values of several types
-    assert asdict(recipe) == given
+    options = dict(steps=7, batch_size=5, lr=0.5, weight_decay=0.0, schedule="constant", clip=0.0, columns="shared")
+    options |= dict(optimizer="sgd", attend_padding=True, evaluate_every=3, checkpoint_every=2)
+    _, recipe = resolve(replace(CONFIG, **options), 37)  # type: ignore[arg-type]  # values of several types
+    assert asdict(recipe) == options
 
 
 def test_resolving_twice_changes_nothing() -> None:
@@ -105,9 +105,9 @@ def test_the_hash_distinguishes_requests_and_nothing_else() -> None:
 def test_a_new_field_enters_the_hash_only_if_it_differs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dabsmix.config.ADDED", {"online": None})
     assert "online" not in as_plain(CONFIG)
-    given = replace(CONFIG, online="uci_har")
-    assert as_plain(given)["online"] == "uci_har"
-    assert config_hash(given) != config_hash(CONFIG)
+    config = replace(CONFIG, online="uci_har")
+    assert as_plain(config)["online"] == "uci_har"
+    assert config_hash(config) != config_hash(CONFIG)
 
 
 def test_plain_values_hold_every_field_except_resume() -> None:

@@ -176,12 +176,12 @@ def _run(case: Case, algorithm: Algorithm, size: int) -> Ran:
     losses, metrics, gradient = [], [], {}
     for step in range(STEPS):
         num_views = 2 if algorithm.views == "augment" else 1
-        whole = random_batch(case.specs, SIZE, num_views=num_views, label=algorithm.needs_labels, seed=step)
+        batch = random_batch(case.specs, SIZE, num_views=num_views, label=algorithm.needs_labels, seed=step)
         part = Batch(
-            tuple(tuple(local(x) for x in view) for view in whole.views),
-            None if whole.label is None else local(whole.label),
-            local(whole.ids),
-            whole.seed,
+            tuple(tuple(local(x) for x in view) for view in batch.views),
+            None if batch.label is None else local(batch.label),
+            local(batch.ids),
+            batch.seed,
         )
         assert len(part.ids) == size
         algorithm.zero_grad()
@@ -209,11 +209,11 @@ def _compare(case: Case, ran: Ran, alone: Ran) -> list[str]:
     for key, value in alone.metrics[0].items():
         if abs(ran.metrics[0][key] - value) > 1e-5 * max(1, abs(value)):
             problems.append(f"{where}: {key} {ran.metrics[0][key]} for {value}")
-    whole = torch.stack([g.norm() for g in alone.gradient.values()]).norm()
+    total = torch.stack([g.norm() for g in alone.gradient.values()]).norm()
     for key, grad in alone.gradient.items():  # one by one, because a small one would be lost in the norm of all
         error = (ran.gradient[key] - grad).norm()
         if (
-            not error <= 1e-5 * grad.norm() + 1e-6 * whole
+            not error <= 1e-5 * grad.norm() + 1e-6 * total
         ):  # before batch norm the gradient of a bias is rounding error only
             problems.append(f"{where}: the gradient of {key} differs by {float(error / grad.norm()):.1e} of its norm")
     for key, state in ran.state.items():  # weights, momentum copies, running statistics, queues

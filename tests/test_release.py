@@ -26,8 +26,8 @@ def test_one_version_everywhere() -> None:
 
 def test_the_changelog_lists_the_changes_of_each_protocol() -> None:
     rows = re.findall(r"^\| `(\w+)` \| (\w+)", (REPOSITORY / "CHANGELOG.md").read_text(), flags=re.M)
-    assert sorted(name for name, of in rows if of == "pretraining") == sorted(PRETRAIN_PROTOCOLS)
-    assert sorted(name for name, of in rows if of == "transfer") == sorted(PROTOCOLS)
+    assert sorted(name for name, kind in rows if kind == "pretraining") == sorted(PRETRAIN_PROTOCOLS)
+    assert sorted(name for name, kind in rows if kind == "transfer") == sorted(PROTOCOLS)
 
 
 def test_the_site_has_a_page_for_each_guide_and_no_broken_link(tmp_path: Path) -> None:

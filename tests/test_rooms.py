@@ -106,12 +106,12 @@ def test_a_dmix_step_runs_through_nine_files() -> None:
     from dabsmix.algorithms.dmix import DMix
     from dabsmix.testing import SPECS, random_batch, small_encoder
 
-    seen = {"verbs/pretrain.py"}
+    opened = {"verbs/pretrain.py"}
 
     def note(frame: FrameType, event: str, _: object) -> None:
         path = Path(frame.f_code.co_filename)
         if event == "call" and path.is_relative_to(PACKAGE):
-            seen.add(path.relative_to(PACKAGE).as_posix())
+            opened.add(path.relative_to(PACKAGE).as_posix())
 
     specs = SPECS["text"]
     algorithm = DMix(small_encoder(specs))
@@ -124,7 +124,7 @@ def test_a_dmix_step_runs_through_nine_files() -> None:
         algorithm.after_step(1.0)
     finally:
         sys.setprofile(None)
-    assert sorted(seen) == [
+    assert sorted(opened) == [
         "algorithms/dmix.py",
         "distributed.py",
         "model/contract.py",

@@ -73,14 +73,14 @@ def test_the_source_distribution_makes_the_same_wheel(python: Path, source: Path
     with tarfile.open(archive) as files:
         names = {name.partition("/")[2] for name in files.getnames()}
     assert {"algorithms/dmix.py", "domains/digits.py", "tests/verbs/test_pretrain.py", "CITATION.cff"} <= names
-    again = built(archive, tmp_path / "again")
-    assert contents(again) == contents(wheel)
+    rebuilt = built(archive, tmp_path / "again")
+    assert contents(rebuilt) == contents(wheel)
 
 
 def contents(wheel: Path) -> dict[str, int]:
     """Names and checksums of the installed files, except the list of files itself."""
     infos = zipfile.ZipFile(wheel).infolist()
-    return {each.filename: each.CRC for each in infos if not each.filename.endswith(("/RECORD", "/METADATA"))}
+    return {info.filename: info.CRC for info in infos if not info.filename.endswith(("/RECORD", "/METADATA"))}
 
 
 def test_hostile_folders_of_the_same_names_are_not_imported(python: Path, tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_hostile_folders_of_the_same_names_are_not_imported(python: Path, tmp_pa
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").write_text("raise SystemExit('imported from the working directory')\n")
         (tmp_path / name / "emix.py").write_text("raise SystemExit('imported from the working directory')\n")
-    done = subprocess.run(
+    completed = subprocess.run(
         [str(python), "-m", "dabsmix", "list"],
         cwd=tmp_path,
         env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
@@ -96,8 +96,8 @@ def test_hostile_folders_of_the_same_names_are_not_imported(python: Path, tmp_pa
         text=True,
         timeout=120,
     )
-    assert done.returncode == 0, done.stderr
-    lines = [line.split("\t")[:2] for line in done.stdout.splitlines()]
+    assert completed.returncode == 0, completed.stderr
+    lines = [line.split("\t")[:2] for line in completed.stdout.splitlines()]
     for expected in (["domain", "digits"], ["algorithm", "emix"], ["encoder", "dabs"]):
         assert expected in lines
     where = subprocess.run(
@@ -112,7 +112,7 @@ def test_hostile_folders_of_the_same_names_are_not_imported(python: Path, tmp_pa
 
 
 def test_the_console_script_is_there(python: Path) -> None:
-    done = subprocess.run(
+    completed = subprocess.run(
         [str(python.parent / "dabsmix"), "--help"], capture_output=True, text=True, check=True, timeout=60
     )
-    assert "pretrain" in done.stdout
+    assert "pretrain" in completed.stdout

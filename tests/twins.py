@@ -84,8 +84,8 @@ def patched(
         mine = [p for p in range(tokens.shape[1]) if mask is None or mask[i, p]]
         both = [p for p in mine if mask is None or mask[order[i], p]]
         count = min(round(float(np.float32(1) - np.float32(weight[i])) * len(mine)), len(both))
-        taken = sorted(both, key=lambda p: draws[i, p])[:count]
-        out.append(torch.stack([tokens[order[i] if p in taken else i, p] for p in range(tokens.shape[1])]))
+        replaced = sorted(both, key=lambda p: draws[i, p])[:count]
+        out.append(torch.stack([tokens[order[i] if p in replaced else i, p] for p in range(tokens.shape[1])]))
         lams.append(1 - count / len(mine))
     return out, lams
 

@@ -23,7 +23,7 @@ def write_pamap2(
     signature = np.random.default_rng(seed).normal(size=(25, 51))
     for subject in subjects:
         rng = np.random.default_rng([seed, subject])
-        bouts = [0, *(each for activity in order for each in (activity, 0))]
+        bouts = [0, *(code for activity in order for code in (activity, 0))]
         lengths = [round(100 * bout_seconds) if activity else 120 for activity in bouts]
         activity = np.repeat(bouts, lengths)
         n = len(activity)

@@ -54,7 +54,7 @@ def _opcodes(value: Any) -> bytes:
     if isinstance(value, tuple):
         return b"(" + b"".join(map(_opcodes, value)) + b"t"
     if isinstance(value, dict):
-        return b"}(" + b"".join(_opcodes(each) for pair in value.items() for each in pair) + b"u"
+        return b"}(" + b"".join(_opcodes(item) for pair in value.items() for item in pair) + b"u"
     assert isinstance(value, np.ndarray)
     assert value.dtype == np.uint8
     kind = b"cnumpy\ndtype\n" + _opcodes(("u1", 0, 1)) + b"R" + _opcodes((3, "|", None, None, None, -1, -1, 0)) + b"b"
@@ -67,8 +67,8 @@ def write_cifar100(root: Path, *, classes: int = 4, train: int = 5, test: int = 
     """``train`` and ``test`` images of each class."""
     folder = root / "cifar-100-python"
     folder.mkdir(parents=True)
-    for part, each in (("train", train), ("test", test)):
-        fine = [number for number in range(classes) for _ in range(each)]
+    for part, count in (("train", train), ("test", test)):
+        fine = [number for number in range(classes) for _ in range(count)]
         rows = np.stack([np.repeat(np.array(colour(number), np.uint8), 1024) for number in fine])
         entry = {"data": rows, "fine_labels": fine, "coarse_labels": [0] * len(fine), "batch_label": part}
         (folder / part).write_bytes(python2_pickle(entry))
@@ -134,10 +134,10 @@ def write_aircraft(root: Path) -> Path:
     data = root / "fgvc-aircraft-2013b" / "data"
     (data / "images").mkdir(parents=True)
     boxes, place = [], 0
-    for part, each in (("train", 3), ("val", 2), ("test", 2)):
+    for part, count in (("train", 3), ("val", 2), ("test", 2)):
         rows = []
         for number, variant in enumerate(("737-300", "A330-200", "Cessna 172")):
-            for _ in range(each):
+            for _ in range(count):
                 place += 1
                 image = Image.new("RGB", (80, 70), (255, 255, 255))
                 image.paste(colour(number), (8, 16, 72, 48))
@@ -182,8 +182,8 @@ def write_svhn(root: Path) -> Path:
 
     folder = root / "svhn"
     folder.mkdir(parents=True)
-    for part, each in (("train", 3), ("test", 1)):
-        digits = np.repeat(np.arange(10), each)
+    for part, count in (("train", 3), ("test", 1)):
+        digits = np.repeat(np.arange(10), count)
         images = np.array([colour(int(digit)) for digit in digits], np.uint8)
         stored = np.broadcast_to(images.T[None, None], (32, 32, 3, len(digits)))
         label = np.where(digits == 0, 10, digits)[:, None].astype(np.uint8)

@@ -98,7 +98,7 @@ def write_wafers(root: Path, count: int = 120) -> Path:
             return node.ref
 
         def text(value: str) -> Any:
-            return cell(add(np.array([[ord(each)] for each in value], np.uint16), b"char"))
+            return cell(add(np.array([[ord(character)] for character in value], np.uint16), b"char"))
 
         columns: dict[str, list[Any]] = {"failureType": [], "waferMap": [], "lotName": []}
         for row in range(count):

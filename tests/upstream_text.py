@@ -93,7 +93,7 @@ def write_glue(root: Path, folder: str, *, train: int = 60, dev: int = 12) -> Pa
     devs = ("dev_matched", "dev_mismatched") if folder == "MNLI" else ("dev",)
     place = root / "glue_data" / folder
     place.mkdir(parents=True, exist_ok=True)
-    for part, n in (("train", train), *((each, dev) for each in devs)):
+    for part, n in (("train", train), *((name, dev) for name in devs)):
         lines = [GLUE_HEADERS[folder]] if GLUE_HEADERS[folder] else []
         first = sentence(rng)
         for number in range(n):

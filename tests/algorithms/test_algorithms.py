@@ -157,10 +157,10 @@ def test_shed_beats_the_entropy_of_its_class_prior_on_an_easy_set() -> None:
 def test_identical_views_differ_by_dropout_alone() -> None:
     for dropout, same in ((0.1, False), (0.0, True)):
         algorithm: Any = build("npair", "sensor", dropout=dropout)
-        seen: list[Tensor] = []
-        algorithm.head.register_forward_pre_hook(lambda module, args, seen=seen: seen.append(args[0]))
+        inputs: list[Tensor] = []
+        algorithm.head.register_forward_pre_hook(lambda module, args, inputs=inputs: inputs.append(args[0]))
         algorithm(batch_of("sensor"))
-        one, two = seen[0].chunk(2)
+        one, two = inputs[0].chunk(2)
         assert torch.allclose(one, two) == same
 
 
@@ -169,11 +169,11 @@ def test_dropout_is_active_in_the_key_pass(name: str) -> None:
     """Two passes over the same batch give different keys; without dropout they are equal."""
     for dropout, same in ((0.1, False), (0.0, True)):
         algorithm: Any = build(name, "sensor", dropout=dropout)
-        seen: list[Tensor] = []
-        algorithm.key_head.register_forward_pre_hook(lambda module, args, seen=seen: seen.append(args[0]))
+        inputs: list[Tensor] = []
+        algorithm.key_head.register_forward_pre_hook(lambda module, args, inputs=inputs: inputs.append(args[0]))
         for _ in range(2):
             algorithm(batch_of("sensor"))
-        one, two = seen
+        one, two = inputs
         assert torch.allclose(one, two) == same
 
 

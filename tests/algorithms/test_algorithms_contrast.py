@@ -93,9 +93,9 @@ def test_gradient_stops_at_the_partner_where_it_should(name: str, detach: bool) 
         mixed = lam[:, None, None] * tokens + (1 - lam[:, None, None]) * partner
     else:
         draws = torch.from_numpy(rng.random(tokens.shape[:2], dtype=np.float32))
-        taken = draws.argsort(dim=1).argsort(dim=1) < torch.round((1 - lam.float()) * 6)[:, None]
-        mixed = torch.where(taken[..., None], partner, tokens)
-        lam = 1 - taken.double().mean(dim=1)
+        replaced = draws.argsort(dim=1).argsort(dim=1) < torch.round((1 - lam.float()) * 6)[:, None]
+        mixed = torch.where(replaced[..., None], partner, tokens)
+        lam = 1 - replaced.double().mean(dim=1)
     anchors, keys = (
         F.normalize(algorithm.head(algorithm.encoder.encode(Embedded(x, None)).mean(dim=1))) for x in (mixed, tokens)
     )
@@ -335,8 +335,8 @@ def test_symmetric_byol_is_the_sum_of_both_directions(name: str) -> None:
     one_way, both_ways = build(name, "sensor", **hyper), build(name, "sensor", symmetric=True, **hyper)
     if name == "byol":  # nothing is drawn, so the directions can be computed separately
         forth = float(one_way(views).value.detach())
-        back = float(one_way(views._replace(views=views.views[::-1])).value.detach())
-        assert_loss(both_ways, views, forth + back)
+        reversed_views = float(one_way(views._replace(views=views.views[::-1])).value.detach())
+        assert_loss(both_ways, views, forth + reversed_views)
     else:
         assert not torch.equal(both_ways(views).value, 2 * one_way(views).value)
 

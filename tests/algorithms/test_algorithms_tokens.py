@@ -223,14 +223,14 @@ def test_contdmix_stops_at_the_partner_where_it_should(detach: bool) -> None:
     """The tokens of example 1 enter the loss of a batch of two as a partner, and as its own targets of ContPred."""
     algorithm: Any = build("contdmix", "sensor", detach_partner=detach, temperature=1e12, score="all")
     batch = batch_of("sensor")
-    seen: list[Tensor] = []
-    algorithm.encoder.embedders[0].register_forward_hook(lambda module, args, out: seen.append(out[0]))
+    encoded: list[Tensor] = []
+    algorithm.encoder.embedders[0].register_forward_hook(lambda module, args, out: encoded.append(out[0]))
     loss = algorithm(batch).value
-    (grad,) = torch.autograd.grad(loss, seen[0])
+    (grad,) = torch.autograd.grad(loss, encoded[0])
     rng, order, weight = draw(batch.seed)
     draws = rng.random((B, 6), dtype=np.float32)
     lent = torch.zeros(B, 6, dtype=torch.bool)  # what an example gives away
-    _, lam = patched(seen[0].detach(), None, order, weight, draws)
+    _, lam = patched(encoded[0].detach(), None, order, weight, draws)
     own = torch.ones(B, 6, dtype=torch.bool)
     for i in range(B):
         for p in sorted(range(6), key=lambda p: draws[i, p])[: round((1 - lam[i]) * 6)]:

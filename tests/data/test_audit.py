@@ -40,9 +40,9 @@ def make(
 
 def only(findings: list[Finding], check: str, split: str = "", severity: str = "") -> Finding:
     matching = [
-        each
-        for each in findings
-        if each.check == check and split in ("", each.split) and severity in ("", each.severity)
+        finding
+        for finding in findings
+        if finding.check == check and split in ("", finding.split) and severity in ("", finding.severity)
     ]
     assert len(matching) == 1, render(findings)
     return matching[0]
@@ -50,7 +50,7 @@ def only(findings: list[Finding], check: str, split: str = "", severity: str = "
 
 def test_clean_set_has_nothing_but_information() -> None:
     findings = audit(make())
-    assert {each.severity for each in findings} == {"info"}
+    assert {finding.severity for finding in findings} == {"info"}
     assert "400 train, 100 validation, 100 test" in only(findings, "splits").message
 
 
@@ -93,7 +93,7 @@ def test_rows_that_differ_in_one_bit_are_not_duplicates() -> None:
     x, rows = np.asarray(labelled.train.inputs[0]), labelled.train.rows
     x[rows[2]] = x[rows[1]]
     x[rows[2], 3] = np.nextafter(x[rows[1], 3], np.float32(9))
-    assert not [each for each in audit(data) if each.check == "duplicates"]
+    assert not [finding for finding in audit(data) if finding.check == "duplicates"]
 
 
 def test_a_held_out_text_inside_a_training_text_is_found() -> None:
@@ -101,7 +101,7 @@ def test_a_held_out_text_inside_a_training_text_is_found() -> None:
     ids[:, [0, -1]] = 2, 3  # every text has these two special tokens
     data = make(x=ids, spec=Tokens(24, 2000, pad=0))
     labelled = data.require_labelled()
-    assert not [each for each in audit(data) if each.check == "overlap"]
+    assert not [finding for finding in audit(data) if finding.check == "overlap"]
     phrase = ids[labelled.train.rows[3], 5:15].copy()
     ids[labelled.validation.rows[7], 1:] = [*phrase, 3, *[0] * 12]  # completely contained
     ids[labelled.validation.rows[8], 9:19] = phrase  # partly contained
@@ -114,10 +114,11 @@ def test_a_held_out_text_inside_a_training_text_is_found() -> None:
 
 def test_shared_groups_are_named() -> None:
     group = np.arange(600) // 10
-    shared = [each for each in audit(make(group=group)) if each.check == "groups"]
-    assert {each.severity for each in shared} == {"error"}  # rows are split at random, so groups of ten are divided
+    shared = [finding for finding in audit(make(group=group)) if finding.check == "groups"]
+    # rows are split at random, so groups of ten are divided
+    assert {finding.severity for finding in shared} == {"error"}
     apart = make(group=np.argsort(np.random.default_rng(1).permutation(600)) // 100)  # each group lies within a split
-    assert not [each for each in audit(apart) if each.check == "groups"]
+    assert not [finding for finding in audit(apart) if finding.check == "groups"]
 
 
 def test_missing_class_and_constant_label() -> None:
@@ -128,7 +129,7 @@ def test_missing_class_and_constant_label() -> None:
     missing = only(audit(data), "classes", "train", "error")
     assert "1 of 3 classes do not occur: b" in missing.message
     labelled.train.label[:] = 2
-    messages = [each.message for each in audit(data) if each.split == "train" and each.severity == "error"]
+    messages = [finding.message for finding in audit(data) if finding.split == "train" and finding.severity == "error"]
     assert "the label is constant: c" in messages
 
 
@@ -144,7 +145,7 @@ def test_labels_outside_the_classes_are_named() -> None:
 def test_regression_labels() -> None:
     label = np.random.default_rng(2).normal(size=600).astype(np.float32)
     data = make(label=label, task=Task("regression", "spearman"))
-    assert {each.severity for each in audit(data)} == {"info"}
+    assert {finding.severity for finding in audit(data)} == {"info"}
     labelled = data.require_labelled()
     assert labelled.test.label is not None
     labelled.test.label[9] = np.nan
@@ -157,10 +158,10 @@ def test_labels_sorted_in_the_file_are_distinguished_from_shuffled_ones(kind: An
     label = np.sort(np.random.default_rng(0).integers(0, 3, 600))
     if kind == "regression":
         label = np.sort(np.random.default_rng(0).normal(size=600)).astype(np.float32)
-    sorted_splits = [each for each in audit(make(label=label, task=task)) if each.check == "order"]
-    assert [each.split for each in sorted_splits] == ["train", "validation", "test"]
+    sorted_splits = [finding for finding in audit(make(label=label, task=task)) if finding.check == "order"]
+    assert [finding.split for finding in sorted_splits] == ["train", "validation", "test"]
     shuffled = np.random.default_rng(3).permutation(label)
-    assert not [each for each in audit(make(label=shuffled, task=task)) if each.check == "order"]
+    assert not [finding for finding in audit(make(label=shuffled, task=task)) if finding.check == "order"]
 
 
 def test_values_of_a_table() -> None:
@@ -172,8 +173,8 @@ def test_values_of_a_table() -> None:
     x[labelled.test.rows[3], 0] = np.inf
     x[labelled.test.rows[4], 3] = 2  # there are categories 0 and 1
     x[labelled.test.rows[5], :] = np.nan
-    findings = [each for each in audit(data) if each.check == "values" and each.split == "test"]
-    by_message = {each.message.partition(":")[0]: each for each in findings}
+    findings = [finding for finding in audit(data) if finding.check == "values" and finding.split == "test"]
+    by_message = {finding.message.partition(":")[0]: finding for finding in findings}
     assert by_message["1 rows have infinite values"].rows == (int(labelled.test.rows[3]),)
     assert by_message["1 rows have a code that is not a category"].rows == (int(labelled.test.rows[4]),)
     assert by_message["1 rows hold nothing but empty cells"].severity == "warning"
@@ -186,14 +187,14 @@ def test_values_of_a_grid_and_of_tokens() -> None:
     data = make(x=x, spec=Grid(2, (8,), (4,)))
     x[data.require_labelled().train.rows[0], 1, 3] = np.nan
     x[data.require_labelled().train.rows[1]] = 0
-    by_message = {each.message: each for each in audit(data) if each.check == "values" and each.count}
+    by_message = {finding.message: finding for finding in audit(data) if finding.check == "values" and finding.count}
     assert by_message["1 rows have NaN"].severity == "error"
     assert by_message["1 rows hold one value everywhere"].rows == (int(data.require_labelled().train.rows[1]),)
     ids = np.random.default_rng(0).integers(1, 50, (600, 6))
     data = make(x=ids, spec=Tokens(6, 50, pad=0))
     ids[data.require_labelled().train.rows[2]] = 0
     ids[data.require_labelled().train.rows[3], 0] = 50
-    by_message = {each.message: each for each in audit(data) if each.check == "values"}
+    by_message = {finding.message: finding for finding in audit(data) if finding.check == "values"}
     assert by_message["1 rows hold nothing but padding"].rows == (int(data.require_labelled().train.rows[2]),)
     assert by_message["1 rows have an id outside the vocabulary"].severity == "error"
 
@@ -203,15 +204,17 @@ def test_reading_in_small_batches_gives_the_same_findings(monkeypatch: pytest.Mo
     x = np.random.default_rng(0).normal(size=(600, 4)).astype(np.float32)
     x[7] = x[300]
     x[8, 1] = np.inf
-    whole = audit(make(x=x, group=group))
+    findings = audit(make(x=x, group=group))
     monkeypatch.setattr("dabsmix.data.audit.BYTES", 100)
-    assert audit(make(x=x, group=group)) == whole
+    assert audit(make(x=x, group=group)) == findings
 
 
 def test_no_labels_and_an_empty_split() -> None:
     data = make()
     bare = replace(data, labelled=None)
-    assert [each.message for each in audit(bare) if each.check == "splits"][1].startswith("there are no labels")
+    assert [finding.message for finding in audit(bare) if finding.check == "splits"][1].startswith(
+        "there are no labels"
+    )
     labelled = data.require_labelled()
     emptied = replace(labelled, test=labelled.test.take(np.arange(0)))
     empty = only(audit(replace(data, labelled=emptied)), "splits", "test")
@@ -237,11 +240,13 @@ def test_own_data_sorted_by_class_cause_no_warning() -> None:
     from dabsmix.source import Source
 
     data = make(label=np.sort(np.arange(600) % 3))
-    assert any(each.check == "order" for each in audit(data))
+    assert any(finding.check == "order" for finding in audit(data))
     own = replace(data, source=Source(data=Path("photos"), modality="image", label="folder"))
-    assert not any(each.check == "order" for each in audit(own))
+    assert not any(finding.check == "order" for finding in audit(own))
 
 
 def test_notes_from_reading_are_among_the_findings() -> None:
     findings = audit(replace(make(), notes=("3 of 300 rows were skipped: no text: 3.",)))
-    assert [each.message for each in findings if each.check == "reading"] == ["3 of 300 rows were skipped: no text: 3."]
+    assert [finding.message for finding in findings if finding.check == "reading"] == [
+        "3 of 300 rows were skipped: no text: 3."
+    ]

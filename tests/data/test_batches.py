@@ -58,18 +58,18 @@ def test_every_example_comes_once_per_epoch_and_epochs_differ() -> None:
     assert not np.array_equal(epochs[0], epochs[1])
     # the remainder of an epoch is dropped, and no example comes twice
     ragged = Batches(split(23), 5, seed=0)
-    seen = np.concatenate([ragged.index(k) for k in range(4)])
-    assert len(set(seen)) == 20
+    indices = np.concatenate([ragged.index(k) for k in range(4)])
+    assert len(set(indices)) == 20
     assert ragged.steps_per_epoch == 4
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 6])
 def test_parts_of_the_processes_make_up_the_global_batch_in_rank_order(world_size: int) -> None:
-    whole = Batches(split(), 6, seed=3)
+    batches = Batches(split(), 6, seed=3)
     parts = [Batches(split(), 6, seed=3, rank=r, world_size=world_size) for r in range(world_size)]
     for step in (0, 2, 3, 10):
         together = torch.cat([part.read(step).ids for part in parts])
-        assert torch.equal(together, whole.read(step).ids)
+        assert torch.equal(together, batches.read(step).ids)
 
 
 def test_reading_ahead_equals_reading() -> None:
@@ -118,8 +118,8 @@ def test_each_batch_ahead_is_read_by_a_thread_of_its_own() -> None:
 
 
 def test_a_failure_in_a_reading_thread_surfaces_at_its_step() -> None:
-    whole = Split((np.zeros((40, 2)),), np.arange(40))
-    store = Broken(at=Batches(whole, 4, seed=0).index(2)[0])
+    all_rows = Split((np.zeros((40, 2)),), np.arange(40))
+    store = Broken(at=Batches(all_rows, 4, seed=0).index(2)[0])
     ahead = Batches(Split((store,), np.arange(40)), 4, seed=0).iterate(0, 1000, CPU)
     next(ahead)
     next(ahead)

@@ -41,13 +41,13 @@ def test_roots_are_those_of_a_plain_loop(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_inside_is_that_of_a_plain_loop(seed: int) -> None:
     texts, sequences = drawn(seed, 40, vocab=4, longest=20)
-    others, more = drawn(seed + 10, 40, vocab=4, longest=20)
+    others, longer = drawn(seed + 10, 40, vocab=4, longest=20)
     expected = []
     for text in texts:
         size = min(len(text), NGRAM)
         parts = [text[i : i + size] for i in range(len(text) - size + 1)]
         expected.append(any(within(part, other) for part in parts for other in others))
-    assert inside(sequences, more).tolist() == expected
+    assert inside(sequences, longer).tolist() == expected
     assert 0 < sum(expected) < len(texts)
 
 
@@ -59,8 +59,8 @@ def test_sst2_validation_does_not_lie_inside_train() -> None:
     labelled = domain("sst2").load(root / card.folder, "v1").require_labelled()
     rows = {name: np.asarray(split.inputs[0][split.rows]) for name, split in labelled.splits.items()}
     known = {text for row in rows["train"] if (text := " ".join(map(str, row[row > 0][1:-1])))}
-    whole = "|" + "|".join(f" {text} " for text in known) + "|"
+    haystack = "|" + "|".join(f" {text} " for text in known) + "|"
     chosen = np.random.default_rng(0).choice(len(rows["validation"]), 200, replace=False)
     for row in rows["validation"][chosen]:
-        assert f" {' '.join(map(str, row[row > 0][1:-1]))} " not in whole
+        assert f" {' '.join(map(str, row[row > 0][1:-1]))} " not in haystack
     assert 0.08 < len(labelled.validation) / len(labelled.train) < 0.13

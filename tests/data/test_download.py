@@ -289,16 +289,16 @@ def test_an_archive_that_unpacks_to_far_too_much_is_refused(
     server: Server, tmp_path: Path, file: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("dabsmix.data.download.ROOM", 0)
-    whole = io.BytesIO()
+    archive = io.BytesIO()
     if file.endswith("zip"):
-        with zipfile.ZipFile(whole, "w", zipfile.ZIP_DEFLATED) as zipped_file:
+        with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as zipped_file:
             zipped_file.writestr("zeros", bytes(2_000_000))
     else:
-        with tarfile.open(fileobj=whole, mode="w:gz") as tar:
+        with tarfile.open(fileobj=archive, mode="w:gz") as tar:
             header = tarfile.TarInfo("zeros")
             header.size = 2_000_000
             tar.addfile(header, io.BytesIO(bytes(2_000_000)))
-    server.files[file] = whole.getvalue()
+    server.files[file] = archive.getvalue()
     with pytest.raises(UserError, match="unpacks to more than 2,000,000 bytes"):
         fetch(Download((server.url(file),), file), tmp_path / "root")
     assert left(tmp_path) == [f"root/{file}", f"root/{file}.sha256"]
@@ -313,8 +313,8 @@ def test_a_page_instead_of_an_archive_is_refused(server: Server, tmp_path: Path,
 
 
 def test_a_truncated_archive_is_one_line(server: Server, tmp_path: Path) -> None:
-    whole = tarred(*(member(f"set/{i}.txt") for i in range(50)))
-    server.files["set.tar.gz"] = whole[: len(whole) * 3 // 4]
+    archive = tarred(*(member(f"set/{i}.txt") for i in range(50)))
+    server.files["set.tar.gz"] = archive[: len(archive) * 3 // 4]
     with pytest.raises(UserError, match="damaged archive"):
         fetch(Download((server.url("set.tar.gz"),), "set.tar.gz"), tmp_path)
     assert not (tmp_path / "set").exists()

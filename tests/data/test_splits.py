@@ -15,8 +15,8 @@ def test_parts_are_a_partition_in_order_and_repeat() -> None:
         assert sorted([*train, *validation]) == list(range(100))
         assert list(train) == sorted(train)
         assert list(validation) == sorted(validation)
-        again = carve(100, fraction=0.2, seed=3, **options)
-        assert np.array_equal(validation, again[1])
+        repeated = carve(100, fraction=0.2, seed=3, **options)
+        assert np.array_equal(validation, repeated[1])
         other = carve(100, fraction=0.2, seed=4, **options)
         assert not np.array_equal(validation, other[1])
 

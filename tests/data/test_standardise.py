@@ -14,7 +14,7 @@ def test_statistics_are_of_the_given_rows_and_apply_on_the_batch() -> None:
     standardise = Standardise.of(x, rows)
     for channel in range(2):
         values = x[rows, channel].astype(np.float64)
-        mean, std = (np.array(each)[channel] for each in (standardise.mean, standardise.std))
+        mean, std = (np.array(statistic)[channel] for statistic in (standardise.mean, standardise.std))
         assert mean == pytest.approx(values.mean(), rel=1e-6)
         assert std == pytest.approx(values.std(), rel=1e-5)
     (out,) = standardise((torch.from_numpy(x[rows]),))

@@ -22,23 +22,23 @@ def test_cross_entropy_is_the_mean_over_what_has_a_label(kind: str) -> None:
     shape = (8,) if kind == "classes" else (4, 5)
     outputs = RNG.normal(size=(*shape, 3))
     label = RNG.integers(0 if kind == "classes" else -1, 3, size=shape)
-    each = [
+    losses = [
         -log_softmax(row)[answer]
         for row, answer in zip(outputs.reshape(-1, 3), label.reshape(-1), strict=True)
         if answer >= 0
     ]
     loss = task.loss(torch.from_numpy(outputs), torch.from_numpy(label))
-    assert float(loss) == pytest.approx(sum(each) / len(each))
+    assert float(loss) == pytest.approx(sum(losses) / len(losses))
 
 
 def test_binary_cross_entropy_of_several_labels() -> None:
     outputs, label = RNG.normal(size=(6, 2)), RNG.integers(0, 2, size=(6, 2)).astype(np.uint8)
-    each = [
+    losses = [
         math.log1p(math.exp(-logit if truth else logit))
         for logit, truth in zip(outputs.ravel(), label.ravel(), strict=True)
     ]
     loss = Task("multilabel", "auroc_macro", ("a", "b")).loss(torch.from_numpy(outputs), torch.from_numpy(label))
-    assert float(loss) == pytest.approx(sum(each) / len(each))
+    assert float(loss) == pytest.approx(sum(losses) / len(losses))
 
 
 def test_regression_is_fitted_standardised_and_scored_in_its_own_unit() -> None:

@@ -23,7 +23,7 @@ from dabsmix.source import Source, load
 def test_an_alias_from_dabs_is_the_same_domain_and_the_same_run(alias: str, name: str) -> None:
     assert domain(alias) is domains()[name]
     assert Source(alias).name == name
-    by_alias, by_name = (resolve(PretrainConfig(Source(each)), 64)[0] for each in (alias, name))
+    by_alias, by_name = (resolve(PretrainConfig(Source(spelling)), 64)[0] for spelling in (alias, name))
     assert config_hash(by_alias) == config_hash(by_name)
 
 

@@ -62,18 +62,18 @@ def test_an_example_is_an_image_and_a_text() -> None:
     assert (text[:, 0] == 101).all(), "[CLS]"
     assert any("coco-mini" in note for note in data.notes)
     assert data.augment is not None
-    seen, same = data.augment((image, text), torch.Generator().manual_seed(0))
-    assert not torch.equal(seen, image)
+    augmented, same = data.augment((image, text), torch.Generator().manual_seed(0))
+    assert not torch.equal(augmented, image)
     assert same is text
 
 
 def test_mscoco_under_dabs_takes_the_last_caption_and_object() -> None:
     """Against DABS's dictionaries, which later entries overwrite."""
     data, tokens = load("mscoco", "dabs"), tokenizer(BERT, data_root())
-    captions = {each["image_id"]: each["caption"] for each in coco("val", "captions")["annotations"]}
+    captions = {annotation["image_id"]: annotation["caption"] for annotation in coco("val", "captions")["annotations"]}
     instances = coco("val", "instances")
     number = {category["id"]: place for place, category in enumerate(instances["categories"])}
-    label = {each["image_id"]: number[each["category_id"]] for each in instances["annotations"]}
+    label = {annotation["image_id"]: number[annotation["category_id"]] for annotation in instances["annotations"]}
     order = [image for image in captions if image in label]
     labelled = data.require_labelled()
     assert labelled.test.label is not None
@@ -85,13 +85,13 @@ def test_mscoco_under_dabs_takes_the_last_caption_and_object() -> None:
 def test_mscoco_under_v1_labels_every_category_on_an_image() -> None:
     data, tokens = load("mscoco", "v1"), tokenizer(BERT, data_root())
     captions: dict[int, dict[int, str]] = {}
-    for each in coco("val", "captions")["annotations"]:
-        captions.setdefault(each["image_id"], {})[each["id"]] = each["caption"]
+    for annotation in coco("val", "captions")["annotations"]:
+        captions.setdefault(annotation["image_id"], {})[annotation["id"]] = annotation["caption"]
     instances = coco("val", "instances")
     names = {category["id"]: category["name"] for category in instances["categories"]}
     shown: dict[int, set[str]] = {}
-    for each in instances["annotations"]:
-        shown.setdefault(each["image_id"], set()).add(names[each["category_id"]])
+    for annotation in instances["annotations"]:
+        shown.setdefault(annotation["image_id"], set()).add(names[annotation["category_id"]])
     order = sorted(shown.keys() & captions.keys())
     labelled = data.require_labelled()
     assert labelled.test.label is not None
@@ -106,7 +106,7 @@ def test_a_picture_is_squeezed_and_cut_as_dabs_does() -> None:
 
     data = load("mscoco_224", "dabs")
     captions = coco("val", "captions")
-    first = next(iter({each["image_id"]: None for each in captions["annotations"]}))
+    first = next(iter({annotation["image_id"]: None for annotation in captions["annotations"]}))
     steps = transforms.Compose(
         [
             transforms.Resize((640, 480)),
@@ -198,8 +198,8 @@ def test_vqa_keeps_the_questions_of_an_image_together(tmp_path: Path) -> None:
     groups = [set(split.group.tolist()) for split in parts if split.group is not None]
     assert len(groups) == 3
     assert sum(map(len, groups)) == len(set.union(*groups)) == 30
-    again = domain("vqa").load(folder, "v1")
-    assert np.array_equal(again.pretrain.label, data.pretrain.label)  # type: ignore[arg-type]  # it has labels
+    reloaded = domain("vqa").load(folder, "v1")
+    assert np.array_equal(reloaded.pretrain.label, data.pretrain.label)  # type: ignore[arg-type]  # it has labels
 
 
 @pytest.mark.parametrize(

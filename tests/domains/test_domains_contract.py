@@ -103,9 +103,9 @@ def test_under_dabs_validation_may_be_test_and_groups_be_divided() -> None:
 
 def test_contract_requires_the_same_rows_on_a_second_load() -> None:
     rng = np.random.default_rng()
-    again = card(lambda: sound(**split("test", rows=20 + rng.permutation(10))))
+    reordered = card(lambda: sound(**split("test", rows=20 + rng.permutation(10))))
     with pytest.raises(AssertionError, match="a second load gives other rows"):
-        check_domain(again, Path())
+        check_domain(reordered, Path())
 
 
 def test_data_in_the_form_of_the_first_release_are_refused_with_the_new_one() -> None:

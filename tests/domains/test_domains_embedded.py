@@ -66,8 +66,10 @@ def test_another_process_gets_the_same_rows() -> None:
         "    print(data.fingerprint, *(split.rows.tolist() for split in data.labelled.splits.values()))"
     )
     environment = {**os.environ, "PYTHONHASHSEED": "7"}
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment)
-    for name, line in zip(NAMES, done.stdout.splitlines(), strict=True):
+    completed = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment
+    )
+    for name, line in zip(NAMES, completed.stdout.splitlines(), strict=True):
         data = domain(name).load(Path(), "v1")
         rows = " ".join(str(split.rows.tolist()) for split in splits(data))
         assert line == f"{data.fingerprint} {rows}"

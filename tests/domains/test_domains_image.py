@@ -104,7 +104,7 @@ def test_no_split_depends_on_the_order_of_the_file_system(
     folder = SETS[name][0](tmp_path)
     first = domain(name).load(folder, "v1")
     walk = os.walk
-    monkeypatch.setattr(os, "walk", lambda *a, **k: [(*each[:2], each[2][::-1]) for each in walk(*a, **k)][::-1])
+    monkeypatch.setattr(os, "walk", lambda *a, **k: [(*entry[:2], entry[2][::-1]) for entry in walk(*a, **k)][::-1])
     monkeypatch.setenv("DABSMIX_CACHE", str(tmp_path / "other"))
     second = domain(name).load(folder, "v1")
     assert first.fingerprint == second.fingerprint

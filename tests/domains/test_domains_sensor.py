@@ -182,8 +182,8 @@ def test_pamap2_under_dabs_is_raw_without_ironing_and_tests_on_subject_5(generat
     assert "ironing" not in labelled.task.classes
     train, validation, test = splits(data)
     assert (len(train), len(test)) == (50_000, 10_000)
-    again = domain("pamap2").load(generated, "dabs")
-    np.testing.assert_array_equal(store(again.pretrain).starts, store(data.pretrain).starts)
+    reloaded = domain("pamap2").load(generated, "dabs")
+    np.testing.assert_array_equal(store(reloaded.pretrain).starts, store(data.pretrain).starts)
     (x,) = train.batch(np.arange(3))
     assert data.normalise((x,))[0] is x
     subject_5 = set(np.unique(plain_rows(generated, 5)[:, 6]).astype(np.float32).tolist())
@@ -307,9 +307,9 @@ def test_uci_har_is_split_by_person_where_the_subject_files_are(tmp_path: Path) 
     data = domain("uci_har").load(folder, "v1")
     people = {part: (folder / part / f"subject_{part}.txt").read_text().split() for part in ("train", "test")}
     train, validation, test = splits(data)
-    for part, of in ((train, "train"), (validation, "train"), (test, "test")):
+    for part, name in ((train, "train"), (validation, "train"), (test, "test")):
         assert part.group is not None
-        assert [str(person) for person in part.group] == [people[of][row] for row in part.rows]
+        assert [str(person) for person in part.group] == [people[name][row] for row in part.rows]
     assert train.group is not None
     assert validation.group is not None
     assert not set(train.group) & set(validation.group)

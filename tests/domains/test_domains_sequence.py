@@ -45,7 +45,7 @@ def test_protein_rows_are_the_files_rows(tmp_path: Path, name: str, protocol: st
         ids = np.asarray(split.inputs[0][split.rows])
         for row, place in enumerate(order):
             text = records[place]["primary"][:128]
-            assert "".join(RESIDUES.symbols[each] for each in ids[row]) == text + "X" * (128 - len(text))
+            assert "".join(RESIDUES.symbols[code] for code in ids[row]) == text + "X" * (128 - len(text))
 
 
 def test_regression_targets_are_raw(tmp_path: Path) -> None:
@@ -73,17 +73,17 @@ def test_secondary_structure_under_dabs_learns_padding_and_does_not_score_it(tmp
 
 def test_pfam_keeps_its_transfer_part_apart(tmp_path: Path) -> None:
     folder = upstream.write_tape(tmp_path, "pfam", count=90)
-    whole, transfer = load(tmp_path, "pfam"), load(tmp_path, "pfam_transfer")
-    seen = whole.require_labelled()
+    pfam, transfer = load(tmp_path, "pfam"), load(tmp_path, "pfam_transfer")
+    labelled = pfam.require_labelled()
     scored = transfer.require_labelled()
-    assert (len(whole.pretrain), len(seen.validation), len(seen.test)) == (81, 9, 79)
+    assert (len(pfam.pretrain), len(labelled.validation), len(labelled.test)) == (81, 9, 79)
     assert sum(len(split) for split in scored.splits.values()) == 11  # an eighth of 90
-    tested = {row.tobytes() for row in np.asarray(seen.test.inputs[0][seen.test.rows])}
+    tested = {row.tobytes() for row in np.asarray(labelled.test.inputs[0][labelled.test.rows])}
     transferred = {row.tobytes() for split in scored.splits.values() for row in split.inputs[0][split.rows]}
     assert not tested & transferred
     records = json.loads((folder / "pfam_train.json").read_text())
-    assert seen.train.label is not None
-    assert seen.train.label.tolist() == [{5: 0, 17: 1, 401: 2}[records[row]["clan"]] for row in seen.train.rows]
+    assert labelled.train.label is not None
+    assert labelled.train.label.tolist() == [{5: 0, 17: 1, 401: 2}[records[row]["clan"]] for row in labelled.train.rows]
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_genomics_row_and_class(tmp_path: Path) -> None:
     folder = upstream.write_genomics(tmp_path)
     data = load(tmp_path, "genomics")
     text, label, *_ = (folder / "before_2011_in_tr.tsv").read_text().splitlines()[1].split("\t")
-    assert "".join("ACGT"[each] for each in data.pretrain.batch(np.array([0]))[0][0]) == text
+    assert "".join("ACGT"[code] for code in data.pretrain.batch(np.array([0]))[0][0]) == text
     assert data.pretrain.label is not None
     assert data.require_labelled().task.classes[data.pretrain.label[0]] == label
 

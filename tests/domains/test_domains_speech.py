@@ -264,7 +264,7 @@ def test_all_speech_transfers_of_librispeech_have_its_form() -> None:
     card = domain("librispeech")
     known = domains()
     assert set(card.transfers) <= set(known)
-    large = {each.name for each in known.values() if each.modality == "spectrogram" and "224x224" in each.title}
+    large = {entry.name for entry in known.values() if entry.modality == "spectrogram" and "224x224" in entry.title}
     assert set(card.transfers) <= large
 
 
@@ -274,9 +274,9 @@ def sources() -> list[Domain]:
 
 def test_checksums_are_cited() -> None:
     for card in sources():
-        for each in card.downloads:
-            assert each.checksum.startswith("sha256:")
-            assert each.cited.startswith("torchaudio 2.11.0, datasets/")
+        for download in card.downloads:
+            assert download.checksum.startswith("sha256:")
+            assert download.cited.startswith("torchaudio 2.11.0, datasets/")
 
 
 def test_checksums_are_torchaudios() -> None:
@@ -284,6 +284,6 @@ def test_checksums_are_torchaudios() -> None:
     from torchaudio.datasets.speechcommands import _CHECKSUMS as COMMANDS
 
     theirs = {url.rpartition("/")[2]: checksum for url, checksum in {**LIBRISPEECH, **COMMANDS}.items()}
-    ours = {each.file.rpartition("/")[2]: each.checksum for card in sources() for each in card.downloads}
+    ours = {download.file.rpartition("/")[2]: download.checksum for card in sources() for download in card.downloads}
     assert len(ours) == 6
     assert ours == {file: f"sha256:{theirs[file]}" for file in ours}

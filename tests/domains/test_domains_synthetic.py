@@ -54,8 +54,8 @@ def binding(x: NDArray[np.float64], modality: str) -> NDArray[np.float64]:
 
 def test_arrangements_have_the_same_parts_in_every_class() -> None:
     label, parts, arrangements = synthetic.arrange(np.random.default_rng(0))
-    assert {tuple(np.sort(each)) for each in arrangements} == {tuple(np.sort(np.arange(16) % 8))}
-    assert len({tuple(each) for each in arrangements}) == synthetic.CLASSES
+    assert {tuple(np.sort(arrangement)) for arrangement in arrangements} == {tuple(np.sort(np.arange(16) % 8))}
+    assert len({tuple(arrangement) for arrangement in arrangements}) == synthetic.CLASSES
     agreement = (parts == arrangements[label]).mean()
     by_chance = 1 / synthetic.PARTS
     assert agreement == pytest.approx(1 - synthetic.SCRAMBLED * (1 - by_chance), abs=0.01)
@@ -68,10 +68,10 @@ def test_sizes_names_and_determinism(modality: str) -> None:
     assert card.title.startswith("Synthetic")
     labelled = data.require_labelled()
     assert (len(labelled.train), len(labelled.validation), len(labelled.test)) == (3000, 500, 1000)
-    again = load(modality)
-    assert again.fingerprint == data.fingerprint
-    np.testing.assert_array_equal(stored(again.require_labelled().test), stored(labelled.test))
-    assert len({load(each).fingerprint for each in MODALITIES}) == len(MODALITIES)
+    reloaded = load(modality)
+    assert reloaded.fingerprint == data.fingerprint
+    np.testing.assert_array_equal(stored(reloaded.require_labelled().test), stored(labelled.test))
+    assert len({load(modality).fingerprint for modality in MODALITIES}) == len(MODALITIES)
 
 
 @pytest.mark.parametrize("modality", MODALITIES)

@@ -39,8 +39,8 @@ def splits(data: Data) -> tuple[Split, Split, Split]:
 
 
 def values(data: Data, split: Split) -> NDArray[np.float32]:
-    got: NDArray[np.float32] = data.normalise(split.batch(np.arange(len(split))))[0].numpy()
-    return got
+    normalised: NDArray[np.float32] = data.normalise(split.batch(np.arange(len(split))))[0].numpy()
+    return normalised
 
 
 def labels(split: Split) -> NDArray[np.int64]:
@@ -82,7 +82,7 @@ def test_covtype_files_with_and_without_header_and_packed(tmp_path: Path) -> Non
     (tmp_path / "c").mkdir()
     packed = gzip.compress((tmp_path / "a" / "covtype.data").read_bytes())
     (tmp_path / "c" / "covtype.data.gz").write_bytes(packed)
-    first, second, third = (domain("covtype").load(tmp_path / each, "v1") for each in "abc")
+    first, second, third = (domain("covtype").load(tmp_path / name, "v1") for name in "abc")
     for other in (second, third):
         np.testing.assert_array_equal(values(first, splits(first)[0]), values(other, splits(other)[0]))
     assert len({first.fingerprint, second.fingerprint, third.fingerprint}) == 3  # of the file that is read
@@ -180,15 +180,15 @@ def test_adult_on_generated_files(tmp_path: Path) -> None:
         tests = [row for row in csv.reader(stream, skipinitialspace=True) if row][1:]
     np.testing.assert_array_equal(labels(test), [int(row[-1] == ">50K.") for row in tests])
     fitted = [rows[i] for i in train.rows]
-    got = values(data, test)
+    actual = values(data, test)
     ages = np.array([float(row[0]) for row in fitted])
     np.testing.assert_allclose(
-        got[:, 0], (np.array([float(r[0]) for r in tests]) - ages.mean()) / ages.std(), atol=1e-4
+        actual[:, 0], (np.array([float(r[0]) for r in tests]) - ages.mean()) / ages.std(), atol=1e-4
     )
     kinds = sorted({row[1] for row in fitted} - {"?"})
     expected = [math.nan if row[1] == "?" else kinds.index(row[1]) for row in tests]
-    np.testing.assert_array_equal(got[:, 1], expected)
-    assert np.isnan(got[3, 13])  # a country that occurs in no training row
+    np.testing.assert_array_equal(actual[:, 1], expected)
+    assert np.isnan(actual[3, 13])  # a country that occurs in no training row
     assert any(note.startswith("1 cells hold a category") for note in data.notes)
     (spec,) = data.specs
     assert isinstance(spec, Table)

@@ -25,8 +25,8 @@ class Drawn:
     def __call__(self, examples: torch.Tensor, generator: torch.Generator) -> Any:
         def uniform(low: float, high: float, *shape: int) -> torch.Tensor:
             share = self.shares.pop(0)
-            whole = torch.as_tensor(share).expand(len(examples), *shape)
-            return low + (high - low) * whole
+            factor = torch.as_tensor(share).expand(len(examples), *shape)
+            return low + (high - low) * factor
 
         return uniform
 

@@ -59,7 +59,7 @@ def listing(root: Path, label: list[int], train: int, **changes: Any) -> Listing
         if not (root / f"{row:02d}.png").exists():
             noise(root / f"{row:02d}.png", row)
     files = [f"{row:02d}.png" for row in range(len(label))]
-    whole = Listing(
+    listing_of_all = Listing(
         folder=root,
         files=files,
         count=len(label),
@@ -69,7 +69,7 @@ def listing(root: Path, label: list[int], train: int, **changes: Any) -> Listing
         test=np.arange(train, len(label)),
         task=Task("classes", "accuracy", tuple(f"c{number}" for number in range(max(label) + 1))),
     )
-    return replace(whole, **changes)
+    return replace(listing_of_all, **changes)
 
 
 # --- decoding
@@ -149,7 +149,7 @@ def test_floats_and_huge_images_are_named(tmp_path: Path, monkeypatch: pytest.Mo
     ],
 )
 def test_a_bad_file_is_named(spoil: Callable[[Path], Any], message: str, tmp_path: Path) -> None:
-    whole = listing(tmp_path / "images", [0, 1] * 10, 16)
+    images = listing(tmp_path / "images", [0, 1] * 10, 16)
     if message == "missing":
         path = tmp_path / "images" / "07.png"
         spoil(path)
@@ -158,7 +158,7 @@ def test_a_bad_file_is_named(spoil: Callable[[Path], Any], message: str, tmp_pat
         return
     spoil(tmp_path / "images" / "07.png")
     with pytest.raises(UserError, match=rf"07\.png: .*{message}"):
-        load("generated", whole, 32, 4, "v1")
+        load("generated", images, 32, 4, "v1")
     assert not any((tmp_path / "cache" / "generated").glob("*/complete")), "a half-filled store was kept"
 
 
@@ -166,32 +166,34 @@ def test_a_bad_file_is_named(spoil: Callable[[Path], Any], message: str, tmp_pat
 
 
 def test_images_are_decoded_once_and_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = listing(tmp_path / "images", [0, 1] * 150, 250)  # more than one portion
-    first, sums, bad, _ = stored("generated", whole, 32)
+    images = listing(tmp_path / "images", [0, 1] * 150, 250)  # more than one portion
+    first, sums, bad, _ = stored("generated", images, 32)
     assert isinstance(first, np.ndarray)
     assert first.dtype == np.uint8
     assert bad == {}
     for row in (0, 255, 256, 299):
-        assert np.array_equal(first[row], resized(opened(tmp_path / "images" / whole.files[row]), 32))
+        assert np.array_equal(first[row], resized(opened(tmp_path / "images" / images.files[row]), 32))
         assert np.array_equal(sums[row, 0], first[row].sum(axis=(1, 2)))
         assert np.array_equal(sums[row, 1], (first[row].astype(int) ** 2).sum(axis=(1, 2)))
 
     def never(row: int, side: int) -> NDArray[Any]:
         raise AssertionError("decoded again")
 
-    second, *_ = stored("generated", replace(whole, pixels=never), 32)
+    second, *_ = stored("generated", replace(images, pixels=never), 32)
     assert isinstance(second, np.ndarray)
     assert isinstance(second.base, np.memmap)
     assert np.array_equal(first, second)
     with pytest.raises(AssertionError, match="decoded again"):
-        stored("generated", replace(whole, pixels=never), 64)
+        stored("generated", replace(images, pixels=never), 64)
 
 
 def test_another_order_of_the_list_is_another_store(tmp_path: Path) -> None:
-    whole = listing(tmp_path / "images", [0, 1, 0], 2)
-    turned = list(reversed(whole.files))
-    first, _, _, source = stored("generated", whole, 32)
-    second, _, _, same = stored("generated", replace(whole, files=turned, pixels=file_pixels(whole.folder, turned)), 32)
+    images = listing(tmp_path / "images", [0, 1, 0], 2)
+    turned = list(reversed(images.files))
+    first, _, _, source = stored("generated", images, 32)
+    second, _, _, same = stored(
+        "generated", replace(images, files=turned, pixels=file_pixels(images.folder, turned)), 32
+    )
     assert source == same
     assert np.array_equal(first[np.arange(3)[::-1]], second[np.arange(3)])
 

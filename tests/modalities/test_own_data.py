@@ -82,10 +82,10 @@ def readings(real: Path, into: Path) -> Made:
     signals = [np.loadtxt(folder / f"Inertial Signals/{name}_train.txt")[:, :64] for name in channels]
     windows = np.stack(signals, axis=2)
     names = np.array(["", "walking", "upstairs", "downstairs", "sitting", "standing", "laying"])
-    of_class = [np.flatnonzero(label == each) for each in range(1, 7)]
+    of_class = [np.flatnonzero(label == code) for code in range(1, 7)]
     parts = []
     for first in range(0, 40, 4):
-        rows = np.concatenate([each[first : first + 4] for each in of_class])
+        rows = np.concatenate([rows_of_class[first : first + 4] for rows_of_class in of_class])
         part = pd.DataFrame(windows[rows].reshape(-1, len(channels)), columns=channels)
         part.insert(0, "seconds", np.arange(len(part)) / 50)
         part.insert(1, "recording", f"r{first}")
@@ -106,7 +106,7 @@ def table(real: Path, into: Path) -> Made:
     area, soil = (whole.filter(like=name).to_numpy().argmax(axis=1) for name in ("Wilderness", "Soil"))
     frame = whole.iloc[:, :10].astype(object)
     frame["Area"] = np.array(["Rawah", "Neota", "Comanche", "Poudre"])[area]
-    frame["Soil"] = [f"soil {each}" for each in soil]
+    frame["Soil"] = [f"soil {code}" for code in soil]
     cells = frame.to_numpy().reshape(-1)
     cells[::20] = "?"
     frame = pd.DataFrame(cells.reshape(frame.shape), columns=frame.columns)
@@ -168,8 +168,8 @@ def words(made: Made, *, label: bool, **options: object) -> tuple[object, ...]:
     """The flags that name the data; the options go to a file."""
     options = made.options | (made.with_label if label else {}) | options
     Path("options.yaml").write_text(yaml.safe_dump(options), encoding="utf-8")
-    given = ("--data", made.path, "--modality", made.modality, "--options", "options.yaml")
-    return (*given, "--label", made.label) if label else given
+    arguments = ("--data", made.path, "--modality", made.modality, "--options", "options.yaml")
+    return (*arguments, "--label", made.label) if label else arguments
 
 
 EVERY = pytest.mark.parametrize("make", [images, sounds, readings, table, texts])
@@ -270,7 +270,7 @@ def edit(path: Path, row: int, change: Callable[[list[str]], list[str]]) -> None
     with path.open(newline="", encoding="utf-8") as stream:
         rows = list(csv.reader(stream))
     rows[row - 1] = change(rows[row - 1])
-    write_csv(path, [tuple(each) for each in rows])
+    write_csv(path, [tuple(row) for row in rows])
 
 
 @pytest.mark.parametrize(
@@ -335,7 +335,7 @@ def test_a_run_is_identified_by_the_contents_of_its_options(made: Made, dabsmix:
     data = (*words(made, label=True, stride=32), *SHORT)
     assert dabsmix("pretrain", *data, "--resume")[0] == 2
     other = dabsmix("pretrain", *data)[1].strip()
-    fingerprints = {Run(Path(each)).record.data_fingerprint for each in (first, other)}
+    fingerprints = {Run(Path(folder)).record.data_fingerprint for folder in (first, other)}
     assert len(fingerprints) == 2
     words(made, label=True, window=32)
     status, _, err = dabsmix("transfer", "--run", other)

@@ -114,8 +114,8 @@ def write_tar(path: Path, kind: str, rows: range) -> None:
                 "text": ("txt", f"a long story of {row} things, one {LABELS[row]} and on".encode()),
                 "tabular": ("npy", b"not read"),
             }[kind]
-            for each, data in {ending: content, **entries}.items():
-                member = tarfile.TarInfo(f"part/{row:04}.{each}")
+            for name, data in {ending: content, **entries}.items():
+                member = tarfile.TarInfo(f"part/{row:04}.{name}")
                 member.size = len(data)
                 archive.addfile(member, io.BytesIO(data))
 
@@ -128,8 +128,8 @@ def test_tars_are_read_in_one_pass(kind: str, modality: str, tmp_path: Path) -> 
     options.write_text(OPTIONS.get(modality, "{}"))
     data = load(Source(data=tmp_path, label="way", options=options))
     check(data, modality)
-    again = load(Source(data=tmp_path / "part-*.tar", label="way", options=options))
-    assert again.fingerprint == data.fingerprint
+    reloaded = load(Source(data=tmp_path / "part-*.tar", label="way", options=options))
+    assert reloaded.fingerprint == data.fingerprint
     (tmp_path / "part-1.tar").write_bytes((tmp_path / "part-1.tar").read_bytes()[:516])
     with pytest.raises(UserError, match=r"part-1.tar: cannot be read as a tar"):
         load(Source(data=tmp_path, label="way", options=options))

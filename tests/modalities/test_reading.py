@@ -39,8 +39,8 @@ def test_dates_become_days_since_1970(tmp_path: Path) -> None:
     np.testing.assert_allclose(np.delete(column(data, 0), 3), expected.drop(3), atol=3 / 1440)
     assert said(data, "Column 'when' holds dates", "days since 1970-01-01")
     # further rows, of a Parquet file with real timestamps, are read alike
-    again = pd.DataFrame({"when": when, "x": range(1, 2 * N, 2)})
-    again.to_parquet(tmp_path / "more.parquet")
+    frame = pd.DataFrame({"when": when, "x": range(1, 2 * N, 2)})
+    frame.to_parquet(tmp_path / "more.parquet")
     further, _ = tabular.load_further(tmp_path / "more.parquet", data.state)
     np.testing.assert_allclose(column(further, 0), expected, atol=3 / 1440)
     (tmp_path / "t.csv").write_text((tmp_path / "t.csv").read_text() + "soon,1,a\n")
@@ -64,8 +64,8 @@ def test_semicolons_and_decimal_commas(tmp_path: Path) -> None:
     data = tabular.load_own(tmp_path / "t.csv", label="y", decimal=",")
     np.testing.assert_allclose(column(data, 0), numbers, rtol=1e-6)
     assert not said(data, "decimal comma")
-    again, _ = tabular.load_further(tmp_path / "t.csv", data.state)
-    np.testing.assert_allclose(column(again, 0), numbers, rtol=1e-6)
+    further, _ = tabular.load_further(tmp_path / "t.csv", data.state)
+    np.testing.assert_allclose(column(further, 0), numbers, rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["t.csv", "t.txt", "folder"])
@@ -82,8 +82,8 @@ def test_texts_in_latin_1(name: str, tmp_path: Path) -> None:
         text.load_own(path, encoding="latin-l")
     data = text.load_own(path, encoding="latin-1")
     assert "  'café'" in data.summary
-    again, _ = text.load_further(path, data.state)
-    np.testing.assert_array_equal(again.pretrain.inputs[0], data.pretrain.inputs[0])
+    further, _ = text.load_further(path, data.state)
+    np.testing.assert_array_equal(further.pretrain.inputs[0], data.pretrain.inputs[0])
 
 
 def test_latin_1_and_another_separator(tmp_path: Path) -> None:

@@ -51,14 +51,14 @@ def test_a_window_is_its_readings_with_channels_first(tmp_path: Path) -> None:
     np.save(tmp_path / "readings.npy", readings)
     mapped = np.load(tmp_path / "readings.npy", mmap_mode="r")
     windows = Windows(mapped, np.array([0, 3, 16]), 4)
-    got = windows[np.array([2, 0])]
+    batch = windows[np.array([2, 0])]
     assert len(windows) == 3
-    assert got.shape == (2, 2, 4)
-    for window, start in zip(got, (16, 0), strict=True):
+    assert batch.shape == (2, 2, 4)
+    for window, start in zip(batch, (16, 0), strict=True):
         for channel in range(2):
             for time in range(4):
                 assert window[channel, time] == readings[start + time, channel]
-    got[:] = -1  # it is a copy
+    batch[:] = -1  # it is a copy
     assert mapped.min() == 0
 
 
@@ -203,11 +203,11 @@ def test_further_files_are_read_like_training_files(tmp_path: Path) -> None:
     assert len(keys) == len(data.pretrain) == 2 * 19
     assert keys[:2] == ["a.csv:2", "a.csv:10"]  # rows as an editor counts them; the header is row 1
     assert keys[19] == "b.csv:2"
-    (got,) = data.normalise(data.pretrain.batch(np.array([1])))
+    (normalised,) = data.normalise(data.pretrain.batch(np.array([1])))
     expected = (frame[["x", "y"]].iloc[8:24].to_numpy().T - np.array(state["mean"])[:, None]) / np.array(state["std"])[
         :, None
     ]
-    np.testing.assert_allclose(got[0].numpy(), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(normalised[0].numpy(), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_dates_serve_as_times(tmp_path: Path) -> None:

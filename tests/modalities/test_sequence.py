@@ -65,10 +65,10 @@ def test_own_fasta(tmp_path: Path) -> None:
     assert not groups[0] & groups[2]
     row = int(labelled.test.rows[0])
     ids = labelled.test.batch(np.array([0]))[0][0]
-    assert "".join(" ACGT"[each] for each in ids).rstrip() == texts[row][:64]
-    again, keys = load_further(tmp_path / "reads.fasta", data.state)
+    assert "".join(" ACGT"[code] for code in ids).rstrip() == texts[row][:64]
+    further, keys = load_further(tmp_path / "reads.fasta", data.state)
     assert keys[:2] == ["read0", "read1"]
-    assert again.specs == data.specs
+    assert further.specs == data.specs
 
 
 def test_own_table_lines_and_the_alphabet(tmp_path: Path) -> None:

@@ -80,9 +80,9 @@ def plain_log_mel(wave: NDArray[np.float32], rate: int, form: Form, squared: boo
 def test_log_mel_equals_the_formulas(squared: bool, rate: int, mels: int) -> None:
     form = replace(TINY, mels=mels)
     waves = np.stack([tone(1, form.samples, 40), 1e-3 * tone(1, form.samples, 9, seed=1)])
-    got = log_mel(waves, rate, form, squared=squared)
-    assert got.shape == (2, 1, mels, form.frames)
-    for wave, values in zip(waves, got, strict=True):
+    actual = log_mel(waves, rate, form, squared=squared)
+    assert actual.shape == (2, 1, mels, form.frames)
+    for wave, values in zip(waves, actual, strict=True):
         np.testing.assert_allclose(values[0], plain_log_mel(wave, rate, form, squared), atol=2e-3)
 
 
@@ -211,9 +211,9 @@ def test_stored_rows_are_the_clips_spectrograms_and_standardised_by_train(tmp_pa
     labelled = data.require_labelled()
     assert labelled.train.inputs[0].__getitem__(np.arange(20)).dtype == np.float16
     np.testing.assert_allclose(labelled.train.inputs[0][np.arange(20)], expected, atol=0.04)  # float16
-    seen = expected[labelled.train.rows]
+    training = expected[labelled.train.rows]
     assert isinstance(data.normalise, Standardise)
-    np.testing.assert_allclose([data.normalise.mean, data.normalise.std], [seen.mean(), seen.std()], rtol=1e-4)
+    np.testing.assert_allclose([data.normalise.mean, data.normalise.std], [training.mean(), training.std()], rtol=1e-4)
     (x,) = data.normalise(data.pretrain.batch(np.arange(len(data.pretrain))))
     assert x.dtype == torch.float32
     assert abs(float(x.mean())) < 1e-3
@@ -294,7 +294,7 @@ def test_own_table_of_labels_and_groups(tmp_path: Path) -> None:
     data = load_own(path, label="answer", labels=str(tmp_path / "labels.csv"), group="who", rate=8000, mels=32)
     groups = [set(part.group.tolist()) for part in data.require_labelled().splits.values() if part.group is not None]
     assert len(groups) == 3
-    assert len(set.union(*groups)) == sum(len(each) for each in groups) == 8
+    assert len(set.union(*groups)) == sum(len(group) for group in groups) == 8
 
 
 def test_own_without_labels_and_a_single_file(tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def test_pairs_lose_tokens_of_the_longer_text_first(tmp_path: Path, length: int)
 
     def ids(text: str) -> list[int]:
         row = tokens.encode([text], 64)[0].tolist()
-        return [each for each in row if each != tokens.pad][1:-1]
+        return [token for token in row if token != tokens.pad][1:-1]
 
     one, two = ids(first), ids(second)
     while len(one) + len(two) > length - 3:  # one token at a time, as documented
@@ -115,14 +115,14 @@ def test_a_tokenizer_survives_its_state(tmp_path: Path) -> None:
     write_bert_vocab(tmp_path)
     for tokens in (tokenizer(BERT, tmp_path), train_tokenizer(texts(50), 400)):
         tokens.encode(["leaves truncation and padding behind"], 4)
-        again = Tokenizer.from_state(json.loads(json.dumps(tokens.state())))
-        assert (again.digest, again.vocab, again.pad, again.name) == (
+        restored = Tokenizer.from_state(json.loads(json.dumps(tokens.state())))
+        assert (restored.digest, restored.vocab, restored.pad, restored.name) == (
             tokens.digest,
             tokens.vocab,
             tokens.pad,
             tokens.name,
         )
-        assert np.array_equal(again.encode(texts(5), 9), tokens.encode(texts(5), 9))
+        assert np.array_equal(restored.encode(texts(5), 9), tokens.encode(texts(5), 9))
 
 
 def test_a_trained_tokenizer_has_its_size_and_no_unknown_text() -> None:
@@ -142,12 +142,12 @@ def test_training_gives_the_same_tokenizer_in_another_process() -> None:
         "print(train_tokenizer([sentence(rng, 9) for _ in range(300)], 330).digest)"
     )
     tests = Path(__file__).parents[1]
-    seen = set()
+    replacements = set()
     for seed in ("1", "2"):
         environment = {**os.environ, "PYTHONPATH": str(tests), "PYTHONHASHSEED": seed, "RAYON_NUM_THREADS": seed}
         run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
-        seen.add(run.stdout)
-    assert len(seen) == 1
+        replacements.add(run.stdout)
+    assert len(replacements) == 1
 
 
 @pytest.mark.parametrize(
@@ -248,7 +248,7 @@ def test_own_table_with_labels_and_groups(tmp_path: Path, kind: str) -> None:
     parts = [labelled.train, labelled.validation, labelled.test]
     assert sorted(int(row) for part in parts for row in part.rows) == list(range(60))
     authors = [set(frame["author"].iloc[part.rows]) for part in parts]
-    assert len(set.union(*authors)) == sum(len(each) for each in authors)  # nobody is in two parts
+    assert len(set.union(*authors)) == sum(len(group) for group in authors)  # nobody is in two parts
     for part in parts:
         assert [labelled.task.classes[code] for code in label(part)] == frame["kind"].iloc[part.rows].tolist()
     tokens = Tokenizer.from_state(data.state["tokenizer"])

@@ -43,7 +43,7 @@ def test_each_file_is_an_example_padded_to_the_longest(folder: Path) -> None:
     assert data.labelled is not None
     assert data.labelled.task.classes == ("sit", "walk")
     assert data.names is not None
-    seen = []
+    lengths = []
     for split in data.labelled.splits.values():
         assert split.label is not None
         examples = split.batch(np.arange(len(split)))[0]
@@ -52,8 +52,8 @@ def test_each_file_is_an_example_padded_to_the_longest(folder: Path) -> None:
             assert name.startswith(data.labelled.task.classes[label])
             np.testing.assert_array_equal(x[:, : plain.shape[1]], plain)
             assert x[:, plain.shape[1] :].isnan().all()
-            seen.append(name)
-    assert sorted(seen) == sorted(f"{c}/r{k}.csv" for c in LENGTHS for k in range(6))
+            lengths.append(name)
+    assert sorted(lengths) == sorted(f"{c}/r{k}.csv" for c in LENGTHS for k in range(6))
     pretrained = pd.concat([pd.read_csv(folder / name) for name in data.names(data.pretrain.rows)])
     assert data.state["mean"] == pytest.approx(pretrained[["x", "y"]].mean().to_numpy(), rel=1e-5)
     assert data.state["std"] == pytest.approx(pretrained[["x", "y"]].std(ddof=0).to_numpy(), rel=1e-5)
@@ -120,16 +120,16 @@ def test_windows_may_have_gaps_and_otherwise_stay_equal(tmp_path: Path) -> None:
     plain, masked = load_own(path, window=10), load_own(path, window=10, gaps="mask")
     assert plain.specs == (Grid(2, (10,), (1,)),)
     assert masked.specs == (PaddedGrid(2, (10,), (1,)),)
-    whole = np.arange(len(plain.pretrain))
+    every_row = np.arange(len(plain.pretrain))
     assert torch.equal(
-        plain.normalise(plain.pretrain.batch(whole))[0], masked.normalise(masked.pretrain.batch(whole))[0]
+        plain.normalise(plain.pretrain.batch(every_row))[0], masked.normalise(masked.pretrain.batch(every_row))[0]
     )
     frame.iloc[0:10, 1:3] = np.nan  # all of the first window
     frame.iloc[12, 1] = np.nan
     frame.to_csv(path, index=False)
     gapped = load_own(path, window=10, gaps="mask")
     assert len(gapped.pretrain) == len(plain.pretrain) - 1
-    assert int(gapped.pretrain.batch(whole[:-1])[0].isnan().sum()) == 1
+    assert int(gapped.pretrain.batch(every_row[:-1])[0].isnan().sum()) == 1
 
 
 def test_from_a_folder_of_recordings_to_scores_and_features(folder: Path, tmp_path: Path) -> None:
@@ -143,9 +143,9 @@ def test_from_a_folder_of_recordings_to_scores_and_features(folder: Path, tmp_pa
     assert np.isfinite(features).all()
     alone = dabsmix.load_encoder(run).features(pd.read_csv(folder / "walk" / "r2.csv"))
     np.testing.assert_allclose(alone[0], features[2], rtol=1e-4, atol=1e-5)
-    again = load_as(Source(data=folder, label="folder"), "sensor", run.record.data_state)
-    assert again.labelled is not None
-    assert again.specs == data.specs
+    reloaded = load_as(Source(data=folder, label="folder"), "sensor", run.record.data_state)
+    assert reloaded.labelled is not None
+    assert reloaded.specs == data.specs
 
 
 def test_options_of_windows_are_refused(folder: Path) -> None:

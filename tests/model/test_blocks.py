@@ -147,9 +147,9 @@ def test_dropout_with_fast_masks_scales_and_sends_gradients_where_it_keeps() -> 
 
 def test_an_encoder_draws_all_of_its_masks_in_the_same_way() -> None:
     encoder = make_encoder("tiny", (Grid(1, (4, 4), (2, 2)),), dropout_masks="fast", attention="fastest")
-    kinds = [each.masks for each in encoder.modules() if isinstance(each, Dropout)]
+    kinds = [module.masks for module in encoder.modules() if isinstance(module, Dropout)]
     assert kinds == ["fast"] * (1 + 3 * 4)
-    assert not any(isinstance(each, nn.Dropout) for each in encoder.modules())
+    assert not any(isinstance(module, nn.Dropout) for module in encoder.modules())
 
 
 # --- activations computed twice

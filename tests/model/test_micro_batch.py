@@ -63,15 +63,15 @@ def test_without_gradient_there_is_one_pass() -> None:
     encoder = build("dmix", "sensor").encoder
     inputs = batch_of("sensor").views[0]
     with torch.no_grad():
-        whole = encoder(inputs).mean
+        full = encoder(inputs).mean
         encoder.micro_batch = 3
-        assert torch.equal(encoder(inputs).mean, whole)
+        assert torch.equal(encoder(inputs).mean, full)
 
 
 def test_pretrain_accepts_micro_batch(tmp_path: Path) -> None:
-    whole, small = (pretrained(tmp_path, algo="none", micro_batch=size) for size in (None, 4))
-    assert "micro_batch" not in (whole.path / "config.yaml").read_text()
+    full, small = (pretrained(tmp_path, algo="none", micro_batch=size) for size in (None, 4))
+    assert "micro_batch" not in (full.path / "config.yaml").read_text()
     assert "micro_batch: 4" in (small.path / "config.yaml").read_text()
-    assert whole.record.config_hash != small.record.config_hash
+    assert full.record.config_hash != small.record.config_hash
     with pytest.raises(UserError, match="--micro-batch 0: must be at least 1"):
         pretrained(tmp_path, micro_batch=0)

@@ -47,8 +47,8 @@ def test_an_encoder_with_timm_s_weights_gives_timm_s_features(offline_timm: Any)
 def test_weights_of_other_shapes_keep_their_random_values(offline_timm: Any) -> None:
     encoder = Transformer((Grid(1, (32, 32), (8, 8)),), SHAPE)
     before = encoder.positions.clone()
-    _, left = take(encoder, timm_weights("vit_tiny_patch16_224"))
-    assert left == ("positions", "embedders.0.linear.weight")
+    _, random = take(encoder, timm_weights("vit_tiny_patch16_224"))
+    assert random == ("positions", "embedders.0.linear.weight")
     assert torch.equal(encoder.positions, before)
 
 
@@ -70,8 +70,8 @@ def test_a_run_records_the_run_it_starts_from(tmp_path: Path) -> None:
     assert yaml.safe_load((second.path / "config.yaml").read_text())["init"] == named
     assert second.record.hyper["init"] == Path(named).name
     assert second.record.config_hash != first.record.config_hash
-    again = go(tmp_path, init=named)
-    assert again.record.config_hash == second.record.config_hash
+    repeated = go(tmp_path, init=named)
+    assert repeated.record.config_hash == second.record.config_hash
     assert check_record(second.path) == check_record(first.path) == []
     # no step is taken, so these are the initial weights
     weights, start = go(tmp_path, algo="none", init=named).encoder().state_dict(), first.encoder().state_dict()

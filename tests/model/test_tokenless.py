@@ -38,8 +38,8 @@ def test_the_mlp_equals_plain_loops() -> None:
     """Rows, batch norm and maxout by loops, in training and by running statistics."""
     encoder = small("table")
     x = random_batch(TABLE, 6).views[0][0].double()
-    for each in encoder.modules():
-        for parameter in each.parameters(recurse=False):
+    for module in encoder.modules():
+        for parameter in module.parameters(recurse=False):
             nn.init.normal_(parameter)
     rows = np.zeros((6, 3 + 3 + 2))
     for i, row in enumerate(x.tolist()):
@@ -112,7 +112,7 @@ def test_unreadable_specs_are_refused() -> None:
         make_encoder("mlp", (Tokens(4, 9),))
 
 
-@pytest.mark.parametrize("name", [each for each in algorithms() if algorithm_class(each).trains])
+@pytest.mark.parametrize("name", [name for name in algorithms() if algorithm_class(name).trains])
 def test_algorithms_train_them_or_give_the_reason(name: str) -> None:
     """The i-Mix family trains them; algorithms that mask, move or predict tokens are refused before a run is made."""
     cls = algorithm_class(name)

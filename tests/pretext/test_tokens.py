@@ -88,9 +88,9 @@ def test_patch_mixing_takes_the_first_positions_in_order(seed: int, padded: bool
     for i in range(B):
         both = [p for p in range(L) if real(own, i, p) and real(partner, i, p)]
         count = min(round((1 - float(weight[i])) * length_of(own, i)), len(both))
-        taken = sorted(both, key=lambda p: float(order[i, p]))[:count]
+        replaced = sorted(both, key=lambda p: float(order[i, p]))[:count]
         for p in range(L):
-            source = partner if p in taken else own
+            source = partner if p in replaced else own
             assert torch.equal(mixed.embedded.tokens[i, p], source.tokens[i, p])
         assert float(mixed.weight[i]) == pytest.approx(1 - count / length_of(own, i))
     assert mixed.embedded.mask is own.mask
@@ -102,10 +102,10 @@ def test_cutmix_replaces_the_block_and_weighs_the_rest(padded: bool) -> None:
     block = torch.from_numpy(np.random.default_rng(2).random((B, L)) < 0.4)
     mixed = cutmix(own, partner, block)
     for i in range(B):
-        taken = [p for p in range(L) if block[i, p] and real(own, i, p) and real(partner, i, p)]
+        replaced = [p for p in range(L) if block[i, p] and real(own, i, p) and real(partner, i, p)]
         for p in range(L):
-            assert torch.equal(mixed.embedded.tokens[i, p], (partner if p in taken else own).tokens[i, p])
-        assert float(mixed.weight[i]) == pytest.approx(1 - len(taken) / length_of(own, i))
+            assert torch.equal(mixed.embedded.tokens[i, p], (partner if p in replaced else own).tokens[i, p])
+        assert float(mixed.weight[i]) == pytest.approx(1 - len(replaced) / length_of(own, i))
 
 
 @pytest.mark.parametrize(
@@ -311,8 +311,8 @@ def test_noise_zeroes_a_fifth_of_the_tokens_and_differently_in_each_view() -> No
     gone = [~view.own.tokens.any(dim=-1) for view in (first, second)]
     assert not first.clean
     assert not torch.equal(*gone)
-    for each in gone:
-        assert float(each.float().mean()) == pytest.approx(NOISE, abs=0.035)  # five standard deviations
+    for zeroed in gone:
+        assert float(zeroed.float().mean()) == pytest.approx(NOISE, abs=0.035)  # five standard deviations
     order = torch.tensor([5, 2])
     assert torch.equal(first.rows(order).tokens, first.own.tokens[order])
 
