@@ -26,7 +26,9 @@ def test_a_gpu_gives_the_loss_and_gradients_of_the_cpu(name: str, kind: str) -> 
     torch.testing.assert_close(losses[1].cpu(), losses[0], rtol=1e-6, atol=1e-8)
     for loss in losses:
         loss.backward()
-    gradients = [{key: p.grad.cpu() for key, p in model.named_parameters() if p.grad is not None} for model in (one, two)]
+    gradients = [
+        {key: p.grad.cpu() for key, p in model.named_parameters() if p.grad is not None} for model in (one, two)
+    ]
     torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-5, atol=1e-7)
 
 

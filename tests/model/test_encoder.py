@@ -168,14 +168,14 @@ def test_dabs_has_the_shape_of_the_reference() -> None:
     assert encoder.dropout.p == 0.1
     assert len(encoder.blocks) == 12
     state = encoder.state_dict()
-    for i, block in enumerate(encoder.blocks):
+    for i, layer in enumerate(encoder.blocks):
         assert state[f"blocks.{i}.attn.qkv.weight"].shape == (1536, 256)
         assert f"blocks.{i}.attn.qkv.bias" not in state
         assert state[f"blocks.{i}.attn.proj.weight"].shape == (256, 512)
         assert state[f"blocks.{i}.mlp.fc1.weight"].shape == (512, 256)
-        rates = {name: m.p for name, m in block.named_modules() if isinstance(m, Dropout)}
+        rates = {name: m.p for name, m in layer.named_modules() if isinstance(m, Dropout)}
         assert rates == {"attn.proj_drop": 0.1, "mlp.drop1": 0.1, "mlp.drop2": 0.1}
-        norms = [m for m in block.modules() if isinstance(m, nn.LayerNorm)]
+        norms = [m for m in layer.modules() if isinstance(m, nn.LayerNorm)]
         assert [m.eps for m in norms] == [1e-5, 1e-5]
     assert encoder.positions.std().item() == pytest.approx(1, abs=0.02)
 

@@ -129,15 +129,15 @@ def features(tmp_path: Path) -> Path:
 def test_every_flipped_bit_of_stored_features_is_detected(features: Path) -> None:
     import torch
 
-    whole, content = _kept(features, "k"), features.read_bytes()
-    assert whole is not None
+    intact, content = _kept(features, "k"), features.read_bytes()
+    assert intact is not None
     assert _kept(features, "another encoder's") is None
     rng = np.random.default_rng(0)
     for _ in range(60):
         features.write_bytes(content)
         damage(features, "flipped", int(rng.integers(len(content))))
         loaded = _kept(features, "k")
-        assert loaded is None or all(torch.equal(loaded[name], whole[name]) for name in whole)
+        assert loaded is None or all(torch.equal(loaded[name], intact[name]) for name in intact)
 
 
 @pytest.mark.parametrize("how", ["zeroed", "truncated", "empty"])

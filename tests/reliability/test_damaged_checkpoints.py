@@ -59,7 +59,7 @@ def cut(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """The encoder of the uninterrupted run."""
     return encoder(go(tmp_path_factory.mktemp("whole")))
 
@@ -113,9 +113,9 @@ def test_a_damaged_checkpoint_is_named_and_the_previous_one_used(run: Run, damag
     assert [line.startswith(f"{path} is damaged") for line in messages] == [True]
 
 
-def test_a_run_resumes_from_the_checkpoint_before_the_damaged_one(run: Run, whole: bytes) -> None:
+def test_a_run_resumes_from_the_checkpoint_before_the_damaged_one(run: Run, uninterrupted: bytes) -> None:
     flip(newest(run), 100_000)
-    assert encoder(go(run.path.parent, resume=True)) == whole
+    assert encoder(go(run.path.parent, resume=True)) == uninterrupted
 
 
 def test_when_every_checkpoint_is_damaged_the_folder_is_named(run: Run) -> None:
@@ -141,7 +141,7 @@ def test_a_checkpoint_that_does_not_fit_is_one_line(run: Run) -> None:
 
 
 @pytest.mark.slow
-def test_every_flipped_bit_of_a_checkpoint_is_detected(run: Run, whole: bytes) -> None:
+def test_every_flipped_bit_of_a_checkpoint_is_detected(run: Run, uninterrupted: bytes) -> None:
     rng = np.random.default_rng(0)
     path, passed = newest(run), 0
     content, state = path.read_bytes(), run.load_checkpoint()
@@ -206,12 +206,12 @@ def test_a_run_that_another_process_trains_is_refused(run: Run) -> None:
 
 
 def test_leftovers_of_killed_writes_are_deleted(run: Run) -> None:
-    left = [run.path / ".run.json.ab_c1234", run.path / "checkpoints" / ".000000009.pt.x9_bcd12"]
+    leftovers = [run.path / ".run.json.ab_c1234", run.path / "checkpoints" / ".000000009.pt.x9_bcd12"]
     notes = [run.path / ".notes", run.path / "a.b.abcd1234"]
-    for path in left + notes:
+    for path in leftovers + notes:
         path.write_bytes(b"half")
     go(run.path.parent, resume=True)
-    assert [path.exists() for path in left + notes] == [False, False, True, True]
+    assert [path.exists() for path in leftovers + notes] == [False, False, True, True]
 
 
 @pytest.mark.parametrize("exponent", [3, 18, 38])

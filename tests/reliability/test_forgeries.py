@@ -79,7 +79,7 @@ def run(**values: Any) -> Callable[[Path], None]:
     def forge(board: Path) -> None:
         old = json.loads((record(board) / "run.json").read_text())
         for name, value in values.items():
-            text = [str(each).lower() if isinstance(each, bool) else str(each) for each in (old[name], value)]
+            text = [str(entry).lower() if isinstance(entry, bool) else str(entry) for entry in (old[name], value)]
             replace(board, f",{text[0]},", f",{text[1]},")
         change(record(board) / "run.json", **values)
 
@@ -127,8 +127,8 @@ def copied(board: Path) -> None:
 def low_yardstick(board: Path) -> None:
     path = record(board) / "transfer" / "uci_har.json"
     content = json.loads(path.read_text())
-    for each in content["yardsticks"]["raw"]:
-        each["value"] -= 0.2
+    for result in content["yardsticks"]["raw"]:
+        result["value"] -= 0.2
     path.write_text(json.dumps(content))
 
 
@@ -136,7 +136,9 @@ def without_a_poor_probe(board: Path) -> None:
     """Removed from the transfer file, from the list of requested results, and from the CSV."""
     path = record(board) / "transfer" / "uci_har.json"
     content = json.loads(path.read_text())
-    results = [each for each in content["results"] if (each["probe"], each["label_fraction"]) != ("knn", "5/class")]
+    results = [
+        result for result in content["results"] if (result["probe"], result["label_fraction"]) != ("knn", "5/class")
+    ]
     path.write_text(json.dumps(content | {"results": results, "asked": []}))
     lines = board.read_text().splitlines(keepends=True)
     board.write_text("".join(line for line in lines if not (DMIX in line and ",knn,0,5/class," in line)))
@@ -247,14 +249,14 @@ def test_submit_scores_predictions_again_before_it_writes(tmp_path: Path) -> Non
     change(folder / "run.json", encoder_sha256=digest)
     change(folder / "transfer" / "uci_har.json", encoder_sha256=digest)
     npz = folder / "transfer" / "uci_har.predictions.npz"
-    whole = npz.read_bytes()
-    for content in (whole[:-100], b""):
+    intact = npz.read_bytes()
+    for content in (intact[:-100], b""):
         npz.write_bytes(content)
         with pytest.raises(UserError, match=r"cannot read|transfer again") as caught:
             submit(folder, "Ada", tmp_path / "board" / "results.csv")
         assert "\n" not in str(caught.value)
         assert not (tmp_path / "board" / "results.csv").exists()
-    npz.write_bytes(whole)
+    npz.write_bytes(intact)
     submit(folder, "Ada", tmp_path / "board" / "results.csv")
     assert validate(tmp_path / "board" / "results.csv") == []
 

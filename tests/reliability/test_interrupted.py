@@ -39,7 +39,7 @@ def encoder(run: Run) -> bytes:
 
 
 def test_a_signal_stops_after_the_step_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
-    whole = go(tmp_path / "whole")
+    uninterrupted = go(tmp_path / "whole")
     before = signal.getsignal(signal.SIGTERM)
     steps = {5: signal.SIGTERM, 11: signal.SIGHUP, 20: signal.SIGUSR1, 26: signal.SIGINT}
 
@@ -55,8 +55,8 @@ def test_a_signal_stops_after_the_step_and_resumed_equals_uninterrupted(tmp_path
     run = go(tmp_path / "cut", resume=True)
     assert signal.getsignal(signal.SIGTERM) is before
     assert run.finished
-    assert lines(run) == lines(whole)
-    assert encoder(run) == encoder(whole)
+    assert lines(run) == lines(uninterrupted)
+    assert encoder(run) == encoder(uninterrupted)
     assert [part["step"] for part in run.record.parts] == [6, 12, 21, 27]
 
 
@@ -145,9 +145,9 @@ def test_processes_stop_after_the_same_step_and_resumed_equal_uninterrupted(tmp_
     words = [*WORDS[:-1], "--steps=300", "--schedule=constant"]
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", f"{processes}"]
 
-    def start(out: str, number: str, *more: str) -> "subprocess.Popen[str]":
+    def start(out: str, number: str, *flags: str) -> "subprocess.Popen[str]":
         environment = os.environ | {"OMP_NUM_THREADS": "1", "STATUSES": str(tmp_path / "statuses"), "ROUND": number}
-        command = [*launch, str(script), *words, "--out", str(tmp_path / out), *more]
+        command = [*launch, str(script), *words, "--out", str(tmp_path / out), *flags]
         return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
 
     process = start("cut", "1")
@@ -159,13 +159,13 @@ def test_processes_stop_after_the_same_step_and_resumed_equal_uninterrupted(tmp_
     (run,) = [Run(path) for path in (tmp_path / "cut").iterdir()]
     assert run.record.status == "interrupted"
     assert json.loads((run.path / "run.json").read_text())["processes"] == processes
-    for out, more in (("cut", ["--resume"]), ("whole", [])):
-        process = start(out, "2", *more)
+    for out, flags in (("cut", ["--resume"]), ("whole", [])):
+        process = start(out, "2", *flags)
         assert process.wait(timeout=300) == 0, process.communicate()
-    (run,), (whole,) = ([Run(path) for path in (tmp_path / name).iterdir()] for name in ("cut", "whole"))
+    (run,), (uninterrupted,) = ([Run(path) for path in (tmp_path / name).iterdir()] for name in ("cut", "whole"))
     assert run.finished
-    assert lines(run) == lines(whole)
-    assert encoder(run) == encoder(whole)
+    assert lines(run) == lines(uninterrupted)
+    assert encoder(run) == encoder(uninterrupted)
 
 
 @pytest.mark.slow

@@ -81,7 +81,7 @@ def again(folder: Path, words: Callable[[Path], list[str]]) -> None:
 def content(folder: Path) -> dict[str, Any]:
     """The files that a command leaves: weights, scores, predictions and rows, without any temporary file."""
     content_by_name: dict[str, Any] = {}
-    for path in sorted(each for each in folder.rglob("*") if each.is_file() and each.suffix != ".lock"):
+    for path in sorted(entry for entry in folder.rglob("*") if entry.is_file() and entry.suffix != ".lock"):
         name = str(path.relative_to(folder))
         if path.suffix == ".npz":
             with np.load(path) as arrays:
@@ -100,7 +100,7 @@ def test_killed_at_each_write_and_restarted_equals_uninterrupted(tmp_path: Path)
     for words in (pretrain, transfer, submit):
         shutil.copytree(before, folder)
         assert run(words(folder)) == 0
-        whole = content(folder)
+        intact = content(folder)
         for kill_at in count():
             shutil.rmtree(folder)
             shutil.copytree(before, folder)
@@ -109,8 +109,8 @@ def test_killed_at_each_write_and_restarted_equals_uninterrupted(tmp_path: Path)
                 break  # there are no more files to write
             assert status == KILLED
             again(folder, words)
-            assert content(folder).keys() == whole.keys(), (words, kill_at)
-            assert content(folder) == whole, (words, kill_at)
+            assert content(folder).keys() == intact.keys(), (words, kill_at)
+            assert content(folder) == intact, (words, kill_at)
         assert kill_at >= 4
         shutil.rmtree(before)
         folder.rename(before)

@@ -55,13 +55,13 @@ def in_parts(patch: pytest.MonkeyPatch) -> None:
 
 def counted(patch: pytest.MonkeyPatch, log: Path, die_at: int | None = None, seconds: float = 0.0) -> None:
     """Append the name of each image that is decoded to a file; be killed at the ``die_at``-th."""
-    opened, done = image.opened, Counter[str]()
+    opened, decoded = image.opened, Counter[str]()
 
     def logged(path: Path) -> Image.Image:
         with log.open("a") as stream:
             stream.write(f"{path.name}\n")
-        done["images"] += 1
-        if done["images"] == die_at:
+        decoded["images"] += 1
+        if decoded["images"] == die_at:
             os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(seconds)
         return opened(path)
@@ -115,10 +115,10 @@ def test_processes_divide_the_work(
     for process in started:
         process.join(60)
     assert [process.exitcode for process in started] == [0] * processes
-    for each in (log, log.with_name("hashed")):
-        counts = Counter(each.read_text().split())
+    for file in (log, log.with_name("hashed")):
+        counts = Counter(file.read_text().split())
         assert len(counts) == IMAGES
-        assert set(counts.values()) == {1}, f"an image was {each.name} twice"
+        assert set(counts.values()) == {1}, f"an image was {file.name} twice"
 
     monkeypatch.setenv("DABSMIX_CACHE", str(tmp_path / "several"))
     in_parts(monkeypatch)
@@ -171,12 +171,12 @@ def test_a_damaged_part_is_prepared_again_by_itself(
 
 def test_bad_images_keep_their_numbers(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (photos / "b" / "17.png").write_bytes(b"no image")
-    whole = image.load_own(photos, on_bad="skip", size=SIDE, patch=4)
+    undivided = image.load_own(photos, on_bad="skip", size=SIDE, patch=4)
     in_parts(monkeypatch)
     monkeypatch.setenv("DABSMIX_CACHE", os.environ["DABSMIX_CACHE"] + "-in-parts")
     data = image.load_own(photos, on_bad="skip", size=SIDE, patch=4)
     assert len(data.pretrain) == IMAGES - 1
-    same(data, whole)
+    same(data, undivided)
 
 
 def test_sounds_in_parts_are_those_of_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,15 +191,15 @@ def test_sounds_in_parts_are_those_of_one_folder(tmp_path: Path, monkeypatch: py
     def load() -> Data:
         return spectrogram.load_own(tmp_path / "sounds", on_bad="skip", rate=8000, seconds=0.128, mels=8, patch=4)
 
-    whole = load()
+    undivided = load()
     monkeypatch.setattr(cache, "BLOCK", spectrogram.BATCH)
     monkeypatch.setattr(cache, "PART", 1)
     monkeypatch.setenv("DABSMIX_CACHE", str(tmp_path / "parts"))
     data = load()
     assert isinstance(data.pretrain.inputs[0], Parts)
     rows = np.arange(70)
-    assert np.array_equal(data.pretrain.inputs[0][rows], whole.pretrain.inputs[0][rows])
-    assert (data.state, data.notes) == (whole.state, whole.notes)
+    assert np.array_equal(data.pretrain.inputs[0][rows], undivided.pretrain.inputs[0][rows])
+    assert (data.state, data.notes) == (undivided.state, undivided.notes)
 
 
 def test_a_set_prepared_in_one_folder_stays(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,10 +211,10 @@ def test_a_set_prepared_in_one_folder_stays(photos: Path, tmp_path: Path, monkey
 
 
 def test_rows_of_parts_are_those_of_the_whole() -> None:
-    whole = np.arange(11 * 6).reshape(11, 2, 3)
-    parts = Parts([whole[:4], whole[4:8], whole[8:]])
+    array = np.arange(11 * 6).reshape(11, 2, 3)
+    parts = Parts([array[:4], array[4:8], array[8:]])
     rows = np.array([10, 0, 7, 7, 3, 8])
-    assert np.array_equal(parts[rows], whole[rows])
+    assert np.array_equal(parts[rows], array[rows])
     assert parts[rows[:0]].shape == (0, 2, 3)
     assert len(parts) == 11
     with pytest.raises(IndexError):

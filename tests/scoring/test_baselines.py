@@ -77,18 +77,18 @@ def test_raw_input_and_majority_class_are_scored_and_stored(tmp_path: Path, monk
     data = labelled(Task("classes", "accuracy", ("a", "b")), label)
     rules = replace(v1(), linear=LinearGrid(rates=(0.1,), epochs=20), draws=2)
     computed, predictions = yardsticks.yardsticks(data, rules, ("1", "0.5"), torch.device("cpu"), 4)
-    assert [(each.probe, each.label_fraction) for each in computed["raw"]] == [("linear", "1"), ("linear", "0.5")]
+    assert [(result.probe, result.label_fraction) for result in computed["raw"]] == [("linear", "1"), ("linear", "0.5")]
     assert computed["raw"][0].value > 0.95
-    assert [each.value for each in computed["majority"]] == [(label[150:] == 1).mean()]
+    assert [result.value for result in computed["majority"]] == [(label[150:] == 1).mean()]
     for name, results in computed.items():
-        for each in results:
-            predicted = predictions[yardstick_key(name, prediction_key(each.probe, each.label_fraction))]
-            assert (predicted == label[150:]).mean() == pytest.approx(each.value)
+        for result in results:
+            predicted = predictions[yardstick_key(name, prediction_key(result.probe, result.label_fraction))]
+            assert (predicted == label[150:]).mean() == pytest.approx(result.value)
     monkeypatch.setattr(yardsticks, "choose", lambda *_, **__: pytest.fail("computed again"))
-    again = yardsticks.yardsticks(data, v1_like(rules), ("1", "0.5"), torch.device("cpu"), 4)
-    assert again.results == computed
-    assert {name: each.tolist() for name, each in again.predictions.items()} == {
-        name: each.tolist() for name, each in predictions.items()
+    repeated = yardsticks.yardsticks(data, v1_like(rules), ("1", "0.5"), torch.device("cpu"), 4)
+    assert repeated.results == computed
+    assert {name: scores.tolist() for name, scores in repeated.predictions.items()} == {
+        name: scores.tolist() for name, scores in predictions.items()
     }
     (file,) = (tmp_path / "yardsticks").iterdir()
     file.write_bytes(file.read_bytes()[:-30])  # a damaged file is computed again

@@ -29,7 +29,7 @@ def test_permuted_labels_give_chance(name: str) -> None:
         train, validation, test = parts
         redraw = (lambda epoch: train) if rules.dropout else None
         results, _ = score(choose(train, validation, task, rules, ("1",), redraw=redraw), test, task)
-        return max(abs(float(each.value) - 0.5) for each in results)
+        return max(abs(float(result.value) - 0.5) for result in results)
 
     assert value(permuted=True) < 0.06  # 4.6 standard deviations
     assert value(permuted=False) > 0.4
@@ -47,7 +47,7 @@ def test_small_shares_are_drawn_more_often_than_large_ones() -> None:
     parts = [Features({"mean": torch.from_numpy(x)}, y) for x, y in (clusters(400, 0), clusters(200, 1))]
     rules = replace(QUICK, draws=v1().draws)
     chosen = choose(parts[0], parts[1], task, rules, ("1", "0.5", "0.1", "0.01", "2/class", "50/class"))
-    drawn = {label: len(each) for (probe, label), each in chosen.items() if probe == "ridge"}
+    drawn = {label: len(choices) for (probe, label), choices in chosen.items() if probe == "ridge"}
     assert drawn == {"1": 1, "0.5": 3, "0.1": 5, "0.01": 20, "2/class": 20, "50/class": 3}
 
 

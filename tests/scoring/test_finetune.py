@@ -53,8 +53,8 @@ def test_rates_fall_from_layer_to_layer_and_biases_do_not_decay() -> None:
     assert decay["head.weight"] == decay["encoder.blocks.1.attn.qkv.weight"] == 0.05
     assert {decay[name] for name in names if name.endswith("bias") and "embedders" not in name} == {0.0}
     assert decay["encoder.cls"] == decay["encoder.positions"] == decay["encoder.blocks.0.norm1.weight"] == 0.0
-    given = {id(p) for group in groups for p in group["params"]}
-    assert given == {id(p) for p in network.parameters()}
+    trained = {id(p) for group in groups for p in group["params"]}
+    assert trained == {id(p) for p in network.parameters()}
 
 
 def test_one_step_moves_every_parameter_by_its_own_rate() -> None:
@@ -84,9 +84,9 @@ def test_finetuning_learns_chooses_on_validation_and_does_not_change_the_encoder
     recipe = replace(SHORT, rates=(1e-9, 3e-3), steps=(60, 60))
     finetuned = finetune(start, data, ("1", "0.2", "8/class"), recipe, accelerator=accelerate())
     assert all(torch.equal(value, before[name]) for name, value in start.state_dict().items())
-    assert [each.label_fraction for each in finetuned.results] == ["1", "0.2", "8/class"]
-    assert [each.draws for each in finetuned.results] == [1, 2, 2]
-    assert {each.probe for each in finetuned.results} == {"finetune"}
+    assert [result.label_fraction for result in finetuned.results] == ["1", "0.2", "8/class"]
+    assert [result.draws for result in finetuned.results] == [1, 2, 2]
+    assert {result.probe for result in finetuned.results} == {"finetune"}
     best = finetuned.results[0]
     assert best.selected["rate"] == 3e-3
     assert best.selected["candidates"] == 2
@@ -95,8 +95,8 @@ def test_finetuning_learns_chooses_on_validation_and_does_not_change_the_encoder
     assert finetuned.train_value > 0.9
     label = data.require_labelled().test.label
     assert (finetuned.predictions["finetune@1"][0] == label).mean() == pytest.approx(best.value)
-    again = finetune(start, data, ("1",), recipe, accelerator=accelerate())
-    assert again.results[0] == best
+    repeated = finetune(start, data, ("1",), recipe, accelerator=accelerate())
+    assert repeated.results[0] == best
 
 
 def test_the_test_split_is_read_once_per_draw_and_after_choosing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,9 +167,9 @@ def test_supervised_training_is_stored(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(5)
     other = build_encoder(start.specs, start.config)  # other weights, the same encoder
     monkeypatch.setattr(module, "finetune", lambda *_, **__: pytest.fail("trained again"))
-    again = supervised(other, data, accelerator=accelerate())
-    assert again.results == first.results
-    assert np.array_equal(again.predictions["supervised finetune@1"], first.predictions["supervised finetune@1"])
+    repeated = supervised(other, data, accelerator=accelerate())
+    assert repeated.results == first.results
+    assert np.array_equal(repeated.predictions["supervised finetune@1"], first.predictions["supervised finetune@1"])
 
 
 def test_the_recipe_is_that_of_its_sources() -> None:
@@ -196,7 +196,7 @@ def test_transfer_under_the_finetune_protocol(tmp_path: Path, monkeypatch: pytes
     config = replace(config, supervised=True)  # it is added to an existing record, and the other predictions stay
     (record,) = transfer.transfer(config, accelerator=accelerate())
     assert record.results == before.results
-    assert [(each.probe, each.label_fraction) for each in record.results] == [("finetune", "1")]
+    assert [(result.probe, result.label_fraction) for result in record.results] == [("finetune", "1")]
     assert record.yardsticks.keys() >= {"raw", "majority", "patches", "supervised"}
     assert (run.path / "transfer" / "digits-finetune.json").exists()
     assert record.headline.value > record.yardsticks["majority"][0].value

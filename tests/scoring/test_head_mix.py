@@ -88,8 +88,8 @@ def test_mixupe_is_its_formula_and_its_factor_has_no_gradient(kind: str, eta: fl
         p = softmax(CLEAN[i]) if kind == "classes" else [sigmoid(x) for x in CLEAN[i].tolist()]
         total += abs(sum((own[i, c].item() - p[c]) * CLEAN[i, c].item() for c in range(C)))
     r = 0.5 / B * total
-    whole = mixed.item() + eta * r
-    assert computed.item() == pytest.approx(abs(mixed.item()) / abs(whole) * whole, abs=1e-12)
+    expected = mixed.item() + eta * r
+    assert computed.item() == pytest.approx(abs(mixed.item()) / abs(expected) * expected, abs=1e-12)
     if eta:
         computed.backward()  # type: ignore[no-untyped-call]
         assert outputs.grad is not None
@@ -133,15 +133,19 @@ def test_tokens_are_interpolated_or_cut_where_both_are_real(padded: bool) -> Non
     pasted, of_pasted = cut(hidden, real, drawn)
     for i in range(B):
         j, lam = int(PARTNER[i]), WEIGHT[i].item()
-        length = unmixed = taken = 0
+        length = unmixed = replaced = 0
         for p in range(L):
             mine, both = real is None or bool(real[i, p]), real is None or bool(real[i, p] and real[j, p])
             mixture = lam * hidden[i, p] + (1 - lam) * hidden[j, p] if both else hidden[i, p]
             torch.testing.assert_close(blended[i, p], mixture)
             assert torch.equal(pasted[i, p], hidden[j, p] if both and inside[p] else hidden[i, p])
-            length, unmixed, taken = length + mine, unmixed + (mine and not both), taken + (both and bool(inside[p]))
+            length, unmixed, replaced = (
+                length + mine,
+                unmixed + (mine and not both),
+                replaced + (both and bool(inside[p])),
+            )
         assert of_blended[i].item() == pytest.approx(lam + (1 - lam) * unmixed / length)
-        assert of_pasted[i].item() == pytest.approx(1 - taken / length)
+        assert of_pasted[i].item() == pytest.approx(1 - replaced / length)
 
 
 def test_schedules() -> None:
@@ -176,20 +180,20 @@ def test_the_loss_of_a_batch_equals_that_of_its_single_examples(method: HeadMixe
     assert drawn is not None
     batch_loss, share = MixedLoss(network, HeadMix(method))((x,), LABEL, drawn, teacher)
 
-    def outputs(of: Network, i: int) -> Tensor:
+    def outputs(network: Network, i: int) -> Tensor:
         """The outputs for the mixture of example i and its partner, computed alone."""
         pair = torch.stack([x[i], x[drawn.partner[i]]])
-        tokens, lam = of.encoder.embed((pair,)).tokens, drawn.weight[i]
+        tokens, lam = network.encoder.embed((pair,)).tokens, drawn.weight[i]
         if drawn.inside is not None:
             tokens = torch.where(drawn.inside[:, None], tokens[1], tokens[0])[None]
         elif drawn.block is None:
             tokens = (lam * tokens[0] + (1 - lam) * tokens[1])[None]
-        hidden = torch.cat([of.encoder.cls.expand(len(tokens), -1, -1), tokens], dim=1) + of.encoder.positions  # type: ignore[operator]
-        for number, block in enumerate(of.encoder.blocks):
+        hidden = torch.cat([network.encoder.cls.expand(len(tokens), -1, -1), tokens], dim=1) + network.encoder.positions  # type: ignore[operator]
+        for number, block in enumerate(network.encoder.blocks):
             if number == drawn.block:
                 hidden = (lam * hidden[0] + (1 - lam) * hidden[1])[None]
             hidden = block(hidden, None)
-        return of.head(of.norm(of.encoder.norm(hidden).mean(dim=1)))[0]  # type: ignore[no-any-return, operator]
+        return network.head(network.norm(network.encoder.norm(hidden).mean(dim=1)))[0]  # type: ignore[no-any-return, operator]
 
     total, clean, derivative, number = 0.0, 0.0, 0.0, 0
     for i in range(B):

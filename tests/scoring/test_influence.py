@@ -21,8 +21,8 @@ def data(name: str, n: int = 300) -> tuple[Scores, Label]:
 def test_influence_equals_leaving_an_example_out(name: str) -> None:
     scores, label = data(name)
     n = len(label)
-    rest = [np.delete(np.arange(n), i) for i in range(n)]
-    left_out = np.array([metric(name)(scores[rows], label[rows]) for rows in rest])
+    without = [np.delete(np.arange(n), i) for i in range(n)]
+    left_out = np.array([metric(name)(scores[rows], label[rows]) for rows in without])
     expected = (n - 1) * (left_out.mean() - left_out)
     computed = influence(metric(name), scores, label)
     assert computed.mean() == pytest.approx(0, abs=1e-9)
@@ -40,8 +40,8 @@ def test_several_labels_and_tokens() -> None:
         ("accuracy", rng.normal(size=(200, 5, 3)), rng.integers(-1, 3, size=(200, 5))),
         ("matthews", rng.normal(size=(200, 5, 3)), rng.integers(-1, 3, size=(200, 5))),
     ):
-        rest = [np.delete(np.arange(200), i) for i in range(200)]
-        left_out = np.array([metric(name)(scores[rows], label[rows]) for rows in rest])
+        without = [np.delete(np.arange(200), i) for i in range(200)]
+        left_out = np.array([metric(name)(scores[rows], label[rows]) for rows in without])
         computed = influence(metric(name), scores, label)
         assert np.corrcoef(computed, -left_out)[0, 1] > 0.99, name
         assert computed.std() == pytest.approx(199 * left_out.std(), rel=0.05), name
@@ -67,8 +67,8 @@ def test_the_rarest_class_limits_macro_averages() -> None:
 
 def test_a_mean_over_batches_responds_within_each_batch() -> None:
     scores, label = data("f1_weighted", n=70)
-    whole = metric("f1_weighted")
-    parts = [influence(whole, scores[i : i + 32], label[i : i + 32]) / len(label[i : i + 32]) for i in (0, 32, 64)]
+    weighted = metric("f1_weighted")
+    parts = [influence(weighted, scores[i : i + 32], label[i : i + 32]) / len(label[i : i + 32]) for i in (0, 32, 64)]
     computed = influence(metric("f1_weighted/32"), scores, label)
     np.testing.assert_allclose(computed, 70 / 3 * np.concatenate(parts))
     # so the variance of the mean of three is a ninth of the sum of their variances

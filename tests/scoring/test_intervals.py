@@ -48,7 +48,7 @@ def test_one_run_on_independent_examples_has_wilsons_interval(right: int, n: int
 @pytest.mark.parametrize("n", [50, 100, 200])
 def test_accuracy_is_covered_by_the_binomial_distribution(n: int) -> None:
     all_ends = [interval(ACCURACY, [run(np.arange(n) < right)]) for right in range(n + 1)]
-    low, high = (np.array([getattr(each, end) for each in all_ends]) for end in ("low", "high"))
+    low, high = (np.array([getattr(ends, end) for ends in all_ends]) for end in ("low", "high"))
     for accuracy in np.arange(500, 981) / 1000:
         inside = (low <= accuracy) & (accuracy <= high)
         assert 0.92 <= binom.pmf(np.arange(n + 1), n, accuracy)[inside].sum() <= 0.98
@@ -92,7 +92,7 @@ def test_several_seeds_give_the_interval_of_their_mean() -> None:
     rng = np.random.default_rng(2)
     agreeing = [run(rng.random(400) < 0.8) for _ in range(5)]
     wild = [run(rng.random(400) < level) for level in (0.6, 0.7, 0.8, 0.9, 0.97)]
-    single, five, spread = (interval(ACCURACY, each) for each in (agreeing[:1], agreeing, wild))
+    single, five, spread = (interval(ACCURACY, runs) for runs in (agreeing[:1], agreeing, wild))
 
     def width(ends: object) -> float:
         return ends.high - ends.low  # type: ignore[attr-defined, no-any-return]
@@ -142,8 +142,8 @@ def test_components_against_their_plain_formulas() -> None:
     first, second = side([0.95, 0.8, 0.7, 0.9]), side([0.6, 0.75, 0.9])
     contrast = np.mean([r.influence for r in first], axis=0) - np.mean([r.influence for r in second], axis=0)
     of_units = (contrast**2).sum()
-    of_seeds = [np.var([r.value for r in each], ddof=1) / len(each) for each in (first, second)]
-    residual = [np.var([r.influence for r in each], axis=0, ddof=1).sum() / len(each) for each in (first, second)]
+    of_seeds = [np.var([r.value for r in runs], ddof=1) / len(runs) for runs in (first, second)]
+    residual = [np.var([r.influence for r in runs], axis=0, ddof=1).sum() / len(runs) for runs in (first, second)]
     variance = of_units + sum(of_seeds) - sum(residual)
     parts = sum(s**2 / (len(x) - 1) for s, x in zip(of_seeds, (first, second), strict=True))
     parts += sum(r**2 / ((len(x) - 1) * 399) for r, x in zip(residual, (first, second), strict=True))

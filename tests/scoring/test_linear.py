@@ -168,17 +168,17 @@ def test_two_classes_can_have_one_logit() -> None:
 
 def test_features_are_drawn_anew_each_epoch() -> None:
     train, task = generated("classes")
-    seen = []
+    epochs = []
 
     def redraw(epoch: int) -> Features:
-        seen.append(epoch)
+        epochs.append(epoch)
         noise = torch.Generator().manual_seed(epoch)
         pooled = {k: x + torch.randn(x.shape, generator=noise, dtype=x.dtype) for k, x in train.pooled.items()}
         return Features(pooled, train.label)
 
     grid = LinearGrid(batch_size=16, epochs=4, standardise=False)
     noisy = fit_linear(train, task, grid, redraw=redraw)
-    assert seen == [0, 1, 2, 3]
+    assert epochs == [0, 1, 2, 3]
     assert not torch.equal(noisy[0].weight, fit_linear(train, task, grid)[0].weight)
     same = fit_linear(train, task, grid, redraw=lambda epoch: train)
     assert torch.equal(same[0].weight, fit_linear(train, task, grid)[0].weight)

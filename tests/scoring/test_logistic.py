@@ -103,8 +103,8 @@ def test_tokens_without_a_label_are_left_out() -> None:
     labels[:, 2] = -1
     task = Task("tokens", "accuracy", ("a", "b", "c"))
     (first, *_) = fit_logistic(Features({"tokens": tokens}, labels), task, CLOSE)
-    seen = labels.ravel() >= 0
-    plain = Features({"mean": torch.from_numpy(x[seen])}, label[seen])
+    known = labels.ravel() >= 0
+    plain = Features({"mean": torch.from_numpy(x[known])}, label[known])
     (other, *_) = fit_logistic(plain, Task("classes", "accuracy", ("a", "b", "c")), CLOSE)
     torch.testing.assert_close(first.weight, other.weight)
 
@@ -112,9 +112,9 @@ def test_tokens_without_a_label_are_left_out() -> None:
 def test_solving_in_parts_equals_solving_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     x, label = drawn()
     task, features = Task("classes", "accuracy", ("a", "b", "c")), Features({"mean": torch.from_numpy(x)}, label)
-    whole = fit_logistic(features, task, CLOSE)
+    together = fit_logistic(features, task, CLOSE)
     monkeypatch.setattr(logistic, "ROWS", 50)
-    for one, other in zip(whole, fit_logistic(features, task, CLOSE), strict=True):
+    for one, other in zip(together, fit_logistic(features, task, CLOSE), strict=True):
         torch.testing.assert_close(one.weight, other.weight, rtol=1e-4, atol=1e-5)
 
 

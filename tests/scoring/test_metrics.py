@@ -112,8 +112,8 @@ def test_a_class_without_a_positive_is_left_out_of_the_mean(multilabel: Arrays) 
     scores, label = multilabel
     label = label.copy()
     label[:, 2] = 0
-    each = auroc_per_class(scores, label)
-    assert np.isnan(each).tolist() == [False, False, True, False]
+    per_class = auroc_per_class(scores, label)
+    assert np.isnan(per_class).tolist() == [False, False, True, False]
     expected = np.mean([roc_auc_score(label[:, j], scores[:, j]) for j in (0, 1, 3)])
     assert metric("auroc_macro")(scores, label) == pytest.approx(expected)
     with pytest.raises(Undefined, match="no class"):

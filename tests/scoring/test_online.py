@@ -86,15 +86,15 @@ def test_the_online_probe_learns_from_a_separate_pass(protocol: str, monkeypatch
     encoder = Transformer(data.specs, EncoderConfig(16, depth=2, heads=2, head_dim=8, mlp=32, dropout=0.5)).train()
     online = watch_online(encoder, data, None, protocol, 2, Batches(train, 10, seed=0), accelerate())
     assert online is not None
-    seen: list[torch.Tensor] = []
-    monkeypatch.setattr(OnlineProbe, "learn", lambda probe, features, label, seed: seen.append(features))
+    inputs: list[torch.Tensor] = []
+    monkeypatch.setattr(OnlineProbe, "learn", lambda probe, features, label, seed: inputs.append(features))
     raw = train.batch(np.arange(10))
     for step in (1, 2, 3, 4):
         online.learn(encoder, step, Raw(raw, torch.arange(10) % 3, torch.arange(10)), 0, accelerate())
-    assert len(seen) == 2  # every second step
+    assert len(inputs) == 2  # every second step
     assert encoder.training
     clean = features(encoder, train.take(np.arange(10)), data.normalise, accelerator=accelerate()).mean
-    assert [torch.allclose(features, clean, atol=1e-6) for features in seen] == [protocol == "v1"] * 2
+    assert [torch.allclose(features, clean, atol=1e-6) for features in inputs] == [protocol == "v1"] * 2
 
 
 def test_dropout_follows_its_seed_and_not_torch_s_own_generator() -> None:
@@ -159,10 +159,10 @@ def test_a_score_that_is_not_defined_is_nan() -> None:
 
 
 def test_regression_is_scored_in_the_target_s_own_units(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[NDArray[np.float64]] = []
+    predictions: list[NDArray[np.float64]] = []
 
     def watched(prediction: NDArray[np.float64], label: NDArray[np.float64]) -> float:
-        seen.append(prediction)
+        predictions.append(prediction)
         return 0.0
 
     monkeypatch.setattr("dabsmix.scoring.online.metric", lambda name: watched)
@@ -171,4 +171,4 @@ def test_regression_is_scored_in_the_target_s_own_units(monkeypatch: pytest.Monk
     probe.score(features, np.zeros(10))
     with torch.no_grad():
         expected = 100 + 5 * probe.head(features)[:, 0]
-    np.testing.assert_allclose(seen[0], expected.numpy(), rtol=1e-5)
+    np.testing.assert_allclose(predictions[0], expected.numpy(), rtol=1e-5)

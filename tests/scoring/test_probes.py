@@ -119,9 +119,9 @@ def test_nearest_neighbours_equal_a_plain_loop(task: Task) -> None:
 def test_chunks_of_queries_do_not_change_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
     train, test = generated(CLASSES, 60, 8, 0), generated(CLASSES, 11, 8, 1)
     head = fit_knn(train, CLASSES, (5,))[0]
-    whole = head.predict(test)
+    scores = head.predict(test)
     monkeypatch.setattr("dabsmix.scoring.heads.KNN_CHUNK", 3 * 60)
-    np.testing.assert_allclose(head.predict(test), whole, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(head.predict(test), scores, rtol=1e-5, atol=1e-6)
 
 
 def test_tokens_have_no_neighbours() -> None:

@@ -42,7 +42,7 @@ def test_a_record_is_read_back_unchanged(tmp_path: Path) -> None:
 
 
 def test_unknown_entries_are_ignored_and_missing_ones_have_defaults(tmp_path: Path) -> None:
-    results = [each | {"colour": "green"} for each in RECORD.as_plain()["results"]]
+    results = [result | {"colour": "green"} for result in RECORD.as_plain()["results"]]
     assert read_transfer(written(tmp_path / "new.json", taste="sour", results=results)) == RECORD
     old = {name: RECORD.as_plain()[name] for name in ("task", "protocol")}
     few = {"probe": "linear", "label_fraction": "1", "metric": "accuracy", "value": 0.9, "low": 0.8, "high": 1, "n": 9}

@@ -73,7 +73,7 @@ def test_the_setting_is_the_best_mean_over_draws_and_the_same_for_all() -> None:
 )
 def test_a_choice_at_the_edge_of_its_grid_is_noted_if_it_gains(right: tuple[int, ...], edge: bool) -> None:
     answers = [np.eye(2, dtype=np.float32)[(np.arange(1000) < number).astype(int)] for number in right]
-    heads = [Fixed(each, {"pooling": "mean", "C": i}) for i, each in enumerate(answers)]
+    heads = [Fixed(answer, {"pooling": "mean", "C": i}) for i, answer in enumerate(answers)]
     heads += [Fixed(np.zeros((1000, 2), np.float32), {"pooling": "cls", "C": i}) for i in range(3)]  # another grid
     validation = rows(range(1000), [1] * 1000)
     assert select(lambda train: heads, [(validation, validation)], metric("accuracy"))[0].at_edge == edge
@@ -124,9 +124,9 @@ def test_stratified_subsets() -> None:
     assert [np.bincount(label[part]).tolist() for part in subsets] == [[50, 30, 15, 1]] * 3  # 0.5 of a row is one
     assert all((np.diff(part) > 0).all() for part in subsets)
     assert len({tuple(part) for part in subsets}) == 3
-    again = label_subsets(label, CLASSES, fraction=0.1, draws=2, seed=1)
+    repeated = label_subsets(label, CLASSES, fraction=0.1, draws=2, seed=1)
     # draw i does not depend on the others
-    assert all(np.array_equal(a, b) for a, b in zip(subsets, again, strict=False))
+    assert all(np.array_equal(a, b) for a, b in zip(subsets, repeated, strict=False))
     other = label_subsets(label, CLASSES, fraction=0.1, seed=2)
     assert not np.array_equal(subsets[0], other[0])
     few = label_subsets(label, CLASSES, per_class=8, seed=1)[0]

@@ -26,10 +26,10 @@ def test_validation_labels_do_not_affect_the_choice() -> None:
     train, validation = features(200, 0), features(60, 1)
     other = Features(validation.pooled, 1 - validation.label)
     chosen = choose(train, validation, TASK, v2(), ("5/class",))
-    again = choose(train, other, TASK, v2(), ("5/class",))
-    assert chosen.keys() == again.keys()
+    repeated = choose(train, other, TASK, v2(), ("5/class",))
+    assert chosen.keys() == repeated.keys()
     for key, draws in chosen.items():
-        for one, two in zip(draws, again[key], strict=True):
+        for one, two in zip(draws, repeated[key], strict=True):
             assert (one.setting, one.validation) == (two.setting, two.validation)
 
 
@@ -49,9 +49,11 @@ def test_every_draw_is_chosen_and_fitted_on_its_own_labels() -> None:
 
 def test_one_label_of_a_class_leaves_the_setting_stated_in_advance() -> None:
     draws = choose(features(200, 0), features(60, 1), TASK, v2(), ("1/class",))
-    assert {tuple(each.setting.items()) for each in draws["linear", "1/class"]} == {(("pooling", "mean"), ("C", 1.0))}
-    assert {each.validation for each in draws["linear", "1/class"]} == {None}
-    assert {each.setting["neighbours"] for each in draws["knn", "1/class"]} == {5}
+    assert {tuple(choice.setting.items()) for choice in draws["linear", "1/class"]} == {
+        (("pooling", "mean"), ("C", 1.0))
+    }
+    assert {choice.validation for choice in draws["linear", "1/class"]} == {None}
+    assert {choice.setting["neighbours"] for choice in draws["knn", "1/class"]} == {5}
 
 
 def test_a_group_stays_in_one_fold() -> None:

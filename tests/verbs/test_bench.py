@@ -34,9 +34,16 @@ def plan(folder: Path, **changes: Any) -> BenchConfig:
     return BenchConfig(**(QUICK | dict(out=folder / "runs", leaderboard=folder / "board" / "results.csv") | changes))
 
 
-def words(folder: Path, *more: str) -> list[str]:
+def words(folder: Path, *flags: str) -> list[str]:
     line = "bench --domains digits --algos none emix --seeds 0 --steps 3 --batch-size 16 --labels 1"
-    return [*line.split(), "--out", f"{folder / 'runs'}", "--leaderboard", f"{folder / 'board' / 'results.csv'}", *more]
+    return [
+        *line.split(),
+        "--out",
+        f"{folder / 'runs'}",
+        "--leaderboard",
+        f"{folder / 'board' / 'results.csv'}",
+        *flags,
+    ]
 
 
 @pytest.fixture(autouse=True)
@@ -93,12 +100,12 @@ def test_flags_override_the_parts_of_a_plan(tmp_path: Path) -> None:
     file.write_text(yaml.safe_dump({"algos": ["none"], "steps": 5, "compile": True, "parts": parts}))
     configs, path = cli._read_plan([str(file), "--seeds", "4", "5", "--encoder=vit_small"])
     assert path == file
-    assert [each.domains for each in configs] == [("digits",), ("fsdd", "covtype")]
-    assert [(each.steps, each.seeds, each.encoder, each.compile) for each in configs] == [
+    assert [config.domains for config in configs] == [("digits",), ("fsdd", "covtype")]
+    assert [(config.steps, config.seeds, config.encoder, config.compile) for config in configs] == [
         (5, (4, 5), "vit_small", True),
         (7, (4, 5), "vit_small", True),
     ]
-    assert [each.steps for each in cli._read_plan([str(file), "--steps", "9"])[0]] == [9, 9]
+    assert [config.steps for config in cli._read_plan([str(file), "--steps", "9"])[0]] == [9, 9]
 
 
 def test_an_unknown_field_of_a_plan_is_refused(tmp_path: Path) -> None:
@@ -118,20 +125,20 @@ def test_cells_on_the_board_are_not_repeated(tmp_path: Path, filled: list[str]) 
     bench([matrix], chosen_path=tmp_path / "c.json")
     assert filled == ["digits none seed 0"]
     assert read(matrix.leaderboard) == rows
-    done, other = dry_run([plan(tmp_path, algos=("none",), seeds=(0, 1))], chosen_path=tmp_path / "c.json")
-    assert (done.state, other.state) == ("done", "missing")
+    finished, other = dry_run([plan(tmp_path, algos=("none",), seeds=(0, 1))], chosen_path=tmp_path / "c.json")
+    assert (finished.state, other.state) == ("done", "missing")
     assert other.seconds is not None  # extrapolated from the measured cell
 
 
 def test_an_online_score_alone_does_not_complete_a_cell(tmp_path: Path) -> None:
     matrix = plan(tmp_path, algos=("shed",))
     bench([matrix], chosen_path=tmp_path / "c.json")
-    assert [each.state for each in dry_run([matrix], chosen_path=tmp_path / "c.json")] == ["done"]
+    assert [cell.state for cell in dry_run([matrix], chosen_path=tmp_path / "c.json")] == ["done"]
     header, *lines = matrix.leaderboard.read_text().splitlines(keepends=True)
     online = [line for line in lines if ",online," in line]
     assert len(online) == 1
     matrix.leaderboard.write_text(header + online[0])
-    assert [each.state for each in dry_run([matrix], chosen_path=tmp_path / "c.json")] == ["missing"]
+    assert [cell.state for cell in dry_run([matrix], chosen_path=tmp_path / "c.json")] == ["missing"]
 
 
 def test_a_failure_is_recorded_and_the_other_cells_continue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,7 +153,7 @@ def test_a_failure_is_recorded_and_the_other_cells_continue(tmp_path: Path, monk
     monkeypatch.setattr(module, "_fill", fill)
     matrix, messages = plan(tmp_path, algos=("emix", "none")), list[str]()
     failed = bench([matrix], chosen_path=tmp_path / "c.json", say=messages.append)
-    assert [(each["algorithm"], each["reason"]) for each in failed.values()] == [
+    assert [(failure["algorithm"], failure["reason"]) for failure in failed.values()] == [
         ("emix", "RuntimeError: out of memory")
     ]
     assert json.loads((matrix.leaderboard.parent / "failures.json").read_text()) == failed
@@ -154,9 +161,9 @@ def test_a_failure_is_recorded_and_the_other_cells_continue(tmp_path: Path, monk
     assert {row.algorithm for row in read(matrix.leaderboard)} == {"none"}
     broken = False
     assert bench([matrix], chosen_path=tmp_path / "c.json").keys() == failed.keys()  # tried again only on request
-    assert [each.state for each in dry_run([matrix], chosen_path=tmp_path / "c.json")] == ["failed", "done"]
-    again = plan(tmp_path, algos=("emix", "none"), retry=True)
-    assert bench([again], chosen_path=tmp_path / "c.json") == {}
+    assert [cell.state for cell in dry_run([matrix], chosen_path=tmp_path / "c.json")] == ["failed", "done"]
+    retried = plan(tmp_path, algos=("emix", "none"), retry=True)
+    assert bench([retried], chosen_path=tmp_path / "c.json") == {}
     assert {row.algorithm for row in read(matrix.leaderboard)} == {"none", "emix"}
     assert json.loads((matrix.leaderboard.parent / "failures.json").read_text()) == {}
 
@@ -189,7 +196,7 @@ def test_the_rate_is_chosen_on_validation(tmp_path: Path, monkeypatch: pytest.Mo
     scores = {1e-3: 0.5, 1e-2: 0.8, 1e-1: 0.7}
     trials: list[PretrainConfig] = []
 
-    def pretrained(config: PretrainConfig, of: BenchConfig) -> Any:
+    def pretrained(config: PretrainConfig, bench: BenchConfig) -> Any:
         trials.append(config)
         return config
 
@@ -223,10 +230,12 @@ def test_a_rate_that_diverges_is_not_chosen(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_two_workers_share_the_cells(tmp_path: Path) -> None:
-    more = ["--seeds", "0", "1", "--workers", "2"]
-    done = subprocess.run([sys.executable, "-m", "dabsmix", *words(tmp_path), *more], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    submitted = [line.partition(":")[0] for line in done.stderr.splitlines() if "linear" in line]
+    flags = ["--seeds", "0", "1", "--workers", "2"]
+    completed = subprocess.run(
+        [sys.executable, "-m", "dabsmix", *words(tmp_path), *flags], capture_output=True, text=True
+    )
+    assert completed.returncode == 0, completed.stderr
+    submitted = [line.partition(":")[0] for line in completed.stderr.splitlines() if "linear" in line]
     assert sorted(submitted) == sorted({f"digits {algo} seed {seed}" for algo in ("none", "emix") for seed in (0, 1)})
     assert len(list((tmp_path / "runs").glob("*/run.json"))) == 4
 
@@ -239,9 +248,9 @@ def test_after_a_killed_worker_only_missing_cells_are_done(tmp_path: Path) -> No
     assert "digits none seed 0" in next(line for line in first.stderr if line.startswith("digits"))
     os.kill(first.pid, signal.SIGKILL)
     first.wait()
-    again = subprocess.run(command, capture_output=True, text=True)
-    assert again.returncode == 0, again.stderr
-    submitted = [line.partition(":")[0] for line in again.stderr.splitlines() if "linear" in line]
+    completed = subprocess.run(command, capture_output=True, text=True)
+    assert completed.returncode == 0, completed.stderr
+    submitted = [line.partition(":")[0] for line in completed.stderr.splitlines() if "linear" in line]
     assert "digits none seed 0" not in submitted
     assert len({(row.algorithm, row.seed) for row in read(tmp_path / "board" / "results.csv")}) == 4
 

@@ -29,13 +29,13 @@ def test_a_trained_run_is_compared_with_stored_random_encoders(
     run = pretrained(tmp_path / "runs", "small", algo="dmix", steps=2)
     record = go(run, labels=("1", "5/class"))
     assert record["test_reads"] == 1
-    assert [(each["probe"], each["label_fraction"], each["seeds"]) for each in record["gains"]] == [
+    assert [(gain["probe"], gain["label_fraction"], gain["seeds"]) for gain in record["gains"]] == [
         ("linear", "1", 3),
         ("linear", "5/class", 3),
     ]
-    for each, result in zip(record["gains"], record["results"][::3], strict=True):
-        assert each["value"] == pytest.approx(result["value"] - each["random"])
-        assert each["low"] <= each["value"] <= each["high"]
+    for gain, result in zip(record["gains"], record["results"][::3], strict=True):
+        assert gain["value"] == pytest.approx(result["value"] - gain["random"])
+        assert gain["low"] <= gain["value"] <= gain["high"]
     assert record["answer"].startswith("Did pretraining help? ")
     assert str(read_transfer(run.path / "transfer" / "small.json")).endswith(record["answer"])
 
@@ -51,18 +51,18 @@ def test_a_trained_run_is_compared_with_stored_random_encoders(
     monkeypatch.setattr(random_init, "_scored", count)
     other = go(pretrained(tmp_path / "runs", "small", algo="dmix", steps=1), labels=("1", "5/class"))
     assert built == 0
-    assert [each["random"] for each in other["gains"]] == [each["random"] for each in record["gains"]]
-    again = go(run, labels=("1", "0.5"))
+    assert [gain["random"] for gain in other["gains"]] == [gain["random"] for gain in record["gains"]]
+    extended = go(run, labels=("1", "0.5"))
     assert built == 3
-    assert [each["label_fraction"] for each in again["gains"]] == ["1", "5/class", "0.5"]
-    assert again["gains"][:2] == record["gains"]
+    assert [gain["label_fraction"] for gain in extended["gains"]] == ["1", "5/class", "0.5"]
+    assert extended["gains"][:2] == record["gains"]
 
     # a record of an earlier version
     path = run.path / "transfer" / "small.json"
     stored = json.loads(path.read_text())
     del stored["gains"], stored["answer"]
     path.write_text(json.dumps(stored))
-    assert go(run, labels=("1",))["gains"] == again["gains"]
+    assert go(run, labels=("1",))["gains"] == extended["gains"]
     assert built == 3
 
 
@@ -76,7 +76,7 @@ GAIN = Gain("linear", "1", "accuracy", 0.7, 0.6, 0.8, 3, 0.05, 0.01, 0.09)
 
 
 @pytest.mark.parametrize(
-    ("gains", "said"),
+    ("gains", "sentence"),
     [
         ([GAIN], "Yes: with all labels this encoder is better than a random one by 5.0 points of accuracy (95 %"),
         (
@@ -94,9 +94,9 @@ GAIN = Gain("linear", "1", "accuracy", 0.7, 0.6, 0.8, 3, 0.05, 0.01, 0.09)
         ([replace(GAIN, low=None, high=None)], "Not shown: with all labels it differs from a random one by +5.0"),
     ],
 )
-def test_the_answer_is_a_plain_sentence(gains: list[Gain], said: str) -> None:
+def test_the_answer_is_a_plain_sentence(gains: list[Gain], sentence: str) -> None:
     answer = TransferRecord("t", "v2", (), gains=tuple(gains)).answer
-    assert said in answer
+    assert sentence in answer
     assert "\n" not in answer
 
 

@@ -35,7 +35,7 @@ CASES = [  # pretraining data, transfer task, settings
 ]
 
 
-@pytest.mark.parametrize(("source", "task", "algo"), CASES, ids=lambda each: each)
+@pytest.mark.parametrize(("source", "task", "algo"), CASES, ids=lambda part: part)
 def test_from_raw_files_to_a_score(source: str, task: str, algo: str, tmp_path: Path) -> None:
     root = Path(os.environ.get("DABSMIX_DATA", "no such folder"))
     for name in (source, task):

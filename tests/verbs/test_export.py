@@ -56,7 +56,7 @@ def test_a_program_gives_the_features_of_raw_examples(kind: str, digits: Run, tm
     path = export(ExportConfig(kind, digits.path, tmp_path))
     raw = np.random.default_rng(0).integers(0, 17, (7, 1, 8, 8)).astype(np.float32)
     if kind == "torch":
-        mean, cls = (each.detach().numpy() for each in torch.export.load(path).module()(torch.from_numpy(raw)))
+        mean, cls = (output.detach().numpy() for output in torch.export.load(path).module()(torch.from_numpy(raw)))
     else:
         import onnxruntime
 
@@ -103,26 +103,26 @@ def test_a_repository_does_not_reveal_the_paths_of_own_data(table: Run, tmp_path
 
 
 def test_the_files_of_the_folder_are_uploaded(digits: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: dict[str, Any] = {}
+    uploaded: dict[str, Any] = {}
 
     class Api:
         def __init__(self, **_: Any) -> None: ...
 
         def create_repo(self, repo_id: str, **_: Any) -> Any:
-            seen["made"] = repo_id
+            uploaded["made"] = repo_id
             return type("Url", (), {"repo_id": repo_id})
 
         def upload_folder(self, *, repo_id: str, folder_path: Path, commit_message: str, **_: Any) -> None:
-            seen["files"] = sorted(str(path.relative_to(folder_path)) for path in Path(folder_path).rglob("*.*"))
-            seen["card"] = (Path(folder_path) / "README.md").read_text()
+            uploaded["files"] = sorted(str(path.relative_to(folder_path)) for path in Path(folder_path).rglob("*.*"))
+            uploaded["card"] = (Path(folder_path) / "README.md").read_text()
 
     monkeypatch.setattr("huggingface_hub.hub_mixin.HfApi", Api)
     address = export(ExportConfig("hub:ada/digits", digits.path, tmp_path))
     assert address == "https://huggingface.co/ada/digits"
-    assert seen["made"] == "ada/digits"
+    assert uploaded["made"] == "ada/digits"
     files = ["README.md", "config.json", "config.yaml", "encoder.safetensors", "run.json", "transfer/digits.json"]
-    assert seen["files"] == files
-    assert 'load_encoder("hub:ada/digits")' in seen["card"]
+    assert uploaded["files"] == files
+    assert 'load_encoder("hub:ada/digits")' in uploaded["card"]
 
 
 def test_a_failed_export_is_one_line(digits: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

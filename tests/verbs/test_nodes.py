@@ -41,9 +41,9 @@ def test_two_nodes_of_one_process_equal_one_node_of_two(tmp_path: Path) -> None:
     agent = [*TORCHRUN, "--nnodes", "2", "--nproc_per_node", "1", *meeting, *PRETRAIN, "--out", str(two)]
     agents = [subprocess.Popen(agent, env=environment(), stdout=subprocess.DEVNULL) for _ in range(2)]
     try:
-        assert [each.wait(timeout=300) for each in agents] == [0, 0]
+        assert [process.wait(timeout=300) for process in agents] == [0, 0]
     finally:
-        for each in agents:
-            each.kill()
+        for process in agents:
+            process.kill()
     assert len(list(two.glob("*/run.json"))) == 1
     assert encoder_digest(two) == encoder_digest(one)

@@ -67,8 +67,8 @@ def test_several_files_and_labels_of_a_table(tmp_path: Path) -> None:
     assert any("1 cell holds a category that no training row has" in line for line in messages)
     # a quantity, from Python; a DataFrame is the same data
     both = [
-        dabsmix.transfer(run, data=given, label="days", options={"ignore": ["ill", "clinic"]}, labels=(1,))
-        for given in (tmp_path / "there.csv", pd.read_csv(tmp_path / "there.csv"))
+        dabsmix.transfer(run, data=labels, label="days", options={"ignore": ["ill", "clinic"]}, labels=(1,))
+        for labels in (tmp_path / "there.csv", pd.read_csv(tmp_path / "there.csv"))
     ]
     assert [record.headline.metric for record in both] == ["spearman"] * 2
     assert both[0].headline.value == both[1].headline.value

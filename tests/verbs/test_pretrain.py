@@ -76,8 +76,8 @@ def classes(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_run_holds_its_files(tmp_path: Path) -> None:
     run = go(tmp_path)
     names = {p.name for p in run.path.iterdir()}
-    whole = {"config.yaml", "run.json", "metrics.jsonl", "encoder.safetensors", "checkpoints", ".lock"}
-    assert names == whole | {"online.json", "online.predictions.npz"}
+    complete = {"config.yaml", "run.json", "metrics.jsonl", "encoder.safetensors", "checkpoints", ".lock"}
+    assert names == complete | {"online.json", "online.predictions.npz"}
     assert run.finished
     logged = run.metrics()
     # every 20 steps, at scores (9), before checkpoints (7), and at the end
@@ -110,12 +110,12 @@ def test_learning_lowers_the_loss_and_the_online_loss(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("classes")
 def test_logged_loss_is_the_mean_over_its_steps(tmp_path: Path) -> None:
-    each = lines(go(tmp_path, steps=20, evaluate_every=1, checkpoint_every=100))
+    logged = lines(go(tmp_path, steps=20, evaluate_every=1, checkpoint_every=100))
     together = lines(go(tmp_path, steps=20, evaluate_every=20, checkpoint_every=100))
-    assert len(each) == 20
+    assert len(logged) == 20
     assert len(together) == 1
-    assert together[0]["loss"] == pytest.approx(np.mean([line["loss"] for line in each]), rel=1e-6)
-    assert together[0]["online_validation"] == each[-1]["online_validation"]
+    assert together[0]["loss"] == pytest.approx(np.mean([line["loss"] for line in logged]), rel=1e-6)
+    assert together[0]["online_validation"] == logged[-1]["online_validation"]
 
 
 @pytest.mark.usefixtures("classes")
@@ -169,29 +169,29 @@ def test_interrupted_and_resumed_equals_uninterrupted(
 ) -> None:
     if algo not in algorithms():
         pytest.skip(f"no algorithm {algo} here")
-    whole = go(tmp_path / "whole", algo=algo)
+    uninterrupted = go(tmp_path / "whole", algo=algo)
     interrupt(tmp_path / "cut", monkeypatch, after=5, algo=algo)  # before the first checkpoint: training starts again
     interrupt(tmp_path / "cut", monkeypatch, after=17, algo=algo, resume=True)
     run = go(tmp_path / "cut", algo=algo, resume=True)
     assert [p.name for p in (tmp_path / "cut").iterdir()] == [run.path.name]
-    assert lines(run) == lines(whole)
-    assert weights(run) == weights(whole)
+    assert lines(run) == lines(uninterrupted)
+    assert weights(run) == weights(uninterrupted)
     for key in ("loss", "online_test"):
-        assert run.record.metrics[key] == whole.record.metrics[key]
+        assert run.record.metrics[key] == uninterrupted.record.metrics[key]
 
 
 @pytest.mark.usefixtures("classes")
 def test_fast_paths_give_other_numbers_and_resume_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fast: dict[str, Any] = dict(precision="bf16", attention="fastest", dropout_masks="fast")
-    whole = go(tmp_path / "whole", **fast)
+    uninterrupted = go(tmp_path / "whole", **fast)
     interrupt(tmp_path / "cut", monkeypatch, after=17, **fast)
     run = go(tmp_path / "cut", resume=True, **fast)
-    assert lines(run) == lines(whole)
-    assert weights(run) == weights(whole)
+    assert lines(run) == lines(uninterrupted)
+    assert weights(run) == weights(uninterrupted)
     plain = go(tmp_path / "plain", precision="bf16")
-    each = [go(tmp_path / name, precision="bf16", **{name: fast[name]}) for name in ("attention", "dropout_masks")]
-    assert len({weights(other) for other in (whole, plain, *each)}) == 4
-    assert len({other.record.config_hash for other in (whole, plain, *each)}) == 4
+    runs = [go(tmp_path / name, precision="bf16", **{name: fast[name]}) for name in ("attention", "dropout_masks")]
+    assert len({weights(other) for other in (uninterrupted, plain, *runs)}) == 4
+    assert len({other.record.config_hash for other in (uninterrupted, plain, *runs)}) == 4
     assert run.metrics()[-1]["loss"] == pytest.approx(plain.metrics()[-1]["loss"], rel=0.1)
 
 
@@ -216,10 +216,10 @@ def scaled() -> Accelerator:
 def test_fp16_scales_skips_what_overflows_and_keeps_its_scale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = replace(CONFIG, precision="fp16")
     fp32 = lines(go(tmp_path / "fp32"))
-    whole = pretrain(replace(config, out=tmp_path / "whole"), accelerator=scaled())
-    assert whole.metrics()[0]["skipped"] > 0
-    assert whole.metrics()[-1]["skipped"] == 0
-    assert whole.metrics()[-1]["loss"] == pytest.approx(fp32[-1]["loss"], rel=0.15)
+    uninterrupted = pretrain(replace(config, out=tmp_path / "whole"), accelerator=scaled())
+    assert uninterrupted.metrics()[0]["skipped"] > 0
+    assert uninterrupted.metrics()[-1]["skipped"] == 0
+    assert uninterrupted.metrics()[-1]["loss"] == pytest.approx(fp32[-1]["loss"], rel=0.15)
 
     log = Run.log
 
@@ -233,8 +233,8 @@ def test_fp16_scales_skips_what_overflows_and_keeps_its_scale(tmp_path: Path, mo
         with pytest.raises(Killed):
             pretrain(replace(config, out=tmp_path / "cut"), accelerator=scaled())
     run = pretrain(replace(config, out=tmp_path / "cut", resume=True), accelerator=scaled())
-    assert lines(run) == lines(whole)
-    assert weights(run) == weights(whole)
+    assert lines(run) == lines(uninterrupted)
+    assert weights(run) == weights(uninterrupted)
 
 
 def test_fp16_is_refused_on_a_cpu() -> None:
@@ -261,10 +261,10 @@ def test_killed_at_a_random_step_and_resumed_equals_uninterrupted(tmp_path: Path
     time.sleep(pause)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL, "it was finished already"
-    whole = go(tmp_path / "whole", **config)
+    uninterrupted = go(tmp_path / "whole", **config)
     run = go(tmp_path / "cut", resume=True, **config)
-    assert lines(run) == lines(whole), pause
-    assert weights(run) == weights(whole), pause
+    assert lines(run) == lines(uninterrupted), pause
+    assert weights(run) == weights(uninterrupted), pause
 
 
 @pytest.mark.usefixtures("classes")
@@ -273,8 +273,8 @@ def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
     before = weights(run), (run.path / "run.json").read_text()
     messages: list[str] = []
     config = replace(CONFIG, steps=3, out=tmp_path, resume=True)
-    again = pretrain(config, accelerator=accelerate(), say=messages.append)
-    assert again.path == run.path
+    finished = pretrain(config, accelerator=accelerate(), say=messages.append)
+    assert finished.path == run.path
     assert messages == [f"{run.path} is finished already: nothing to resume"]
     assert (weights(run), (run.path / "run.json").read_text()) == before
 
@@ -460,14 +460,14 @@ def test_two_processes_equal_one(algo: str, tmp_path: Path) -> None:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     weights = []
     for name, launcher in (("one", [sys.executable]), ("two", launch)):
-        done = subprocess.run(
+        completed = subprocess.run(
             [*launcher, str(script), *words, "--out", str(tmp_path / name)],
             capture_output=True,
             text=True,
             env=environment,
             timeout=300,
         )
-        assert done.returncode == 0, done.stderr
+        assert completed.returncode == 0, completed.stderr
         (run,) = [Run(path) for path in (tmp_path / name).iterdir()]
         weights.append(run)
     one, two = weights

@@ -38,7 +38,7 @@ def test_every_state_is_listed(tmp_path: Path) -> None:
     working = Run.create(tmp_path, "fourth", {}, run_record(created="3000-01-02"))
     with FileLock(working.path / LOCK):
         listed = runs(tmp_path)
-    assert [(each.name, each.status, each.step, each.steps) for each in listed] == [
+    assert [(listed_run.name, listed_run.status, listed_run.step, listed_run.steps) for listed_run in listed] == [
         ("first", "finished", 20, 20),
         ("second", "failed", 0, 20),
         ("third", "interrupted", 2, 3),

@@ -54,18 +54,18 @@ def test_v2_on_digits_writes_its_record(tmp_path: Path) -> None:
     stored = json.loads(path.read_text())
     assert stored == {key: value for key, value in record.items() if key != "said"}
     assert stored.keys() >= OF_RECORD
-    assert all(each.keys() >= OF_RESULT for each in stored["results"])
-    assert {(each["probe"], each["label_fraction"]) for each in stored["results"]} == {
+    assert all(result.keys() >= OF_RESULT for result in stored["results"])
+    assert {(result["probe"], result["label_fraction"]) for result in stored["results"]} == {
         (probe, part) for probe in ("linear", "knn", "ridge") for part in ("1", "0.1", "0.01")
     }
-    assert stored["asked"] == [f"{each['probe']}@{each['label_fraction']}" for each in stored["results"]]
-    assert {each["draws"] for each in stored["results"] if each["label_fraction"] == "0.01"} == {20}
+    assert stored["asked"] == [f"{result['probe']}@{result['label_fraction']}" for result in stored["results"]]
+    assert {result["draws"] for result in stored["results"] if result["label_fraction"] == "0.01"} == {20}
     assert (stored["test_reads"], stored["protocol"], stored["task"]) == (1, "v2", "digits")
     assert stored["value"] > 0.85 > stored["yardsticks"]["majority"][0]["value"] + 0.6
     assert stored["train_value"] >= stored["value"] - 0.02
     assert 0 < stored["frechet_distance"] < 1
-    assert all(0 <= each["low"] <= each["value"] <= each["high"] <= 1 for each in stored["results"])
-    raw = {each["label_fraction"]: each["value"] for each in stored["yardsticks"]["raw"]}
+    assert all(0 <= result["low"] <= result["value"] <= result["high"] <= 1 for result in stored["results"])
+    raw = {result["label_fraction"]: result["value"] for result in stored["yardsticks"]["raw"]}
     assert raw.keys() == {"1", "0.1", "0.01"}
     assert raw["1"] > 0.9
 
@@ -76,11 +76,11 @@ def test_predictions_reproduce_the_value(tmp_path: Path, quick: None) -> None:
     accuracy = metric(record["metric"])
     with np.load(run.path / "transfer" / "digits.predictions.npz") as arrays:
         label = arrays["label"]
-        for each in record["results"]:
-            drawn = arrays[f"{each['probe']}@{each['label_fraction'].replace('/', ' per ')}"]
-            assert drawn.shape == (each["draws"], each["n"])
+        for result in record["results"]:
+            drawn = arrays[f"{result['probe']}@{result['label_fraction'].replace('/', ' per ')}"]
+            assert drawn.shape == (result["draws"], result["n"])
             values = [accuracy(np.eye(10)[predicted], label) for predicted in drawn]
-            assert each["value"] == pytest.approx(np.mean(values))
+            assert result["value"] == pytest.approx(np.mean(values))
 
 
 def test_test_is_read_once_and_after_choosing(tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,8 +94,8 @@ def test_test_is_read_once_and_after_choosing(tmp_path: Path, quick: None, monke
         return features(encoder, split, *words, **how)
 
     def spy_choose(train: Features, validation: Features, *words: Any, **how: Any) -> Any:
-        for given in (train, validation):
-            assert len(given) != len(data.require_labelled().test)
+        for part in (train, validation):
+            assert len(part) != len(data.require_labelled().test)
         assert not any(isinstance(word, Features | Split | Data) for word in (*words, *how.values()))
         happened.append("choose")
         return choose(train, validation, *words, **how)
@@ -115,15 +115,23 @@ def test_scores_are_reused_and_further_shares_added(
     content = path.read_bytes()
     with monkeypatch.context() as patch:
         patch.setattr(frozen, "choose", lambda *_: pytest.fail("chosen again"))
-        again = go(run, labels=("1.0",))
-    assert again["said"][-1] == f"{path}: scored already"
+        repeated = go(run, labels=("1.0",))
+    assert repeated["said"][-1] == f"{path}: scored already"
     assert path.read_bytes() == content
-    more = go(run, labels=("1", "0.5", "3/class"))
-    assert more["results"][: len(first["results"])] == first["results"]
-    assert [each["label_fraction"] for each in more["results"] if each["probe"] == "linear"] == ["1", "0.5", "3/class"]
-    assert more["test_reads"] == 2
-    assert {each["label_fraction"]: each["test_reads"] for each in more["results"]} == {"1": 1, "0.5": 2, "3/class": 2}
-    assert more["train_value"] == first["train_value"]
+    extended = go(run, labels=("1", "0.5", "3/class"))
+    assert extended["results"][: len(first["results"])] == first["results"]
+    assert [result["label_fraction"] for result in extended["results"] if result["probe"] == "linear"] == [
+        "1",
+        "0.5",
+        "3/class",
+    ]
+    assert extended["test_reads"] == 2
+    assert {result["label_fraction"]: result["test_reads"] for result in extended["results"]} == {
+        "1": 1,
+        "0.5": 2,
+        "3/class": 2,
+    }
+    assert extended["train_value"] == first["train_value"]
     with np.load(path.with_suffix(".predictions.npz")) as arrays:
         assert {"linear@1", "linear@0.5", "linear@3 per class", "label"} <= set(arrays)
 
@@ -191,7 +199,7 @@ def test_an_encoder_that_is_not_the_run_s_is_refused(
     run = pretrained(tmp_path)
     capsys.readouterr()
     path = run.path / "encoder.safetensors"
-    whole = path.read_bytes()
+    content = path.read_bytes()
     with safe_open(str(path), framework="pt") as file:
         header = file.metadata()
     state = load_file(str(path))
@@ -204,7 +212,7 @@ def test_an_encoder_that_is_not_the_run_s_is_refused(
 
     run.update(encoder_sha256=ours)
     torch.manual_seed(7)
-    save_encoder(path, make_encoder("tiny", load_encoder_specs(whole, tmp_path)), "tiny")
+    save_encoder(path, make_encoder("tiny", load_encoder_specs(content, tmp_path)), "tiny")
     assert sha256(path) != run.record.encoder_sha256
     assert "is not the encoder that this run ended with" in call(monkeypatch, capsys, "--run", run.path)
 

@@ -51,19 +51,19 @@ def test_dabs_draws_its_training_features_anew_each_epoch(
 ) -> None:
     install(small())
     run = pretrained(tmp_path, domain="small", batch_size=8)
-    seen: list[tuple[bool, float]] = []
+    calls: list[tuple[bool, float]] = []
 
     def spy(encoder: Any, split: Split, *words: Any, dropout: bool = False, **how: Any) -> Any:
         computed = features(encoder, split, *words, dropout=dropout, **how)
-        seen.append((dropout, computed.mean.sum().item()))
+        calls.append((dropout, computed.mean.sum().item()))
         return computed
 
     monkeypatch.setattr(frozen, "features", spy)
     record = go(run, protocol="dabs")
-    drawn = [total for dropout, total in seen if dropout]
+    drawn = [total for dropout, total in calls if dropout]
     assert len(set(drawn)) == len(drawn) == 100
-    assert len(seen) == 103
-    assert [(each["probe"], each["label_fraction"]) for each in record["results"]] == [("linear", "1")]
+    assert len(calls) == 103
+    assert [(result["probe"], result["label_fraction"]) for result in record["results"]] == [("linear", "1")]
     assert any("watches during training" in note for note in record["notes"])
     assert any("watches during training" in text for text in record["said"])
     assert (run.path / "transfer" / "small-dabs.json").exists()
@@ -78,14 +78,14 @@ def test_a_mean_over_batches_is_recorded_with_the_value_over_all_examples(
     install(small(lambda y: y + noise, Task("regression", "pearson/32")))
     run = pretrained(tmp_path, domain="small", batch_size=8)
     record = go(run, labels=("1",))
-    (linear,) = (each for each in record["results"] if each["probe"] == "linear")
+    (linear,) = (result for result in record["results"] if result["probe"] == "linear")
     with np.load(run.path / "transfer" / "small.predictions.npz") as arrays:
         scores, label = arrays["linear@1"][0], arrays["label"]
-    whole = np.corrcoef(scores, label)[0, 1]
+    correlation = np.corrcoef(scores, label)[0, 1]
     assert linear["metric"] == "pearson/32"
     assert linear["value"] == pytest.approx(metric("pearson/32")(scores, label), abs=1e-5)
-    assert abs(linear["value"] - whole) > 1e-3
-    assert any(f"linear {whole:.4f}" in note for note in record["notes"])
+    assert abs(linear["value"] - correlation) > 1e-3
+    assert any(f"linear {correlation:.4f}" in note for note in record["notes"])
 
 
 Kind = Literal["regression", "multilabel", "tokens"]
@@ -121,11 +121,11 @@ def test_every_kind_of_task(
     run = pretrained(tmp_path, domain="small", batch_size=8)
     record = go(run, labels=("1", "0.5"))
     probes = {"linear", "ridge"} | ({"knn"} if kind != "tokens" else set())
-    assert {each["probe"] for each in record["results"]} == probes
+    assert {result["probe"] for result in record["results"]} == probes
     assert len(record["results"]) == 2 * len(probes)
-    assert all(each["low"] <= each["value"] <= each["high"] for each in record["results"])
-    assert {each["units"] for each in record["results"]} == {len(np.unique(group[260:]))}
-    values = {each["probe"]: each["value"] for each in record["results"] if each["label_fraction"] == "1"}
+    assert all(result["low"] <= result["value"] <= result["high"] for result in record["results"])
+    assert {result["units"] for result in record["results"]} == {len(np.unique(group[260:]))}
+    values = {result["probe"]: result["value"] for result in record["results"] if result["label_fraction"] == "1"}
     if least is None:
         assert values["ridge"] < record["yardsticks"]["majority"][0]["value"] / 2
     else:
@@ -158,7 +158,7 @@ def test_pretrained_on_one_set_and_transferred_to_another(source: str, task: str
     if task == "traffic_sign":  # for the others, a small encoder on so few rows shows nothing
         chance = 1 / len(record["classes"])
         deviation = (chance * (1 - chance) / record["n"]) ** 0.5
-        assert max(each["value"] for each in record["results"]) > chance + 3 * deviation
+        assert max(result["value"] for result in record["results"]) > chance + 3 * deviation
 
 
 # --- features do not depend on the machine
@@ -196,7 +196,7 @@ def test_scores_do_not_depend_on_the_batch_size(
             file.unlink()
         for file in run.path.glob("transfer/*"):
             file.unlink()
-        values.append([each["value"] for each in go(run, labels=("1",))["results"]])
+        values.append([result["value"] for result in go(run, labels=("1",))["results"]])
     assert values[0] == pytest.approx(values[1], abs=0.011)  # a test example at a boundary may go either way
 
 
@@ -229,8 +229,10 @@ accelerator.end_training()
 def launch(processes: int, *words: object) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*command, *map(str, words)], capture_output=True, text=True, env=environment, timeout=300)
-    assert done.returncode == 0, done.stderr
+    completed = subprocess.run(
+        [*command, *map(str, words)], capture_output=True, text=True, env=environment, timeout=300
+    )
+    assert completed.returncode == 0, completed.stderr
 
 
 @pytest.mark.slow
@@ -298,8 +300,8 @@ def test_mixed_scores_have_separate_records_and_can_be_submitted(
     head = go(run, protocol="v1", labels=("1",), head_mix="mixup")
     assert "head_mix" not in json.loads((run.path / "transfer" / "digits-finetune.json").read_text())
     assert mixed["head_mix"] == "guided-easy"
-    assert [(each["probe"], each["test_reads"]) for each in mixed["results"]] == [("finetune+guided-easy", 2)]
-    assert [each["probe"] for each in head["results"]] == ["linear+mixup"]
+    assert [(result["probe"], result["test_reads"]) for result in mixed["results"]] == [("finetune+guided-easy", 2)]
+    assert [result["probe"] for result in head["results"]] == ["linear+mixup"]
     assert len(mixed["results"][0]["selected"]["kept"]) >= 1
     with np.load(run.path / "transfer" / "digits-finetune+guided-easy.el2n.npz") as arrays:
         assert arrays["row"].shape == arrays["el2n"].shape

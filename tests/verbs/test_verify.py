@@ -33,13 +33,13 @@ def test_recomputed_scores_are_equal_or_reported_as_outside(
 ) -> None:
     run, csv = submitted
     verified = verify(rows_of(run, csv), run, accelerator=accelerate())
-    assert {each.verdict for each in verified} == {"equal"}
+    assert {verification.verdict for verification in verified} == {"equal"}
     assert len(verified) == len(read(csv)) == 4
     assert [row.probe for row in read(csv)] == ["linear", "knn", "ridge", "online"]
 
     row = read(csv)[0]
     assert row.low is not None
-    first, *rest = csv.read_text().splitlines()[1:]
+    first, *others = csv.read_text().splitlines()[1:]
     text = csv.read_text().replace(first, first.replace(f",{row.value:g},{row.low:g},", ",0.999,0.998,", 1))
     csv.write_text(text.replace(f",{row.high:g},", ",0.9995,", 1))
     words = ["dabsmix", "leaderboard", "verify", "--csv", str(csv), "--run", str(row.record), "--retrain"]
@@ -51,7 +51,7 @@ def test_recomputed_scores_are_equal_or_reported_as_outside(
     assert "the submitted one, bit for bit" in out.err
     assert "1 of 4 scores" in out.err
     assert f"outside  digits v1 linear 1 accuracy: 0.999 on the leaderboard, {row.value:.6g} now" in out.out
-    assert len(rest) == 3
+    assert len(others) == 3
     assert "equal    digits v1 online 1 accuracy" in out.out
 
     monkeypatch.setattr(sys, "argv", [*words[:-2], str(run.path)])
