@@ -189,7 +189,7 @@ def test_adult_on_generated_files(tmp_path: Path) -> None:
     expected = [math.nan if row[1] == "?" else kinds.index(row[1]) for row in tests]
     np.testing.assert_array_equal(actual[:, 1], expected)
     assert np.isnan(actual[3, 13])  # a country that occurs in no training row
-    assert any(note.startswith("1 cells hold a category") for note in data.notes)
+    assert any(note.startswith("1 cell holds a category") for note in data.notes)
     (spec,) = data.specs
     assert isinstance(spec, Table)
     assert [size > 0 for size in spec.cardinalities] == [j in (1, 3, 5, 6, 7, 8, 9, 13) for j in range(14)]
