@@ -10,6 +10,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ from dabsmix.errors import UserError
 __all__ = ["Worker", "submit_jobs"]
 
 GRACE = 120  # seconds before the time limit at which SLURM warns; the child writes its checkpoint within them
+REQUEUES = 1000  # after as many ends of its time a job is given up
 
 
 def submit_jobs(words: Sequence[str], config: BenchConfig) -> list[str]:
@@ -29,7 +31,8 @@ def submit_jobs(words: Sequence[str], config: BenchConfig) -> list[str]:
         config: the plan's first matrix, whose operating flags count.
 
     Raises:
-        UserError: submitit is not installed, or there is no SLURM here.
+        UserError: submitit is not installed, there is no SLURM here, SLURM refuses the jobs, or their time is too
+            short.
     """
     try:
         import submitit
@@ -37,7 +40,10 @@ def submit_jobs(words: Sequence[str], config: BenchConfig) -> list[str]:
         raise UserError("--on slurm needs submitit: pip install 'dabsmix[slurm]'") from error
     if submitit.SlurmExecutor.affinity() < 0:
         raise UserError("--on slurm: no `srun` here; run this on a login node, or use --on local")
-    executor = submitit.AutoExecutor(folder=config.out / "slurm" / "%j")
+    if 3600 * config.hours <= 2 * GRACE:
+        raise UserError(f"--hours {config.hours:g}: SLURM announces the end {GRACE} s before; give a job more time")
+    folder = config.out / "slurm"
+    executor = submitit.AutoExecutor(folder=folder / "%j", slurm_max_num_timeout=REQUEUES)
     executor.update_parameters(
         name="dabsmix-bench",
         timeout_min=round(60 * config.hours),
@@ -46,8 +52,14 @@ def submit_jobs(words: Sequence[str], config: BenchConfig) -> list[str]:
         **({"slurm_partition": config.partition} if config.partition else {}),
         **({"gpus_per_node": config.gpus} if config.gpus else {}),
     )
-    with executor.batch():
-        jobs = [executor.submit(Worker([*words, "--on", "local", "--workers", "1"])) for _ in range(config.workers)]
+    before = set(folder.glob("*.pkl"))
+    try:
+        with executor.batch():
+            jobs = [executor.submit(Worker([*words, "--on", "local", "--workers", "1"])) for _ in range(config.workers)]
+    except submitit.core.utils.FailedJobError as error:
+        for path in set(folder.glob("*.pkl")) - before:
+            path.unlink()
+        raise UserError(f"--on slurm: {' '.join(str(error).split())} (see --partition, --gpus and --hours)") from error
     return [str(job.job_id) for job in jobs]
 
 
@@ -66,10 +78,19 @@ class Worker:
 
     def __call__(self) -> int:
         """Run the child to its end and return its exit status. Failed cells do not make the job fail."""
-        self._child = subprocess.Popen([sys.executable, "-m", "dabsmix", *self.words])
+        # SLURM announces the end to every process of the job: the child inherits that it ignores this, and stops when
+        # this parent tells it to
+        announced = signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+        try:
+            self._child = subprocess.Popen([sys.executable, "-m", "dabsmix", *self.words])
+        finally:
+            signal.signal(signal.SIGUSR2, announced)
         before = signal.signal(signal.SIGTERM, lambda number, frame: self.stop())
         try:
-            return self._child.wait()
+            # not wait(), which holds a lock that `checkpoint`, called by a signal in the midst of it, would wait for
+            while (status := self._child.poll()) is None:
+                time.sleep(0.2)
+            return status
         finally:
             signal.signal(signal.SIGTERM, before)
 

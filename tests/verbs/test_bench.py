@@ -5,8 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,7 @@ from dabsmix import cli
 from dabsmix.board.row import read
 from dabsmix.config import BenchConfig, PretrainConfig
 from dabsmix.errors import UserError
-from dabsmix.interrupt import RESUME_ME, Interrupted
+from dabsmix.interrupt import Interrupted
 from dabsmix.source import Source
 from dabsmix.training import accelerate
 from dabsmix.verbs import bench as module
@@ -297,52 +295,3 @@ def test_equal_compute_gives_costly_algorithms_fewer_steps(tmp_path: Path) -> No
     ratio = step_cost(cells([matrix])[0].pretraining).flops / step_cost(cells([matrix])[1].pretraining).flops
     assert shed == round(100 * ratio)
     assert shed != 100
-
-
-# --- SLURM
-
-
-def test_a_job_forwards_the_signal_and_requeues_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    submitit = pytest.importorskip("submitit")
-    import pickle
-    import threading
-
-    from dabsmix.verbs import slurm
-
-    script = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))"
-    script += "; print('up', flush=True); time.sleep(60)"
-    started = subprocess.Popen
-
-    def child(command: Sequence[str]) -> Any:
-        process = started([sys.executable, "-c", script], stdout=subprocess.PIPE)
-        assert process.stdout is not None
-        process.stdout.readline()
-        return process
-
-    monkeypatch.setattr("dabsmix.verbs.slurm.subprocess.Popen", child)
-    worker = pickle.loads(pickle.dumps(slurm.Worker(["bench"])))
-    queued: list[Any] = []
-
-    def announce() -> None:
-        while worker._child is None:
-            time.sleep(0.01)
-        queued.append(worker.checkpoint())
-
-    thread = threading.Thread(target=announce)
-    thread.start()
-    assert worker() == RESUME_ME
-    thread.join()
-    assert isinstance(queued[0], submitit.helpers.DelayedSubmission)
-    assert queued[0].function.words == ["bench"]
-
-
-def test_missing_slurm_is_reported(tmp_path: Path) -> None:
-    pytest.importorskip("submitit")
-    import shutil
-
-    if shutil.which("srun"):
-        pytest.skip("there is a SLURM here")
-    from dabsmix.verbs.slurm import submit_jobs
-
-    with pytest.raises(UserError, match="no `srun` here"):
-        submit_jobs(["bench"], plan(tmp_path))
