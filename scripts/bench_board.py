@@ -12,6 +12,7 @@ import argparse
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Callable
@@ -27,7 +28,7 @@ from dabsmix.board.page import page
 from dabsmix.board.row import COLUMNS, Row, read
 from dabsmix.board.row import text as rows_text
 from dabsmix.board.submit import validate
-from dabsmix.files import parsed
+from dabsmix.files import cache_folder, parsed
 from dabsmix.run import RunRecord, commit, device_name
 
 BOARD = Path(__file__).parents[1] / "leaderboard" / "results.csv"
@@ -41,7 +42,9 @@ def main() -> None:
     options = parser.parse_args()
 
     print(f"{device_name(torch.device('cpu'))}, commit {commit()[:7]}, {torch.get_num_threads()} threads")
-    with tempfile.TemporaryDirectory(dir=BOARD.parents[1]) as folder:  # links do not cross file systems
+    place = cache_folder()  # not the working tree, where `git add` would find what a killed process leaves behind
+    place.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=place) as folder:
         csv_path = Path(folder) / "results.csv"
         rows = repeated(read(BOARD), options.rows, csv_path.parent / "runs")
         print(f"{len(rows):,} synthetic rows, the committed board {len(rows) // len(read(BOARD))} times")
@@ -91,13 +94,20 @@ def copied(record: Path, records: Path, turn: int) -> str:
     target = records / record_name(parsed(RunRecord, run))
     (target / "transfer").mkdir(parents=True, exist_ok=True)
     (target / "run.json").write_text(json.dumps(run))
-    os.link(record / "config.yaml", target / "config.yaml")
+    linked(record / "config.yaml", target / "config.yaml")
     for file in (record / "transfer").iterdir():
         if file.suffix == ".json":
             (target / "transfer" / file.name).write_text(json.dumps(changed(file, turn)))
         else:
-            os.link(file, target / "transfer" / file.name)
+            linked(file, target / "transfer" / file.name)
     return target.name
+
+
+def linked(file: Path, target: Path) -> None:
+    try:
+        os.link(file, target)
+    except OSError:  # links do not cross file systems
+        shutil.copy(file, target)
 
 
 def changed(file: Path, turn: int) -> dict[str, Any]:
