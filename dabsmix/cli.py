@@ -348,8 +348,13 @@ def _submit(config: SubmitConfig) -> None:
     from dabsmix.board.submit import submit
     from dabsmix.run import newest_run
 
-    run = config.run or newest_run(config.out, lambda r: any(r.path.glob("transfer/*.json")), "transferred run").path
-    rows = submit(run, config.by, config.leaderboard)
+    if config.run is not None:
+        run = config.run
+    elif config.failed:
+        run = newest_run(config.out, lambda r: r.record.status == "failed", "failed run").path
+    else:
+        run = newest_run(config.out, lambda r: any(r.path.glob("transfer/*.json")), "transferred run").path
+    rows = submit(run, config.by, config.leaderboard, failed=config.failed)
     print(f"{len(rows)} rows of {run} added to {config.leaderboard}")
 
 

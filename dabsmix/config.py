@@ -407,12 +407,14 @@ class ReportConfig:
 
 @dataclass(frozen=True)
 class SubmitConfig:
-    """Add a transferred run's scores to the leaderboard, with their record."""
+    """Add a transferred run's scores to the leaderboard, or a failed run's failure, with their record."""
 
     by: str
     """Who submits: a name or a handle."""
     run: Path | None = None
     """The run's folder [the newest transferred run under --out]."""
+    failed: bool = False
+    """Submit a run that failed: its row says why, and is not ranked [the newest failed run under --out]."""
     leaderboard: Path = Path("leaderboard/results.csv")
     """The leaderboard's CSV; records go to runs/ beside it."""
     out: Path = Path("runs")

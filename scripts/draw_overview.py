@@ -65,7 +65,8 @@ def draw(overview: Overview) -> bytes:
         for y, name in enumerate(names):
             cell = overview.cells[overview.algorithms.index(name)][i]
             if cell is None or cell.gain is None:
-                axis.text(0, y, "not run", ha="center", va="center", color="0.6", fontsize=8)
+                failed = cell is not None and cell.score is None
+                axis.text(0, y, "failed" if failed else "not run", ha="center", va="center", color="0.6", fontsize=8)
                 continue
             colour = ("#0b6e4f" if cell.gain > 0 else "#a3341f") if cell.shown else "0.35"
             if cell.low is not None and cell.high is not None:

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dabsmix.board.record import (
+    FAILED,
     ONLINE,
     UNREADABLE,
     Predictions,
@@ -146,7 +147,8 @@ def check_record(record: Path, name: str | None = None) -> list[str]:
         problems.append(f"config_hash is {run.config_hash!r} in run.json, config.yaml gives another")
     if name is not None and name != record_name(run):
         problems.append(f"the folder is {name!r}, its run.json gives {record_name(run)!r}")
-    if len(set(run.encoder_sha256)) < 8:
+    problems += _status_problems(run, found)
+    if run.status != FAILED and len(set(run.encoder_sha256)) < 8:
         problems.append(f"encoder_sha256 {run.encoder_sha256!r} is not a digest")
     if run.commit and not re.fullmatch(r"[0-9a-f]{40}(\+dirty)?", run.commit):
         problems.append(f"commit {run.commit!r} is not a commit")
@@ -154,6 +156,16 @@ def check_record(record: Path, name: str | None = None) -> list[str]:
         check = _online_problems(transfer, run) if stem == ONLINE else _transfer_problems(stem, transfer, run)
         problems += [f"{result_file(record, stem).relative_to(record)}: {problem}" for problem in check]
     return problems
+
+
+def _status_problems(run: RunRecord, transfers: Mapping[str, TransferRecord]) -> Iterator[str]:
+    """Only a finished run has scores, and a failed one says why it failed and has none."""
+    if run.status not in ("finished", FAILED):
+        yield f"status is {run.status!r} in run.json, which is neither 'finished' nor 'failed'"
+    elif run.status == FAILED and not run.failure:
+        yield "run.json does not say why it failed"
+    elif run.status == FAILED and (run.encoder_sha256 or transfers):
+        yield "run.json says that it failed, and it has an encoder or scores"
 
 
 def _online_problems(online: TransferRecord, run: RunRecord) -> Iterator[str]:
@@ -374,12 +386,17 @@ def account(record: Path) -> Account:
     except UserError as error:
         return Account(unreadable=str(error))
     stamp: dict[str, Any] = {"run": record.name, "by": "", "date": "", "record": record}
-    rows, faults, compared = [], [], []
+    rows: list[Row] = []
+    faults: list[tuple[str, ...]] = []
+    compared: list[Scored] = []
     found = check_record(record, record.name)
     for stem, of_file in by_file.items():
-        source = TransferFile(stem, sources[stem])
         results = [Row(**cells, **stamp) for cells in of_file]
         rows += results
+        if stem == FAILED:
+            faults += [() for _ in results]
+            continue
+        source = TransferFile(stem, sources[stem])
         faults += [tuple(check_row(row, source)) if known(row.metric) else () for row in results]
         if results:
             compared.append(_scored(results, source))
@@ -465,6 +482,8 @@ class Compared:
             return []
         of_run = dict(zip(RECORDED, record.rows[0], strict=True))
         encoder, configuration = of_run["encoder_sha256"], of_run["config_hash"]
+        if not encoder:  # it failed
+            return []
         found = []
         known = self._encoders.setdefault(encoder, configuration)
         if known != configuration and of_run["algorithm"] != "none":  # no step was taken: many settings, one encoder

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dabsmix.board.record import transfers
-from dabsmix.board.row import COLUMNS, Row, read, text
+from dabsmix.board.row import COLUMNS, Row, read, same, text
 from dabsmix.board.submit import keep_labels, locked, validate, write_record
 from dabsmix.errors import UserError
 from dabsmix.files import write
@@ -33,7 +33,7 @@ def merge(csv_path: Path, others: Sequence[Path]) -> int:
             first = known.setdefault(row.key, row)
             if first is row:
                 added.append(row)
-            elif first.value != row.value or first.run != row.run:
+            elif not same(first.value, row.value) or first.run != row.run:
                 raise UserError(
                     f"{row.record}: {row.task} {row.probe} at {row.label_fraction} is {row.value}, and "
                     f"{first.value} in {first.record}: remove one of the two"

@@ -29,7 +29,10 @@ RESAMPLES = 1000
 
 @dataclass(frozen=True)
 class Column:
-    """One block: a data set, its metric, and the random encoder's score there; None if it was not run."""
+    """One block: a data set, its metric, and the random encoder's score there; None if it was not run.
+
+    A column in which every run failed has no metric.
+    """
 
     domain: str
     task: str
@@ -41,14 +44,21 @@ class Column:
 
 @dataclass(frozen=True)
 class Cell:
-    """One algorithm in one column, in the metric's unit; ``gain`` is None if there is no random encoder."""
+    """One algorithm in one column, in the metric's unit.
 
-    score: float
+    Attributes:
+        score: None if every run failed; ``gain`` is None too if there is no random encoder.
+        shown: whether the gain is shown at 5 %.
+        seeds: of the score; ``failed`` is how many runs have none.
+    """
+
+    score: float | None
     gain: float | None
     low: float | None
     high: float | None
     shown: bool
     seeds: int
+    failed: int = 0
 
 
 @dataclass(frozen=True)
@@ -74,7 +84,7 @@ class Overview:
 
     Attributes:
         columns: by modality and name.
-        cells: one row for each of ``algorithms``, one entry for each column, None where it is missing.
+        cells: one row for each of ``algorithms``, one entry for each column, None where it was not run.
         aggregates: by modality and ``all``; empty where no column has every algorithm and a random encoder with
             three seeds each.
         over: how many columns each aggregate is over.
@@ -101,16 +111,23 @@ def overviews(
         modality: of a domain.
         probe, label_fraction: which scores.
     """
-    kept = [row for row in rows if (row.probe, row.label_fraction) == (probe, label_fraction)]
+    shown = [row for row in rows if row.failure or (row.probe, row.label_fraction) == (probe, label_fraction)]
     groups: dict[tuple[str, str], list[tuple[Section, Block]]] = {}
-    for section in standings(kept, with_runs=True):
-        for block in section.blocks:
+    for section in standings(shown, with_runs=True):
+        for block in (*section.blocks, *_without_lines(section)):
             groups.setdefault((section.encoder, section.protocol), []).append((section, block))
     found = [
         _overview(encoder, protocol, probe, label_fraction, blocks, modality)
         for (encoder, protocol), blocks in sorted(groups.items())
     ]
     return sorted(found, key=lambda each: -sum(cell is not None for row in each.cells for cell in row))
+
+
+def _without_lines(section: Section) -> list[Block]:
+    """A block without lines for each budget with which every run failed."""
+    scored = {block.budget for block in section.blocks}
+    budgets = dict.fromkeys(budget for _, budget in section.failures())
+    return [Block("", "", "", (), budget) for budget in budgets if budget not in scored]
 
 
 def as_plain(found: Sequence[Overview]) -> list[dict[str, Any]]:
@@ -126,30 +143,37 @@ def _overview(
     blocks: list[tuple[Section, Block]],
     modality: Callable[[str], str],
 ) -> Overview:
-    blocks.sort(key=lambda pair: (modality(pair[0].domain), pair[0].domain, pair[0].task, pair[1].lines[0].budget))
+    blocks.sort(key=lambda pair: (modality(pair[0].domain), pair[0].domain, pair[0].task, pair[1].budget))
     best = [_best(block) for _, block in blocks]
     random = [_random(block) for _, block in blocks]
-    names = tuple(sorted({name for each in best for name in each}))
+    failed = [
+        {name: count for (name, budget), count in section.failures().items() if budget == block.budget}
+        for section, block in blocks
+    ]
+    scored = {name for each in best for name in each}
+    names = tuple(sorted(scored.union(*failed)))
     columns = tuple(
         Column(
             section.domain,
             section.task,
             modality(section.domain),
             block.metric,
-            # steps and batch, which a column shares; each algorithm has its own rate
-            next((line.budget.partition(",")[0] for line in block.lines if line.part == "ranked"), ""),
+            block.budget,  # steps and batch; each algorithm has its own rate
             None if none is None else none.mean,
         )
         for (section, block), none in zip(blocks, random, strict=True)
     )
-    cells = tuple(tuple(_cell(each.get(name)) for each in best) for name in names)
-    common = [i for i, each in enumerate(best) if names and set(each) == set(names) and _seeded(random[i], each)]
+    cells = tuple(
+        tuple(_cell(lines.get(name), counts.get(name, 0)) for lines, counts in zip(best, failed, strict=True))
+        for name in names
+    )
+    common = [i for i, each in enumerate(best) if scored and set(each) == scored and _seeded(random[i], each)]
     parts = {"all": common}
     for kind in dict.fromkeys(column.modality for column in columns):
         parts[kind] = [i for i in common if columns[i].modality == kind]
     drawn = {i: _gains(blocks[i][1].metric, best[i], random[i]) for i in common}
     aggregates = {
-        kind: tuple(_aggregate(name, [drawn[i][name] for i in places]) for name in names)
+        kind: tuple(_aggregate(name, [drawn[i][name] for i in places]) for name in sorted(scored))
         for kind, places in parts.items()
         if places
     }
@@ -175,13 +199,13 @@ def _seeded(random: Line | None, lines: dict[str, Line]) -> bool:
     return random is not None and all(line.seeds >= MIN_SEEDS for line in (random, *lines.values()))
 
 
-def _cell(line: Line | None) -> Cell | None:
+def _cell(line: Line | None, failed: int) -> Cell | None:
     if line is None:
-        return None
+        return Cell(None, None, None, None, False, 0, failed) if failed else None
     against = line.against
     if against is None:
-        return Cell(line.mean, None, None, None, False, line.seeds)
-    return Cell(line.mean, against.difference, against.low, against.high, against.shown, line.seeds)
+        return Cell(line.mean, None, None, None, False, line.seeds, failed)
+    return Cell(line.mean, against.difference, against.low, against.high, against.shown, line.seeds, failed)
 
 
 # --- aggregates
@@ -290,7 +314,11 @@ def _print(found: Overview, console: Any) -> None:
             )
     if not found.aggregates and found.algorithms:
         console.print("  No aggregate: no data set has all algorithms and none with 3 seeds each.", markup=False)
-    console.print("  * shown at 5 % (Holm, within the column); – not run.", markup=False, highlight=False)
+    console.print(
+        "  * shown at 5 % (Holm, within the column); – not run; failed: no run has a score.",
+        markup=False,
+        highlight=False,
+    )
     console.print()
 
 
@@ -306,9 +334,11 @@ def gain_text(name: str, cell: Cell | None) -> str:
     """A gain with its interval; starred where it is shown; the bare score without a random encoder."""
     if cell is None:
         return "–"
-    if cell.gain is None:
-        return f"({cell_text(name, cell.score, None)})"
-    number = cell_text(name, cell.gain, "+") + "*" * cell.shown
-    if cell.low is None or cell.high is None:
-        return number
-    return f"{number} ({cell_text(name, cell.low, '+')} to {cell_text(name, cell.high, '+')})"
+    if cell.score is None:
+        return "failed"
+    number = f"({cell_text(name, cell.score, None)})"
+    if cell.gain is not None:
+        number = cell_text(name, cell.gain, "+") + "*" * cell.shown
+    if cell.low is not None and cell.high is not None:
+        number += f" ({cell_text(name, cell.low, '+')} to {cell_text(name, cell.high, '+')})"
+    return number + f", {cell.failed} failed" * bool(cell.failed)

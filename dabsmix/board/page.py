@@ -20,10 +20,10 @@ __all__ = ["page"]
 
 COLUMNS = (
     *("data set", "probe", "labels", "algorithm", "metric", "score", "95 % interval", "gain over none", "seeds"),
-    *("budget", "FLOPs", "test n", "groups", "protocol", "encoder", "setting"),
+    *("budget", "FLOPs", "test n", "groups", "features", "protocol", "encoder", "setting"),
 )
 FILTERS = ("modality", "data set", "protocol", "probe", "labels", "encoder")
-NUMBERS = ("FLOPs", "seeds", "score", "95 % interval", "test n", "groups", "gain over none")
+NUMBERS = ("FLOPs", "seeds", "score", "95 % interval", "test n", "groups", "features", "gain over none")
 
 
 def page(
@@ -52,6 +52,7 @@ def page(
     return template.render(
         overviews=[_overview(each) for each in overviews(rows, modality)],
         lines=lines,
+        failed=[(place(section), _failed(row)) for section in sections for row in section.failed],
         averages=[averages.cells(each) for each in averages.averages(sections)],
         averages_title=averages.TITLE,
         averages_headings=averages.HEADINGS,
@@ -82,6 +83,7 @@ def _line(section: Section, block: Block, line: Line, modality: str) -> dict[str
         "95 % interval": line.low,
         "test n": line.n,
         "groups": line.groups,
+        "features": line.num_features,
         "gain over none": None if line.against is None else line.against.difference,
         "labels": _share(block.label_fraction),
     }
@@ -107,6 +109,20 @@ def _line(section: Section, block: Block, line: Line, modality: str) -> dict[str
             "flops": line.flops,
             "runs": [_run(row) for row in line.rows],
         },
+    }
+
+
+def _failed(row: Row) -> dict[str, str]:
+    """What the page says of a failed run."""
+    return {
+        "algorithm": row.algorithm,
+        "seed": f"{row.seed}",
+        "budget": f"{row.steps} × {row.batch_size}, lr {row.lr:g}",
+        "protocol": row.protocol,
+        "encoder": row.encoder,
+        "submitted": f"{row.by}, {row.date}",
+        "reason": row.failure,
+        "record": row.run,
     }
 
 
@@ -146,8 +162,9 @@ def _overview(overview: Overview) -> dict[str, Any]:
     def cell(column: Any, gain: Any) -> dict[str, str]:
         text, _, interval = gain_text(column.metric, gain).partition(" (")
         up = gain is not None and gain.gain is not None and gain.gain > 0
-        css = "missing" if gain is None else ("shown up" if up else "shown down") if gain.shown else ""
-        return {"gain": text, "interval": interval.rstrip(")"), "css": css}
+        missing = gain is None or gain.score is None
+        css = "missing" if missing else ("shown up" if up else "shown down") if gain.shown else ""
+        return {"gain": text, "interval": interval.replace(")", ""), "css": css}
 
     return {
         "encoder": overview.encoder,

@@ -15,12 +15,21 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dabsmix.board.row import Row, typed
+from dabsmix.board.row import NO_SCORE, Row, typed
 from dabsmix.errors import UserError
 from dabsmix.run import read_record
-from dabsmix.scoring.results import BY_CLASS, Result, TransferRecord, prediction_key, read_transfer, yardstick_key
+from dabsmix.scoring.results import (
+    BY_CLASS,
+    Result,
+    TransferRecord,
+    default_protocol,
+    prediction_key,
+    read_transfer,
+    yardstick_key,
+)
 
 __all__ = [
+    "FAILED",
     "ONLINE",
     "UNREADABLE",
     "Archive",
@@ -45,6 +54,7 @@ _OF_RUN = (
     *("config_hash", "encoder_sha256", "parameters", "seconds", "device"),
 )
 ONLINE = "online"  # the probe, and the name of the file that holds its score
+FAILED = "failed"  # the status of a run that has no score; no transfer file has this name
 MAX_DEPTH = 8  # of config.yaml: deep nesting takes hours to read, and a few lines of aliases are gigabytes
 MAX_CLASSES = 100_000  # a forged class number would take all memory
 MAX_UNPACKED = 512 * 2**20  # bytes of the arrays of one archive
@@ -136,6 +146,8 @@ def _recipe(config: dict[str, Any]) -> str:
 def scores(folder: Path, of: Path | None = None) -> dict[str, list[dict[str, Any]]]:
     """The rows that a folder backs, by transfer file, as cells; those of the submission are missing.
 
+    A failed run backs one row, under `FAILED`, which says why it failed.
+
     Args:
         folder: holds the transfer files.
         of: holds ``run.json`` and ``config.yaml`` if that is another folder: the record of the very same encoder.
@@ -153,17 +165,29 @@ def scores(folder: Path, of: Path | None = None) -> dict[str, list[dict[str, Any
         of_run["train_flops"] = 0.0 if run.steps == 0 else run.flops
         place = "config.yaml"
         of_run |= {"lr": config["lr"], "precision": config["precision"], "recipe": _recipe(config)}
+        if run.status == FAILED:
+            of_run |= {"task": run.domain, "protocol": default_protocol(run.protocol)}
+            of_run |= {"data_fingerprint": run.data_fingerprint, "failure": _reason(run.failure)}
+            known = {name: value for name, value in of_run.items() if name not in NO_SCORE}
+            return {FAILED: [typed(known) | NO_SCORE]}
         for stem, transfer in results.items():
             place = result_file(folder, stem).relative_to(folder).as_posix()
             of_task = {name: getattr(transfer, name) for name in _OF_TASK}
             of_results = [
-                {name: getattr(result, name) for name in _OF_RESULT} | {"units": result.units or None}
+                {name: getattr(result, name) for name in _OF_RESULT}
+                | {"units": result.units or None, "num_features": result.num_features or None}
                 for result in transfer.results
             ]
             found[stem] = [typed(of_run | of_task | of_result) for of_result in of_results]
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{folder / place}: missing or malformed: {error}; was it written by this version?") from None
     return found
+
+
+def _reason(failure: str) -> str:
+    """Why a run failed, as a cell that neither a terminal nor a spreadsheet takes for an instruction."""
+    text = "".join(letter if letter.isprintable() else "?" for letter in failure)[:499]
+    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
 
 
 class TransferFile(NamedTuple):

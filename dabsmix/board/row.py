@@ -17,7 +17,7 @@ from dabsmix.errors import UserError
 from dabsmix.scoring.metrics import METRICS, known
 from dabsmix.scoring.results import PROTOCOLS
 
-__all__ = ["ADDED", "COLUMNS", "KEY", "Row", "lines", "parse", "problems", "read", "text", "typed"]
+__all__ = ["ADDED", "COLUMNS", "KEY", "NO_SCORE", "Row", "lines", "parse", "problems", "read", "same", "text", "typed"]
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,10 @@ class Row:
         seconds: wall time of the pretraining.
         test_reads: how often the test split had been read for this encoder, task and protocol, this score included.
         units: independent units that the test examples form: groups if there are groups, otherwise examples.
-        train_flops: of the whole pretraining; both None in rows of a version that did not have the column.
+        train_flops: of the whole pretraining.
+        num_features: numbers that the probe read of each example, the most over draws of labels. This, ``units`` and
+            ``train_flops`` are None in rows of a version that did not have the column.
+        failure: why the run failed; such a row has no score, its columns are those of `NO_SCORE`.
     """
 
     domain: str
@@ -79,6 +82,8 @@ class Row:
     test_reads: int
     units: int | None = field(default=None, kw_only=True)
     train_flops: float | None = field(default=None, kw_only=True)
+    num_features: int | None = field(default=None, kw_only=True)
+    failure: str = field(default="", kw_only=True)
     record: Path = field(compare=False)
 
     @property
@@ -98,9 +103,15 @@ KEY = (
 )
 _KEY_OF: Callable[[Row], tuple[str, ...]] = attrgetter(*KEY)
 _TYPES: dict[str, Any] = {column.name: column.type for column in fields(Row) if column.name != "record"}
-_TYPES |= {"low": float, "high": float, "units": int, "train_flops": float}  # or empty
-ADDED = ("units", "train_flops")  # columns that were added after the first rows, at the end
-_MAY_BE_EMPTY = ("low", "high", *ADDED)
+_TYPES |= {"low": float, "high": float, "units": int, "train_flops": float, "num_features": int}  # or empty
+ADDED = ("units", "train_flops", "num_features", "failure")  # columns that were added after the first rows, at the end
+_MAY_BE_EMPTY = ("low", "high", "units", "train_flops", "num_features")
+NO_SCORE: dict[str, Any] = {
+    **dict.fromkeys(("probe", "label_fraction", "metric", "encoder_sha256"), ""),
+    **dict.fromkeys(("low", "high", "units", "train_flops", "num_features")),
+    **{"value": math.nan, "n": 0, "test_reads": 0, "seconds": 0.0},
+}
+"""What the row of a failed run has in the columns of a score and of a finished pretraining."""
 _NUMBER = re.compile(r"[+-]?(\d{1,18}(\.\d*)?|\.\d+)([eE][+-]?\d{1,3})?|nan|inf|-inf", re.ASCII)
 _DIGITS = {"value": 6, "low": 6, "high": 6, "seconds": 1}
 COLUMNS = tuple(_TYPES)
@@ -172,6 +183,8 @@ def _value(name: str, cell: str) -> Any:
     kind = _TYPES[name]
     if name in _MAY_BE_EMPTY and cell == "":
         return None
+    if name == "value" and cell == "":
+        return math.nan
     try:
         if kind in (int, float) and not _NUMBER.fullmatch(cell):
             raise ValueError  # Python reads 1_000 and other scripts' digits as numbers, a spreadsheet does not
@@ -190,9 +203,19 @@ def text(rows: list[Row]) -> str:
     out = StringIO()
     writer = csv.writer(out, lineterminator="\n")
     for row in rows:
-        cells = [getattr(row, name) for name in COLUMNS]
-        writer.writerow([str(cell).lower() if isinstance(cell, bool) else cell for cell in cells])
+        writer.writerow([_cell(getattr(row, name)) for name in COLUMNS])
     return out.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "" if isinstance(value, float) and math.isnan(value) else value
+
+
+def same(value: Any, other: Any) -> bool:
+    """Whether two values of a column are equal; two missing scores are."""
+    return bool(value == other or (value != value and other != other))
 
 
 def typed(cells: dict[str, Any]) -> dict[str, Any]:
@@ -214,6 +237,8 @@ def _typed(name: str, value: Any) -> Any:
 
 def problems(row: Row) -> list[str]:
     """What is wrong with a row, without its record."""
+    if row.failure:
+        return _problems_of_failed(row)
     found = [fault for faults in map(_faults, COLUMNS, _VALUES(row)) for fault in faults]
     scale = known(row.metric)
     least, most = (-math.inf, math.inf) if scale is None else scale.span
@@ -231,10 +256,20 @@ def problems(row: Row) -> list[str]:
     return found
 
 
+def _problems_of_failed(row: Row) -> list[str]:
+    values = dict(zip(COLUMNS, _VALUES(row), strict=True))
+    found = [fault for name, value in values.items() if name not in NO_SCORE for fault in _faults(name, value)]
+    return found + [
+        f"{name} is {values[name]!r} though the run failed: it has to be empty or 0"
+        for name, nothing in NO_SCORE.items()
+        if not same(values[name], nothing)
+    ]
+
+
 @lru_cache(maxsize=2**16)
 def _faults(name: str, value: Any) -> tuple[str, ...]:
     """What is wrong with a value by itself, remembered because most values occur in many rows."""
-    checks = [(value != "" or name == "commit", f"{name} is empty")]
+    checks = [(value != "" or name in ("commit", "failure"), f"{name} is empty")]
     if name in _CHECKS:
         holds, says = _CHECKS[name]
         checks.append((value is None or holds(value), f"{name} {value!r} {says}"))
@@ -280,7 +315,7 @@ _VALUES = attrgetter(*COLUMNS)
 _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "protocol": (PROTOCOLS.__contains__, f"is unknown: one of {', '.join(PROTOCOLS)}"),
     "metric": (lambda name: known(name) is not None, f"is unknown: one of {', '.join(METRICS)}"),
-    **dict.fromkeys(("n", "batch_size", "parameters", "test_reads"), (_positive, "must be at least 1")),
+    **dict.fromkeys(("n", "batch_size", "parameters", "test_reads", "num_features"), (_positive, "must be at least 1")),
     **dict.fromkeys(("seed", "steps", "lr", "seconds"), (lambda number: number >= 0, "must not be negative")),
     "train_flops": (_count, "is not a count"),
     "label_fraction": (_is_fraction, "is not a share up to 1, or like 5/class"),

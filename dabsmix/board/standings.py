@@ -7,7 +7,7 @@ that differ in their seeds alone are one line.
 
 import json
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, stdev
@@ -84,6 +84,7 @@ class Line:
         mean, std: over seeds; ``std`` is None with one.
         low, high: the 95 % interval of the mean over seeds; None if there is no interval.
         n: test examples; ``groups`` that they come from, None if they are independent or were not counted.
+        num_features: numbers that the probe read of each example, the most over seeds; None if not counted.
         rows: what it was computed from; empty for the yardsticks that are not runs.
         runs: each seed reduced to what a comparison needs; None without predictions, and where the caller of
             `standings` needs none.
@@ -100,6 +101,7 @@ class Line:
     high: float | None
     n: int
     groups: int | None = None
+    num_features: int | None = None
     rows: tuple[Row, ...] = ()
     runs: tuple[Measured, ...] | None = None
     marks: str = ""
@@ -118,6 +120,7 @@ class Block:
     label_fraction: str
     metric: str
     lines: tuple[Line, ...]
+    budget: str = ""  # steps and batch of the ranked lines; empty if there are none
 
 
 @dataclass(frozen=True)
@@ -131,10 +134,18 @@ class Section:
     data: str
     blocks: tuple[Block, ...]
     notes: tuple[str, ...]
+    failed: tuple[Row, ...] = ()
+
+    def failures(self) -> dict[tuple[str, str], int]:
+        """How many runs of an algorithm failed with a budget, leaving out those that would not be ranked."""
+        ranked = [row for row in self.failed if not _marks(row) and row.algorithm not in (RANDOM_INIT, SUPERVISED)]
+        return Counter((row.algorithm, _budget(row)) for row in ranked)
 
 
 def standings(rows: Iterable[Row], *, with_runs: bool = False) -> list[Section]:
     """Every section of the leaderboard, by domain, task, encoder and protocol; blocks in the order of their rows.
+
+    Rows of failed runs are in no block. One whose configuration was run again and has a score is left out.
 
     Reads the rows' records for yardsticks, notes and predictions; a row without record is shown without them.
 
@@ -142,8 +153,10 @@ def standings(rows: Iterable[Row], *, with_runs: bool = False) -> list[Section]:
         rows: of the leaderboard.
         with_runs: leave each line its `Line.runs`, a number for each test example of each row.
     """
+    rows = list(rows)
+    scored = {row.config_hash for row in rows if not row.failure}
     sections = _grouped(
-        rows,
+        (row for row in rows if not (row.failure and row.config_hash in scored)),
         lambda r: (r.domain, r.task, r.encoder, r.protocol, r.data_fingerprint, r.pretrain_fingerprint),
     )
     return [_section(sections[key], with_runs) for key in sorted(sections)]
@@ -165,15 +178,16 @@ def _place(row: Row) -> tuple[str, ...]:
 
 
 def _section(rows: list[Row], with_runs: bool) -> Section:
+    first, failed = rows[0], tuple(row for row in rows if row.failure)
+    rows = [row for row in rows if not row.failure]
     settings = _settings(rows)
     sources = {_place(row): transfer_of(row) for row in rows}
     blocks = _grouped(rows, lambda r: (r.probe, r.label_fraction, r.metric))
     drawn = tuple(_block(part, settings, sources) for each in blocks.values() for part in _budgets(each))
     if not with_runs:
         drawn = tuple(replace(block, lines=tuple(replace(line, runs=None) for line in block.lines)) for block in drawn)
-    first = rows[0]
-    data = first.data_fingerprint[:8]
-    return Section(first.domain, first.task, first.encoder, first.protocol, data, drawn, _notes(rows, drawn, sources))
+    data, notes = first.data_fingerprint[:8], _notes(rows, drawn, sources)
+    return Section(first.domain, first.task, first.encoder, first.protocol, data, drawn, notes, failed)
 
 
 def _notes(rows: list[Row], blocks: tuple[Block, ...], sources: Sources) -> tuple[str, ...]:
@@ -252,7 +266,12 @@ def _block(rows: list[Row], settings: dict[tuple[str, str, str], str], sources: 
     first = lines[0]
     if first.part == "ranked" and _leads(first, lines[1:], sign):
         lines[0] = replace(first, best=True)
-    return Block(rows[0].probe, rows[0].label_fraction, rows[0].metric, tuple(lines))
+    budget = next((_budget(line.rows[0]) for line in lines if line.part == "ranked"), "")
+    return Block(rows[0].probe, rows[0].label_fraction, rows[0].metric, tuple(lines), budget)
+
+
+def _budget(row: Row) -> str:
+    return f"{row.steps} × {row.batch_size}"
 
 
 def _gains(lines: list[Line]) -> list[Line]:
@@ -315,12 +334,13 @@ def _hyper(row: Row) -> dict[str, str]:
 
 def _line(rows: list[Row], sources: Sources) -> Line:
     first = rows[0]
-    marks = [f"{first.views} views"] * (first.views != "identical") + ["labels"] * first.uses_labels
-    marks += [f"from {first.init}"] * bool(first.init)
+    marks = _marks(first)
     yardstick = _is_untrained(first)
     values = _by_seed(rows)
     runs = _measured(rows, sources)
-    groups = next((units for row in rows if (units := _units(row, sources))), None)
+    results = [_result(row, sources) for row in rows]
+    groups = next((each.units for each in results if each and each.units), None)
+    counts = [row.num_features or (each.num_features if each else 0) for row, each in zip(rows, results, strict=True)]
     if runs is not None:
         found = interval(metric(first.metric), runs)
         low, high = found.low, found.high
@@ -338,12 +358,19 @@ def _line(rows: list[Row], sources: Sources) -> Line:
         high=high,
         n=first.n,
         groups=groups if groups and groups < first.n else None,
+        num_features=max(counts) or None,
         rows=tuple(rows),
         runs=runs,
         marks=", ".join(marks),
         flops=0.0 if first.steps == 0 else next((row.train_flops for row in rows if row.train_flops is not None), None),
-        budget="0 steps" if first.steps == 0 else f"{first.steps} × {first.batch_size}, lr {first.lr:g}",
+        budget="0 steps" if first.steps == 0 else f"{_budget(first)}, lr {first.lr:g}",
     )
+
+
+def _marks(row: Row) -> list[str]:
+    """What helped in pretraining beside the data themselves."""
+    marks = [f"{row.views} views"] * (row.views != "identical") + ["labels"] * row.uses_labels
+    return marks + [f"from {row.init}"] * bool(row.init)
 
 
 def _by_seed(rows: Sequence[Row]) -> list[float]:
@@ -409,6 +436,7 @@ def _yardsticks(rows: list[Row], sources: Sources) -> list[Line]:
             high=fmean(high) if whole else None,
             n=each[0].n,
             groups=each[0].units if 0 < each[0].units < each[0].n else None,
+            num_features=max(result.num_features for result in each) or None,
             runs=runs if len(runs) == len(each) else None,
         )
         lines.append(line)
@@ -435,12 +463,12 @@ def _nearest(row: Row, results: Sequence[Result]) -> Result | None:
     return min(same, key=lambda r: (r.probe != row.probe, r.label_fraction != row.label_fraction), default=None)
 
 
-def _units(row: Row, sources: Sources) -> int | None:
-    """How many independent units the test rows form, where the record says so."""
+def _result(row: Row, sources: Sources) -> Result | None:
+    """What the record says of a row; None without a record."""
     source = sources[_place(row)]
     for result in source.transfer.results if source else ():
         if (result.probe, result.label_fraction, result.metric) == (row.probe, row.label_fraction, row.metric):
-            return result.units or None
+            return result
     return None
 
 

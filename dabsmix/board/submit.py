@@ -18,7 +18,8 @@ from dabsmix.board import forgery
 from dabsmix.board import record as board_record
 from dabsmix.board import row as board_row
 from dabsmix.board.forgery import MAX_PREDICTIONS, RECORDED, Account
-from dabsmix.board.row import ADDED, COLUMNS, KEY, Row, read
+from dabsmix.board.record import FAILED
+from dabsmix.board.row import ADDED, COLUMNS, KEY, Row, read, same
 from dabsmix.errors import UserError
 from dabsmix.files import sha256, sweep, write
 from dabsmix.run import read_record
@@ -29,8 +30,10 @@ __all__ = ["COLUMNS", "Row", "keep_labels", "locked", "read", "submit", "validat
 # --- submitting
 
 
-def submit(run_dir: Path, by: str, csv_path: Path) -> list[Row]:
+def submit(run_dir: Path, by: str, csv_path: Path, *, failed: bool = False) -> list[Row]:
     """Put a run's transfer results on the leaderboard: first the record, then its rows, each completely or not at all.
+
+    A failed run gets one row, which says why it failed, if ``failed`` is set.
 
     Several submitters may run at once. A run that was transferred to another task after it was submitted may be
     submitted again; only the new results are added.
@@ -40,21 +43,26 @@ def submit(run_dir: Path, by: str, csv_path: Path) -> list[Row]:
 
     Raises:
         UserError: the run is unfinished, was not transferred, is on the board already, or its encoder is not the one
-            that ``run.json`` names; the name is empty; the CSV is damaged; the folder cannot be written.
+            that ``run.json`` names; the run failed and ``failed`` is not set, or the other way round; the name is
+            empty; the CSV is damaged; the folder cannot be written.
     """
     by = by.strip()
     if not by.isprintable() or not 1 <= len(by) <= 80:
         raise UserError(f"--by {by!r}: a name of 1 to 80 printable characters is needed to stand behind the rows")
     run = read_record(run_dir)
-    if run.status != "finished":
-        raise UserError(f"{run_dir}: its status is {run.status!r}, not 'finished': continue it with --resume")
+    if failed and run.status != FAILED:
+        raise UserError(f"{run_dir}: its status is {run.status!r}: --failed is for runs that failed")
+    if not failed and run.status != "finished":
+        remedy = "continue it with --resume" + (", or submit its failure with --failed" if run.status == FAILED else "")
+        raise UserError(f"{run_dir}: its status is {run.status!r}, not 'finished': {remedy}")
     name = forgery.record_name(run)
     record = csv_path.parent / "runs" / name
     # the same encoder, bit for bit, may have been trained and submitted before: its first record stands
     scores = board_record.scores(run_dir, record if (record / "run.json").exists() else None)
     if not any(scores.values()):
         raise UserError(f"{run_dir} has no transfer results: run `dabsmix transfer --run {run_dir}` first")
-    _check_encoder(run_dir, run.encoder_sha256)
+    if not failed:
+        _check_encoder(run_dir, run.encoder_sha256)
     stamp: dict[str, Any] = {"run": name, "by": by, "date": datetime.now(UTC).date().isoformat(), "record": record}
     offered = {stem: [Row(**cells, **stamp) for cells in each] for stem, each in scores.items()}
     for stem, rows in offered.items():
@@ -74,7 +82,7 @@ def submit(run_dir: Path, by: str, csv_path: Path) -> list[Row]:
         if not added:
             raise UserError(f"{run_dir} is on {csv_path} already, as {name}; another seed makes another run")
         keep_labels(csv_path, [*known.values(), *folder_rows])
-        write_record(run_dir, record, [stem for stem, rows in new.items() if rows])
+        write_record(run_dir, record, [stem for stem, rows in new.items() if rows and stem != FAILED])
         header = ",".join(COLUMNS)
         old = csv_path.read_text(encoding="utf-8-sig") if csv_path.exists() else header
         if not old.startswith(header):  # the file is older than some columns
@@ -130,7 +138,7 @@ def _new(file: Path, rows: list[Row], known: dict[tuple[str, ...], Row]) -> list
     if len({row.key for row in rows}) < len(rows):
         raise UserError(f"{file} holds two results of the same probe and label fraction: transfer again")
     for row in rows:
-        if row.key in known and row.value != known[row.key].value:
+        if row.key in known and not same(row.value, known[row.key].value):
             there = f"{row.probe} at {row.label_fraction} scored {known[row.key].value}"
             raise UserError(
                 f"{file} has changed since it was submitted: {there} and now {row.value}; only the first counts"
@@ -265,6 +273,6 @@ def _disagreements(row: Row, record: Account | None, backing: Backing) -> list[s
     differing = [
         f"{name} is {own!r}, {row.record} records {other!r}"
         for name, own, other in zip(RECORDED, ours, recorded, strict=True)
-        if own != other and not (name in ADDED and own is None)
+        if not same(own, other) and not (name in ADDED and own is None)
     ]
     return [*differing, *faults]

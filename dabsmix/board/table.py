@@ -23,6 +23,7 @@ __all__ = [
     "HEADINGS",
     "Format",
     "cells",
+    "failures",
     "label_text",
     "legend",
     "of_tasks",
@@ -37,7 +38,7 @@ __all__ = [
 Format = Literal["table", "md", "csv"]
 HEADINGS = (
     *("probe", "labels", "algorithm", "budget", "FLOPs", "seeds", "score", "95 % interval", "test n"),
-    *("groups", "gain over none", "setting"),
+    *("groups", "features", "gain over none", "setting"),
 )
 PUBLISHED_COLUMNS = ("source", "protocol", "pretrain", "dataset", "method", "metric", "value", "std", "note")
 
@@ -47,6 +48,8 @@ _LEGEND = (
     "equal steps and batch are ranked together.",
     "Gain over none: difference from the random encoder with its 95 % interval; 'shown' where it holds at 5 % among "
     "all algorithms of the block (Holm), which takes 3 seeds on both sides.",
+    "Features: how many numbers the probe read of each example, the most over seeds; more of them can raise a score "
+    "whatever was learned.",
     "* : its lead over the random encoder, every yardstick and every other ranked line is each significant at 5 %.",
     "Lines in [brackets] had augmentations or labels in pretraining and are not ranked; yardsticks come last.",
     "Error rates of these rules, by simulation: docs/evaluation.md.",
@@ -147,9 +150,22 @@ def cells(block: Block, line: Line) -> tuple[str, ...]:
         interval,
         str(line.n),
         "" if line.groups is None else str(line.groups),
+        "–" if line.num_features is None else str(line.num_features),
         _difference(line, scale, digits),
         line.setting,
     )
+
+
+def failures(section: Section) -> list[str]:
+    """One sentence for each algorithm, budget and reason with which runs of the section failed."""
+    seeds: dict[tuple[str, str], list[int]] = {}
+    for row in section.failed:
+        what = f"{row.algorithm} ({row.steps} × {row.batch_size}, lr {row.lr:g})"
+        seeds.setdefault((what, row.failure), []).append(row.seed)
+    return [
+        f"Failed, without a score: {what}, seed{'s' * (len(each) > 1)} {', '.join(map(str, sorted(each)))}: {why}"
+        for (what, why), each in seeds.items()
+    ]
 
 
 def _flops(count: float | None) -> str:
@@ -192,7 +208,7 @@ def _print(sections: list[Section], console: Any) -> None:
         console.print("The leaderboard is empty: dabsmix submit --run DIR --by NAME")
     for section in sections:
         console.print(_rich(section))
-        for note in section.notes:
+        for note in (*failures(section), *section.notes):
             console.print(f"  {note}", markup=False, highlight=False)
         console.print()
     if complete := averages(sections):
@@ -207,7 +223,7 @@ def _rich(section: Section) -> "Table":
     from rich.text import Text
 
     table = Table(title=Text(title(section)), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
-    numbers = ("FLOPs", "seeds", "score", "95 % interval", "test n", "groups")
+    numbers = ("FLOPs", "seeds", "score", "95 % interval", "test n", "groups", "features")
     columns = HEADINGS if any(line.setting for block in section.blocks for line in block.lines) else HEADINGS[:-1]
     for heading in columns:
         shown = score_heading(section) if heading == "score" else heading
@@ -243,7 +259,8 @@ def _markdown(sections: list[Section], papers: Sequence[dict[str, str]]) -> str:
         headings = [score_heading(section) if heading == "score" else heading for heading in HEADINGS]
         lines = [cells(block, line) for block in section.blocks for line in block.lines]
         parts += [f"## {_escaped(title(section))}", "", *_grid(headings, lines), ""]
-        parts += [f"- {_escaped(note)}" for note in section.notes] + [""] * bool(section.notes)
+        notes = (*failures(section), *section.notes)
+        parts += [f"- {_escaped(note)}" for note in notes] + [""] * bool(notes)
     if complete := averages(sections):
         parts += [f"## {AVERAGED}", "", *_grid(AVERAGE_HEADINGS, [average_cells(each) for each in complete]), ""]
     parts += ["## How to read", "", *(f"- {_escaped(line)}" for line in legend()), ""]
@@ -269,11 +286,12 @@ def _csv(sections: list[Section]) -> str:
     out = StringIO()
     writer = csv.writer(out, lineterminator="\n")
     of_line = ("name", "part", "marks", "setting", "seeds", "mean", "std", "low", "high", "n", "best")
-    added = ("groups", "budget", "flops")
+    added = ("groups", "budget", "flops", "num_features")
     of_against = ("difference", "low", "high", "paired", "shown")
     of_section = ("domain", "task", "encoder", "protocol", "data")
     of_block = ("probe", "label_fraction", "metric")
-    writer.writerow([*of_section, *of_block, *of_line, *(f"against_{name}" for name in of_against), *added])
+    header = [*of_section, *of_block, *of_line, *(f"against_{name}" for name in of_against), *added]
+    writer.writerow(header)
     for section in sections:
         for block in section.blocks:
             for line in block.lines:
@@ -282,6 +300,17 @@ def _csv(sections: list[Section]) -> str:
                 values += [getattr(line.against, name, None) for name in of_against]
                 values += [getattr(line, name) for name in added]
                 writer.writerow([_plain(value) for value in values])
+        for row in section.failed:
+            values = [
+                *(getattr(section, name) for name in of_section),
+                "",
+                "",
+                "",
+                row.algorithm,
+                "failed",
+                row.failure,
+            ]
+            writer.writerow([*values, *[""] * (len(header) - len(values))])
     return out.getvalue()
 
 

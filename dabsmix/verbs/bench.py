@@ -23,7 +23,7 @@ from typing import Any, get_args
 import yaml
 from filelock import FileLock, Timeout
 
-from dabsmix.board.record import ONLINE
+from dabsmix.board.record import FAILED, ONLINE
 from dabsmix.board.row import Row, read
 from dabsmix.board.submit import submit
 from dabsmix.config import BenchConfig, PretrainConfig, TransferConfig, as_plain, config_hash, resolve
@@ -31,7 +31,7 @@ from dabsmix.errors import UserError
 from dabsmix.files import write
 from dabsmix.interrupt import RESUME_ME, Interrupted
 from dabsmix.registry import algorithm_class, algorithm_flags, domain
-from dabsmix.run import Run, commit
+from dabsmix.run import Run, commit, readable_runs
 from dabsmix.source import Source, batch_size, load
 
 __all__ = ["Cell", "Trial", "bench", "cells", "dry_run"]
@@ -249,7 +249,11 @@ def _tasks(source: Source) -> tuple[str, ...]:
 def _on_board(cell: Cell, key: str, rows: Sequence[Row]) -> bool:
     """Whether every task has a row for every share of the labels that the plan names."""
     protocol = cell.plan.protocol
-    own = [row for row in rows if row.config_hash == key and row.probe != ONLINE and protocol in (None, row.protocol)]
+    own = [
+        row
+        for row in rows
+        if row.config_hash == key and row.probe != ONLINE and not row.failure and protocol in (None, row.protocol)
+    ]
     scored = {(row.task, row.label_fraction) for row in own}
     shares = cell.plan.labels or tuple({row.label_fraction for row in own}) or ("1",)
     shares = tuple(share if "/" in share else f"{float(share):g}" for share in shares)
@@ -413,9 +417,24 @@ def _do(each: Cell | Trial, chosen: Chosen, failures: Failures, say: Callable[[s
         _note_rate(each, None, chosen)
     elif reason:
         failures.note(_key(_cell_of(each), chosen), _cell_of(each), reason)
+        try:
+            _submit_failure(_cell_of(each), _key(_cell_of(each), chosen))
+        except UserError as error:  # failures.json has it, and the other cells do not depend on it
+            say(f"the failure is not on the board: {error}")
     elif isinstance(each, Cell):
         failures.clear(_key(each, chosen))
     say(f"failed: {each}: {reason}" if reason else f"{each}: {outcome} ({seconds:.0f} s)")
+
+
+def _submit_failure(cell: Cell, key: str) -> None:
+    """Put a run that failed while it was trained on the board; other failures left no record of a run to show."""
+    board = cell.plan.leaderboard
+    if board.exists() and any(row.config_hash == key for row in read(board)):
+        return  # it failed before, or is scored already
+    for run in readable_runs(cell.plan.out):
+        if (run.record.config_hash, run.record.status) == (key, FAILED):
+            submit(run.path, cell.plan.by, board, failed=True)
+            return
 
 
 def _tried(trial: Trial, chosen: Chosen) -> PretrainConfig:

@@ -10,14 +10,19 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 import yaml
 
 from dabsmix.board.forgery import MAX_PREDICTIONS
+from dabsmix.board.overview import overviews
+from dabsmix.board.overview import text as overview_text
+from dabsmix.board.page import page
+from dabsmix.board.standings import standings
 from dabsmix.board.submit import COLUMNS, read, submit, validate
+from dabsmix.board.table import Format, render
 from dabsmix.config import PretrainConfig, as_plain, config_hash, resolve
 from dabsmix.errors import UserError
 from dabsmix.source import Source
@@ -102,18 +107,19 @@ def test_a_board_without_a_new_column_is_read_and_gets_it_with_the_next_row(tmp_
     board = tmp_path / "results.csv"
     submit(write_run(tmp_path), "Ada", board)
     new = board.read_text().splitlines()
-    assert all(line.endswith(",,") for line in new[1:])  # the records of this test have neither
-    old = [line.removesuffix(end) for line, end in zip(new, [",units,train_flops", *[",,"] * 3], strict=True)]
+    added = ",units,train_flops,num_features,failure"
+    assert all(line.endswith(",,,,") for line in new[1:])  # the records of this test have none of them
+    old = [line.removesuffix(end) for line, end in zip(new, [added, *[",,,,"] * 3], strict=True)]
     board.write_text("\n".join(old) + "\n")
-    assert [(row.units, row.train_flops) for row in read(board)] == [(None, None)] * 3
+    assert [(row.units, row.train_flops, row.num_features) for row in read(board)] == [(None, None, None)] * 3
     assert validate(board) == []
     run = write_run(tmp_path, name="digits-dmix-s1", seed=1)
     edit(run / "run.json", flops=1.23456e15)
     path = run / "transfer" / "digits-v1.json"
     results = json.loads(path.read_text())["results"]
-    edit(path, results=[each | {"units": 40} for each in results])
-    added = submit(run, "Ada", board)
-    assert [(row.units, row.train_flops) for row in added] == [(40, 1.235e15)] * 3
+    edit(path, results=[each | {"units": 40, "num_features": 256} for each in results])
+    rows = submit(run, "Ada", board)
+    assert [(row.units, row.train_flops, row.num_features) for row in rows] == [(40, 1.235e15, 256)] * 3
     assert board.read_text().splitlines()[:4] == new
     assert validate(board) == []
     board.write_text(board.read_text().replace(",40,", ",50,"))
@@ -176,6 +182,83 @@ def test_predictions_must_reproduce_the_score(tmp_path: Path) -> None:
     problems = validate(board)
     assert len(problems) == 3
     assert all("predictions.npz cannot be read" in problem for problem in problems)
+
+
+def write_failed(out: Path, *, seed: int = 1, reason: str = "the loss is nan after step 7") -> Path:
+    """A run that stopped while it was trained."""
+    run = write_run(out, name=f"digits-dmix-s{seed}", seed=seed, tasks=())
+    (run / "encoder.safetensors").unlink()
+    edit(run / "run.json", status="failed", failure=reason, encoder_sha256="", seconds=None)
+    return run
+
+
+def test_a_failed_run_has_a_row_that_says_why_and_is_not_ranked(tmp_path: Path) -> None:
+    board, run = tmp_path / "results.csv", write_failed(tmp_path)
+    submit(write_run(tmp_path), "Ada", board)
+    with pytest.raises(UserError, match="submit its failure with --failed"):
+        submit(run, "Ada", board)
+    with pytest.raises(UserError, match="--failed is for runs that failed"):
+        submit(tmp_path / "digits-dmix-s0", "Ada", board, failed=True)
+    (row,) = submit(run, "Ada", board, failed=True)
+    with pytest.raises(UserError, match="already"):
+        submit(run, "Ada", board, failed=True)
+    assert (row.failure, row.seed, row.probe, row.encoder_sha256) == ("the loss is nan after step 7", 1, "", "")
+    assert read(board)[-1] == row
+    assert board.read_text().splitlines()[-1].endswith(",the loss is nan after step 7")
+    assert validate(board) == []
+    assert validate(board) == []  # as it is remembered
+
+    rows = read(board)
+    (section,) = [each for each in standings(rows) if each.failed]
+    assert section.failed == (row,)
+    assert not any(row in line.rows for each in standings(rows) for block in each.blocks for line in block.lines)
+    for format in get_args(Format):
+        assert "the loss is nan after step 7" in render(rows, format)
+    assert "the loss is nan after step 7" in page(rows)
+    beside = [replace(each, protocol="v2", data_fingerprint=row.data_fingerprint) for each in rows]
+    (overview,) = overviews(beside, lambda domain: "image")
+    assert ", 1 failed" in overview_text([overview])
+    (overview,) = overviews([row], lambda domain: "image")
+    assert [cell.score for cells in overview.cells for cell in cells if cell] == [None]
+
+    again = write_run(tmp_path / "again", name="digits-dmix-s1", seed=1)  # now it is finished
+    submit(again, "Ada", board)
+    assert validate(board) == []
+    assert not any(section.failed for section in standings(read(board)))
+
+
+def test_a_forged_failure_is_found(tmp_path: Path) -> None:
+    board = tmp_path / "results.csv"
+    submit(write_run(tmp_path), "Ada", board)
+    record = submit(write_failed(tmp_path), "Ada", board, failed=True)[0].record
+    assert validate(board) == []
+    honest, run_json = board.read_text(), (record / "run.json").read_text()
+
+    def found(says: str) -> None:
+        problems = "\n".join(validate(board))
+        assert re.search(says, problems), problems
+        board.write_text(honest)
+        (record / "run.json").write_text(run_json)
+
+    set_cell(board, 5, "failure", "no memory")
+    found("failure is 'no memory', .* records 'the loss is nan")
+    set_cell(board, 5, "failure", "")
+    found("probe is empty")
+    set_cell(board, 5, "value", "0.1")
+    found("value is 0.1 though the run failed")
+    set_cell(board, 2, "failure", "hides a score")
+    found("value is 0.9 though the run failed")
+    edit(record / "run.json", status="finished")
+    found("no record|records no such result|is not a digest")
+    edit(record / "run.json", status="running")
+    found("neither 'finished' nor 'failed'")
+    edit(record / "run.json", encoder_sha256="ab" * 32)
+    found("it has an encoder or scores|the folder is")
+    edit(record / "run.json", failure="")
+    found("does not say why it failed")
+    (other,) = {row.record for row in read(board) if not row.failure}
+    edit(other / "run.json", status="failed", failure="a poor score")  # a rival's run
+    found("records no such result")
 
 
 def test_two_machines_same_name_do_not_collide(tmp_path: Path) -> None:

@@ -322,7 +322,7 @@ def test_the_number_of_groups_is_shown_and_few_groups_have_no_interval(tmp_path:
     line = lines(rows)["dmix"]
     assert (line.groups, line.low) == (4, None)
     assert "fewer than 5 groups" in render(rows, "table")
-    assert re.search(r" 360 +4$", render(rows, "table"), flags=re.M)
+    assert re.search(r" 360 +4 +–$", render(rows, "table"), flags=re.M)
 
 
 def test_rows_with_augmentations_or_labels_are_separate(tmp_path: Path) -> None:
