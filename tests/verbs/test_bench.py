@@ -15,6 +15,7 @@ import yaml
 
 from dabsmix import cli
 from dabsmix.board.row import read
+from dabsmix.board.submit import validate
 from dabsmix.config import BenchConfig, PretrainConfig
 from dabsmix.errors import UserError
 from dabsmix.interrupt import Interrupted
@@ -164,6 +165,17 @@ def test_a_failure_is_recorded_and_the_other_cells_continue(tmp_path: Path, monk
     assert bench([retried], chosen_path=tmp_path / "c.json") == {}
     assert {row.algorithm for row in read(matrix.leaderboard)} == {"none", "emix"}
     assert json.loads((matrix.leaderboard.parent / "failures.json").read_text()) == {}
+
+
+def test_a_run_that_crashes_has_a_row_without_a_score(tmp_path: Path) -> None:
+    matrix = plan(tmp_path, algos=("emix",), lr=1e30)
+    assert bench([matrix], chosen_path=tmp_path / "c.json")
+    (row,) = read(matrix.leaderboard)
+    assert row.failure.startswith("training diverged")
+    assert validate(matrix.leaderboard) == []
+    bench([replace(matrix, retry=True)], chosen_path=tmp_path / "c.json")  # it fails again
+    assert read(matrix.leaderboard) == [row]
+    assert [each.state for each in dry_run([matrix], chosen_path=tmp_path / "c.json")] == ["failed"]
 
 
 def test_an_interrupted_cell_is_not_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
