@@ -343,8 +343,8 @@ def _check_finite(line: Mapping[str, float], step: int, recipe: Recipe, run: Run
     ]
     if wrong:
         raise UserError(
-            f"training diverged: after step {step} of {run.path} (loss {line['loss']:g}) these are not finite: "
-            f"{', '.join(wrong)}; start again with a lower --lr (now {recipe.lr:g}), or check the data"
+            f"training diverged: the loss is {line['loss']:g} after step {step} of {run.path} (not finite: "
+            f"{', '.join(wrong)}); start again with a lower --lr (now {recipe.lr:g}), or check the data"
         )
 
 
