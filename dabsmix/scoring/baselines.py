@@ -31,7 +31,7 @@ from dabsmix.scoring.results import Result, yardstick_key
 from dabsmix.scoring.selection import Selected, select
 from dabsmix.spec import Grid, Spec, Table, Tokens, describe
 
-__all__ = ["RawReader", "Yardsticks", "kept", "raw_reader", "yardsticks"]
+__all__ = ["RawReader", "Yardsticks", "cached_yardsticks", "raw_reader", "yardsticks"]
 
 # Numbers per example: three channels of 16×16 pixels. A probe on 224×224×3 would have more weights than the
 # encoder, and would take longer than all that is compared with it.
@@ -67,14 +67,14 @@ def yardsticks(data: Data, rules: Protocol, labels: tuple[str, ...], device: tor
     task = labelled.task
     # a schedule's text is its address: the protocol's name and the version stand for it
     grid = {f.name: str(getattr(rules.linear, f.name)) for f in fields(rules.linear) if f.name != "schedule"}
-    rules_said = [rules.name, rules.draws, grid, RAW_WIDTH, width, dabsmix.__version__]
+    rules_text = [rules.name, rules.draws, grid, RAW_WIDTH, width, dabsmix.__version__]
     # files are divided in more than one way: higgs_transfer reads the last tenth of higgs
     rows = [hashlib.sha256(split.rows.tobytes()).hexdigest() for split in labelled.splits.values()]
-    asked = json.dumps([data.fingerprint, rows, describe(data.specs), str(task), labels, rules_said])
-    return kept("yardsticks", asked, lambda: _yardsticks(data, rules, labels, device, width))
+    key = json.dumps([data.fingerprint, rows, describe(data.specs), str(task), labels, rules_text])
+    return cached_yardsticks("yardsticks", key, lambda: _yardsticks(data, rules, labels, device, width))
 
 
-def kept(folder: str, key: str, compute: Callable[[], Yardsticks], *, keep: bool = True) -> Yardsticks:
+def cached_yardsticks(folder: str, key: str, compute: Callable[[], Yardsticks], *, keep: bool = True) -> Yardsticks:
     """What was computed for this key before, or is computed now and stored in the cache.
 
     Args:
@@ -96,7 +96,7 @@ RESULTS = "results"  # in the archive: the results as the bytes of their JSON, b
 
 
 def _store(path: Path, scored: Yardsticks) -> None:
-    plain = {name: [asdict(each) for each in results] for name, results in scored.results.items()}
+    plain = {name: [asdict(result) for result in results] for name, results in scored.results.items()}
     arrays = {RESULTS: np.frombuffer(json.dumps(plain).encode(), np.uint8), **scored.predictions}
 
     def save(temporary: Path) -> None:
@@ -112,7 +112,7 @@ def _read_stored(path: Path) -> Yardsticks | None:
         with np.load(path, allow_pickle=False) as arrays:
             predictions = dict(arrays)
         plain = json.loads(predictions.pop(RESULTS).tobytes())
-        results = {name: tuple(map(Result.from_plain, each)) for name, each in plain.items()}
+        results = {name: tuple(map(Result.from_plain, entries)) for name, entries in plain.items()}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
         return None
     return Yardsticks(results, predictions)
@@ -120,13 +120,13 @@ def _read_stored(path: Path) -> Yardsticks | None:
 
 def _yardsticks(data: Data, rules: Protocol, labels: tuple[str, ...], device: torch.device, width: int) -> Yardsticks:
     labelled, task = data.require_labelled(), data.require_labelled().task
-    found: dict[str, tuple[Result, ...]] = {}
+    results_of: dict[str, tuple[Result, ...]] = {}
     predictions: dict[str, NDArray[Any]] = {}
 
     def score_on_test(name: str, chosen: Chosen, test: Features) -> None:
         results, predicted = score(chosen, test, task)
-        found[name] = (*found.get(name, ()), *results)
-        predictions.update({yardstick_key(name, key): each for key, each in predicted.items()})
+        results_of[name] = (*results_of.get(name, ()), *results)
+        predictions.update({yardstick_key(name, key): scores for key, scores in predicted.items()})
 
     if task.kind == "tokens":
         train, validation, test = (_labels(split) for split in labelled.splits.values())
@@ -137,12 +137,12 @@ def _yardsticks(data: Data, rules: Protocol, labels: tuple[str, ...], device: to
         plain = replace(rules, neighbours=(), penalties=(), pinv=False)
         for label in labels:
             score_on_test("raw", _chosen(train, validation, task, plain, label), test)
-        for each in classical(data, quicker(rules), width):
-            for chosen, read in _of(each, data, rules, labels, device):
-                score_on_test(each.name, chosen, read)
+        for yardstick in classical(data, quicker(rules), width):
+            for chosen, read in _of(yardstick, data, rules, labels, device):
+                score_on_test(yardstick.name, chosen, read)
     constant = select(partial(fit_constant, task=task), [(train, validation)], metric(task.metric))
     score_on_test("majority", {("majority", "1"): constant}, test)
-    return Yardsticks(found, predictions)
+    return Yardsticks(results_of, predictions)
 
 
 def _of(
@@ -155,9 +155,9 @@ def _of(
         for s, rows in zip(labelled.splits.values(), (yardstick.rows, yardstick.rows // 4, None), strict=True)
     )
     for label in labels:
-        asked, whole = _of_those_read(label, len(labelled.train) / len(train), task), share(label, task)
-        probes = yardstick.probes if whole.get("fraction") == 1 else yardstick.few
-        chosen = _chosen(train, validation, task, rules, asked, probes)
+        share_of_read, amount = _of_those_read(label, len(labelled.train) / len(train), task), share(label, task)
+        probes = yardstick.probes if amount.get("fraction") == 1 else yardstick.few
+        chosen = _chosen(train, validation, task, rules, share_of_read, probes)
         sign = 1 if metric(task.metric).higher else -1
         best = max(chosen, key=lambda which: _validated(chosen[which], sign))
         yield {(best[0], label): chosen[best]}, test
@@ -174,20 +174,20 @@ def _chosen(
     """As `choose`; with all labels, settings are compared by rough solutions; the chosen one is solved precisely."""
     if share(label, task).get("fraction") != 1 or not isinstance(rules.linear, LogisticGrid):
         return choose(train, validation, task, rules, (label,), probes=probes)
-    found = choose(train, validation, task, quicker(rules), (label,), probes=probes)
+    choices = choose(train, validation, task, quicker(rules), (label,), probes=probes)
     fit = fits(rules, task)["linear"]
     return {
         (probe, part): [
-            replace(each, head=refit(rules, task, probe, fit, train, each.setting)) if probe == "linear" else each
-            for each in draws
+            replace(choice, head=refit(rules, task, probe, fit, train, choice.setting)) if probe == "linear" else choice
+            for choice in draws
         ]
-        for (probe, part), draws in found.items()
+        for (probe, part), draws in choices.items()
     }
 
 
 def _validated(draws: Sequence[Selected], sign: int) -> float:
     """A yardstick's validation score; larger is better."""
-    scores = [each.validation for each in draws if each.validation is not None]
+    scores = [choice.validation for choice in draws if choice.validation is not None]
     return sign * fmean(scores) if scores else -math.inf
 
 
@@ -229,24 +229,24 @@ class RawReader:
 
     Attributes:
         specs: one per input; their features are concatenated in this order.
-        kept: for each input of token ids the ids that are counted, ascending int64 ``(W,)``; None for other inputs.
+        counted: for each input of token ids the ids that are counted, ascending int64 ``(W,)``; None for other inputs.
     """
 
     specs: tuple[Spec, ...]
-    kept: tuple[Tensor | None, ...]
+    counted: tuple[Tensor | None, ...]
 
     def __call__(self, inputs: tuple[Tensor, ...]) -> Tensor:
         """float32 ``(B, D)``.
 
         Grids and sequences of tokens share 768 numbers evenly. A grid is flattened, after average pooling to its share
-        where it has more; a missing reading is 0. Tokens give the count of each kept id. A table comes whole: its
-        numeric columns, 0 for an empty cell, a one-hot code of each category, and for each column whether the cell is
-        empty.
+        where it has more; a missing reading is 0. Tokens give how often each counted id occurs. A table is complete:
+        its numeric columns, 0 for an empty cell, a one-hot code of each category, and for each column whether the cell
+        is empty.
         """
         width = _width(self.specs)
         parts = [
-            _read(spec, width, kept, x.float() if kept is None else x)
-            for spec, kept, x in zip(self.specs, self.kept, inputs, strict=True)
+            _read(spec, width, counted, x.float() if counted is None else x)
+            for spec, counted, x in zip(self.specs, self.counted, inputs, strict=True)
         ]
         return torch.cat(parts, dim=1)
 
@@ -272,7 +272,7 @@ def raw_reader(specs: tuple[Spec, ...], train: Iterable[tuple[Tensor, ...]]) -> 
 
 
 def _width(specs: tuple[Spec, ...]) -> int:
-    """Numbers kept of each grid and each sequence of tokens."""
+    """How many numbers each grid and each sequence of tokens gets."""
     return RAW_WIDTH // max(1, sum(not isinstance(spec, Table) for spec in specs))
 
 
@@ -281,17 +281,17 @@ def _most_frequent(count: Tensor, width: int) -> Tensor:
     return order[count[order] > 0].sort().values
 
 
-def _read(spec: Spec, width: int, kept: Tensor | None, x: Tensor) -> Tensor:
+def _read(spec: Spec, width: int, counted: Tensor | None, x: Tensor) -> Tensor:
     match spec:
         case Grid():
             return _pooled(spec, width, x.nan_to_num(nan=0.0)).flatten(1)
         case Table():
             return _columns(spec, x)
         case Tokens():
-            assert kept is not None
-            column = torch.full((spec.vocab,), len(kept), device=x.device)  # the last column takes all other ids
-            column[kept.to(x.device)] = torch.arange(len(kept), device=x.device)
-            counts = torch.zeros(len(x), len(kept) + 1, device=x.device)
+            assert counted is not None
+            column = torch.full((spec.vocab,), len(counted), device=x.device)  # the last column takes all other ids
+            column[counted.to(x.device)] = torch.arange(len(counted), device=x.device)
+            counts = torch.zeros(len(x), len(counted) + 1, device=x.device)
             return counts.scatter_add_(1, column[x], torch.ones(x.shape, device=x.device))[:, :-1]
 
 

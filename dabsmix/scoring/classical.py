@@ -81,28 +81,28 @@ def classical(data: Data, rules: Protocol, width: int) -> list[Classical]:
         order = np.random.default_rng(0).permutation(len(train))[:size]
         return data.normalise(train.batch(np.sort(order)))
 
-    found = []
+    yardsticks = []
     if grids:
-        some = sample(2000)
+        examples = sample(2000)
         for name, numbers in (("patches", PATCHES_WIDTH), ("patches_narrow", width)):
-            each = {i: random_patches(_grid(data.specs[i]), some[i], numbers // len(grids)) for i in grids}
-            found.append(Classical(name, partial(_side_by_side, each), ridge, ridge, PATCHES_ROWS))
+            readers = {i: random_patches(_grid(data.specs[i]), examples[i], numbers // len(grids)) for i in grids}
+            yardsticks.append(Classical(name, partial(_side_by_side, readers), ridge, ridge, PATCHES_ROWS))
     summaries = {i: _statistics for i in grids if _is_series(_grid(data.specs[i]))}
     if summaries:
-        found.append(Classical("statistics", partial(_side_by_side, summaries), either, ridge))
+        yardsticks.append(Classical("statistics", partial(_side_by_side, summaries), either, ridge))
     spectra = {i: _spectrum for i in grids if len(_grid(data.specs[i]).size) == 1}
     if spectra:
-        found.append(Classical("spectrum", partial(_side_by_side, spectra), either, ridge))
+        yardsticks.append(Classical("spectrum", partial(_side_by_side, spectra), either, ridge))
     if texts:
         read = partial(_words, data.specs, texts)
         fixed: dict[str, Fit] = {"tfidf": partial(fit_words, task=task, strengths=(10.0,))}
-        found.append(Classical("words", read, {"tfidf": partial(fit_words, task=task)}, fixed))
-        found.append(Classical("words_narrow", _lsa(read(sample(PATCHES_ROWS)), width, read), ridge, ridge))
+        yardsticks.append(Classical("words", read, {"tfidf": partial(fit_words, task=task)}, fixed))
+        yardsticks.append(Classical("words_narrow", _lsa(read(sample(PATCHES_ROWS)), width, read), ridge, ridge))
     if columns:
         cardinalities = [c for i in columns for c in _table(data.specs[i]).cardinalities]
         trees: dict[str, Fit] = {"boosting": partial(fit_boosting, task=task, cardinalities=cardinalities)}
-        found.append(Classical("boosting", partial(_columns, columns), trees, trees))
-    return found
+        yardsticks.append(Classical("boosting", partial(_columns, columns), trees, trees))
+    return yardsticks
 
 
 def _side_by_side(readers: Mapping[int, Callable[[Tensor], Tensor]], inputs: tuple[Tensor, ...]) -> Tensor:
@@ -160,13 +160,13 @@ class Patches:
         """``(B, channels, *size)`` to ``(B, 2 K parts^axes)``."""
         axes = len(self.size)
         shape = [size - side + 1 for size, side in zip(self.size, self.side, strict=True)]
-        found = []
+        pooled = []
         for chunk in torch.split(_averaged(x, self.size), max(1, (1 << 16) // math.prod(shape))):
             rows = _even(_unfolded(chunk, self.side), self.floor)  # (b, P, d)
             response = rows @ self.filters.to(x) - self.offset.to(x)
             both = torch.cat([F.relu(response - THRESHOLD), F.relu(-response - THRESHOLD)], dim=2)
-            found.append(POOL[axes - 1](both.mT.reshape(len(both), -1, *shape), (self.parts,) * axes).flatten(1))
-        return torch.cat(found)
+            pooled.append(POOL[axes - 1](both.mT.reshape(len(both), -1, *shape), (self.parts,) * axes).flatten(1))
+        return torch.cat(pooled)
 
 
 def random_patches(spec: Grid, train: Tensor, width: int, seed: int = 0) -> Patches:
@@ -221,21 +221,21 @@ def _even(rows: Tensor, floor: float) -> Tensor:
 
 
 def _filled(x: Tensor) -> Tensor:
-    """With 0, the mean of a channel, in place of readings that are missing."""
+    """With missing readings replaced by 0, the mean of a channel."""
     return x.nan_to_num(nan=0.0)
 
 
 def _statistics(x: Tensor) -> Tensor:
-    """Five numbers over what was read of the last axis, ``(B, 5 · the other axes)``; 0 where nothing was."""
+    """Five numbers over the readings of the last axis, ``(B, 5 · the other axes)``; 0 where there are none."""
     if x.isnan().any():
         step = x.diff(dim=-1).abs().nanmean(dim=-1)
         spread = (x - x.nanmean(dim=-1, keepdim=True)).square().nanmean(dim=-1).sqrt()
         low, high = x.nan_to_num(nan=torch.inf).amin(dim=-1), x.nan_to_num(nan=-torch.inf).amax(dim=-1)
-        found = [part.flatten(1) for part in (x.nanmean(dim=-1), spread, low, high, step)]
-        return torch.cat(found, dim=1).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+        parts = [part.flatten(1) for part in (x.nanmean(dim=-1), spread, low, high, step)]
+        return torch.cat(parts, dim=1).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
     step = x.diff(dim=-1).abs().mean(dim=-1) if x.shape[-1] > 1 else torch.zeros_like(x[..., 0])
-    each = (x.mean(dim=-1), x.std(dim=-1, correction=0), x.amin(dim=-1), x.amax(dim=-1), step)
-    return torch.cat([part.flatten(1) for part in each], dim=1)
+    statistics = (x.mean(dim=-1), x.std(dim=-1, correction=0), x.amin(dim=-1), x.amax(dim=-1), step)
+    return torch.cat([part.flatten(1) for part in statistics], dim=1)
 
 
 def _spectrum(x: Tensor) -> Tensor:
@@ -269,7 +269,7 @@ class EstimatorHead:
             case "regression":
                 return np.asarray(self.estimator.predict(x), dtype=np.float32)
             case "multilabel":
-                share = np.stack([_positive(each, x) for each in self.estimator], axis=1).clip(1e-6, 1 - 1e-6)
+                share = np.stack([_positive(estimator, x) for estimator in self.estimator], axis=1).clip(1e-6, 1 - 1e-6)
                 return np.asarray(np.log(share / (1 - share)), dtype=np.float32)
             case _:
                 share = np.zeros((len(rows), self.task.num_outputs), dtype=np.float32)
@@ -280,8 +280,8 @@ class EstimatorHead:
 def _positive(estimator: Any, x: Any) -> NDArray[np.float64]:
     """Share of class 1, for an estimator that may have seen one class alone."""
     share = np.asarray(estimator.predict_proba(x))
-    places = np.flatnonzero(estimator.classes_ == 1)
-    return share[:, places[0]] if len(places) else np.zeros(len(share))
+    columns = np.flatnonzero(estimator.classes_ == 1)
+    return share[:, columns[0]] if len(columns) else np.zeros(len(share))
 
 
 def _fitted(classifier: Any, regressor: Any, x: Any, label: NDArray[Any], task: Task) -> Any:

@@ -84,8 +84,8 @@ def score(
     results, predictions = [], {}
     for (probe, label), selected in chosen.items():
         scores = _predictions(selected, test)
-        one = result(probe, label, scores, test, task, _selected(selected), others)
-        results.append(replace(one, num_features=max(_num_features(each.head, test) for each in selected)))
+        summary = result(probe, label, scores, test, task, _selected(selected), others)
+        results.append(replace(summary, num_features=max(_num_features(choice.head, test) for choice in selected)))
         predictions[prediction_key(probe, label)] = compact(scores, task)
     return results, predictions
 
@@ -116,7 +116,7 @@ def result(
     further = {}
     for name in others:
         with suppress(Undefined):
-            further[name] = fmean(metric(name)(each, test.label) for each in scores)
+            further[name] = fmean(metric(name)(draw, test.label) for draw in scores)
     return Result(
         probe=probe,
         label_fraction=label,
@@ -137,22 +137,22 @@ def _predictions(draws: Sequence[Selected], test: Features) -> NDArray[np.float3
     first = draws[0].head.predict(test)
     scores = scratch((len(draws), *first.shape), first.dtype)
     scores[0] = first
-    for number, each in enumerate(draws[1:], start=1):
-        scores[number] = each.head.predict(test)
+    for number, choice in enumerate(draws[1:], start=1):
+        scores[number] = choice.head.predict(test)
     return scores
 
 
 def _selected(draws: Sequence[Selected]) -> dict[str, Any]:
     """What was chosen: one setting for all draws, or the setting of each if each draw chose for itself."""
     first = draws[0]
-    if all(each.setting == first.setting and each.validation == first.validation for each in draws):
+    if all(choice.setting == first.setting and choice.validation == first.validation for choice in draws):
         common = {**first.setting, "validation": first.validation, "candidates": first.candidates}
         return common | ({"at_edge": True} if first.at_edge else {})
-    scores = [each.validation for each in draws if each.validation is not None]
+    scores = [choice.validation for choice in draws if choice.validation is not None]
     return {
-        "by_draw": [dict(each.setting) for each in draws],
+        "by_draw": [dict(choice.setting) for choice in draws],
         "validation": fmean(scores) if scores else None,
-        "candidates": max(each.candidates for each in draws),
+        "candidates": max(choice.candidates for choice in draws),
     }
 
 
@@ -164,7 +164,7 @@ def _num_features(head: Head, features: Features) -> int:
 def compact(scores: Sequence[Scores] | Scores, task: Task) -> NDArray[Any]:
     """Predictions to store, one draw per first index: only the class if the metric needs no more, else every score."""
     if task.kind == "classes" and task.metric in BY_CLASS:
-        return np.stack([each.argmax(axis=-1).astype(np.int32) for each in scores])
+        return np.stack([draw.argmax(axis=-1).astype(np.int32) for draw in scores])
     return scores if isinstance(scores, np.ndarray) else np.stack(scores)
 
 

@@ -27,7 +27,7 @@ from dabsmix.data.domain import Data, Labelled, Split, Task
 from dabsmix.model.contract import Embedded
 from dabsmix.model.encoder import Encoder, build_encoder
 from dabsmix.model.shapes import MLPConfig
-from dabsmix.scoring.baselines import Yardsticks, kept
+from dabsmix.scoring.baselines import Yardsticks, cached_yardsticks
 from dabsmix.scoring.evaluate import compact, result, share
 from dabsmix.scoring.features import each_row
 from dabsmix.scoring.head_mix import MixedLoss, alpha_at, draw, el2n
@@ -121,7 +121,7 @@ def finetune(
         ValueError: every rate diverged.
     """
     labelled = data.require_labelled()
-    task, wanted = labelled.task, metric(labelled.task.metric)
+    task, main = labelled.task, metric(labelled.task.metric)
     probe = mixed_probe("linear" if isinstance(encoder, Frozen) else "finetune", str(mix)) if str(mix) else "finetune"
     results, predictions, train_value, first = [], {}, None, np.empty(0, np.float32)
     scores_of_train = None
@@ -134,24 +134,24 @@ def finetune(
             networks, scores = [], []
             for part, validation in draws:
                 watched = partial(watch, f"rate {rate:g}, labels {label}")
-                found = _train(encoder, part, data, recipe, rate, accelerator, seed, watched, mix)
-                scores.append(_value(wanted, found.network, validation, data, accelerator))
-                networks.append(found._replace(network=found.network.cpu()))
-            values.append(_mean(scores, wanted))
+                fitted = _train(encoder, part, data, recipe, rate, accelerator, seed, watched, mix)
+                scores.append(_value(main, fitted.network, validation, data, accelerator))
+                networks.append(fitted._replace(network=fitted.network.cpu()))
+            values.append(_mean(scores, main))
             trained.append(networks)
-        best = int(np.argmax(values) if wanted.higher else np.argmin(values))
+        best = int(np.argmax(values) if main.higher else np.argmin(values))
         if not math.isfinite(values[best]):
             raise ValueError(f"finetuning diverged at all of the rates {recipe.rates}")
 
-        outputs = [_predict(each.network, labelled.test, data, accelerator) for each in trained[best]]
+        outputs = [_predict(of_draw.network, labelled.test, data, accelerator) for of_draw in trained[best]]
         chosen: dict[str, Any] = {"rate": recipe.rates[best], "validation": values[best], "candidates": len(values)}
         if mix.method == "guided":
-            chosen["kept"] = trained[best][0].kept
+            chosen["kept"] = trained[best][0].shares_kept
         results.append(result(probe, label, outputs, labelled.test, task, chosen, others))
         first = first if len(results) > 1 else outputs[0]
         predictions[prediction_key(probe, label)] = compact(outputs, task)
         if label == "1":
-            train_value = _value(wanted, trained[best][0].network, labelled.train, data, accelerator)
+            train_value = _value(main, trained[best][0].network, labelled.train, data, accelerator)
             scores_of_train = trained[best][0].el2n
     return Finetuned(results, predictions, train_value, first, scores_of_train, trained[best][0].network)
 
@@ -164,19 +164,20 @@ def supervised(
     watch: Watch = lambda title, items: items,
     mix: HeadMix = UNMIXED,
 ) -> Yardsticks:
-    """The same encoder trained with all labels from random weights: a yardstick, kept for the data set and encoder."""
+    """The same encoder trained with all labels from random weights: a yardstick, cached by data set and encoder."""
     task = data.require_labelled().task
-    asked = [data.fingerprint, describe(data.specs), str(task), asdict(encoder.config), asdict(SUPERVISED)]
-    asked += [str(mix)] if str(mix) else []
+    settings = [data.fingerprint, describe(data.specs), str(task), asdict(encoder.config), asdict(SUPERVISED)]
+    settings += [str(mix)] if str(mix) else []
+    key = json.dumps([*settings, dabsmix.__version__])
 
     def train() -> Yardsticks:
         torch.manual_seed(step_seed(0, 0, "weights"))
         fresh = build_encoder(encoder.specs, encoder.config)
-        found = finetune(fresh, data, ("1",), SUPERVISED, accelerator=accelerator, watch=watch, mix=mix)
-        predictions = {yardstick_key("supervised", key): each for key, each in found.predictions.items()}
-        return Yardsticks({"supervised": tuple(found.results)}, predictions)
+        finetuned = finetune(fresh, data, ("1",), SUPERVISED, accelerator=accelerator, watch=watch, mix=mix)
+        predictions = {yardstick_key("supervised", key): scores for key, scores in finetuned.predictions.items()}
+        return Yardsticks({"supervised": tuple(finetuned.results)}, predictions)
 
-    return kept("supervised", json.dumps([*asked, dabsmix.__version__]), train, keep=accelerator.is_main_process)
+    return cached_yardsticks("supervised", key, train, keep=accelerator.is_main_process)
 
 
 class Network(nn.Module):
@@ -252,7 +253,7 @@ class Trained(NamedTuple):
 
     network: Network
     el2n: NDArray[np.float32] | None
-    kept: list[float]
+    shares_kept: list[float]
 
 
 def layer_groups(network: Network, rate: float, layer_decay: float, weight_decay: float) -> list[dict[str, Any]]:
@@ -326,8 +327,8 @@ def _train(
             outputs = torch.from_numpy(_predict(network, part, data, accelerator))
             scores = el2n(outputs, torch.from_numpy(part.label)).numpy()
     accelerator.free_memory()
-    by_epoch = [[each for epoch, each in shares if epoch == which] for which in dict(shares)]
-    return Trained(network, scores, [round(sum(each) / len(each), 4) for each in by_epoch])
+    by_epoch = [[share for epoch, share in shares if epoch == which] for which in dict(shares)]
+    return Trained(network, scores, [round(sum(epoch_shares) / len(epoch_shares), 4) for epoch_shares in by_epoch])
 
 
 def _predict(network: Network, split: Split, data: Data, accelerator: Accelerator) -> NDArray[np.float32]:
@@ -335,26 +336,26 @@ def _predict(network: Network, split: Split, data: Data, accelerator: Accelerato
     outputs = (network.task.num_outputs,)
     shape = (network.encoder.num_tokens, *outputs) if network.task.kind == "tokens" else outputs
     network.to(accelerator.device)
-    found = each_row(network, network, shape, split, data.normalise, accelerator)
-    scores: NDArray[np.float32] = network.task.scores(found, network.center, network.scale).numpy()
+    raw = each_row(network, network, shape, split, data.normalise, accelerator)
+    scores: NDArray[np.float32] = network.task.scores(raw, network.center, network.scale).numpy()
     return scores
 
 
-def _value(wanted: Metric, network: Network, split: Split, data: Data, accelerator: Accelerator) -> float:
-    """The score on a split: NaN where its labels give none, the worst there is where the network diverged."""
+def _value(main: Metric, network: Network, split: Split, data: Data, accelerator: Accelerator) -> float:
+    """The score on a split: NaN if its labels define none, the worst possible one if the network diverged."""
     assert split.label is not None
     scores = _predict(network, split, data, accelerator)
     if not np.isfinite(scores).all():
-        return -math.inf if wanted.higher else math.inf
+        return -math.inf if main.higher else math.inf
     try:
-        return wanted(scores, split.label)
+        return main(scores, split.label)
     except Undefined:
         return math.nan
 
 
-def _mean(scores: list[float], wanted: Metric) -> float:
+def _mean(scores: list[float], main: Metric) -> float:
     """Over the draws whose validation labels give the metric a value."""
     defined = [score for score in scores if not math.isnan(score)]
     if not defined:
-        raise Undefined(f"{wanted.name} has no value on the validation labels: more of them are needed to choose with")
+        raise Undefined(f"{main.name} has no value on the validation labels: more of them are needed to choose with")
     return float(np.mean(defined))

@@ -107,7 +107,7 @@ def _block(rng: np.random.Generator, grids: tuple[tuple[int, ...], ...], weight:
         for axis, length in enumerate(grid):
             side = round(length * (1 - weight) ** (1 / len(grid)))
             offset = np.arange(length) - (int(rng.integers(length)) - side // 2)
-            shape = [length if each == axis else 1 for each in range(len(grid))]
+            shape = [length if other_axis == axis else 1 for other_axis in range(len(grid))]
             inside &= ((offset >= 0) & (offset < side)).reshape(shape)
         parts.append(inside.ravel())
     return np.concatenate(parts)
@@ -134,9 +134,9 @@ def cut(hidden: Tensor, real: Tensor | None, drawn: Drawn) -> tuple[Tensor, Tens
     """The partner's tokens inside the block, and the share ``(B,)`` of its real tokens that each example keeps."""
     assert drawn.inside is not None
     real = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device) if real is None else real
-    taken = drawn.inside & real & real[drawn.partner]
-    mixed = torch.where(taken[..., None], hidden[drawn.partner], hidden)
-    return mixed, 1 - taken.sum(dim=1) / real.sum(dim=1).clamp_min(1)
+    replaced = drawn.inside & real & real[drawn.partner]
+    mixed = torch.where(replaced[..., None], hidden[drawn.partner], hidden)
+    return mixed, 1 - replaced.sum(dim=1) / real.sum(dim=1).clamp_min(1)
 
 
 def _outputs(
@@ -205,8 +205,8 @@ def mixupe(mixed: Tensor, outputs: Tensor, target: Tensor, kind: str, eta: float
     """
     predicted = outputs.sigmoid() if kind == "multilabel" else outputs.softmax(dim=1)
     derivative = ((target - predicted) * outputs).sum(dim=1)
-    whole = mixed + eta * MEAN_OTHER * derivative.abs().mean()
-    return (mixed.detach().abs() / whole.detach().abs().clamp_min(1e-12)) * whole
+    regularised = mixed + eta * MEAN_OTHER * derivative.abs().mean()
+    return (mixed.detach().abs() / regularised.detach().abs().clamp_min(1e-12)) * regularised
 
 
 def no_worse(teacher: Tensor, student: Tensor) -> Tensor:
@@ -241,20 +241,20 @@ class MixedLoss(nn.Module):
         """The loss of a batch, and the share of its samples that were learned from."""
         network, task, method = self.network, self.network.task, self.mix.method
         embedded = network.encoder.embed(inputs)
-        whole = torch.ones((), device=label.device)
+        all_samples = torch.ones((), device=label.device)
         if drawn is None:
-            return network.loss(network.read(embedded), label), whole
+            return network.loss(network.read(embedded), label), all_samples
         mixed, clean, weight = _outputs(network, embedded, drawn, clean=method in ("mixupe", "regmixup"))
         own = targets(label, task, network.center, network.scale, mixed)
         target = weight[:, None] * own + (1 - weight[:, None]) * own[drawn.partner]
-        each = losses(mixed, target, task.kind)
+        per_sample = losses(mixed, target, task.kind)
         if clean is not None:
             if method == "mixupe":
-                return mixupe(each.mean(), clean, own, task.kind), whole
-            return losses(clean, own, task.kind).mean() + each.mean(), whole
+                return mixupe(per_sample.mean(), clean, own, task.kind), all_samples
+            return losses(clean, own, task.kind).mean() + per_sample.mean(), all_samples
         if method != "guided" or teacher is None:
-            return each.mean(), whole
+            return per_sample.mean(), all_samples
         with torch.no_grad():
             taught, _, _ = _outputs(teacher, teacher.encoder.embed(inputs), drawn, clean=False)
-            chosen = no_worse(losses(taught, target, task.kind), each)
-        return (each * chosen).sum() / chosen.sum().clamp_min(1), chosen.float().mean()
+            chosen = no_worse(losses(taught, target, task.kind), per_sample)
+        return (per_sample * chosen).sum() / chosen.sum().clamp_min(1), chosen.float().mean()

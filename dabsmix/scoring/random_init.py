@@ -72,7 +72,7 @@ def random_encoders(
     if missing:
         scored = [_scored(encoder, labelled, seed, score(missing)) for seed in SEEDS]
         for label in missing:
-            stored[label] = runs = tuple(each[label] for each in scored)
+            stored[label] = runs = tuple(measured[label] for measured in scored)
             if accelerator.is_main_process:
                 _write(path_of(label), runs)
     return {label: runs for label, runs in stored.items() if runs is not None}
@@ -102,7 +102,7 @@ def gain(
 def _scored(encoder: Encoder, labelled: Labelled, seed: int, score: Score) -> dict[str, Measured]:
     torch.manual_seed(step_seed(seed, 0, "weights"))
     results, predictions = score(build_encoder(encoder.specs, encoder.config).eval())
-    return {each.label_fraction: _measured(each, predictions, labelled) for each in results}
+    return {result.label_fraction: _measured(result, predictions, labelled) for result in results}
 
 
 def _measured(result: Result, predictions: Mapping[str, NDArray[Any]], labelled: Labelled) -> Measured:
@@ -140,7 +140,7 @@ def _read(path: Path) -> tuple[Measured, ...] | None:
         with np.load(path, allow_pickle=False) as arrays:
             share, (n, rarest) = arrays.get("share"), arrays["sizes"].tolist()
             rows = arrays["rows"].tobytes().decode()
-            each = zip(arrays["value"].tolist(), arrays["influence"], arrays["widening"].tolist(), strict=True)
-            return tuple(Measured(value, x, share, n, rarest, wider, rows) for value, x, wider in each)
+            values = zip(arrays["value"].tolist(), arrays["influence"], arrays["widening"].tolist(), strict=True)
+            return tuple(Measured(value, x, share, n, rarest, wider, rows) for value, x, wider in values)
     except Exception:  # what numpy and zipfile raise at damaged bytes is not a closed list; it is computed again
         return None

@@ -145,8 +145,8 @@ def in_percent(metric: str) -> bool:
     """Whether a score is shown in percent: shares and correlations are, other quantities are not."""
     from dabsmix.scoring.metrics import known
 
-    found = known(metric)
-    return found is not None and found.span[1] == 1
+    resolved = known(metric)
+    return resolved is not None and resolved.span[1] == 1
 
 
 @dataclass(frozen=True)
@@ -233,16 +233,16 @@ class Gain:
             return f"{self.direction * number * (100 if percent else 1):+{'.1f' if percent else '.3g'}}"
 
         metric = self.metric.replace("_", " ")
-        what = f"points of {metric}" if percent else metric
+        unit = f"points of {metric}" if percent else metric
         share = f"with {_share_in_words(self.label_fraction)}"
         if self.low is None or self.high is None:
-            return f"{share} it differs from a random one by {text(self.value)} {what} (too few groups for an interval)"
+            return f"{share} it differs from a random one by {text(self.value)} {unit} (too few groups for an interval)"
         low, high = (self.low, self.high) if self.direction > 0 else (self.high, self.low)
         ends = f"95 % interval {text(low)} to {text(high)}"
         if self.sign:
             how = "better" if self.sign > 0 else "worse"
-            return f"{share} this encoder is {how} than a random one by {text(self.value).lstrip('+-')} {what} ({ends})"
-        return f"{share} no difference from a random one is shown, {text(self.value)} {what} ({ends})"
+            return f"{share} this encoder is {how} than a random one by {text(self.value).lstrip('+-')} {unit} ({ends})"
+        return f"{share} no difference from a random one is shown, {text(self.value)} {unit} ({ends})"
 
 
 def _share_in_words(share: str) -> str:
@@ -302,7 +302,7 @@ class TransferRecord:
         """One sentence: did pretraining help? Empty where no random encoder was scored beside."""
         if not self.gains:
             return ""
-        signs = [each.sign for each in self.gains]
+        signs = [gain.sign for gain in self.gains]
         verdict = "yes" if 1 in signs and -1 not in signs else "no" if -1 in signs and 1 not in signs else "not shown"
         verdict = "yes and no" if 1 in signs and -1 in signs else verdict
         return f"Did pretraining help? {verdict.capitalize()}: {'; '.join(map(str, self.gains))}."
@@ -322,13 +322,13 @@ class TransferRecord:
         sign = 1 if metric is None or metric.higher else -1
         return tuple(
             name
-            for name, found in self.yardsticks.items()
+            for name, results in self.yardsticks.items()
             if name != "supervised"
             and any(
-                each.metric == first.metric
-                and (each.label_fraction == first.label_fraction or each.probe == "majority")
-                and sign * each.value >= sign * first.value
-                for each in found
+                result.metric == first.metric
+                and (result.label_fraction == first.label_fraction or result.probe == "majority")
+                and sign * result.value >= sign * first.value
+                for result in results
             )
         )
 
@@ -343,8 +343,8 @@ class TransferRecord:
             "metric": first["metric"],
             **{key: first[key] for key in ("value", "low", "high", "n", "probe", "label_fraction", "selected")},
             "test_reads": self.test_reads,
-            "results": [asdict(each) for each in self.results],
-            "yardsticks": {name: [asdict(each) for each in found] for name, found in self.yardsticks.items()},
+            "results": [asdict(result) for result in self.results],
+            "yardsticks": {name: [asdict(result) for result in results] for name, results in self.yardsticks.items()},
             "train_value": self.train_value,
             "frechet_distance": self.frechet_distance,
             "classes": list(self.classes),
@@ -352,7 +352,7 @@ class TransferRecord:
             "encoder_sha256": self.encoder_sha256,
             "notes": list(self.notes),
             "asked": list(self.asked),
-            "gains": [asdict(each) for each in self.gains],
+            "gains": [asdict(gain) for gain in self.gains],
             "answer": self.answer,
             "splits": {name: dict(sizes) for name, sizes in self.splits.items()},
             "of": self.of,
@@ -366,27 +366,28 @@ class TransferRecord:
         Raises:
             ValueError: it lacks its task, protocol or results, or an entry is of another type.
         """
-        found = parsed(cls, values)
+        record = parsed(cls, values)
         return replace(
-            found,
-            results=tuple(Result.from_plain(each) for each in found.results),
+            record,
+            results=tuple(Result.from_plain(result) for result in record.results),
             yardsticks={
-                name: tuple(Result.from_plain(each) for each in results) for name, results in found.yardsticks.items()
+                name: tuple(Result.from_plain(result) for result in results)
+                for name, results in record.yardsticks.items()
             },
-            classes=tuple(found.classes),
-            notes=tuple(found.notes),
-            asked=tuple(found.asked),
-            gains=tuple(parsed(Gain, each) for each in found.gains),
+            classes=tuple(record.classes),
+            notes=tuple(record.notes),
+            asked=tuple(record.asked),
+            gains=tuple(parsed(Gain, gain) for gain in record.gains),
         )
 
     def to_frame(self) -> pd.DataFrame:
         """One row per score, the run's first and the yardsticks' after them; ``of`` says whose it is."""
         import pandas as pd
 
-        each = [("encoder", result) for result in self.results]
-        each += [(name, result) for name, found in self.yardsticks.items() for result in found]
+        scores = [("encoder", result) for result in self.results]
+        scores += [(name, result) for name, results in self.yardsticks.items() for result in results]
         columns = ("probe", "label_fraction", "metric", "value", "low", "high", "n", "units", "draws", "num_features")
-        rows = [{"of": of} | {name: getattr(result, name) for name in columns} for of, result in each]
+        rows = [{"of": owner} | {name: getattr(result, name) for name in columns} for owner, result in scores]
         return pd.DataFrame(rows).assign(run=self.run, task=self.task, protocol=self.protocol)
 
     def __str__(self) -> str:
@@ -395,7 +396,7 @@ class TransferRecord:
         groups = f" in {first.units} groups" if 0 < first.units < first.n else ""
         lines = [f"{self.run}  {self.task}  {first.metric}  protocol {self.protocol}  n {first.n}{groups}"]
         rows = [("encoder", result) for result in self.results]
-        rows += [(name, result) for name, found in self.yardsticks.items() for result in found]
+        rows += [(name, result) for name, results in self.yardsticks.items() for result in results]
         factor = 100 if in_percent(first.metric) else 1
         for name, r in rows:
             interval = "" if r.low is None or r.high is None else f"  [{factor * r.low:.1f}, {factor * r.high:.1f}]"
@@ -438,8 +439,8 @@ def write_transfer(
     el2n: Mapping[str, NDArray[Any]] | None = None,
 ) -> None:
     """Write a record, and before it what there is of predictions, yardsticks' predictions, a table and EL2N scores."""
-    kept = {".predictions": predictions, ".yardsticks": yardstick_predictions, ".el2n": el2n}
-    for suffix, arrays in kept.items():
+    archives = {".predictions": predictions, ".yardsticks": yardstick_predictions, ".el2n": el2n}
+    for suffix, arrays in archives.items():
         if arrays:
             write(path.with_suffix(f"{suffix}.npz"), partial(_save_arrays, arrays=arrays))
     if by_example is not None:
@@ -461,8 +462,8 @@ def _save_frames(path: Path, frames: Iterator[pd.DataFrame]) -> None:
     first = pa.Table.from_pandas(next(frames), preserve_index=False)
     with pq.ParquetWriter(path, first.schema) as file:
         file.write_table(first)
-        for each in frames:
-            file.write_table(pa.Table.from_pandas(each, schema=first.schema, preserve_index=False))
+        for frame in frames:
+            file.write_table(pa.Table.from_pandas(frame, schema=first.schema, preserve_index=False))
 
 
 def read_predictions(path: Path) -> dict[str, NDArray[Any]]:

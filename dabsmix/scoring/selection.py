@@ -240,9 +240,9 @@ def _subset(
     if task.kind == "classes":
         parts = []
         for value in np.unique(label):
-            places = np.flatnonzero(label == value)
-            share = max(1, round(fraction * len(places))) if per_class is None else per_class
-            parts.append(rng.permutation(places)[:share])
+            rows = np.flatnonzero(label == value)
+            share = max(1, round(fraction * len(rows))) if per_class is None else per_class
+            parts.append(rng.permutation(rows)[:share])
         return np.sort(np.concatenate(parts))
     order = rng.permutation(len(label))
     chosen = order[: max(2, round(fraction * len(label)))]

@@ -45,7 +45,7 @@ def test_words_are_counted_without_rare_words_and_padding(monkeypatch: pytest.Mo
     monkeypatch.setattr(yardsticks, "RAW_WIDTH", 2)
     train = [(torch.tensor([[5, 5, 3, 0]]),), (torch.tensor([[3, 5, 1, 0]]),)]
     reader = raw_reader((Tokens(4, 8, pad=0),), train)
-    assert [kept.tolist() for kept in reader.kept if kept is not None] == [[3, 5]]
+    assert [ids.tolist() for ids in reader.counted if ids is not None] == [[3, 5]]
     assert reader((torch.tensor([[5, 3, 5, 0], [1, 7, 0, 0]]),)).tolist() == [[1, 2], [0, 0]]
 
 
