@@ -68,13 +68,13 @@ def load(
         if label is not None or options is not None or modality is None:
             raise UserError("an array needs a modality, and takes no label or options: give a DataFrame for those")
         return replace(memory.whole(data, modality), source=Source(modality=modality))
-    given = _kept_options(options) if isinstance(options, Mapping) else options
+    options_file = _kept_options(options) if isinstance(options, Mapping) else options
     source = Source(
         domain=domain,
         data=place,
         modality=modality,
         label=label,
-        options=None if given is None else Path(given),
+        options=None if options_file is None else Path(options_file),
         on_bad=on_bad,
         protocol=protocol,
         data_root=None if data_root is None else Path(data_root),
@@ -120,7 +120,7 @@ def pretrain(
         data = load(data)
     if data.source is None:
         raise UserError("these data do not say where they are from: pass the result of dabsmix.load")
-    known = {each.name for each in fields(PretrainConfig)} - {"source", "algo", "hyper", "out"}
+    known = {field.name for field in fields(PretrainConfig)} - {"source", "algo", "hyper", "out"}
     hyper = {flag.name for flag in algorithm_flags(algorithm)}
     for name in settings:
         if name not in known | hyper:
@@ -178,7 +178,7 @@ def transfer(
     from dabsmix.verbs import transfer as verb
 
     run = run if isinstance(run, Run) else Run(Path(run))
-    given = _kept_options(options) if isinstance(options, Mapping) else options
+    options_file = _kept_options(options) if isinstance(options, Mapping) else options
     loaded = data if isinstance(data, Data) else None
     place = None
     if data is not None and loaded is None:
@@ -188,7 +188,7 @@ def transfer(
         task=() if task is None else (task,),
         data=() if place is None else (place,),
         label=() if label is None else (label,),
-        options=None if given is None else Path(given),
+        options=None if options_file is None else Path(options_file),
         metric=metric,
         protocol=protocol,
         labels=None if labels is None else tuple(str(share) for share in labels),

@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 __all__ = ["catalogue", "show"]
 
 
-def catalogue(what: str, root: Path) -> dict[str, list[dict[str, Any]]]:
+def catalogue(kind: str, root: Path) -> dict[str, list[dict[str, Any]]]:
     """Plain values, by kind. ``files`` says whether a domain's files are under the data root, or how to obtain them."""
     listed: dict[str, list[dict[str, Any]]] = {}
-    if what in ("all", "domains"):
+    if kind in ("all", "domains"):
         listed["domains"] = [
             {
                 "name": card.name,
@@ -37,7 +37,7 @@ def catalogue(what: str, root: Path) -> dict[str, list[dict[str, Any]]]:
             }
             for card in domains().values()
         ]
-    if what in ("all", "algorithms"):
+    if kind in ("all", "algorithms"):
         listed["algorithms"] = [
             {
                 "name": name,
@@ -46,7 +46,7 @@ def catalogue(what: str, root: Path) -> dict[str, list[dict[str, Any]]]:
             }
             for name in algorithms()
         ]
-    if what in ("all", "encoders"):
+    if kind in ("all", "encoders"):
         listed["encoders"] = [{"name": name, **_shape(config)} for name, config in ENCODERS.items()]
     return listed
 

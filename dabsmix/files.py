@@ -79,10 +79,10 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def data_root(given: Path | None) -> Path:
+def data_root(folder: Path | None) -> Path:
     """``--data-root``, else ``$DABSMIX_DATA``, else a folder of the user's cache."""
-    if given is not None:
-        return given.expanduser()
+    if folder is not None:
+        return folder.expanduser()
     if os.environ.get("DABSMIX_DATA"):
         return Path(os.environ["DABSMIX_DATA"]).expanduser()
     return _user_cache() / "dabsmix" / "data"
@@ -103,10 +103,10 @@ def cache_folder() -> Path:
 def recall(name: str) -> dict[str, Any]:
     """What this very code remembered under this name, see `remember`; empty where it remembers nothing readable."""
     try:
-        found = json.loads(_memory(name).read_text(encoding="utf-8"))
+        remembered = json.loads(_memory(name).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return remembered if isinstance(remembered, dict) else {}
 
 
 def remember(name: str, values: Mapping[str, Any]) -> None:
@@ -148,15 +148,15 @@ def parsed(kind: type[T], values: Any) -> T:
     """
     if not isinstance(values, Mapping):
         raise ValueError(f"expected a JSON object, found a {type(values).__name__}")
-    given = {}
+    known = {}
     for name, (types, annotation, required) in _expected(kind).items():  # type: ignore[arg-type]  # a class is hashable
         if name in values:
-            given[name] = values[name]
-            if types is not None and type(given[name]) not in types:
+            known[name] = values[name]
+            if types is not None and type(known[name]) not in types:
                 raise ValueError(f"{name} is {values[name]!r}, not {annotation}")
         elif required:
             raise ValueError(f"it lacks {name!r}")
-    return kind(**given)
+    return kind(**known)
 
 
 _PLAIN: dict[str, tuple[type, ...]] = {"str": (str,), "bool": (bool,), "int": (int,), "float": (int, float)}
@@ -170,9 +170,9 @@ def _expected(kind: type) -> dict[str, tuple[frozenset[type] | None, Any, bool]]
     Only the outermost type is checked.
     """
     expected = {}
-    for each in fields(kind):
-        names = [name.strip().partition("[")[0] for name in str(each.type).split(" | ")]
+    for field in fields(kind):
+        names = [name.strip().partition("[")[0] for name in str(field.type).split(" | ")]
         kinds = {kind for name in names for kind in _PLAIN.get(name, (object,) if name != "None" else (type(None),))}
-        required = each.default is MISSING and each.default_factory is MISSING
-        expected[each.name] = (None if object in kinds else frozenset(kinds), each.type, required)
+        required = field.default is MISSING and field.default_factory is MISSING
+        expected[field.name] = (None if object in kinds else frozenset(kinds), field.type, required)
     return expected

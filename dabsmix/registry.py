@@ -137,12 +137,12 @@ class _Source:
         """The module that a name is imported from, and its name there."""
         for node in self.tree.body:
             if isinstance(node, ast.ImportFrom):
-                for each in node.names:
-                    if (each.asname or each.name) == name:
+                for alias in node.names:
+                    if (alias.asname or alias.name) == name:
                         dots = "." * node.level
                         package = self.module.rpartition(".")[0]
                         module = importlib.util.resolve_name(dots + (node.module or ""), package)
-                        return module, each.name
+                        return module, alias.name
         return None
 
 
@@ -224,9 +224,9 @@ def algorithm_class(name: str) -> type[Algorithm]:
 def _keywords(cls: type) -> set[str]:
     """The keywords of a class's constructors, up to the first that does not pass keywords on to its base class."""
     keywords: set[str] = set()
-    for each in cls.__mro__:
-        if "__init__" in vars(each):
-            parameters = inspect.signature(vars(each)["__init__"]).parameters.values()
+    for base in cls.__mro__:
+        if "__init__" in vars(base):
+            parameters = inspect.signature(vars(base)["__init__"]).parameters.values()
             keywords |= {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
             if not any(p.kind is p.VAR_KEYWORD for p in parameters):
                 break
@@ -342,14 +342,14 @@ def domains() -> dict[str, Domain]:
     """
     cards: dict[str, Domain] = {}
     for stem in _stems(dabsmix.domains):
-        for each in importlib.import_module(f"dabsmix.domains.{stem}").DOMAINS:
-            _refuse_twice([each.name], cards, "domain")
-            cards[each.name] = each
+        for card in importlib.import_module(f"dabsmix.domains.{stem}").DOMAINS:
+            _refuse_twice([card.name], cards, "domain")
+            cards[card.name] = card
     for point in _entry_points("dabsmix.domains").values():
         loaded = point.load()
-        for each in getattr(loaded, "DOMAINS", loaded):
-            _refuse_twice([each.name], cards, "domain")
-            cards[each.name] = each
+        for card in getattr(loaded, "DOMAINS", loaded):
+            _refuse_twice([card.name], cards, "domain")
+            cards[card.name] = card
     return dict(sorted(cards.items()))
 
 
@@ -360,9 +360,9 @@ def domain(name: str) -> Domain:
         UserError: there is none.
     """
     if name in _stems(dabsmix.domains):  # the usual case: no other file has to be imported
-        for each in importlib.import_module(f"dabsmix.domains.{name}").DOMAINS:
-            if each.name == name:
-                return cast("Domain", each)
+        for card in importlib.import_module(f"dabsmix.domains.{name}").DOMAINS:
+            if card.name == name:
+                return cast("Domain", card)
     known = domains()
     for card in known.values():
         if name in card.aliases:

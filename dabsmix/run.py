@@ -44,8 +44,8 @@ def commit() -> str:
     """The commit of the source code, with ``+dirty`` if files differ from it; empty if there is none."""
 
     def git(*words: str) -> str:
-        here = Path(__file__).resolve().parent
-        return subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+        package = Path(__file__).resolve().parent
+        return subprocess.run(["git", *words], cwd=package, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
         if Path(git("rev-parse", "--show-toplevel")) != Path(__file__).resolve().parent.parent:
@@ -304,9 +304,9 @@ class Run:
         """
         from filelock import FileLock, Timeout
 
-        held = FileLock(self.path / LOCK, timeout=0)
+        lock = FileLock(self.path / LOCK, timeout=0)
         try:
-            held.acquire()
+            lock.acquire()
         except Timeout:
             raise UserError(
                 f"another process is working on {self.path}: wait until it ends, or stop it first"
@@ -316,11 +316,11 @@ class Run:
         except OSError as error:
             raise unwritable(self.path / LOCK, error) from error
         try:
-            for folder in (self.path, *(each for each in self.path.iterdir() if each.is_dir())):
+            for folder in (self.path, *(path for path in self.path.iterdir() if path.is_dir())):
                 sweep(folder)
             yield
         finally:
-            held.release()
+            lock.release()
 
     @property
     def locked(self) -> bool:

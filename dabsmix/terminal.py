@@ -84,9 +84,9 @@ class Bar:
         now = time.monotonic()
         if now - self._said_at >= SECONDS:
             self._said_at = now
-            left = (now - self._began) / (self._done - self._start) * (total - self._done)
+            remaining = (now - self._began) / (self._done - self._start) * (total - self._done)
             share = f"{100 * self._done / total:.0f} %"
-            parts = (f"{self._title}: {self._done}/{total} ({share})", self._text, f"{_clock(left)} left")
+            parts = (f"{self._title}: {self._done}/{total} ({share})", self._text, f"{_clock(remaining)} left")
             log.info("%s", "  ".join(part for part in parts if part))
         self._set_next()
 
@@ -107,8 +107,8 @@ def progress(title: str, items: Iterable[T], total: int | None = None) -> Iterat
     if total is None and isinstance(items, Sized):
         total = len(items)
     with Bar(title, total=total) as bar:
-        for each in items:
-            yield each
+        for item in items:
+            yield item
             bar.advance()
 
 

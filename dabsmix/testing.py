@@ -133,8 +133,8 @@ def _problems(algorithm: Algorithm, batch: Batch) -> Iterator[str]:
     if not any(p.grad is not None and p.grad.any() for p in algorithm.encoder.blocks.parameters()):
         yield "no gradient reaches the encoder's blocks"
 
-    again = copy.deepcopy(start)
-    if not torch.equal(_seeded(again, batch)[0], value):
+    repeated = copy.deepcopy(start)
+    if not torch.equal(_seeded(repeated, batch)[0], value):
         yield "the same weights, batch and seed give another loss: draw from batch.seed"
 
     _step(algorithm)
@@ -186,12 +186,13 @@ def check_domain(domain: Domain, folder: Path, *, protocol: str = "v1", sample: 
     """
     assert all((domain.name, domain.modality, domain.title, domain.licence)), f"{domain}: an empty field"
     assert domain.batch_size > 1, f"{domain.name}: a batch of {domain.batch_size}"
-    data, again = domain.load(folder, protocol), domain.load(folder, protocol)
+    data, reloaded = domain.load(folder, protocol), domain.load(folder, protocol)
     assert data.specs, f"{domain.name}: no input"
-    assert data.fingerprint == again.fingerprint, f"{domain.name}: two loads give two fingerprints"
+    assert data.fingerprint == reloaded.fingerprint, f"{domain.name}: two loads give two fingerprints"
 
     splits, repeated = (
-        {"pretrain": each.pretrain, **(each.labelled.splits if each.labelled else {})} for each in (data, again)
+        {"pretrain": loaded.pretrain, **(loaded.labelled.splits if loaded.labelled else {})}
+        for loaded in (data, reloaded)
     )
     for name, split in splits.items():
         where = f"{domain.name}, {name}"
@@ -235,8 +236,8 @@ def _check_examples(where: str, data: Data, split: Split, sample: int) -> None:
                 assert x.min() >= 0, f"{where}: an id below 0"
                 assert x.max() < spec.vocab, f"{where}: id {x.max()} in a vocabulary of {spec.vocab}"
         assert (x.dtype, tuple(x.shape)) == expected, f"{where}: {x.dtype} {tuple(x.shape)}, {spec} states {expected}"
-    again = data.normalise(split.batch(index))
-    same = all(torch.equal(a.nan_to_num(math.pi), b.nan_to_num(math.pi)) for a, b in zip(inputs, again, strict=True))
+    reread = data.normalise(split.batch(index))
+    same = all(torch.equal(a.nan_to_num(math.pi), b.nan_to_num(math.pi)) for a, b in zip(inputs, reread, strict=True))
     assert same, f"{where}: reading twice gives other examples"
 
 

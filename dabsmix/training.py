@@ -94,10 +94,10 @@ def learning_rate(step: int, steps: int, peak: float, schedule: str, steps_per_e
             floor, cosine = peak / 1000, (1 + math.cos(math.pi * warm / epochs)) / 2
             target = floor + (peak - floor) * cosine if schedule == "epoch-cosine" else peak
             return target * step / (warm * steps_per_epoch)
-        done = step // steps_per_epoch / epochs
+        progress = step // steps_per_epoch / epochs
         if schedule == "epoch-cosine":
-            return peak * (1 + math.cos(math.pi * done)) / 2
-        return peak * 0.1 ** sum(done >= milestone for milestone in (0.6, 0.8))
+            return peak * (1 + math.cos(math.pi * progress)) / 2
+        return peak * 0.1 ** sum(progress >= milestone for milestone in (0.6, 0.8))
     warmup = max(1, round(WARMUP * steps))
     if step < warmup:
         return peak * (step + 1) / warmup

@@ -248,7 +248,7 @@ def _fetch_piece(url: str, download: Download, path: Path) -> None:
 def _read(response: http.client.HTTPResponse) -> bytes:
     try:
         return response.read(CHUNK)
-    except OSError as error:  # told apart here from one of the disk
+    except OSError as error:  # distinguished here from an error of the disk
         raise _CutError(str(error)) from error
 
 

@@ -54,7 +54,7 @@ FILE = "file"
 
 
 class WholeRecordings:
-    """Recordings, padded when they are asked for.
+    """Recordings, padded when a batch is read.
 
     Args:
         readings: float32 ``(T, C)``, in memory or a memory map; all recordings, one after the other.
@@ -261,7 +261,7 @@ def _further(
 
 
 class _Cut(NamedTuple):
-    """Readings and where each recording begins and ends, ``(n,)`` each; and recordings left out for want of any."""
+    """Readings, where each recording begins and ends, ``(n,)`` each, and the recordings without readings."""
 
     recordings: Recordings
     starts: NDArray[np.int64]
@@ -270,7 +270,7 @@ class _Cut(NamedTuple):
 
 
 def _files(path: Path, recording: str, labels: str) -> tuple[Path, list[str]]:
-    """The folder of the tables and their names below it; a table of labels among them is none of these."""
+    """The folder of the tables and their names below it; a table of labels is not among them."""
     if recording == FILE and path.is_dir():
         tables = [file for file in walk(path, (*CSV, *PARQUET)) if not labels or path / file != path / labels]
         if not tables:

@@ -65,7 +65,7 @@ def yardsticks(data: Data, rules: Protocol, labels: tuple[str, ...], device: tor
     """
     labelled = data.require_labelled()
     task = labelled.task
-    # a schedule's text is its address: the protocol's name and the version stand for it
+    # the text of a schedule, a function, is its address: the protocol's name and the version identify it
     grid = {f.name: str(getattr(rules.linear, f.name)) for f in fields(rules.linear) if f.name != "schedule"}
     rules_text = [rules.name, rules.draws, grid, RAW_WIDTH, width, dabsmix.__version__]
     # files are divided in more than one way: higgs_transfer reads the last tenth of higgs

@@ -113,7 +113,7 @@ def finetune(
         accelerator: where, and among how many processes.
         seed: of heads, batches, dropout and subsets.
         watch: given a title and the steps, for a progress bar.
-        others: metrics to report beside.
+        others: further metrics to report.
         mix: what is mixed; a guided student's teacher is trained first, by mixup at the same rate.
 
     Raises:

@@ -70,8 +70,8 @@ def fit_linear(
             ``multilabel``, mean squared error for ``regression``.
         grid: the settings.
         seed: of the order of rows and the initial weights. The same seed gives the same bits on a CPU.
-        redraw: gives the training features of epoch 0, 1, ... anew, same rows in the same order: for protocols whose
-            encoder has dropout on, or whose inputs are augmented, while heads are trained.
+        redraw: returns new training features for epoch 0, 1, ..., of the same rows in the same order. It is for
+            protocols whose encoder has dropout on, or whose inputs are augmented, while heads are trained.
 
     Returns:
         One head per pooling, rate and decay, the decay running fastest.

@@ -1,4 +1,4 @@
-"""Three random encoders of the same shape, scored beside every run: what features are worth without pretraining.
+"""Three random encoders of the same shape, scored next to every run: what features are worth without pretraining.
 
 They belong to the data and the encoder's shape and not to a run, so they are scored once and stored in the cache.
 Reading the test split with them does not count as a test read of the run.

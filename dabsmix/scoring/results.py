@@ -299,7 +299,7 @@ class TransferRecord:
 
     @property
     def answer(self) -> str:
-        """One sentence: did pretraining help? Empty where no random encoder was scored beside."""
+        """One sentence: did pretraining help? Empty if no random encoders were scored."""
         if not self.gains:
             return ""
         signs = [gain.sign for gain in self.gains]
@@ -381,7 +381,7 @@ class TransferRecord:
         )
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per score, the run's first and the yardsticks' after them; ``of`` says whose it is."""
+        """One row per score, the run's first; the column ``of`` says ``encoder`` or names the yardstick."""
         import pandas as pd
 
         scores = [("encoder", result) for result in self.results]
@@ -438,7 +438,7 @@ def write_transfer(
     by_example: Iterator[pd.DataFrame] | None = None,
     el2n: Mapping[str, NDArray[Any]] | None = None,
 ) -> None:
-    """Write a record, and before it what there is of predictions, yardsticks' predictions, a table and EL2N scores."""
+    """Write a record, after its predictions, yardsticks' predictions, table by example and EL2N scores, if any."""
     archives = {".predictions": predictions, ".yardsticks": yardstick_predictions, ".el2n": el2n}
     for suffix, arrays in archives.items():
         if arrays:

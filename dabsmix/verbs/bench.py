@@ -111,8 +111,8 @@ def _sources(plan: BenchConfig) -> list[Source]:
     if plan.domains and plan.data:
         raise UserError("--domains and --data: name one of the two")
     for flag in ("modality", "label", "options"):
-        if not plan.data and (given := getattr(plan, flag)) is not None:
-            raise UserError(f"--{flag} {given} is for your own data (--data PATH); leave it out with --domains")
+        if not plan.data and (value := getattr(plan, flag)) is not None:
+            raise UserError(f"--{flag} {value} is for your own data (--data PATH); leave it out with --domains")
     named = [Source(domain(name).name, data_root=plan.data_root) for name in plan.domains]
     own = [
         Source(data=path, modality=plan.modality, label=plan.label, options=plan.options, data_root=plan.data_root)
@@ -337,13 +337,13 @@ def bench(
     if plans[0].retry:
         for key in [_key(cell, chosen) for cell in all_cells if not chosen.untried(cell)]:
             failures.clear(key)
-    while work := list(_outstanding(all_cells, chosen, failures)):
+    while jobs := list(_outstanding(all_cells, chosen, failures)):
         worked = False
-        for each in work:
-            with _claimed(each, chosen) as claimed:
+        for job in jobs:
+            with _claimed(job, chosen) as claimed:
                 # another worker may have done it between the look at the board and the claim
-                if claimed and each in list(_outstanding([_cell_of(each)], chosen, failures)):
-                    _do(each, chosen, failures, say)
+                if claimed and job in list(_outstanding([_cell_of(job)], chosen, failures)):
+                    _do(job, chosen, failures, say)
                     worked = True
                     break  # start again: a chosen rate makes cells ready, and blocks are finished in order
         if not worked:
@@ -356,19 +356,19 @@ def _outstanding(all_cells: Sequence[Cell], chosen: Chosen, failures: Failures) 
     """The cells that are neither on the board nor failed, or the trials that they wait for."""
     board = all_cells[0].plan.leaderboard
     rows, failed = read(board) if board.exists() else [], failures.read()
-    seen = set()
+    yielded = set()
     for cell in all_cells:
         if untried := chosen.untried(cell):
-            yield from (Trial(cell, lr) for lr in untried if (cell.setting, lr) not in seen)
-            seen |= {(cell.setting, lr) for lr in untried}
+            yield from (Trial(cell, lr) for lr in untried if (cell.setting, lr) not in yielded)
+            yielded |= {(cell.setting, lr) for lr in untried}
             continue
         key = _key(cell, chosen)
         if key not in failed and not _on_board(cell, key, rows):
             yield cell
 
 
-def _cell_of(each: Cell | Trial) -> Cell:
-    return each if isinstance(each, Cell) else each.cell
+def _cell_of(job: Cell | Trial) -> Cell:
+    return job if isinstance(job, Cell) else job.cell
 
 
 def _key(cell: Cell, chosen: Chosen) -> str:
@@ -382,10 +382,10 @@ def _key(cell: Cell, chosen: Chosen) -> str:
 
 
 @contextmanager
-def _claimed(each: Cell | Trial, chosen: Chosen) -> Iterator[bool]:
+def _claimed(job: Cell | Trial, chosen: Chosen) -> Iterator[bool]:
     """Try to claim the cell for the duration of the block; yields whether this worker holds it."""
-    cell = _cell_of(each)
-    name = _key(cell, chosen) if isinstance(each, Cell) else config_hash(_tried(each, chosen))
+    cell = _cell_of(job)
+    name = _key(cell, chosen) if isinstance(job, Cell) else config_hash(_tried(job, chosen))
     folder = cell.plan.out / "claims"
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / f"{name}.lock")
@@ -400,12 +400,12 @@ def _claimed(each: Cell | Trial, chosen: Chosen) -> Iterator[bool]:
         lock.release()
 
 
-def _do(each: Cell | Trial, chosen: Chosen, failures: Failures, say: Callable[[str], None]) -> None:
+def _do(job: Cell | Trial, chosen: Chosen, failures: Failures, say: Callable[[str], None]) -> None:
     """Do one piece of work; an error is recorded, and the other work continues."""
     began = time.perf_counter()
     reason, outcome = "", ""
     try:
-        outcome = _try(each, chosen) if isinstance(each, Trial) else _fill(each, chosen)
+        outcome = _try(job, chosen) if isinstance(job, Trial) else _fill(job, chosen)
     except Interrupted:
         raise
     except UserError as error:
@@ -413,17 +413,17 @@ def _do(each: Cell | Trial, chosen: Chosen, failures: Failures, say: Callable[[s
     except Exception as error:  # a bug, or no memory left: the other cells do not depend on it
         reason = f"{type(error).__name__}: {error}"
     seconds = time.perf_counter() - began
-    if reason and isinstance(each, Trial):
-        _note_rate(each, None, chosen)
+    if reason and isinstance(job, Trial):
+        _note_rate(job, None, chosen)
     elif reason:
-        failures.note(_key(_cell_of(each), chosen), _cell_of(each), reason)
+        failures.note(_key(_cell_of(job), chosen), _cell_of(job), reason)
         try:
-            _submit_failure(_cell_of(each), _key(_cell_of(each), chosen))
+            _submit_failure(_cell_of(job), _key(_cell_of(job), chosen))
         except UserError as error:  # failures.json has it, and the other cells do not depend on it
             say(f"the failure is not on the board: {error}")
-    elif isinstance(each, Cell):
-        failures.clear(_key(each, chosen))
-    say(f"failed: {each}: {reason}" if reason else f"{each}: {outcome} ({seconds:.0f} s)")
+    elif isinstance(job, Cell):
+        failures.clear(_key(job, chosen))
+    say(f"failed: {job}: {reason}" if reason else f"{job}: {outcome} ({seconds:.0f} s)")
 
 
 def _submit_failure(cell: Cell, key: str) -> None:
@@ -621,15 +621,17 @@ def _times(out: Path) -> list[dict[str, Any]]:
 def _seconds(cell: Cell, chosen: Chosen, times: Sequence[dict[str, Any]], trials: int) -> float | None:
     pretraining = cell.pretraining
     name, usual = pretraining.source.name, pretraining.batch_size or _usual_batch(pretraining.source)
-    alike = [each for each in times if each["setting"] == [name, cell.row, pretraining.encoder, usual]]
-    if not alike:
-        like = [each for each in times if each["setting"][0] == name and each["setting"][2] == pretraining.encoder]
-        alike = [each for each in like if each["steps"] or not cell.trains]
-    if not alike:
+    comparable = [entry for entry in times if entry["setting"] == [name, cell.row, pretraining.encoder, usual]]
+    if not comparable:
+        same_data = [
+            entry for entry in times if entry["setting"][0] == name and entry["setting"][2] == pretraining.encoder
+        ]
+        comparable = [entry for entry in same_data if entry["steps"] or not cell.trains]
+    if not comparable:
         return None
-    transfer = float(sum(each["transfer"] for each in alike) / len(alike))
+    transfer = float(sum(entry["transfer"] for entry in comparable) / len(comparable))
     if not cell.trains:
         return transfer
-    step = sum(each["pretraining"] for each in alike) / max(1, sum(each["steps"] for each in alike))
+    step = sum(entry["pretraining"] for entry in comparable) / max(1, sum(entry["steps"] for entry in comparable))
     steps = chosen.steps(cell)
     return float(steps * step * (1 + trials / 3) + transfer)

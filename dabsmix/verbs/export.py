@@ -82,7 +82,7 @@ class Standalone(nn.Module):
         if self.standardises:
             (first, *_) = _examples(encoder, 1)
             statistics = Standardise(_numbers(mean), _numbers(std)).by_channel(first)
-            self.mean, self.std = (nn.Buffer(torch.as_tensor(each)) for each in statistics)
+            self.mean, self.std = (nn.Buffer(torch.as_tensor(statistic)) for statistic in statistics)
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
         """Features of the inputs, whose first axis is the examples."""
@@ -157,8 +157,8 @@ def _onnx_outputs(path: Path, inputs: tuple[Tensor, ...]) -> list[Tensor]:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    named = {each.name: value.numpy() for each, value in zip(session.get_inputs(), inputs, strict=True)}
-    return [torch.from_numpy(each) for each in session.run(["mean", "cls"], named)]
+    named = {node.name: value.numpy() for node, value in zip(session.get_inputs(), inputs, strict=True)}
+    return [torch.from_numpy(output) for output in session.run(["mean", "cls"], named)]
 
 
 @torch.no_grad()

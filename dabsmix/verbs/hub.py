@@ -50,13 +50,15 @@ class Published(ModelHubMixin, library_name="dabsmix", tags=TAGS):
 
     @classmethod
     def _from_pretrained(
-        cls, *, model_id: str, revision: str | None = None, cache_dir: Any = None, **rest: Any
+        cls, *, model_id: str, revision: str | None = None, cache_dir: Any = None, **options: Any
     ) -> Published:
-        given = {name: rest[name] for name in ("force_download", "local_files_only", "token") if name in rest}
-        place = Path(model_id)
-        if not place.is_dir():
-            place = Path(snapshot_download(model_id, revision=revision, cache_dir=cache_dir, **given))
-        return cls(Run(place))
+        download_options = {
+            name: options[name] for name in ("force_download", "local_files_only", "token") if name in options
+        }
+        folder = Path(model_id)
+        if not folder.is_dir():
+            folder = Path(snapshot_download(model_id, revision=revision, cache_dir=cache_dir, **download_options))
+        return cls(Run(folder))
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
         """The README of the repository."""

@@ -50,12 +50,12 @@ def runs(out: Path) -> list[Listed]:
     """
     if not out.is_dir():
         raise UserError(f"--out {out}: no such folder; name the folder in which `dabsmix pretrain` made its runs")
-    return sorted((_listed(run) for run in readable_runs(out)), key=lambda each: (each.created, each.name))
+    return sorted((_listed(run) for run in readable_runs(out)), key=lambda run: (run.created, run.name))
 
 
 def as_plain(listed: Sequence[Listed]) -> list[dict[str, Any]]:
     """For JSON."""
-    return [asdict(each) for each in listed]
+    return [asdict(run) for run in listed]
 
 
 def show(listed: Sequence[Listed]) -> None:
@@ -64,7 +64,7 @@ def show(listed: Sequence[Listed]) -> None:
     from rich.table import Table
 
     console = Console()
-    rows = [(each.name, each.status, f"{each.step}/{each.steps}", _loss(each), _result(each)) for each in listed]
+    rows = [(run.name, run.status, f"{run.step}/{run.steps}", _loss(run), _result(run)) for run in listed]
     if not console.is_terminal:
         for row in rows:
             print(*row, sep="\t")
@@ -93,8 +93,8 @@ def _listed(run: Run) -> Listed:
         step=lines[-1]["step"] if lines else 0,
         steps=record.steps,
         loss=lines[-1].get("loss") if lines else None,
-        scores={task: each.value for task, each in headlines.items()},
-        metrics={task: each.metric for task, each in headlines.items()},
+        scores={task: result.value for task, result in headlines.items()},
+        metrics={task: result.metric for task, result in headlines.items()},
         failure=record.failure,
         created=record.created,
     )

@@ -47,7 +47,7 @@ def tasks_of(run: Run, names: tuple[str, ...]) -> tuple[str, ...]:
     return (name,) if run.record.own_data else domain(name).transfers or (name,)
 
 
-def load_task(task: str, name: str, run: Run, config: TransferConfig, given: Data | None) -> tuple[Data, int]:
+def load_task(task: str, name: str, run: Run, config: TransferConfig, loaded: Data | None) -> tuple[Data, int]:
     """The data of a task, and the batch size that their source trains with.
 
     Args:
@@ -55,14 +55,14 @@ def load_task(task: str, name: str, run: Run, config: TransferConfig, given: Dat
         name: of the protocol.
         run: whose encoder is to be scored.
         config: says where data are, and names the metric of a user's own.
-        given: the data, if they are loaded already.
+        loaded: the data, if they are loaded already.
 
     Raises:
         UserError: the encoder reads another modality, or the data have changed since the run was made.
     """
     own = bool(run.record.own_data) and task == run.record.domain
-    if given is not None and given.source is not None:
-        source = given.source
+    if loaded is not None and loaded.source is not None:
+        source = loaded.source
     elif own:
         source = Source.from_plain(run.config)
         if source.data is None:
@@ -70,7 +70,7 @@ def load_task(task: str, name: str, run: Run, config: TransferConfig, given: Dat
     else:
         _check_modality(run, task)
         source = Source(task, protocol="dabs" if name == "dabs" else "v1", data_root=config.data_root)
-    data = load(source) if given is None else given
+    data = load(source) if loaded is None else loaded
     if source.domain is None and config.metric is not None and data.labelled is not None:
         data = with_metric(data, config.metric)
     elif config.metric is not None:
@@ -100,8 +100,8 @@ def _own_sources(config: TransferConfig) -> dict[str, Source]:
     """
     if not config.data:
         for flag in ("modality", "label", "options", "group", "ignore"):
-            if given := getattr(config, flag):
-                value = given if flag != "label" else " ".join(given)
+            if value_of_flag := getattr(config, flag):
+                value = value_of_flag if flag != "label" else " ".join(value_of_flag)
                 raise UserError(f"--{flag} {value} is for your own data (--data PATH); leave it out with --task")
         return {}
     if config.task:

@@ -93,8 +93,8 @@ def transfer(
         with run.lock() if accelerator.is_main_process else nullcontext():
             for task, source in tasks.items():
                 try:
-                    given = data if source is None else read_as(run, source)
-                    records.append(_transfer_to(task, name, run, config, given, accelerator, say, observe, answer))
+                    loaded = data if source is None else read_as(run, source)
+                    records.append(_transfer_to(task, name, run, config, loaded, accelerator, say, observe, answer))
                 except UserError as error:
                     if len(runs) * len(tasks) == 1:
                         raise
@@ -110,14 +110,14 @@ def _transfer_to(
     name: str,
     run: Run,
     config: TransferConfig,
-    given: Data | None,
+    loaded: Data | None,
     accelerator: Accelerator,
     say: Callable[[str], None],
     observe: Observe,
     answer: bool,
 ) -> TransferRecord:
     # What to score on, and what is scored.
-    data, batch_size = load_task(task, name, run, config, given)
+    data, batch_size = load_task(task, name, run, config, loaded)
     if data.labelled is None:
         raise UserError(f"{task} has no labels to transfer to: name another --task")
     # finetuning needs rules only for the yardsticks
@@ -148,8 +148,8 @@ def _transfer_to(
         say(f"{path} was scored by {before.headline.metric}: scored again by {data.labelled.task.metric}")
         before = None
     results = () if before is None else before.results
-    done = dict.fromkeys(each.label_fraction for each in results)
-    missing = tuple(label for label in labels if label not in done)
+    scored_labels = dict.fromkeys(result.label_fraction for result in results)
+    missing = tuple(label for label in labels if label not in scored_labels)
     earlier_predictions = {} if before is None or not missing else read_predictions(path)
     beside = {} if before is None else dict(before.yardsticks)
     beside_predictions = {} if before is None else read_yardstick_predictions(path)
@@ -169,7 +169,7 @@ def _transfer_to(
     stage(f"{task}: what needs no pretraining")
     blocks = "blocks" in rules.poolings and encoder.has_tokens
     width = encoder.width * (len(encoder.blocks) if blocks else 1)  # the widest that a probe reads
-    measured = yardsticks(data, rules, (*done, *missing), accelerator.device, width)
+    measured = yardsticks(data, rules, (*scored_labels, *missing), accelerator.device, width)
     beside |= measured.results
     beside_predictions |= measured.predictions
 
@@ -185,7 +185,7 @@ def _transfer_to(
         scored = _of(trained, data)
     notes = (*data.notes, *([rules.note] if rules.note else []), *notes_on(scored, data.labelled))
     reads = _reads(run, task, name, data) + 1
-    results = (*results, *(replace(each, test_reads=reads) for each in scored.results))
+    results = (*results, *(replace(result, test_reads=reads) for result in scored.results))
     record = TransferRecord(
         run=run.path.name,
         task=task,
@@ -200,7 +200,7 @@ def _transfer_to(
         data_fingerprint=data.fingerprint,
         encoder_sha256=run.record.encoder_sha256,
         notes=notes,
-        asked=tuple(prediction_key(each.probe, each.label_fraction) for each in results),
+        asked=tuple(prediction_key(result.probe, result.label_fraction) for result in results),
         gains=() if before is None else before.gains,
         splits={name: _sizes(split) for name, split in data.labelled.splits.items()},
         of=_flags(data.source) if config.data and data.source is not None else "",
@@ -233,9 +233,9 @@ def _sizes(split: Split) -> dict[str, int]:
 def _flags(source: Source) -> str:
     """A user's files as they were named on the command line."""
     names = ("data", "label", "options", "group", "ignore")
-    given = {name: getattr(source, name) for name in names if getattr(source, name) is not None}
-    given |= {"on-bad": source.on_bad} if source.on_bad != "error" else {}
-    return " ".join(f"--{name} {shlex.quote(str(value))}" for name, value in given.items())
+    flags = {name: getattr(source, name) for name in names if getattr(source, name) is not None}
+    flags |= {"on-bad": source.on_bad} if source.on_bad != "error" else {}
+    return " ".join(f"--{name} {shlex.quote(str(value))}" for name, value in flags.items())
 
 
 def _gains(
@@ -254,9 +254,9 @@ def _gains(
     Mixed scores have none either: they are compared with the run's own scores without mixing.
     """
     labelled = data.require_labelled()
-    known = {each.label_fraction: each for each in record.gains}
-    headline_results = [each for each in record.results if each.probe == record.headline.probe]
-    lacking = tuple(each.label_fraction for each in headline_results if each.label_fraction not in known)
+    known = {stored.label_fraction: stored for stored in record.gains}
+    headline_results = [result for result in record.results if result.probe == record.headline.probe]
+    lacking = tuple(result.label_fraction for result in headline_results if result.label_fraction not in known)
     if not lacking or not run.record.steps or record.head_mix:
         return record.gains
     stage(f"{record.task}: random encoders of the same shape")
@@ -279,10 +279,10 @@ def _gains(
         accelerator,
     )
     predictions = predictions or read_predictions(path)
-    for each in headline_results:
-        if each.label_fraction in random:
-            known[each.label_fraction] = gain(each, predictions, labelled, random[each.label_fraction])
-    return tuple(known[each.label_fraction] for each in headline_results)
+    for result in headline_results:
+        if result.label_fraction in random:
+            known[result.label_fraction] = gain(result, predictions, labelled, random[result.label_fraction])
+    return tuple(known[result.label_fraction] for result in headline_results)
 
 
 def _finetuned(

@@ -77,7 +77,7 @@ def verify(
             labels = shares(mine[0]) or tuple(dict.fromkeys(row.label_fraction for row in mine))
             config = TransferConfig(run=(copy,), task=(task,), protocol=protocol, labels=labels, data_root=data_root)  # type: ignore[arg-type]  # a row's protocol was checked
             (record,) = transfer(config, accelerator=accelerator, say=say, answer=False)
-            values = {(each.probe, each.label_fraction, each.metric): each.value for each in record.results}
+            values = {(result.probe, result.label_fraction, result.metric): result.value for result in record.results}
             verified += [_verified(row, values[row.probe, row.label_fraction, row.metric]) for row in mine]
     online = float(run.record.metrics.get("online_test", "nan"))
     return verified + [_verified(row, online) for row in rows if row.probe == ONLINE]
