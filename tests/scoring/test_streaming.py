@@ -1,14 +1,12 @@
 """Features, heads and scores that lie in files: the same bits as in memory, and memory that does not grow with rows."""
 
-import threading
-import time
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 import pytest
 import torch
+from peak import MEASURED, Peak
 from transferring import QUICK
 
 from dabsmix.data import cache
@@ -72,35 +70,7 @@ def test_scores_and_influence_of_blocks_of_rows_are_those_of_the_whole(
     assert distance == pytest.approx(frechet_distance(scores[:150], scores[150:]), rel=1e-12)
 
 
-class Peak:
-    """The growth of the process's anonymous memory, in bytes, while the block runs."""
-
-    growth = 0
-
-    def __enter__(self) -> "Peak":
-        self.start, self.ended = anonymous(), threading.Event()
-        self.watcher = threading.Thread(target=self.watch)
-        self.watcher.start()
-        return self
-
-    def watch(self) -> None:
-        while not self.ended.is_set():
-            self.growth = max(self.growth, anonymous() - self.start)
-            time.sleep(0.002)
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.ended.set()
-        self.watcher.join()
-
-
-def anonymous() -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
-
-
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from Linux's /proc")
+@MEASURED
 def test_memory_does_not_grow_with_the_rows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("DABSMIX_CACHE", str(tmp_path))
     for module, name, size in (

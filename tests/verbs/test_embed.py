@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from peak import MEASURED, Peak
 from upstream_text import write_bert_vocab, write_glue
 
 from dabsmix.cli import main
 from dabsmix.config import EmbedConfig, PretrainConfig, TransferConfig
+from dabsmix.data import cache
 from dabsmix.errors import UserError
 from dabsmix.run import Run
 from dabsmix.source import Source
@@ -143,3 +145,23 @@ def test_an_encoder_that_is_not_the_run_s_is_refused(tmp_path: Path) -> None:
     run.update(status="running")
     with pytest.raises(UserError, match="is unfinished"):
         load_encoder(run.path)
+
+
+@MEASURED
+@pytest.mark.parametrize("suffix", [".parquet", ".npz"])
+def test_memory_does_not_grow_with_the_rows_of_a_file(
+    suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache, "IN_MEMORY", 1 << 18)
+    rows, width, at_once = 200_000, 64, 2_000
+
+    def write(n: int) -> None:
+        parts = (np.full((at_once, width), start, np.float32) for start in range(0, n, at_once))
+        module.WRITERS[suffix](tmp_path / f"{n}{suffix}", module._RowNumbers(n), parts, width)
+
+    write(at_once)  # what is imported and allocated once
+    with Peak() as peak:
+        write(rows)
+    keys, features = read(tmp_path / f"{rows}{suffix}")
+    assert (len(keys), keys[-1], features[-1, -1]) == (rows, str(rows - 1), rows - at_once)
+    assert peak.growth < rows * width * 4 / 4
