@@ -192,8 +192,8 @@ def resolve(
         UserError: a number is out of range, or the algorithm is unknown.
     """
     values = {"batch_size": domain_batch_size, **PRETRAIN_PROTOCOLS[config.source.protocol]}
-    given = {f.name: getattr(config, f.name) for f in fields(Recipe)}
-    values |= {name: value for name, value in given.items() if value is not None}
+    chosen = {f.name: getattr(config, f.name) for f in fields(Recipe)}
+    values |= {name: value for name, value in chosen.items() if value is not None}
     values["steps"] = _steps(config, values, num_examples)
     if config.source.protocol == "imix" and config.lr is None:
         values["lr"] *= values["batch_size"] / 256
@@ -335,8 +335,8 @@ def as_plain(config: PretrainConfig) -> dict[str, Any]:
     """
     values = asdict(config)
     source, hyper = values.pop("source"), values.pop("hyper")
-    for each in NOT_KEPT:
-        values.pop(each)
+    for name in NOT_KEPT:
+        values.pop(name)
     values = source | values
     values = {k: v for k, v in values.items() if k not in ADDED or v not in (None, ADDED[k])}
     values |= {k: absolute(values[k]) for k in ("data", "options") if values[k] is not None}

@@ -112,9 +112,9 @@ class Source:
             raise UserError("name the data: either --domain NAME (see `dabsmix list domains`) or --data PATH")
         if self.domain is not None:
             for flag in ("modality", "label", "options", "group", "ignore", "on_bad"):
-                if (given := getattr(self, flag)) not in (None, "error"):
+                if (value := getattr(self, flag)) not in (None, "error"):
                     name = flag.replace("_", "-")
-                    raise UserError(f"--{name} {given} is for your own data (--data PATH); leave it out with --domain")
+                    raise UserError(f"--{name} {value} is for your own data (--data PATH); leave it out with --domain")
             domain(self.domain)
             return
         assert self.data is not None
@@ -128,11 +128,11 @@ class Source:
     @classmethod
     def from_plain(cls, values: Mapping[str, Any]) -> Source:
         """The source that a ``config.yaml`` names, among other fields."""
-        given: dict[str, Any] = {f.name: values[f.name] for f in fields(cls) if values.get(f.name) is not None}
-        given |= {name: Path(given[name]) for name in ("data", "options", "data_root") if name in given}
-        if "domain" in given:
-            given.pop("on_bad", None)  # older versions took it here, where it changes nothing
-        return cls(**given)
+        known: dict[str, Any] = {f.name: values[f.name] for f in fields(cls) if values.get(f.name) is not None}
+        known |= {name: Path(known[name]) for name in ("data", "options", "data_root") if name in known}
+        if "domain" in known:
+            known.pop("on_bad", None)  # older versions took it here, where it changes nothing
+        return cls(**known)
 
 
 def load(source: Source) -> Data:
@@ -164,7 +164,7 @@ def load(source: Source) -> Data:
     source, path, options, notes = _opened(source)
     own = importlib.import_module(f"dabsmix.modalities.{source.modality}").load_own
     _check_options(source, own, options)
-    asked = options.pop("metric", None)
+    metric_name = options.pop("metric", None)
     data: Data = own(path, label=source.label, on_bad=source.on_bad, **_root(own, source), **options)
     key = digest([data.fingerprint, json.dumps([source.label, options], sort_keys=True, default=str)])
     data = replace(data, fingerprint=key, source=source, notes=(*notes, *data.notes))
@@ -174,11 +174,11 @@ def load(source: Source) -> Data:
     labels = [split.label for split in data.labelled.splits.values() if split.label is not None]
     uneven = imbalance_note(task.classes, np.concatenate(labels)) if task.kind == "classes" else ()
     data = replace(data, summary=(*data.summary, *class_lines(task, labels)), notes=(*data.notes, *uneven))
-    return with_metric(data, asked)
+    return with_metric(data, metric_name)
 
 
-def with_metric(data: Data, asked: str | None) -> Data:
-    """A user's labelled data, scored by the metric asked for, or by `metrics.by_labels` where none is.
+def with_metric(data: Data, name: str | None) -> Data:
+    """A user's labelled data, scored by the metric of this name, or without a name by `metrics.by_labels`.
 
     Raises:
         UserError: the metric is not one of those offered for such labels.
@@ -190,13 +190,13 @@ def with_metric(data: Data, asked: str | None) -> Data:
     labelled = data.require_labelled()
     task, train = labelled.task, labelled.train.label
     offered = OFFERED.get(task.kind, (task.metric,))
-    if asked is not None and asked not in offered:
-        what = "classes" if task.kind == "classes" else "a quantity"
-        raise UserError(f"metric {asked!r}{did_you_mean(asked, offered)}: for {what} there are {', '.join(offered)}")
+    if name is not None and name not in offered:
+        labels = "classes" if task.kind == "classes" else "a quantity"
+        raise UserError(f"metric {name!r}{did_you_mean(name, offered)}: for {labels} there are {', '.join(offered)}")
     assert train is not None
-    metric = asked or (by_labels(task.kind, train) if task.kind in OFFERED else task.metric)
+    metric = name or (by_labels(task.kind, train) if task.kind in OFFERED else task.metric)
     notes = data.notes
-    if metric == "balanced_accuracy" and asked is None:
+    if metric == "balanced_accuracy" and name is None:
         counts = np.unique(train, return_counts=True)[1]
         notes += (
             f"The metric is balanced accuracy, the mean of the classes' recalls: the most frequent "
@@ -229,10 +229,10 @@ def load_as(source: Source, modality: str, state: Mapping[str, Any]) -> Data:
         raise UserError(f"--data {source.data} is {source.modality}, and the run was pretrained on {modality}")
     read = importlib.import_module(f"dabsmix.modalities.{modality}").load_further_labelled
     _check_options(source, read, options)
-    asked = options.pop("metric", None)
+    metric_name = options.pop("metric", None)
     root = {} if source.data_root is None else {"data_root": str(source.data_root)}  # where tokenizers lie
     marked = read(path, {**state, **root}, label=source.label, on_bad=source.on_bad, **options)
-    data = with_metric(divided(marked), asked)
+    data = with_metric(divided(marked), metric_name)
     settings = json.dumps([source.label, options, state], sort_keys=True, default=str)
     rows = [marked.data.fingerprint or _content(marked.data), hashlib.sha256(marked.label.tobytes()).hexdigest()]
     notes = (*notes, *data.notes, "It is not known whether test examples were among those that were pretrained on.")
@@ -246,8 +246,8 @@ def _content(data: Data) -> str:
     content = hashlib.sha256()
     for start in range(0, len(data.pretrain), 4096):
         index = np.arange(start, min(start + 4096, len(data.pretrain)))
-        for each in data.pretrain.batch(index):
-            content.update(each.numpy().tobytes())
+        for array in data.pretrain.batch(index):
+            content.update(array.numpy().tobytes())
     return content.hexdigest()
 
 
@@ -322,8 +322,9 @@ def read_options(path: Path | None) -> dict[str, Any]:
 
 def _check_options(source: Source, own: Callable[..., Data], options: Mapping[str, Any]) -> None:
     kinds = get_type_hints(own)
-    known = {name: each.annotation for name, each in inspect.signature(own).parameters.items() if name not in FLAGS}
-    known["metric"] = "str"  # of every labelled set, and no reader's business
+    parameters = inspect.signature(own).parameters
+    known = {name: parameter.annotation for name, parameter in parameters.items() if name not in FLAGS}
+    known["metric"] = "str"  # an option of every labelled set, which no reader takes
     kinds["metric"] = str
     for name, value in options.items():
         if name not in known:
@@ -342,9 +343,9 @@ def _is_a(value: object, kind: Any) -> bool:
         case typing.Literal:
             return value in get_args(kind)
         case typing.Union | types.UnionType:
-            return any(_is_a(value, each) for each in get_args(kind))
+            return any(_is_a(value, argument) for argument in get_args(kind))
         case collections.abc.Sequence:
-            return isinstance(value, list) and all(isinstance(each, str) for each in value)
+            return isinstance(value, list) and all(isinstance(item, str) for item in value)
     return type(value) in ((int, float) if kind is float else (kind,))
 
 
@@ -370,6 +371,6 @@ def ensure(domain: Domain, root: Path) -> Path:
         )
     fetch_all(domain.downloads, root)
     if not folder.exists():
-        files = ", ".join(each.file for each in domain.downloads)
+        files = ", ".join(download.file for download in domain.downloads)
         raise UserError(f"{domain.name}: {files} did not provide {folder}; {domain.manual or 'please report this'}")
     return folder

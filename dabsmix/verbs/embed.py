@@ -160,10 +160,10 @@ class FeatureExtractor:
         """Arrays in the domain's own stored form, normalised as the domain normalises them."""
         if self._normaliser is None:
             raise UserError("it is not known how to normalise these examples: load the encoder from its run's folder")
-        given = x if isinstance(x, tuple) else (x,)
-        if len(given) != len(self.specs):
-            raise UserError(f"{len(given)} inputs; the encoder reads {len(self.specs)}: give a tuple, one array each")
-        stores = tuple(memory.stored(each, spec) for each, spec in zip(given, self.specs, strict=True))
+        inputs = x if isinstance(x, tuple) else (x,)
+        if len(inputs) != len(self.specs):
+            raise UserError(f"{len(inputs)} inputs; the encoder reads {len(self.specs)}: give a tuple, one array each")
+        stores = tuple(memory.stored(array, spec) for array, spec in zip(inputs, self.specs, strict=True))
         rows = np.arange(len(stores[0]))
         if any(len(store) != len(rows) for store in stores):
             raise UserError(
@@ -180,7 +180,7 @@ class FeatureExtractor:
             features = scratch((len(index), self.width))
             for start in range(0, len(index), batch_size):
                 part = index[start : start + batch_size]
-                inputs = data.normalise(tuple(each.to(device) for each in data.pretrain.batch(part)))
+                inputs = data.normalise(tuple(array.to(device) for array in data.pretrain.batch(part)))
                 features[start : start + len(part)] = getattr(self.module(inputs), pooling).float().cpu().numpy()
             yield features
 

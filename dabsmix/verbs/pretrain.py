@@ -106,7 +106,7 @@ def pretrain(
         )
     encoder.micro_batch = config.micro_batch
     encoder.checkpoint_activations = config.checkpoint_activations
-    config, taken = _begin_with(config, encoder)
+    config, init_notes = _begin_with(config, encoder)
     algorithm = algorithm_class(config.algo)(encoder, **config.hyper)
     check_fit(algorithm, recipe.batch_size, encoder.num_tokens)
     if source.protocol == "dabs" and not encoder.has_tokens:
@@ -128,7 +128,7 @@ def pretrain(
             return run
         for line in (*data.summary, *data.notes):
             say(line)
-        for line in taken:
+        for line in init_notes:
             say(line)
         if accelerator.device.type == "cpu" and config.precision == "bf16" and config.attention == "fused":
             say("bf16 on a CPU is about twice as fast with --attention fastest --dropout-masks fast: other numbers")
@@ -273,8 +273,8 @@ def _train(
             save = state.step % recipe.checkpoint_every == 0 and not last
             stopping = stop.asked and accelerator.num_processes == 1 and not last
             if last or evaluate or save or state.step % LOG_EVERY == 0:
-                line, asked = _means(state, accelerator, stop.asked)
-                stopping = asked and not last  # several processes agree here, where they synchronise anyway
+                line, asked_anywhere = _means(state, accelerator, stop.asked)
+                stopping = asked_anywhere and not last  # several processes agree here, where they synchronise anyway
                 if evaluate:
                     line |= health(encoder, data, accelerator)
                 _check_finite(line, state.step, recipe, run)
@@ -337,8 +337,8 @@ def _means(state: _Training, accelerator: Accelerator, asked: bool) -> tuple[dic
 def _check_finite(line: Mapping[str, float], step: int, recipe: Recipe, run: Run) -> None:
     """Refuse values that are not finite. The loss is from before the last update, the others are from after it."""
     wrong = [
-        what
-        for name, what in (("loss", "loss"), ("feature_std", "features"), ("online_loss", "online probe's loss"))
+        quantity
+        for name, quantity in (("loss", "loss"), ("feature_std", "features"), ("online_loss", "online probe's loss"))
         if not math.isfinite(line.get(name, 0.0))
     ]
     if wrong:
@@ -355,12 +355,12 @@ def _check_transformer(config: PretrainConfig, encoder: Encoder) -> None:
         if config.dropout_masks != "torch" and shape.dropout == 0:
             raise UserError(f"--dropout-masks {config.dropout_masks}: --encoder {config.encoder} has no dropout")
         return
-    for flag, given in (
+    for flag, is_set in (
         (f"--attention {config.attention}", config.attention != "fused"),
         (f"--dropout-masks {config.dropout_masks}", config.dropout_masks != "torch"),
         ("--checkpoint-activations", config.checkpoint_activations),
     ):
-        if given:
+        if is_set:
             raise UserError(f"{flag} is for transformers, and --encoder {config.encoder} is not one: leave it out")
 
 
@@ -440,12 +440,12 @@ def _open_run(
 
     The main process creates and locks it; all processes get its path.
     """
-    with ExitStack() as held:
+    with ExitStack() as locks:
         known: list[Any] = [None, False]
         if accelerator.is_main_process:
             existing = _to_resume(config, data, begin)
             run = existing or _create(config, recipe, data, algorithm, accelerator)
-            held.enter_context(run.lock())
+            locks.enter_context(run.lock())
             known = [str(run.path), existing is not None]
         if accelerator.num_processes > 1:
             known = broadcast_object_list(known)
