@@ -275,7 +275,7 @@ class OwnSplit:
 
 
 def own_split(
-    what: str,
+    noun: str,
     folder: Folder,
     files: Sequence[str],
     named: Named | None,
@@ -289,7 +289,7 @@ def own_split(
     Files without a label are used for pretraining only.
 
     Args:
-        what: what the files are, for messages: ``images``.
+        noun: for the files, in messages: ``images``.
         folder: of the data.
         files: below it.
         named: see `own_labels`.
@@ -300,14 +300,14 @@ def own_split(
     Raises:
         UserError: a row is bad and not skipped, no row can be used, or there is only one class.
     """
-    rows = usable_rows(what, len(files), bad, on_bad)
+    rows = usable_rows(noun, len(files), bad, on_bad)
     skipped = tuple(bad[row] for row in sorted(bad))
     if named is None:
         parts = Parts(rows, rows[:0], rows[:0], rows[:0])
-        return OwnSplit(parts, None, None, None, skipped_note(what, skipped, len(files)), skipped)
+        return OwnSplit(parts, None, None, None, skipped_note(noun, skipped, len(files)), skipped)
     label, group = np.full(len(files), -1, dtype=np.int64), np.full(len(files), -1, dtype=np.int64)
     of_class = [named[files[row]][0] if files[row] in named else "" for row in rows]
-    classes = class_names(of_class, folder, what)
+    classes = class_names(of_class, folder, noun)
     label[rows] = [classes.index(name) if name else -1 for name in of_class]
     # a file that the table does not name is a group by itself
     group[rows] = codes([named[files[row]][1] if files[row] in named else f"/{files[row]}" for row in rows])
@@ -315,24 +315,24 @@ def own_split(
     parts = Parts(*(rows[part] for part in indices))
     task = Task("classes", "accuracy", classes)
     notes = (
-        *division_notes(what, task, parts, label, len(rows), group=group if grouped else None),
-        *skipped_note(what, skipped, len(files)),
+        *division_notes(noun, task, parts, label, len(rows), group=group if grouped else None),
+        *skipped_note(noun, skipped, len(files)),
     )
     return OwnSplit(parts, label, task, group if grouped else None, notes, skipped)
 
 
-def usable_rows(what: str, total: int, bad: Mapping[int, str], on_bad: Literal["error", "skip"]) -> NDArray[np.int64]:
+def usable_rows(noun: str, total: int, bad: Mapping[int, str], on_bad: Literal["error", "skip"]) -> NDArray[np.int64]:
     """The rows of a user's files that are not bad.
 
     Raises:
         UserError: a row is bad and not skipped, or no row can be used.
     """
     if bad and on_bad == "error":
-        others = f" ({len(bad) - 1} more of {total} {what} are bad)" if len(bad) > 1 else ""
+        others = f" ({len(bad) - 1} more of {total} {noun} are bad)" if len(bad) > 1 else ""
         raise UserError(f"{bad[min(bad)]}, or leave such files out with --on-bad skip{others}")
     rows = np.array([row for row in range(total) if row not in bad], dtype=np.int64)
     if not len(rows):
-        raise UserError(f"none of the {total} {what} can be used; the first: {bad[0]}")
+        raise UserError(f"none of the {total} {noun} can be used; the first: {bad[0]}")
     return rows
 
 
@@ -350,7 +350,7 @@ class Marked(NamedTuple):
     Attributes:
         data: all of them as ``pretrain``, in order.
         keys: the name of each.
-        what: what they are, for messages: ``images``.
+        noun: for the examples, in messages: ``images``.
         task: what is predicted.
         label: of each example, -1 or NaN if it has none.
         group: int64 ``(n,)``, or None.
@@ -359,7 +359,7 @@ class Marked(NamedTuple):
 
     data: Data
     keys: Sequence[str]
-    what: str
+    noun: str
     task: Task
     label: NDArray[Any]
     group: NDArray[np.int64] | None
@@ -367,21 +367,21 @@ class Marked(NamedTuple):
 
 
 def marked(
-    data: Data, keys: Sequence[str], what: str, place: Folder, label: Sequence[str], group: Sequence[str] | None
+    data: Data, keys: Sequence[str], noun: str, place: Folder, label: Sequence[str], group: Sequence[str] | None
 ) -> Marked:
     """Examples whose classes and groups are given as text; an empty class stands for no label.
 
     Raises:
         UserError: there are fewer than two classes.
     """
-    classes = class_names(label, place, what)
+    classes = class_names(label, place, noun)
     numbers = {name: code for code, name in enumerate(("", *classes), -1)}
     code = np.array([numbers[name] for name in label], np.int64)
-    return Marked(data, keys, what, Task("classes", "accuracy", classes), code, None if group is None else codes(group))
+    return Marked(data, keys, noun, Task("classes", "accuracy", classes), code, None if group is None else codes(group))
 
 
 def marked_files(
-    what: str,
+    noun: str,
     path: Path,
     suffixes: tuple[str, ...],
     read: tuple[Data, Sequence[str]],
@@ -397,7 +397,7 @@ def marked_files(
     assert named is not None
     pairs = [named.get(key, ("", f"/{key}")) for key in keys]  # a file without a label is a group by itself
     groups = [name for _, name in pairs] if group is not None else None
-    return marked(data, keys, what, folder, [name for name, _ in pairs], groups)._replace(notes=notes)
+    return marked(data, keys, noun, folder, [name for name, _ in pairs], groups)._replace(notes=notes)
 
 
 def divided(examples: Marked) -> Data:
@@ -408,7 +408,7 @@ def divided(examples: Marked) -> Data:
     parts = divide_labelled(has_label, label=of_class, group=examples.group)
     all_rows = replace(data.pretrain, label=label, group=examples.group)
     train, validation, test = (all_rows.take(part) for part in parts[1:])
-    notes = division_notes(examples.what, task, parts, label, len(label), group=examples.group, used=False)
+    notes = division_notes(examples.noun, task, parts, label, len(label), group=examples.group, used=False)
     rows, keys = data.pretrain.rows, examples.keys
     order = np.argsort(rows, kind="stable")
 
@@ -424,7 +424,7 @@ def divided(examples: Marked) -> Data:
     )
 
 
-def class_names(labels: Iterable[str], path: Folder, what: str) -> tuple[str, ...]:
+def class_names(labels: Iterable[str], path: Folder, noun: str) -> tuple[str, ...]:
     """The distinct labels in order, without the empty one, which stands for no label.
 
     Raises:
@@ -432,14 +432,14 @@ def class_names(labels: Iterable[str], path: Folder, what: str) -> tuple[str, ..
     """
     classes = tuple(sorted(set(labels) - {""}))
     if not classes:
-        raise UserError(f"{path}: none of the {what} has a label; leave out --label, or fill some in")
+        raise UserError(f"{path}: none of the {noun} has a label; leave out --label, or fill some in")
     if len(classes) < 2:
-        raise UserError(f"{path}: all {what} with a label have {classes[0]!r}; a task needs two classes")
+        raise UserError(f"{path}: all {noun} with a label have {classes[0]!r}; a task needs two classes")
     return classes
 
 
 def division_notes(
-    what: str,
+    noun: str,
     task: Task,
     parts: Parts,
     label: NDArray[Any],
@@ -451,7 +451,7 @@ def division_notes(
     """For ``Data.notes``: how the splits were made, their sizes, rows without a label, and classes missing from a part.
 
     Args:
-        what: what the rows are: ``images``.
+        noun: for the rows: ``images``.
         task: what is predicted.
         parts: the rows of each part.
         label: of all rows; -1 or NaN for rows without one.
@@ -460,19 +460,19 @@ def division_notes(
         used: whether rows without a label are used for pretraining.
     """
     by_class = task.kind == "classes"
-    how = "whole groups" if group is not None else f"{what} of every class" if by_class else what
+    how = "whole groups" if group is not None else f"{noun} of every class" if by_class else noun
     sizes = {"train": parts.train, "validation": parts.validation, "test": parts.test}
     named = ", ".join(f"{len(rows)} {name}{_in_groups(group, rows)}" for name, rows in sizes.items())
     notes = [f"The splits are ours, of {how}, seeded: {named}."]
     scored = sum(map(len, sizes.values()))
     if scored < total and not used:
-        notes.append(f"{total - scored} of {total} {what} have no label and are not used.")
+        notes.append(f"{total - scored} of {total} {noun} have no label and are not used.")
     elif scored < total:
         unlabelled = len(parts.pretrain) - len(parts.train)
         beside = total - scored - unlabelled
         kept_out = f"; {beside} in groups of validation or test are not used" if beside else ""
         notes.append(
-            f"{total - scored} of {total} {what} have no label: pretraining sees {unlabelled} of them beside the "
+            f"{total - scored} of {total} {noun} have no label: pretraining sees {unlabelled} of them beside the "
             f"{len(parts.train)} of train{kept_out}."
         )
     if not by_class:
@@ -483,7 +483,7 @@ def division_notes(
     for name, rows in sizes.items():
         present = set(np.unique(label[rows]).tolist())
         if absent := [name for code, name in enumerate(task.classes) if code not in present]:
-            notes.append(f"None of the {name} {what} has the class {_listed(absent)}.")
+            notes.append(f"None of the {name} {noun} has the class {_listed(absent)}.")
     return tuple(notes)
 
 
@@ -499,7 +499,7 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(repr(name) for name in names[:LISTED]) + more
 
 
-def skipped_note(what: str, skipped: Sequence[str], total: int) -> tuple[str, ...]:
+def skipped_note(noun: str, skipped: Sequence[str], total: int) -> tuple[str, ...]:
     """For ``Data.notes``: how many were skipped, and the first of them; all of them are in ``Data.state``."""
     if not skipped:
         return ()
@@ -512,7 +512,7 @@ def skipped_note(what: str, skipped: Sequence[str], total: int) -> tuple[str, ..
         counted = sorted(reasons.items(), key=lambda item: -len(item[1]))
         listing = "; ".join(f"{reason}: {len(keys)} (the first: {keys[0]})" for reason, keys in counted[:LISTED])
         listing += "; run.json lists them all"
-    return (f"{len(skipped)} of {total} {what} were skipped: {listing}.",)
+    return (f"{len(skipped)} of {total} {noun} were skipped: {listing}.",)
 
 
 def _key_and_reason(skipped: str) -> tuple[str, str]:

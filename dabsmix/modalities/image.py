@@ -689,7 +689,7 @@ def _summary(folder: Folder, files: Sequence[str], not_read: Counter[str]) -> tu
                 width, height = image.size
                 return f"{image.format} {image.mode}", width * height, f"{width}x{height}"
         except (UserError, OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-            return None  # what is wrong with it is said where it is read
+            return None  # reading it reports the fault
 
     return files_summary("images", files, header, "size in pixels", not_read)
 

@@ -414,8 +414,8 @@ def load_further_labelled(
 
         return whole_recordings.load_further_labelled(path, state, label, labels, group, on_bad)
     if group is not None or labels:
-        what = "labels" if labels else "group"
-        raise UserError(f"option {what}: the run reads windows, grouped by {state['group']!r}; leave it out")
+        option = "labels" if labels else "group"
+        raise UserError(f"option {option}: the run reads windows, grouped by {state['group']!r}; leave it out")
     further, keys, code, classes = _further(path, state, on_bad, label)
     check_classes(label, classes)
     return Marked(further, keys, "windows", Task("classes", "accuracy", classes), code, further.pretrain.group)

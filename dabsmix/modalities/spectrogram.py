@@ -557,7 +557,7 @@ def _summary(folder: Folder, files: Sequence[str], not_read: Counter[str]) -> tu
         try:
             info = soundfile.info(content(folder / file))
         except (UserError, soundfile.SoundFileError, OSError):
-            return None  # what is wrong with it is said where it is read
+            return None  # reading it reports the fault
         channels = {1: "mono", 2: "stereo"}.get(info.channels, f"{info.channels} channels")
         return f"{info.format} {info.samplerate} Hz {channels}", info.duration, f"{info.duration:.2f} s"
 

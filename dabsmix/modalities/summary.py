@@ -116,7 +116,7 @@ def class_lines(task: Task, labels: Sequence[NDArray[Any]]) -> tuple[str, ...]:
 
 
 def files_summary(
-    what: str,
+    noun: str,
     files: Sequence[str],
     of_file: Callable[[str], tuple[str, float, str] | None],
     unit: str,
@@ -125,7 +125,7 @@ def files_summary(
     """What the headers of a user's files say, in lines: their kinds and their sizes.
 
     Args:
-        what: what they are: ``images``.
+        noun: for the files: ``images``.
         files: their names.
         of_file: a file's kind, its size as a number and in words; None where its header cannot be read.
         unit: what the size is: ``longer side``.
@@ -134,7 +134,7 @@ def files_summary(
     looked_at = np.unique(np.linspace(0, len(files) - 1, min(LOOKED_AT, len(files))).astype(np.int64))
     headers = [header for place in looked_at if (header := of_file(files[place])) is not None]
     sample_note = f" (of {len(looked_at)} that were looked at)" if len(looked_at) < len(files) else ""
-    lines = [f"{len(files)} {what}:"]
+    lines = [f"{len(files)} {noun}:"]
     if not_read:
         listed = ", ".join(f"{suffix} {count}" for suffix, count in not_read.most_common(CLASSES))
         lines.append(f"  other files, which are not read: {listed}")
@@ -148,11 +148,11 @@ def files_summary(
     return tuple(lines)
 
 
-def tokens_summary(what: str, unit: str, data: Data, examples: Sequence[str]) -> tuple[str, ...]:
+def tokens_summary(noun: str, unit: str, data: Data, examples: Sequence[str]) -> tuple[str, ...]:
     """How long a user's texts or sequences are, and how the first of them begin.
 
     Args:
-        what: what they are: ``texts``.
+        noun: for the examples: ``texts``.
         unit: of the lengths: ``tokens``.
         data: whose one input holds all of them.
         examples: the first of them.
@@ -164,7 +164,7 @@ def tokens_summary(what: str, unit: str, data: Data, examples: Sequence[str]) ->
     low, middle, high = (int(np.quantile(lengths, part, method="nearest")) for part in (0.05, 0.5, 0.95))
     begin = [" ".join(text.split()) for text in examples]
     return (
-        f"{len(lengths)} {what}, a vocabulary of {spec.vocab}:",
+        f"{len(lengths)} {noun}, a vocabulary of {spec.vocab}:",
         f"  {unit}: {lengths.min()} to {lengths.max()}, median {middle} (5 % at most {low}, 5 % at least {high}); "
         f"{(lengths == spec.length).mean():.1%} fill all {spec.length}",
         *(f"  {text if len(text) <= 70 else text[:69] + '…'!r}" for text in begin),

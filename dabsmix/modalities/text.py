@@ -247,11 +247,11 @@ def _groups(samples: list[Sample]) -> NDArray[np.int64]:
     )
 
 
-def write_rows(path: Path, tokens: Tokenizer, length: int, n: int, samples: Iterable[Sample], what: str) -> None:
+def write_rows(path: Path, tokens: Tokenizer, length: int, n: int, samples: Iterable[Sample], noun: str) -> None:
     """Tokenise ``n`` samples into a new ``.npy`` file, int32 ``(n, length)``, a bounded number at a time."""
     rows = allocate(path, np.int32, (n, length))
     start = 0
-    for batch in progress(f"tokenising {what}", _batches(samples), -(-n // BATCH)):
+    for batch in progress(f"tokenising {noun}", _batches(samples), -(-n // BATCH)):
         rows[start : start + len(batch)] = tokens.encode(batch, length)
         start += len(batch)
 
@@ -520,18 +520,18 @@ class TextDivision(NamedTuple):
     notes: tuple[str, ...]
 
     @classmethod
-    def of(cls, path: Path, rows: Sequence[OwnText], what: str, *, grouped: bool) -> TextDivision:
+    def of(cls, path: Path, rows: Sequence[OwnText], noun: str, *, grouped: bool) -> TextDivision:
         """Divide these rows by class, or in whole groups; ``what`` is their name in messages.
 
         Raises:
             UserError: there are fewer than two classes, or a part would be empty.
         """
-        classes = class_names((row.label for row in rows), path, what)
+        classes = class_names((row.label for row in rows), path, noun)
         task = Task("classes", "accuracy", classes)
         label = np.array([classes.index(row.label) if row.label else -1 for row in rows], np.int64)
         group = codes([row.group for row in rows]) if grouped else None
         parts = divide_labelled(label >= 0, label=label, group=group, seeds=(0, 0))
-        return cls(task, label, group, parts, division_notes(what, task, parts, label, len(rows), group=group))
+        return cls(task, label, group, parts, division_notes(noun, task, parts, label, len(rows), group=group))
 
     def divide(self, data: Data) -> Data:
         """The data of all rows, with labels and splits."""

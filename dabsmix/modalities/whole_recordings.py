@@ -249,7 +249,7 @@ def _further(
         specs=(PaddedGrid(len(state["channels"]), (length,), (int(state["patch"]),)),),
         pretrain=Split((store,), np.arange(len(store))),
         labelled=None,
-        fingerprint="",  # nothing is kept of what is read only once
+        fingerprint="",  # such data are read once, and nothing is cached for them
         normalise=Standardise(tuple(state["mean"]), tuple(state["std"])),
         notes=tuple(_notes(cut, length)),
         state=dict(state),
