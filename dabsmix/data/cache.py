@@ -127,7 +127,7 @@ def _unreadable(path: str, error: OSError) -> UserError:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Let one process at a time hash a folder; without a writable cache, each does it by itself."""
+    """Let one process at a time hash a folder; without a writable cache, each process hashes it."""
     from filelock import FileLock
 
     lock = FileLock(_memory(folder).with_suffix(".lock"))
@@ -191,7 +191,7 @@ def prepared_in_parts(
 ) -> list[Path]:
     """The folders of a set of rows, in order: one for a small set, one for each `PART` bytes of a larger one.
 
-    Each is made as `prepared` makes one, and is damaged and built again by itself. Processes that need the set at the
+    Each is made as by `prepared`; a damaged one is built again without the others. Processes that need the set at the
     same time, on one machine or on several that share the cache folder, divide the work: each builds the next part that
     no other one is building. What a killed process had finished stays; its last part is built by another one, or by the
     next call. A set that an earlier version prepared in one folder stays there.

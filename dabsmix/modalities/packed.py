@@ -104,7 +104,7 @@ def unpacked(path: Path, modality: str | None, user_options: Mapping[str, Any]) 
         path: ``hf:ORG/NAME``, ``hf:ORG/NAME:CONFIG``, a folder that ``save_to_disk`` wrote (with or without ``hf:``), a
             tar, a Parquet file, a folder or a pattern (``shards/*.parquet``) of either.
         modality: what the examples are; None to guess it from the columns.
-        given: the user's options; ``column`` names the column of texts.
+        user_options: for the reader; ``column`` names the column of texts.
 
     Raises:
         UserError: the data set cannot be loaded or read, or no column holds the modality.
