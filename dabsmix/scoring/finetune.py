@@ -206,7 +206,7 @@ class Network(nn.Module):
         return cast(Tensor, self.head(self.norm(x)))
 
     def loss(self, outputs: Tensor, label: Tensor) -> Tensor:
-        """The task's, of a regression's standardised target."""
+        """The task's loss; of a regression, that of the standardised target."""
         return self.task.loss(outputs, label, self.center, self.scale)
 
 
@@ -354,7 +354,7 @@ def _value(main: Metric, network: Network, split: Split, data: Data, accelerator
 
 
 def _mean(scores: list[float], main: Metric) -> float:
-    """Over the draws whose validation labels give the metric a value."""
+    """The mean over the draws whose validation labels define the metric."""
     defined = [score for score in scores if not math.isnan(score)]
     if not defined:
         raise Undefined(f"{main.name} has no value on the validation labels: more of them are needed to choose with")
