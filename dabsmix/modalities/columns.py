@@ -274,7 +274,7 @@ def scan(
             likely = mistaken(sorted(texts[name]))
             too_many = f"holds at least {different} different texts in {count} cells: too many for categories"
             reason = f"{likely}, or" if likely else f"{too_many}; group its values, or"
-            raise UserError(f"{sources[0].path}: column {name!r} {reason} leave it out (option `ignore`)")
+            raise UserError(f"{sources[0].path}: column {name!r} {reason} leave it out (pretrain's option `ignore`)")
         columns[name] = Column(name, tuple(sorted(texts[name])))
     return columns
 
@@ -283,7 +283,7 @@ def mistaken(texts: Sequence[str]) -> str:
     """What else than categories these texts look like, with the remedy; empty if they look like categories."""
     texts = texts[:SAMPLE]
     if _most(DECIMAL_COMMA, texts):
-        return f'looks like numbers with a decimal comma ({texts[0]!r}); set the option `decimal: ","`'
+        return f'looks like numbers with a decimal comma ({texts[0]!r}); set pretrain\'s option `decimal: ","`'
     if _most(OTHER_DATE, texts):
         return f"looks like dates ({texts[0]!r}); write them as 2024-12-31"
     return ""

@@ -145,7 +145,7 @@ def read(sources: Sequence[Source], roles: Roles, on_bad: Literal["error", "skip
         categories = scanned[texts[0]].categories or ("",)
         likely = mistaken(categories)
         reason = f"{likely}, or" if likely else f"holds {categories[0]!r}, not a number;"
-        raise UserError(f"{sources[0].path}: column {texts[0]!r} {reason} leave it out (option `ignore`)")
+        raise UserError(f"{sources[0].path}: column {texts[0]!r} {reason} leave it out (pretrain's option `ignore`)")
     columns = tuple(scanned[name] for name in used)
     filled = frozenset(name for name in used if name != roles.label and not (roles.gaps and name in channels))
     origins, values, skipped = [], [], []

@@ -170,7 +170,8 @@ def test_a_column_of_distinct_texts_is_refused(tmp_path: Path) -> None:
         load_own(path, label="y")
     write(path, ["price;y", *(f"{i},5;{i % 2}" for i in range(200))])
     with pytest.raises(
-        UserError, match=r"column 'price' looks like numbers with a decimal comma \('0,5'\); set the option `decimal"
+        UserError,
+        match=r"column 'price' looks like numbers with a decimal comma \('0,5'\); set pretrain's option `decimal",
     ):
         load_own(path, label="y")
     write(path, ["day,y", *(f"{1 + i % 28}.{1 + i % 9}.2023,{i % 2}" for i in range(400))])
