@@ -219,6 +219,8 @@ def test_group_and_ignore_as_flags_are_the_options_of_that_name(tmp_path: Path) 
     assert by_flag.pretrain.rows.tolist() == by_file.pretrain.rows.tolist()
     with pytest.raises(UserError, match="--ignore: unknown option 'ignore'"):
         load(Source(data=tmp_path, modality="image", ignore="id"))
+    with pytest.raises(UserError, match="--options /dev/null: not a file"):  # a pipe would be empty the second time
+        load(Source(data=tmp_path / "t.csv", modality="tabular", options=Path("/dev/null")))
     with pytest.raises(UserError, match="--group who is for your own data"):
         load(Source("digits", group="who"))
 
