@@ -15,6 +15,7 @@ import multiprocessing
 import resource
 import tempfile
 import time
+from itertools import pairwise
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
@@ -25,7 +26,7 @@ from dabsmix.config import PretrainConfig
 from dabsmix.errors import UserError
 from dabsmix.model.shapes import ENCODERS, MLPConfig
 from dabsmix.registry import algorithms
-from dabsmix.run import commit, device_name
+from dabsmix.run import commit, device_name, readable_runs
 from dabsmix.source import Source
 from dabsmix.training import accelerate
 from dabsmix.verbs.pretrain import pretrain
@@ -75,14 +76,24 @@ def costs(domain: str, batch_size: int, rows: list[tuple[str, str, str]]) -> Non
         child.join()
 
 
+class Measured(Exception):
+    """Ends a run whose steps have been measured, before it is scored, which takes minutes for a large encoder."""
+
+
 def measure(answer: Connection, domain: str, algo: str, encoder: str, batch_size: int) -> None:
     marks: list[float] = []
+
+    def mark(_: object) -> None:
+        marks.append(time.process_time())
+        if len(marks) == SKIPPED + MEASURED:
+            raise Measured
+
     with tempfile.TemporaryDirectory() as folder:
         config = PretrainConfig(
             Source(domain),
             algo=algo,
             encoder=encoder,
-            steps=SKIPPED + MEASURED + 1,  # the last step is followed by scoring and checks
+            steps=SKIPPED + MEASURED + 1,  # the last step is scored
             batch_size=batch_size,
             online_every=1_000_000,
             evaluate_every=1_000_000,
@@ -90,10 +101,12 @@ def measure(answer: Connection, domain: str, algo: str, encoder: str, batch_size
             out=Path(folder),
         )
         try:
-            run = pretrain(config, accelerator=accelerate(), observe=lambda _: marks.append(time.process_time()))
+            pretrain(config, accelerator=accelerate(), observe=mark)
         except UserError:
             return
-    steps = [after - before for before, after in zip(marks[SKIPPED - 1 : -2], marks[SKIPPED:-1], strict=True)]
+        except Measured:
+            (run,) = readable_runs(Path(folder))
+    steps = [after - before for before, after in pairwise(marks[SKIPPED - 1 :])]
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     answer.send((run.record.parameters, median(steps), memory))
 
