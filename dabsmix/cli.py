@@ -493,8 +493,23 @@ def _bench(plans: list[BenchConfig], path: Path | None) -> None:
         for entry in failed.values():
             _say(f"failed: {entry['domain']} {entry['algorithm']} seed {entry['seed']}: {entry['reason']}")
         status = 1 if failed else 0
+    if first.data:
+        _answer({str(each.pretraining.source.name) for each in cells(plans)}, first)
     if status:
         sys.exit(status)
+
+
+def _answer(names: set[str], plan: BenchConfig) -> None:
+    """Print which algorithm to use on these data, and what that follows from."""
+    from dabsmix.board.advice import advice
+    from dabsmix.board.overview import overviews, text
+    from dabsmix.board.row import read
+
+    rows = [row for row in read(plan.leaderboard) if row.domain in names] if plan.leaderboard.exists() else []
+    shares = list(dict.fromkeys(row.label_fraction for row in rows if not row.failure))
+    share = "1" if "1" in shares else next(iter(shares), "1")
+    print(text(overviews(rows, _modality, label_fraction=share)), end="")
+    print("\n".join(advice(rows, label_fraction=share)) or "No run has a score, so there is nothing to advise.")
 
 
 def _share(workers: int) -> int:
@@ -502,7 +517,8 @@ def _share(workers: int) -> int:
     import subprocess
 
     command = [sys.executable, "-m", "dabsmix", *sys.argv[1:], "--workers", "1"]
-    children = [subprocess.Popen(command) for _ in range(workers)]
+    # what a worker says goes to stderr; the answer on stdout is given once, when all have ended
+    children = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for _ in range(workers)]
     try:
         return max(abs(child.wait()) for child in children)
     finally:
