@@ -18,7 +18,7 @@ from dabsmix.registry import algorithm_class
 from dabsmix.source import batch_size, load
 from dabsmix.spec import Batch
 
-__all__ = ["StepCost", "step_cost", "training_flops"]
+__all__ = ["StepCost", "step_cost", "step_flops", "training_flops"]
 
 WARM, TIMED = 1, 5  # steps
 COUNTED = 16  # examples of each process: FLOPs are nearly proportional to them, memory too
@@ -57,7 +57,7 @@ def step_cost(config: PretrainConfig) -> StepCost:
         draws = step_seed(config.seed, step, "draws")
         batch = Batch(make_views(data, raw.inputs, algorithm.num_augmented, draws), raw.label, raw.ids, draws)
         if step == 0:
-            flops = _flops(algorithm, batch)
+            flops = step_flops(algorithm, batch)
             continue
         began = time.perf_counter()
         dtype = torch.float16 if config.precision == "fp16" else torch.bfloat16
@@ -96,12 +96,12 @@ def training_flops(config: PretrainConfig, recipe: Recipe, data: Data, batches: 
             raw.ids[rows],
             0,
         )
-        flops = _flops(algorithm, few)
+        flops = step_flops(algorithm, few)
     return float(flops) / len(few.ids) * recipe.batch_size * recipe.steps
 
 
-def _flops(algorithm: Algorithm, batch: Batch) -> int:
-    """Of a forward and a backward pass."""
+def step_flops(algorithm: Algorithm, batch: Batch) -> int:
+    """FLOPs of a forward and a backward pass of an algorithm on a batch."""
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         algorithm(batch).value.backward()
     return int(counter.get_total_flops())
