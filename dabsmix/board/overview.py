@@ -113,7 +113,7 @@ def overviews(
     """
     shown = [row for row in rows if row.failure or (row.probe, row.label_fraction) == (probe, label_fraction)]
     groups: dict[tuple[str, str], list[tuple[Section, Block]]] = {}
-    for section in standings(shown, with_runs=True):
+    for section in standings(shown, for_overview=True):
         for block in (*section.blocks, *_without_lines(section)):
             groups.setdefault((section.encoder, section.protocol), []).append((section, block))
     found = [

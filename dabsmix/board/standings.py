@@ -142,7 +142,7 @@ class Section:
         return Counter((row.algorithm, _budget(row)) for row in ranked)
 
 
-def standings(rows: Iterable[Row], *, with_runs: bool = False) -> list[Section]:
+def standings(rows: Iterable[Row], *, for_overview: bool = False) -> list[Section]:
     """Every section of the leaderboard, by domain, task, encoder and protocol; blocks in the order of their rows.
 
     Rows of failed runs are in no block. One whose configuration was run again and has a score is left out.
@@ -151,7 +151,8 @@ def standings(rows: Iterable[Row], *, with_runs: bool = False) -> list[Section]:
 
     Args:
         rows: of the leaderboard.
-        with_runs: leave each line its `Line.runs`, a number for each test example of each row.
+        for_overview: leave each line its `Line.runs`, a number for each test example of each row, and leave out the
+            yardsticks of the records, and with them the star and what the notes say of them.
     """
     rows = list(rows)
     scored = {row.config_hash for row in rows if not row.failure}
@@ -159,7 +160,7 @@ def standings(rows: Iterable[Row], *, with_runs: bool = False) -> list[Section]:
         (row for row in rows if not (row.failure and row.config_hash in scored)),
         lambda r: (r.domain, r.task, r.encoder, r.protocol, r.data_fingerprint, r.pretrain_fingerprint),
     )
-    return [_section(sections[key], with_runs) for key in sorted(sections)]
+    return [_section(sections[key], for_overview) for key in sorted(sections)]
 
 
 def _grouped(rows: Iterable[Row], key: Callable[[Row], Any]) -> dict[Any, list[Row]]:
@@ -177,14 +178,14 @@ def _place(row: Row) -> tuple[str, ...]:
     return row.run, *row.key
 
 
-def _section(rows: list[Row], with_runs: bool) -> Section:
+def _section(rows: list[Row], for_overview: bool) -> Section:
     first, failed = rows[0], tuple(row for row in rows if row.failure)
     rows = [row for row in rows if not row.failure]
     settings = _settings(rows)
     sources = {_place(row): transfer_of(row) for row in rows}
     blocks = _grouped(rows, lambda r: (r.probe, r.label_fraction, r.metric))
-    drawn = tuple(_block(part, settings, sources) for each in blocks.values() for part in _budgets(each))
-    if not with_runs:
+    drawn = tuple(_block(part, settings, sources, for_overview) for each in blocks.values() for part in _budgets(each))
+    if not for_overview:
         drawn = tuple(replace(block, lines=tuple(replace(line, runs=None) for line in block.lines)) for block in drawn)
     data, notes = first.data_fingerprint[:8], _notes(rows, drawn, sources)
     return Section(first.domain, first.task, first.encoder, first.protocol, data, drawn, notes, failed)
@@ -255,11 +256,12 @@ def _budgets(rows: list[Row]) -> list[list[Row]]:
     return [others[key] + exempt for key in sorted(others)] or [exempt]
 
 
-def _block(rows: list[Row], settings: dict[tuple[str, str, str], str], sources: Sources) -> Block:
+def _block(rows: list[Row], settings: dict[tuple[str, str, str], str], sources: Sources, for_overview: bool) -> Block:
     scale = metric(rows[0].metric)
     sign = 1 if scale.higher else -1
     lines = [replace(_line(each, sources), setting=settings[key]) for key, each in _grouped(rows, _entry).items()]
-    lines += _yardsticks(rows, sources)
+    if not for_overview:
+        lines += _yardsticks(rows, sources)
     order = ("ranked", "apart", "yardstick")
     lines.sort(key=lambda line: (order.index(line.part), -sign * line.mean, line.name, line.setting))
     lines = _gains(lines)
@@ -296,8 +298,10 @@ def _leads(first: Line, rivals: list[Line], sign: int) -> bool:
     """
     rivals = [line for line in rivals if line.part != "apart" and line.name != first.name]
     kinds = {is_random(line) for line in rivals if line.part == "yardstick"}
-    found = [_difference(first, line)[0] for line in rivals]
-    return kinds == {True, False} and all(each.p < ALPHA and sign * each.value > 0 for each in found)
+    if kinds != {True, False}:
+        return False
+    leads = (_difference(first, line)[0] for line in rivals)
+    return all(each.p < ALPHA and sign * each.value > 0 for each in leads)
 
 
 def is_random(line: Line) -> bool:
