@@ -509,7 +509,8 @@ def _answer(names: set[str], plan: BenchConfig) -> None:
     rows = [row for row in read(plan.leaderboard) if row.domain in names] if plan.leaderboard.exists() else []
     shares = list(dict.fromkeys(row.label_fraction for row in rows if not row.failure))
     share = "1" if "1" in shares else next(iter(shares), "1")
-    print(text(overviews(rows, _modality, label_fraction=share)), end="")
+    modality = plan.modality or "other"
+    print(text(overviews(rows, lambda _: modality, label_fraction=share)), end="")
     print("\n".join(advice(rows, label_fraction=share)) or "No run has a score, so there is nothing to advise.")
 
 

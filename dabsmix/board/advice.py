@@ -69,6 +69,6 @@ def _yardstick(block: Block, chosen: Line, sign: int) -> str:
         return ""
     scale, digits = (100, 1) if in_percent(block.metric) else (1, 4)
     return (
-        f"; {best.name} without any pretraining scores {best.mean * scale:.{digits}f}, {chosen.name} "
+        f"; with {best.name} and no pretraining the score is {best.mean * scale:.{digits}f}, with {chosen.name} "
         f"{chosen.mean * scale:.{digits}f}, so try that first"
     )

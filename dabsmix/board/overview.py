@@ -67,7 +67,8 @@ class Aggregate:
 
     Attributes:
         mean: interquartile mean of the normalised gains of all seeds and columns: 0 is the random encoder, 1 perfect.
-        low, high: its 95 % interval by bootstrap over the seeds and test units of each column.
+        low, high: its 95 % interval by bootstrap over the seeds and test units of each column, without the resamples
+            in which the random encoder makes no mistake, so that there is no gain to normalise.
         improvement: the probability that a run beats a run of the random encoder, the mean over columns.
     """
 
@@ -167,7 +168,11 @@ def _overview(
         tuple(_cell(lines.get(name), counts.get(name, 0)) for lines, counts in zip(best, failed, strict=True))
         for name in names
     )
-    common = [i for i, each in enumerate(best) if scored and set(each) == scored and _seeded(random[i], each)]
+    common = [
+        i
+        for i, each in enumerate(best)
+        if scored and set(each) == scored and _comparable(blocks[i][1], random[i], each)
+    ]
     parts = {"all": common}
     for kind in dict.fromkeys(column.modality for column in columns):
         parts[kind] = [i for i in common if columns[i].modality == kind]
@@ -195,8 +200,17 @@ def _random(block: Block) -> Line | None:
     return max(lines, key=lambda line: line.seeds, default=None)
 
 
-def _seeded(random: Line | None, lines: dict[str, Line]) -> bool:
-    return random is not None and all(line.seeds >= MIN_SEEDS for line in (random, *lines.values()))
+def _comparable(block: Block, random: Line | None, lines: dict[str, Line]) -> bool:
+    """Whether all have enough seeds, and the random encoder leaves something to gain."""
+    if random is None or any(line.seeds < MIN_SEEDS for line in (random, *lines.values())):
+        return False
+    return random.mean != _top(block.metric)
+
+
+def _top(name: str) -> float:
+    """The best possible value of a metric."""
+    scale = metric(name)
+    return scale.span[1] if scale.higher else scale.span[0]
 
 
 def _cell(line: Line | None, failed: int) -> Cell | None:
@@ -223,9 +237,8 @@ class _Drawn:
 def _gains(name: str, lines: dict[str, Line], random: Line | None) -> dict[str, _Drawn]:
     """Every algorithm's gains in a column. All lines share the resampled test units, each draws its own seeds."""
     assert random is not None
-    scale = metric(name)
-    top = scale.span[1] if scale.higher else scale.span[0]
-    sign = 1 if scale.higher else -1
+    top = _top(name)
+    sign = 1 if metric(name).higher else -1
     rng = np.random.default_rng(0)
     values, resampled = _resampled(random, rng)
     base, bases = values.mean(), resampled.mean(axis=1, keepdims=True)
@@ -233,9 +246,9 @@ def _gains(name: str, lines: dict[str, Line], random: Line | None) -> dict[str, 
     for each, line in lines.items():
         own, many = _resampled(line, rng)
         wins = np.sign(sign * (own[:, None] - values[None]))
-        found[each] = _Drawn(
-            (own - base) / (top - base or 1), (many - bases) / (top - bases), float((wins + 1).mean() / 2)
-        )
+        with np.errstate(divide="ignore", invalid="ignore"):  # of resamples without a mistake of the random encoder
+            resampled_gains = (many - bases) / (top - bases)
+        found[each] = _Drawn((own - base) / (top - base), resampled_gains, float((wins + 1).mean() / 2))
     return found
 
 
@@ -265,7 +278,8 @@ def _aggregate(name: str, columns: list[_Drawn]) -> Aggregate:
 
     whole = np.concatenate([each.measured for each in columns])
     resampled = np.concatenate([each.resampled for each in columns], axis=1)
-    low, high = np.quantile(trim_mean(resampled, 0.25, axis=1), [0.025, 0.975])
+    finite = resampled[np.isfinite(resampled).all(axis=1)]
+    low, high = np.quantile(trim_mean(finite, 0.25, axis=1), [0.025, 0.975])
     improvement = float(np.mean([each.improvement for each in columns]))
     return Aggregate(name, float(trim_mean(whole, 0.25)), float(low), float(high), improvement)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_table import row, seeds
+from test_table import row, seeds, write_record
 
 from dabsmix.board.overview import as_plain, overviews, text
 from dabsmix.board.row import Row
@@ -56,6 +56,19 @@ def test_the_gain_of_an_error_metric_is_its_decrease(tmp_path: Path) -> None:
     (only,) = overview.aggregates["all"]
     assert only.mean == pytest.approx(0.5)  # half of the way to no error
     assert only.improvement == 1
+
+
+def test_resamples_in_which_the_random_encoder_makes_no_mistake_are_left_out(tmp_path: Path) -> None:
+    label = np.arange(20) % 2
+    rows = []
+    for algorithm, wrong in (("none", 1), ("dmix", 3)):
+        for seed in range(3):
+            steps = 0 if algorithm == "none" else 300
+            rows.append(row(tmp_path, 1 - wrong / 20, half=0.05, algorithm=algorithm, seed=seed, steps=steps, n=20))
+            write_record(rows[-1], scores=np.where(np.arange(20) < wrong, 1 - label, label)[None], label=label)
+    (overview,) = overviews(rows, modality)
+    (only,) = overview.aggregates["all"]
+    assert only.low < only.mean == pytest.approx(-2) < only.high <= 0
 
 
 def test_without_a_random_encoder_there_is_no_gain(tmp_path: Path) -> None:

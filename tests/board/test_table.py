@@ -495,7 +495,7 @@ def test_advice_names_the_algorithm_its_gain_and_how_certain_it_is(tmp_path: Pat
     assert "no algorithm is shown to be better than a random encoder" in chance
     assert "dmix, is 0.5 points better" in chance
     assert "which may be chance" in chance
-    assert chance.endswith("raw input without any pretraining scores 70.0, dmix 60.5, so try that first.")
+    assert chance.endswith("with raw input and no pretraining the score is 70.0, with dmix 60.5, so try that first.")
     (one,) = advice(complete(tmp_path / "c", seeds(tmp_path / "c", 0.55, count=1)))
     assert "5.2 points worse in accuracy than a random encoder (no interval: that takes 3 seeds of both)" in one
     (alone,) = advice(seeds(tmp_path / "d", 0.9))
