@@ -242,13 +242,13 @@ def _gains(name: str, lines: dict[str, Line], random: Line | None) -> dict[str, 
     rng = np.random.default_rng(0)
     values, resampled = _resampled(random, rng)
     base, bases = values.mean(), resampled.mean(axis=1, keepdims=True)
+    room = top - bases
+    room[abs(room) < 1e-9 * abs(top - base)] = np.nan  # the random encoder makes no mistake in these resamples
     found = {}
     for each, line in lines.items():
         own, many = _resampled(line, rng)
         wins = np.sign(sign * (own[:, None] - values[None]))
-        with np.errstate(divide="ignore", invalid="ignore"):  # of resamples without a mistake of the random encoder
-            resampled_gains = (many - bases) / (top - bases)
-        found[each] = _Drawn((own - base) / (top - base), resampled_gains, float((wins + 1).mean() / 2))
+        found[each] = _Drawn((own - base) / (top - base), (many - bases) / room, float((wins + 1).mean() / 2))
     return found
 
 
