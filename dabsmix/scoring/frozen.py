@@ -115,12 +115,12 @@ def encoding(
             return _as_features(tensors, split, accelerator)
         path = keep.folder / f"{title}-{rules.name}-{part}.safetensors"
         key = f"{keep.encoder_sha256} {data.fingerprint} {len(split)} {dabsmix.__version__}"
-        kept = _kept(path, key)
-        if kept is None:
-            kept = _encode(encoder, split, data, accelerator, rules.poolings, watch=watch)
+        stored = _kept(path, key)
+        if stored is None:
+            stored = _encode(encoder, split, data, accelerator, rules.poolings, watch=watch)
             if accelerator.is_main_process:
-                _keep(path, key, kept)
-        return _as_features(kept, split, accelerator)
+                _keep(path, key, stored)
+        return _as_features(stored, split, accelerator)
 
     return encode
 
@@ -145,25 +145,25 @@ HOW_CHOSEN = ("validation", "candidates", "at_edge")
 def notes_on(scored: Scored, labelled: Labelled) -> tuple[str, ...]:
     """What a reader of the scores has to know about them, in complete sentences."""
     edges = [
-        f"The {each.probe} probe with labels {each.label_fraction} chose the edge of its grid: "
-        f"{', '.join(f'{name} {each.selected[name]}' for name in each.selected if name not in HOW_CHOSEN)}."
-        for each in scored.results
-        if each.selected.get("at_edge") and each.probe in ("linear", "ridge")
+        f"The {result.probe} probe with labels {result.label_fraction} chose the edge of its grid: "
+        f"{', '.join(f'{name} {result.selected[name]}' for name in result.selected if name not in HOW_CHOSEN)}."
+        for result in scored.results
+        if result.selected.get("at_edge") and result.probe in ("linear", "ridge")
     ]
     return (*edges, *_over_all_examples(scored, labelled))
 
 
 def _over_all_examples(scored: Scored, labelled: Labelled) -> tuple[str, ...]:
     """A note with the value over all examples, if the metric is DABS's mean over batches."""
-    whole, slash, rows = labelled.task.metric.partition("/")
+    base, slash, rows = labelled.task.metric.partition("/")
     if not slash:
         return ()
     label = labelled.test.label
     assert label is not None
     values = []
-    for each in scored.results:
-        scores = scored.predictions[prediction_key(each.probe, each.label_fraction)][0]
-        values.append(f"{each.probe} {metric(whole)(scores, label):.4f}")
+    for result in scored.results:
+        scores = scored.predictions[prediction_key(result.probe, result.label_fraction)][0]
+        values.append(f"{result.probe} {metric(base)(scores, label):.4f}")
     return (
         f"{labelled.task.metric} is the mean over batches of {rows}, as in DABS. "
         f"Over all examples: {', '.join(values)}.",

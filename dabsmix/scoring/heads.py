@@ -154,15 +154,15 @@ def fit_ridge(train: Features, task: Task, penalties: Sequence[float]) -> list[L
         scale = Scale.of(rows)
         bias = _mean_target(label, task)
         if rows.shape[1] <= len(rows):
-            gram, right = _moments(rows, label, scale, partial(_signed, task=task, bias=bias), len(bias))
-            values, left = torch.linalg.eigh(gram)
-            right = left.T @ right
+            gram, target = _moments(rows, label, scale, partial(_signed, task=task, bias=bias), len(bias))
+            values, basis = torch.linalg.eigh(gram)
+            target = basis.T @ target
         else:  # fewer rows than features: the same solution through the smaller matrix of inner products
             wide = scale(rows).double()
             values, vectors = torch.linalg.eigh(wide @ wide.T)
-            left, right = wide.T @ vectors, vectors.T @ _signed(label, task, bias)
+            basis, target = wide.T @ vectors, vectors.T @ _signed(label, task, bias)
         for penalty in penalties:
-            weight = left @ (right / (values + penalty * len(rows))[:, None])
+            weight = basis @ (target / (values + penalty * len(rows))[:, None])
             setting: Setting = {"pooling": name, "penalty": penalty}
             heads.append(LinearHead(setting, name, scale, weight.to(x.dtype), bias.to(x.dtype), task.kind))
     return heads
@@ -291,8 +291,8 @@ def scored(x: Tensor, label: NDArray[Any]) -> tuple[Tensor, Tensor]:
     if x.ndim == 2:
         return x, target
     rows, start = _empty((int((target >= 0).sum()), x.shape[2]), x), 0
-    for part, wanted in zip(_parts(x), torch.split(target, len(_parts(x)[0])), strict=True):
-        labelled = part[wanted >= 0]
+    for part, part_target in zip(_parts(x), torch.split(target, len(_parts(x)[0])), strict=True):
+        labelled = part[part_target >= 0]
         rows[start : start + len(labelled)] = labelled
         start += len(labelled)
     return rows, target[target >= 0]

@@ -51,15 +51,15 @@ def influence(metric: Metric, scores: Scores, label: Label) -> Values:
 
 def _over_batches(mean: Metric, scores: Scores, label: Label) -> Values:
     """For a mean over batches: an example moves its own batch's value only, and every batch has the same share."""
-    whole = named(mean.name.partition("/")[0])
-    each, batches = np.zeros(len(label)), 0
+    of_batch = named(mean.name.partition("/")[0])
+    response, num_batches = np.zeros(len(label)), 0
     for start in range(0, len(label), mean.batch):
         part = slice(start, start + mean.batch)
         with suppress(Undefined):
-            whole(scores[part], label[part])  # a batch whose labels give no value is left out of the mean
-            each[part] = influence(whole, scores[part], label[part]) / len(label[part])
-            batches += 1
-    return each * len(label) / max(1, batches)
+            of_batch(scores[part], label[part])  # a batch whose labels give no value is left out of the mean
+            response[part] = influence(of_batch, scores[part], label[part]) / len(label[part])
+            num_batches += 1
+    return response * len(label) / max(1, num_batches)
 
 
 def rarest(metric: Metric, label: Label) -> int:
@@ -158,8 +158,8 @@ def _balanced_accuracy(scores: Scores, label: Label) -> Values:
     counts = np.bincount(true)
     share = np.bincount(true, weights=right, minlength=len(counts)) / counts.clip(1)
     # as in DeLong's variance: a single example of a class tells nothing about its spread
-    each = (right - share[true]) * len(rows) / counts[true] * np.sqrt(counts[true] / (counts[true] - 1).clip(1))
-    return _of_examples(each / (counts > 0).sum(), rows, label)
+    response = (right - share[true]) * len(rows) / counts[true] * np.sqrt(counts[true] / (counts[true] - 1).clip(1))
+    return _of_examples(response / (counts > 0).sum(), rows, label)
 
 
 def _r2(scores: Scores, label: Label) -> Values:
@@ -191,17 +191,17 @@ def _f1(average: str) -> Callable[[Scores, Label], Values]:
             hits += (predicted * true).sum(axis=0)
             counts += (predicted + true).sum(axis=0)
             of_class += true.sum(axis=0)
-        occurs, seen = (counts > 0) | several, counts.clip(1)
-        f1, share = 2 * hits / seen, of_class / max(of_class.sum(), 1)
+        occurs, denominator = (counts > 0) | several, counts.clip(1)
+        f1, share = 2 * hits / denominator, of_class / max(of_class.sum(), 1)
         values: Values = np.empty(n)
         for part in parts:
             predicted, true = ones(part)
-            each = n * (2 * predicted * true - f1 * (predicted + true)) / seen
+            per_class = n * (2 * predicted * true - f1 * (predicted + true)) / denominator
             if average == "macro":
-                values[part] = (each if several else each[:, occurs]).mean(axis=1)
+                values[part] = (per_class if several else per_class[:, occurs]).mean(axis=1)
             else:  # the weights respond too
                 weights = n * (true @ f1 - true.sum(axis=1) * (f1 @ share)) / max(of_class.sum(), 1)
-                values[part] = each @ share + weights
+                values[part] = per_class @ share + weights
         return _of_examples(values, rows, label)
 
     return function
@@ -218,8 +218,8 @@ def _matthews(scores: Scores, label: Label) -> Values:
     value = joint / np.sqrt(one * other)
     d_joint = (a == b) - right - predicted[a] - true[b] + 2 * true @ predicted
     d_one, d_other = 2 * (true @ true - true[a]), 2 * (predicted @ predicted - predicted[b])
-    each = d_joint / np.sqrt(one * other) - value / 2 * (d_one / one + d_other / other)
-    return _of_examples(each, rows, label)
+    response = d_joint / np.sqrt(one * other) - value / 2 * (d_one / one + d_other / other)
+    return _of_examples(response, rows, label)
 
 
 def _correlation(ranked: bool) -> Callable[[Scores, Label], Values]:
@@ -264,9 +264,9 @@ def _scored(scores: Scores, label: Label) -> tuple[NDArray[np.int64], NDArray[np
     return classes_of(scores)[scored], label[scored], np.nonzero(scored)[0]
 
 
-def _of_examples(each: Values, rows: NDArray[np.int64], label: Label) -> Values:
+def _of_examples(response: Values, rows: NDArray[np.int64], label: Label) -> Values:
     """Summed over an example's tokens, in units of the number of examples."""
-    summed = np.bincount(rows, weights=each, minlength=len(label)).astype(np.float64)
+    summed = np.bincount(rows, weights=response, minlength=len(label)).astype(np.float64)
     return summed * (len(label) / len(rows))
 
 

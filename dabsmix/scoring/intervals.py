@@ -129,8 +129,8 @@ def measure(
     """
     if len(draws) == 0:
         raise ValueError("no scores to average")
-    value, each = _over_draws(metric, draws, label)
-    each = each / len(label)
+    value, response = _over_draws(metric, draws, label)
+    response = response / len(label)
     wider = 1.0 if group is not None else float(np.mean([widening(metric, scores, label) for scores in draws]))
     share, rows = None, hashlib.sha256(np.ascontiguousarray(label).tobytes())
     if group is not None:
@@ -138,9 +138,9 @@ def measure(
             raise ValueError(f"{len(group)} groups for {len(label)} rows")
         rows.update(np.ascontiguousarray(group).tobytes())
         of_row = np.unique(group, return_inverse=True)[1]
-        each = np.bincount(of_row, weights=each).astype(np.float64)
+        response = np.bincount(of_row, weights=response).astype(np.float64)
         share = np.bincount(of_row) / len(label)
-    return Measured(value, each, share, len(label), rarest(metric, label), wider, rows.hexdigest())
+    return Measured(value, response, share, len(label), rarest(metric, label), wider, rows.hexdigest())
 
 
 def _over_draws(metric: Metric, draws: Sequence[Scores] | Scores, label: Label) -> tuple[float, NDArray[np.float64]]:
@@ -149,21 +149,21 @@ def _over_draws(metric: Metric, draws: Sequence[Scores] | Scores, label: Label) 
     total: NDArray[np.float64] = np.zeros(len(label))
     at_once = max(1, NUMBERS // max(1, len(label)))
     for start in range(0, len(draws), at_once):
-        some = draws[start : start + at_once]
+        chunk = draws[start : start + at_once]
         if metric.parts is None:
-            values += [metric(scores, label) for scores in some]
-            responses: Iterable[NDArray[np.float64]] = (influence(metric, scores, label) for scores in some)
+            values += [metric(scores, label) for scores in chunk]
+            responses: Iterable[NDArray[np.float64]] = (influence(metric, scores, label) for scores in chunk)
         else:
-            whole = np.asarray(some)
-            metric.check(whole, label)
-            above, below = metric.parts(whole, label)
+            stacked = np.asarray(chunk)
+            metric.check(stacked, label)
+            above, below = metric.parts(stacked, label)
             if not below.sum():
                 raise Undefined("no token of these rows is scored")
             shares = above.sum(axis=1) / below.sum()
             values += shares.tolist()
             responses = (above - shares[:, None] * below) / below.mean()
-        for each in responses:
-            total += each
+        for response in responses:
+            total += response
     return float(np.mean(values)), total / len(values)
 
 
@@ -221,7 +221,7 @@ def unpaired(first: Estimate, second: Estimate) -> Difference:
     For lines without kept predictions. The caller sees to the number of seeds.
     """
     variance = first.variance + second.variance
-    parts = sum(each.variance**2 / each.degrees for each in (first, second))
+    parts = sum(one.variance**2 / one.degrees for one in (first, second))
     return _difference(Estimate(first.value - second.value, variance, variance**2 / parts if parts else math.inf))
 
 
@@ -284,9 +284,9 @@ def _ends(metric: Metric, pooled: Estimate, quantile: float, units: int) -> tupl
     least, most = metric.span
     value, error = pooled.value, math.sqrt(pooled.variance)
     if math.isinf(least):  # R²: what is left to explain is an error
-        left = most - value
-        factor = math.exp(quantile * error / left) if left else 1.0
-        return most - left * factor, most - left / factor
+        gap = most - value
+        factor = math.exp(quantile * error / gap) if gap else 1.0
+        return most - gap * factor, most - gap / factor
     if math.isinf(most):
         factor = math.exp(quantile * error / value) if value else 1.0
         return value / factor, value * factor

@@ -103,8 +103,8 @@ class _Problem:
         real = values > values[-1].clamp_min(1e-300) * 1e-12  # the rest is rounding
         self.values, self.axes = values[real] / len(rows), axes[:, real]
         self.rank = int(real.sum())
-        whole = len(rows) <= ROWS
-        self.projected = self._project(rows) if whole else None
+        fits_at_once = len(rows) <= ROWS
+        self.projected = self._project(rows) if fits_at_once else None
 
     def _project(self, chunk: Tensor) -> Tensor:
         projected: Tensor = self.scale(chunk).double() @ self.axes
@@ -172,8 +172,8 @@ def _principal(rows: Tensor, scale: Scale) -> tuple[Tensor, Tensor]:
     """Eigenvalues, ascending, ``(k,)``, and axes ``(D, k)`` of the scaled features' inner products, k = min(n, D)."""
     if len(rows) < rows.shape[1]:  # through the smaller matrix
         x = scale(rows).double()
-        values, left = torch.linalg.eigh(x @ x.T)
-        return values, x.T @ left / values.clamp_min(1e-300).sqrt()
+        values, vectors = torch.linalg.eigh(x @ x.T)
+        return values, x.T @ vectors / values.clamp_min(1e-300).sqrt()
     gram = rows.new_zeros(rows.shape[1], rows.shape[1], dtype=torch.float64)
     for chunk in torch.split(rows, ROWS):
         x = scale(chunk).double()

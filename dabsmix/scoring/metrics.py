@@ -121,13 +121,13 @@ def metric(name: str) -> Metric:
 
 def known(name: str) -> Metric | None:
     """The metric of this name, see `metric`; None if there is none."""
-    whole, slash, rows = name.partition("/")
-    one = METRICS.get(whole)
-    if one is None or not slash:
-        return one
+    base, slash, rows = name.partition("/")
+    by_name = METRICS.get(base)
+    if by_name is None or not slash:
+        return by_name
     if not re.fullmatch("[1-9][0-9]{0,8}", rows):
         return None
-    return replace(one, name=name, function=_over_batches(one.function, int(rows)), parts=None, batch=int(rows))
+    return replace(by_name, name=name, function=_over_batches(by_name.function, int(rows)), parts=None, batch=int(rows))
 
 
 def _over_batches(function: Callable[[Scores, Label], float], rows: int) -> Callable[[Scores, Label], float]:
@@ -212,7 +212,7 @@ def confusion(scores: Scores, label: Label) -> NDArray[np.float64]:
     C is one more than the largest class that occurs.
     """
     predicted, true = _classes(scores, label)
-    width = max(int(each.max(initial=0)) + 1 for each in (predicted, true))
+    width = max(int(codes.max(initial=0)) + 1 for codes in (predicted, true))
     pairs = np.bincount(true * width + predicted, minlength=width * width)
     return pairs.reshape(width, width).astype(np.float64)
 
@@ -237,10 +237,10 @@ def _f1(average: str) -> Callable[[Scores, Label], float]:
             # that is never predicted, or predicted and never true, counts as 0.
             occurs = predicted + true > 0
             hits, predicted, true = hits[occurs], predicted[occurs], true[occurs]
-        each = 2 * hits / (predicted + true).clip(1)
+        per_class = 2 * hits / (predicted + true).clip(1)
         if average == "macro":
-            return float(each.mean())
-        return float(each @ true / true.sum()) if true.sum() else 0.0
+            return float(per_class.mean())
+        return float(per_class @ true / true.sum()) if true.sum() else 0.0
 
     return function
 
@@ -289,10 +289,10 @@ def one_against_rest(scores: Scores, label: Label) -> Iterator[tuple[Scores, NDA
 
 def _auroc_macro(scores: Scores, label: Label) -> float:
     """The mean over the classes for which these labels hold both a positive and a negative."""
-    each = auroc_per_class(scores, label)
-    if np.isnan(each).all():
+    per_class = auroc_per_class(scores, label)
+    if np.isnan(per_class).all():
         raise Undefined("AUROC: no class of these rows has both a positive and a negative")
-    return float(np.nanmean(each))
+    return float(np.nanmean(per_class))
 
 
 def ranking(scores: Scores) -> Scores:
@@ -310,14 +310,14 @@ def ranking(scores: Scores) -> Scores:
 
 def _average_precision(scores: Scores, label: Label) -> float:
     """Each class against the rest, as in scikit-learn; the mean over the classes that have a positive."""
-    each = []
+    per_class = []
     for ranked, positive in one_against_rest(scores, label):
         if positive.any():
             yes, hits, above = precision_at_positives(ranked, positive)
-            each.append((hits[yes] / above[yes]).mean())
-    if not each:
+            per_class.append((hits[yes] / above[yes]).mean())
+    if not per_class:
         raise Undefined("average precision: no class of these rows has a positive")
-    return float(np.mean(each))
+    return float(np.mean(per_class))
 
 
 def precision_at_positives(scores: Scores, positive: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], Scores, Scores]:
