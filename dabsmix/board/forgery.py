@@ -1,4 +1,4 @@
-"""What a record must be if a run wrote it, found without training: files, digests, predictions, and other records.
+"""What a record must be if a run wrote it, checked without training: files, digests, predictions, and other records.
 
 A record that passes may still be of an encoder that was trained otherwise: leaderboard/README.md says what remains.
 """
@@ -73,7 +73,7 @@ WIDTHS = 3.0  # no estimator that a version had gives an interval so many times 
 
 def check_files(record: Path) -> list[str]:
     """Files of a record that are not plain, or larger than any that a run writes. To be called before they are read."""
-    found = []
+    faults = []
     for path in (record, *_below(record)):
         try:
             status = path.lstat()
@@ -83,12 +83,12 @@ def check_files(record: Path) -> list[str]:
         limit = MAX_PREDICTIONS if path.name.endswith(".npz") else MAX_FILE
         folder = path in (record, record / "transfer")
         if not (stat.S_ISDIR(status.st_mode) if folder else stat.S_ISREG(status.st_mode)):
-            found.append(f"{name} is not a plain {'folder' if folder else 'file'}: records hold no links")
+            faults.append(f"{name} is not a plain {'folder' if folder else 'file'}: records hold no links")
         elif stat.S_ISREG(status.st_mode) and status.st_size > limit:
-            found.append(f"{name} has {status.st_size:,} bytes, more than the {limit:,} that a record may hold")
+            faults.append(f"{name} has {status.st_size:,} bytes, more than the {limit:,} that a record may hold")
         elif path.name.endswith(".npz") and (problem := _npz_problem(path)):
-            found.append(f"{name} {problem}")
-    return found
+            faults.append(f"{name} {problem}")
+    return faults
 
 
 def _below(record: Path) -> Iterator[Path]:
@@ -123,11 +123,11 @@ def record_name(run: RunRecord) -> str:
 def check_record(record: Path, name: str | None = None) -> list[str]:
     """Where ``run.json`` and the transfer files disagree with ``config.yaml``, with each other or with the ``name``."""
     try:
-        run, config, found = read_record(record), config_of(record), transfers(record)
+        run, config, by_stem = read_record(record), config_of(record), transfers(record)
     except UserError as error:
         return [str(error)]
     own = {each.name for kind in (PretrainConfig, Source) for each in fields(kind)}
-    wanted: dict[str, Any] = {
+    expected: dict[str, Any] = {
         "domain": config.get("domain") or run.domain,
         "algorithm": config.get("algo"),
         "protocol": config.get("protocol"),
@@ -136,7 +136,7 @@ def check_record(record: Path, name: str | None = None) -> list[str]:
     }
     problems = [
         f"{name} is {getattr(run, name)!r} in run.json, config.yaml gives {value!r}"
-        for name, value in wanted.items()
+        for name, value in expected.items()
         if getattr(run, name) != value
     ]
     if run.steps != (0 if run.algorithm == "none" else config.get("steps")):
@@ -147,12 +147,12 @@ def check_record(record: Path, name: str | None = None) -> list[str]:
         problems.append(f"config_hash is {run.config_hash!r} in run.json, config.yaml gives another")
     if name is not None and name != record_name(run):
         problems.append(f"the folder is {name!r}, its run.json gives {record_name(run)!r}")
-    problems += _status_problems(run, found)
+    problems += _status_problems(run, by_stem)
     if run.status != FAILED and len(set(run.encoder_sha256)) < 8:
         problems.append(f"encoder_sha256 {run.encoder_sha256!r} is not a digest")
     if run.commit and not re.fullmatch(r"[0-9a-f]{40}(\+dirty)?", run.commit):
         problems.append(f"commit {run.commit!r} is not a commit")
-    for stem, transfer in found.items():
+    for stem, transfer in by_stem.items():
         check = _online_problems(transfer, run) if stem == ONLINE else _transfer_problems(stem, transfer, run)
         problems += [f"{result_file(record, stem).relative_to(record)}: {problem}" for problem in check]
     return problems
@@ -389,7 +389,7 @@ def account(record: Path) -> Account:
     rows: list[Row] = []
     faults: list[tuple[str, ...]] = []
     compared: list[Scored] = []
-    found = check_record(record, record.name)
+    problems = check_record(record, record.name)
     for stem, of_file in by_file.items():
         results = [Row(**cells, **stamp) for cells in of_file]
         rows += results
@@ -400,10 +400,10 @@ def account(record: Path) -> Account:
         faults += [tuple(check_row(row, source)) if known(row.metric) else () for row in results]
         if results:
             compared.append(_scored(results, source))
-            found += _yardstick_problems(results[0], source)
+            problems += _yardstick_problems(results[0], source)
     if not rows:
-        found = ["it records no result"]
-    return Account("", tuple(found), tuple(map(_CELLS, rows)), tuple(faults), tuple(compared))
+        problems = ["it records no result"]
+    return Account("", tuple(problems), tuple(map(_CELLS, rows)), tuple(faults), tuple(compared))
 
 
 def label_digest(label: NDArray[Any]) -> str:
@@ -484,28 +484,28 @@ class Compared:
         encoder, configuration = of_run["encoder_sha256"], of_run["config_hash"]
         if not encoder:  # it failed
             return []
-        found = []
+        problems = []
         known = self._encoders.setdefault(encoder, configuration)
         if known != configuration and of_run["algorithm"] != "none":  # no step was taken: many settings, one encoder
-            found.append("another configuration has this very encoder")
+            problems.append("another configuration has this very encoder")
         for each in record.scored:
-            found += self._of_task(each, encoder, of_run["version"])
-        return found
+            problems += self._of_task(each, encoder, of_run["version"])
+        return problems
 
     def _of_task(self, scored: Scored, encoder: str, version: str) -> list[str]:
-        found = []
+        problems = []
         data, protocol = scored.data, scored.protocol
         n = self._n.setdefault(data, scored.n[0])
-        found += [f"n is {own}, other rows of the same data have {n}" for own in scored.n if own != n][:1]
+        problems += [f"n is {own}, other rows of the same data have {n}" for own in scored.n if own != n][:1]
         if scored.labels:
             if self._stored and data not in self.labels:
-                found.append("labels.json has no digest of these data's test labels")
+                problems.append("labels.json has no digest of these data's test labels")
             if self.labels.setdefault(data, scored.labels) != scored.labels:
-                found.append("its test labels are not those that the data have")
+                problems.append("its test labels are not those that the data have")
         if scored.answers and self._answers.setdefault((data, protocol, scored.answers), encoder) != encoder:
-            found.append("another encoder has the very same predictions")
+            problems.append("another encoder has the very same predictions")
         for name, value in scored.yardsticks:
             other = self._yardsticks.setdefault((data, protocol, version, name), value)
             if abs(other - value) > 0.01 * max(1.0, abs(other)):
-                found.append(f"the yardstick {name} scores {value:.4f}, in other records {other:.4f}")
-        return found
+                problems.append(f"the yardstick {name} scores {value:.4f}, in other records {other:.4f}")
+        return problems

@@ -117,11 +117,11 @@ def overviews(
     for section in standings(shown, for_overview=True):
         for block in (*section.blocks, *_without_lines(section)):
             groups.setdefault((section.encoder, section.protocol), []).append((section, block))
-    found = [
+    results = [
         _overview(encoder, protocol, probe, label_fraction, blocks, modality)
         for (encoder, protocol), blocks in sorted(groups.items())
     ]
-    return sorted(found, key=lambda each: -sum(cell is not None for row in each.cells for cell in row))
+    return sorted(results, key=lambda each: -sum(cell is not None for row in each.cells for cell in row))
 
 
 def _without_lines(section: Section) -> list[Block]:
@@ -131,9 +131,9 @@ def _without_lines(section: Section) -> list[Block]:
     return [Block("", "", "", (), budget) for budget in budgets if budget not in scored]
 
 
-def as_plain(found: Sequence[Overview]) -> list[dict[str, Any]]:
+def as_plain(given: Sequence[Overview]) -> list[dict[str, Any]]:
     """JSON values."""
-    return [asdict(each) for each in found]
+    return [asdict(each) for each in given]
 
 
 def _overview(
@@ -244,12 +244,12 @@ def _gains(name: str, lines: dict[str, Line], random: Line | None) -> dict[str, 
     base, bases = values.mean(), resampled.mean(axis=1, keepdims=True)
     room = top - bases
     room[abs(room) < 1e-9 * abs(top - base)] = np.nan  # the random encoder makes no mistake in these resamples
-    found = {}
+    drawn = {}
     for each, line in lines.items():
         own, many = _resampled(line, rng)
         wins = np.sign(sign * (own[:, None] - values[None]))
-        found[each] = _Drawn((own - base) / (top - base), (many - bases) / room, float((wins + 1).mean() / 2))
-    return found
+        drawn[each] = _Drawn((own - base) / (top - base), (many - bases) / room, float((wins + 1).mean() / 2))
+    return drawn
 
 
 def _resampled(line: Line, rng: np.random.Generator) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -287,37 +287,37 @@ def _aggregate(name: str, columns: list[_Drawn]) -> Aggregate:
 # --- as text
 
 
-def text(found: Sequence[Overview]) -> str:
+def text(given: Sequence[Overview]) -> str:
     """The overviews as plain tables."""
     from rich.console import Console
 
     out = StringIO()
     console = Console(file=out, width=240, color_system=None, force_terminal=False)
-    for each in found:
+    for each in given:
         _print(each, console)
-    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n" if found else ""
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n" if given else ""
 
 
-def _print(found: Overview, console: Any) -> None:
+def _print(overview: Overview, console: Any) -> None:
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    labels = "all labels" if found.label_fraction == "1" else f"labels {found.label_fraction}"
-    title = f"Gain over none · encoder {found.encoder} · protocol {found.protocol} · {found.probe} probe · {labels}"
-    console.print(title, markup=False, highlight=False)
+    labels = "all labels" if overview.label_fraction == "1" else f"labels {overview.label_fraction}"
+    setting = f"encoder {overview.encoder} · protocol {overview.protocol} · {overview.probe} probe · {labels}"
+    console.print(f"Gain over none · {setting}", markup=False, highlight=False)
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("algorithm")
-    for column in found.columns:
+    for column in overview.columns:
         place = column.task if column.task == column.domain else f"{column.domain} → {column.task}"
         table.add_column(Text(f"{place}\n{column.modality}\n{column.budget}"), justify="right")
-    table.add_row("none", *(cell_text(column.metric, column.none, None) for column in found.columns), style="dim")
-    for name, cells in zip(found.algorithms, found.cells, strict=True):
-        table.add_row(Text(name), *(gain_text(c.metric, cell) for c, cell in zip(found.columns, cells, strict=True)))
+    table.add_row("none", *(cell_text(column.metric, column.none, None) for column in overview.columns), style="dim")
+    for name, cells in zip(overview.algorithms, overview.cells, strict=True):
+        table.add_row(Text(name), *(gain_text(c.metric, cell) for c, cell in zip(overview.columns, cells, strict=True)))
     console.print(table)
-    for kind, each in found.aggregates.items():
+    for kind, each in overview.aggregates.items():
         console.print(
-            f"  {kind}, over {found.over[kind]} data set(s): interquartile mean of normalised gains", markup=False
+            f"  {kind}, over {overview.over[kind]} data set(s): interquartile mean of normalised gains", markup=False
         )
         for one in sorted(each, key=lambda a: -a.mean):
             console.print(
@@ -326,7 +326,7 @@ def _print(found: Overview, console: Any) -> None:
                 markup=False,
                 highlight=False,
             )
-    if not found.aggregates and found.algorithms:
+    if not overview.aggregates and overview.algorithms:
         console.print("  No aggregate: no data set has all algorithms and none with 3 seeds each.", markup=False)
     console.print(
         "  * shown at 5 % (Holm, within the column); – not run; failed: no run has a score.",

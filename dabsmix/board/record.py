@@ -72,13 +72,13 @@ def transfers(folder: Path) -> dict[str, TransferRecord]:
         names = os.listdir(folder / "transfer")
     except OSError:
         names = []
-    found = {}
+    by_stem = {}
     for stem in (*sorted(name.removesuffix(".json") for name in names if name.endswith(".json")), ONLINE):
         path = result_file(folder, stem)
         if path.is_file():
             status = path.stat()
-            found[stem] = _parsed(path, status.st_mtime_ns, status.st_size)
-    return found
+            by_stem[stem] = _parsed(path, status.st_mtime_ns, status.st_size)
+    return by_stem
 
 
 @lru_cache(maxsize=1024)
@@ -93,12 +93,12 @@ def result_file(folder: Path, stem: str) -> Path:
 
 
 def predictions_file(folder: Path, stem: str) -> Path:
-    """Where the per-example predictions of a transfer result lie, if they were kept."""
+    """Where the per-example predictions of a transfer result lie, if they were stored."""
     return result_file(folder, stem).with_name(f"{stem}.predictions.npz")
 
 
 def yardsticks_file(folder: Path, stem: str) -> Path:
-    """Where the yardsticks' predictions of a transfer result lie, if they were kept."""
+    """Where the yardsticks' predictions of a transfer result lie, if they were stored."""
     return result_file(folder, stem).with_name(f"{stem}.yardsticks.npz")
 
 
@@ -156,7 +156,7 @@ def scores(folder: Path, of: Path | None = None) -> dict[str, list[dict[str, Any
         UserError: a file is missing or damaged, or lacks an entry.
     """
     run, config, results = read_record(of or folder), config_of(of or folder), transfers(folder)
-    found: dict[str, list[dict[str, Any]]] = {}
+    by_stem: dict[str, list[dict[str, Any]]] = {}
     place = "run.json"
     try:
         of_run = {name: getattr(run, name) for name in _OF_RUN}
@@ -178,10 +178,10 @@ def scores(folder: Path, of: Path | None = None) -> dict[str, list[dict[str, Any
                 | {"units": result.units or None, "num_features": result.num_features or None}
                 for result in transfer.results
             ]
-            found[stem] = [typed(of_run | of_task | of_result) for of_result in of_results]
+            by_stem[stem] = [typed(of_run | of_task | of_result) for of_result in of_results]
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{folder / place}: missing or malformed: {error}; was it written by this version?") from None
-    return found
+    return by_stem
 
 
 def _reason(failure: str) -> str:
@@ -259,7 +259,7 @@ def predictions_of(row: Row, source: TransferFile | None = None) -> Predictions 
 def yardstick_predictions(
     row: Row, name: str, result: Result, source: TransferFile | None = None
 ) -> Predictions | None:
-    """A yardstick's predictions of the rows that this row was scored on; None where its record did not keep them.
+    """A yardstick's predictions of the rows that this row was scored on; None where its record did not store them.
 
     Raises:
         UserError: a file is damaged.

@@ -239,27 +239,27 @@ def problems(row: Row) -> list[str]:
     """What is wrong with a row, without its record."""
     if row.failure:
         return _problems_of_failed(row)
-    found = [fault for faults in map(_faults, COLUMNS, _VALUES(row)) for fault in faults]
+    messages = [fault for faults in map(_faults, COLUMNS, _VALUES(row)) for fault in faults]
     scale = known(row.metric)
     least, most = (-math.inf, math.inf) if scale is None else scale.span
     low, high = (row.value if end is None else end for end in (row.low, row.high))
     if not all(map(math.isfinite, (row.value, low, high))):
-        found.append("value, low and high must be finite numbers")
+        messages.append("value, low and high must be finite numbers")
     if (row.low is None) != (row.high is None):
-        found.append("low and high are both given or both empty")
+        messages.append("low and high are both given or both empty")
     if not low <= row.value <= high:
-        found.append(f"value {row.value} is outside its interval [{row.low}, {row.high}]")
+        messages.append(f"value {row.value} is outside its interval [{row.low}, {row.high}]")
     if not least <= row.value <= most:
-        found.append(f"{row.metric} {row.value} is outside [{least:g}, {most:g}]")
+        messages.append(f"{row.metric} {row.value} is outside [{least:g}, {most:g}]")
     if row.units is not None and not 1 <= row.units <= row.n:
-        found.append(f"units {row.units} must be 1 to n, {row.n}")
-    return found
+        messages.append(f"units {row.units} must be 1 to n, {row.n}")
+    return messages
 
 
 def _problems_of_failed(row: Row) -> list[str]:
     values = dict(zip(COLUMNS, _VALUES(row), strict=True))
-    found = [fault for name, value in values.items() if name not in NO_SCORE for fault in _faults(name, value)]
-    return found + [
+    messages = [fault for name, value in values.items() if name not in NO_SCORE for fault in _faults(name, value)]
+    return messages + [
         f"{name} is {values[name]!r} though the run failed: it has to be empty or 0"
         for name, nothing in NO_SCORE.items()
         if not same(values[name], nothing)

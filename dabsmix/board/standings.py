@@ -233,10 +233,14 @@ def _unbeaten(blocks: Sequence[Block]) -> list[str]:
             every.append(where)
         elif below:
             some.append(f"{', '.join(below)} ({where})")
-    found = [f"No algorithm scores above the best yardstick, so none has shown anything: {'; '.join(every)}."] * bool(
-        every
-    )
-    return found + [f"Not above the best yardstick: {'; '.join(some)}."] * bool(some)
+    sentences = []
+    if every:
+        sentences.append(
+            f"No algorithm scores above the best yardstick, so none has shown anything: {'; '.join(every)}."
+        )
+    if some:
+        sentences.append(f"Not above the best yardstick: {'; '.join(some)}.")
+    return sentences
 
 
 def labels(fraction: str) -> str:
@@ -282,11 +286,11 @@ def _gains(lines: list[Line]) -> list[Line]:
     if random is None:
         return lines
     others = [line for line in lines if line.part != "yardstick"]
-    found = [_difference(line, random) for line in others]
-    shown = holm([difference.p for difference, _ in found])
+    differences = [_difference(line, random) for line in others]
+    shown = holm([difference.p for difference, _ in differences])
     gains = {
         id(line): Against(each.value, each.low, each.high, paired, rejected)
-        for line, (each, paired), rejected in zip(others, found, shown, strict=True)
+        for line, (each, paired), rejected in zip(others, differences, shown, strict=True)
     }
     return [replace(line, against=gains.get(id(line))) for line in lines]
 
@@ -346,8 +350,8 @@ def _line(rows: list[Row], sources: Sources) -> Line:
     groups = next((each.units for each in results if each and each.units), None)
     counts = [row.num_features or (each.num_features if each else 0) for row, each in zip(rows, results, strict=True)]
     if runs is not None:
-        found = interval(metric(first.metric), runs)
-        low, high = found.low, found.high
+        estimated = interval(metric(first.metric), runs)
+        low, high = estimated.low, estimated.high
     elif len(rows) == 1:
         low, high = first.low, first.high
     else:
@@ -386,12 +390,12 @@ def _from_rows(rows: Sequence[Row]) -> tuple[float | None, float | None]:
     """The interval of the mean over seeds without predictions, within what the metric can be."""
     from scipy.stats import t
 
-    found = _estimate(rows)
-    if found is None:
+    estimated = _estimate(rows)
+    if estimated is None:
         return None, None
-    half = float(t.ppf(1 - ALPHA / 2, found.degrees)) * math.sqrt(found.variance)
+    half = float(t.ppf(1 - ALPHA / 2, estimated.degrees)) * math.sqrt(estimated.variance)
     least, most = metric(rows[0].metric).span
-    return max(found.value - half, least), min(found.value + half, most)
+    return max(estimated.value - half, least), min(estimated.value + half, most)
 
 
 def _estimate(rows: Sequence[Row]) -> Estimate | None:
@@ -413,18 +417,18 @@ def _estimate(rows: Sequence[Row]) -> Estimate | None:
 
 def _yardsticks(rows: list[Row], sources: Sources) -> list[Line]:
     """The yardsticks of a block, from the records of its rows; those that agree are one measurement."""
-    found: dict[str, dict[float, tuple[Result, Measured | None]]] = defaultdict(dict)
+    by_name: dict[str, dict[float, tuple[Result, Measured | None]]] = defaultdict(dict)
     for row in rows:
         source = sources[_place(row)]
         for kind, results in (source.transfer.yardsticks if source else {}).items():
             result = _nearest(row, results)
             if result is not None:
                 other = "" if result.probe in (row.probe, kind) else f" ({result.probe})"
-                measurements = found[YARDSTICKS.get(kind, kind) + other]
+                measurements = by_name[YARDSTICKS.get(kind, kind) + other]
                 if measurements.get(result.value, (result, None))[1] is None:
                     measurements[result.value] = result, _measured_yardstick(row, kind, result, source)
     lines = []
-    for name, measurements in found.items():
+    for name, measurements in by_name.items():
         each = [result for result, _ in measurements.values()]
         runs = tuple(run for _, run in measurements.values() if run is not None)
         ends = [(result.low, result.high) for result in each]
@@ -451,10 +455,10 @@ def _measured_yardstick(row: Row, kind: str, result: Result, source: TransferFil
     """None where the predictions are not stored, or do not give the score."""
     try:
         stored = yardstick_predictions(row, kind, result, source)
-        found = None if stored is None else measure(metric(row.metric), stored.scores, stored.label, stored.group)
+        run = None if stored is None else measure(metric(row.metric), stored.scores, stored.label, stored.group)
     except (UserError, Undefined):
         return None
-    return found if found is not None and math.isclose(found.value, result.value, abs_tol=1e-5) else None
+    return run if run is not None and math.isclose(run.value, result.value, abs_tol=1e-5) else None
 
 
 def _nearest(row: Row, results: Sequence[Result]) -> Result | None:
@@ -515,7 +519,7 @@ def _run(row: Row, source: TransferFile | None) -> Measured | None:
         stored = None if source is None else predictions_of(row, source)
         if stored is None:
             return None
-        found = measure(metric(row.metric), stored.scores, stored.label, stored.group)
+        run = measure(metric(row.metric), stored.scores, stored.label, stored.group)
     except (UserError, IndexError, TypeError, ValueError):
         return None
-    return found if agrees(row, found.value) else None
+    return run if agrees(row, run.value) else None

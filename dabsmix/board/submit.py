@@ -99,8 +99,8 @@ def _labels_file(csv_path: Path) -> Path:
 def _stored_labels(csv_path: Path) -> dict[str, str]:
     """Digests of test labels by task and fingerprint."""
     try:
-        found = json.loads(_labels_file(csv_path).read_text(encoding="utf-8"))
-        return {str(data): str(digest) for data, digest in dict(found).items()}
+        digests = json.loads(_labels_file(csv_path).read_text(encoding="utf-8"))
+        return {str(data): str(digest) for data, digest in dict(digests).items()}
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, TypeError, RecursionError) as error:
@@ -110,27 +110,30 @@ def _stored_labels(csv_path: Path) -> dict[str, str]:
 def keep_labels(csv_path: Path, rows: Sequence[Row]) -> None:
     """Store the digest of the test labels of new data, and refuse rows of the same data with other labels."""
     stored = _stored_labels(csv_path)
-    found = dict(stored)
+    digests = dict(stored)
     for row in rows:
         data = f"{row.task} {row.data_fingerprint}"
-        kept = board_record.predictions_of(row)
-        if kept is not None and found.setdefault(data, digest := forgery.label_digest(kept.label)) != digest:
+        predictions = board_record.predictions_of(row)
+        if (
+            predictions is not None
+            and digests.setdefault(data, digest := forgery.label_digest(predictions.label)) != digest
+        ):
             raise UserError(
                 f"{row.record}: its test labels of {row.task} are not those of the other rows of these data"
             )
-    if found != stored:
-        text = json.dumps(found, indent=1, sort_keys=True) + "\n"
+    if digests != stored:
+        text = json.dumps(digests, indent=1, sort_keys=True) + "\n"
         write(_labels_file(csv_path), lambda path: path.write_text(text, encoding="utf-8"))
 
 
 def _check_encoder(run_dir: Path, expected: str) -> None:
     path = run_dir / "encoder.safetensors"
     try:
-        found = sha256(path)
+        actual = sha256(path)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}; a row needs the encoder that it scores") from None
-    if found != expected:
-        raise UserError(f"{path} has sha256 {found[:12]}, run.json says {expected[:12]}: it is not this run's encoder")
+    if actual != expected:
+        raise UserError(f"{path} has sha256 {actual[:12]}, run.json says {expected[:12]}: it is not this run's encoder")
 
 
 def _new(file: Path, rows: list[Row], known: dict[tuple[str, ...], Row]) -> list[Row]:
@@ -153,17 +156,17 @@ def write_record(run_dir: Path, record: Path, stems: list[str]) -> None:
             _copy(run_dir / name, record / name)
     for stem in stems:
         source = board_record.result_file(run_dir, stem)
-        number, kept = 1, stem
-        target = board_record.result_file(record, kept)
+        number, name_there = 1, stem
+        target = board_record.result_file(record, name_there)
         while target.exists() and target.read_bytes() != source.read_bytes():
             number += 1
-            kept = f"{stem}-{number}"
-            target = board_record.result_file(record, kept)
+            name_there = f"{stem}-{number}"
+            target = board_record.result_file(record, name_there)
         _copy(source, target)
         for file in (board_record.predictions_file, board_record.yardsticks_file):
             beside = file(run_dir, stem)
             if beside.exists() and beside.stat().st_size <= MAX_PREDICTIONS:
-                _copy(beside, file(record, kept))
+                _copy(beside, file(record, name_there))
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -208,7 +211,7 @@ def validate(csv_path: Path, *, processes: int = 1) -> list[str]:
         UserError: the file is missing or its header is broken.
     """
     rows, problems = _parsed(csv_path)
-    records = list(dict.fromkeys(row.record for _, row, found in rows if not _names_no_folder(found)))
+    records = list(dict.fromkeys(row.record for _, row, of_row in rows if not _names_no_folder(of_row)))
     memory = f"accounts-{hashlib.sha256(str(csv_path.absolute()).encode()).hexdigest()[:16]}"
     of_records = forgery.accounts(records, processes=processes, memory=memory)
     accounts = {record.name: each for record, each in zip(records, of_records, strict=True)}
@@ -219,23 +222,23 @@ def validate(csv_path: Path, *, processes: int = 1) -> list[str]:
     compared = forgery.Compared(_stored_labels(csv_path))
     begun: set[str] = set()
     lines_of: dict[tuple[str, ...], int] = {}
-    for line, row, found in rows:
+    for line, row, of_row in rows:
         if row.run in accounts and row.run not in begun and not accounts[row.run].unreadable:
             begun.add(row.run)
-            found += [*accounts[row.run].problems, *compared.problems(accounts[row.run])]
-        found += _disagreements(row, accounts.get(row.run), backing.get(row.run, {}))
+            of_row += [*accounts[row.run].problems, *compared.problems(accounts[row.run])]
+        of_row += _disagreements(row, accounts.get(row.run), backing.get(row.run, {}))
         if row.key in lines_of:
-            found.append(f"the same result as line {lines_of[row.key]}")
+            of_row.append(f"the same result as line {lines_of[row.key]}")
         lines_of.setdefault(row.key, line)
-        problems += [(line, problem) for problem in found]
-    said = [f"{csv_path}:{line}: {problem}" for line, problem in sorted(problems, key=lambda each: each[0])]
+        problems += [(line, problem) for problem in of_row]
+    messages = [f"{csv_path}:{line}: {problem}" for line, problem in sorted(problems, key=lambda each: each[0])]
     for run, results in backing.items():
         for key in results:
             if key not in lines_of:  # a score taken off the board would make the others look better
                 of = dict(zip(KEY, key, strict=True))
                 score = f"{of['task']} {of['protocol']} {of['probe']} {of['label_fraction']}"
-                said.append(f"{csv_path}: no row for {score}, which {run} records")
-    return said
+                messages.append(f"{csv_path}: no row for {score}, which {run} records")
+    return messages
 
 
 def _parsed(csv_path: Path) -> tuple[list[tuple[int, Row, list[str]]], list[tuple[int, str]]]:
