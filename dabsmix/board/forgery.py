@@ -74,7 +74,7 @@ WIDTHS = 3.0  # no estimator that a version had gives an interval so many times 
 def check_files(record: Path) -> list[str]:
     """Files of a record that are not plain, or larger than any that a run writes. To be called before they are read."""
     faults = []
-    for path in (record, *_below(record)):
+    for path in (record, *(record / name for name in _below(record))):
         try:
             status = path.lstat()
         except OSError as error:
@@ -91,12 +91,23 @@ def check_files(record: Path) -> list[str]:
     return faults
 
 
-def _below(record: Path) -> Iterator[Path]:
-    yield from (record / "run.json", record / "config.yaml")
-    online = (result_file(record, ONLINE), predictions_file(record, ONLINE), yardsticks_file(record, ONLINE))
-    yield from (path for path in (record / "transfer", *online) if os.path.lexists(path))
-    if not (record / "transfer").is_symlink() and (record / "transfer").is_dir():
-        yield from sorted((record / "transfer").iterdir())
+def _below(record: Path) -> list[str]:
+    """Names of the files and folders that a record's account depends on, below its folder; the first two always."""
+    try:
+        there = set(os.listdir(record))
+    except OSError:
+        there = set()
+    names = ["run.json", "config.yaml", *(name for name in _OF_ONLINE if name in there)]
+    if "transfer" in there:
+        names.append("transfer")
+        if not os.path.islink(folder := os.path.join(record, "transfer")) and os.path.isdir(folder):
+            names += [f"transfer/{name}" for name in sorted(os.listdir(folder))]
+    return names
+
+
+_OF_ONLINE = tuple(
+    file(Path(), ONLINE).name for file in (result_file, predictions_file, yardsticks_file)
+)  # beside run.json
 
 
 def _npz_problem(path: Path) -> str:
@@ -358,14 +369,17 @@ def _digest(record: Path) -> str | None:
     """Hex sha256 of the record's place and of every file that an account depends on; None if they cannot be read."""
     digest = hashlib.sha256(f"{str(record)!r}\n".encode())
     try:
-        for path in (record, *_below(record)):
-            status = path.lstat()
-            plain = stat.S_ISREG(status.st_mode)
-            if plain and status.st_size > MAX_FILE:
-                return None
-            content = path.read_bytes() if plain else b""
+        for name in ("", *_below(record)):  # text in place of paths, because a board has tens of thousands of files
+            path = os.path.join(record, name)
+            status = os.lstat(path if name else record)
+            content = b""
+            if stat.S_ISREG(status.st_mode):
+                if status.st_size > MAX_FILE:
+                    return None
+                with open(path, "rb", buffering=0) as file:
+                    content = file.readall()
             # a name may hold a line break: quoted, it cannot pass for the end of a file
-            digest.update(f"{path.name!r} {stat.S_IFMT(status.st_mode)} {len(content)}\n".encode())
+            digest.update(f"{name!r} {stat.S_IFMT(status.st_mode)} {len(content)}\n".encode())
             digest.update(content)
     except (OSError, UnicodeEncodeError):
         return None
