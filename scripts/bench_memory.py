@@ -2,10 +2,13 @@
 
     OMP_NUM_THREADS=1 python scripts/bench_memory.py embed --rows 1000 100000 1000000
     OMP_NUM_THREADS=1 python scripts/bench_memory.py transfer --rows 1000 100000 1000000 -- --protocol imix --labels 1
+    OMP_NUM_THREADS=1 python scripts/bench_memory.py scoring --rows 1000 100000 1000000
 
 The rows are synthetic: four columns of random numbers, and a class that depends on them a little. The encoder is `tiny`
 with its initial weights, so that no random encoders are scored beside it. Arguments after ``--`` are passed on to the
-command. Each measurement is the command itself in a process of its own, whose memory is read every 10 ms until it ends:
+command. ``scoring`` is what `transfer` does with features, in seconds: those of a linear layer in place of an encoder,
+64 numbers wide, the logistic probe of `v2` at one strength, its ridge probe, the pseudo-inverse probe, all metrics and
+the Fréchet distance. Each measurement is a process of its own, whose memory is read every 10 ms until it ends:
 
 - anonymous: the largest RssAnon. Only swapping or ending the process frees this memory.
 - resident: the kernel's VmHWM. It also counts the pages of mapped files, which the kernel drops where memory is short.
@@ -22,6 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +33,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from dabsmix.data.domain import Split, Task
 from dabsmix.run import commit, device_name
+from dabsmix.scoring import evaluate
+from dabsmix.scoring.collapse import frechet_distance
+from dabsmix.scoring.features import each_row
+from dabsmix.scoring.heads import Features
+from dabsmix.scoring.logistic import LogisticGrid
+from dabsmix.scoring.protocols import v2
+from dabsmix.training import accelerate
 
 COLUMNS, CLASSES = 4, 3
 BLOCK = 100_000  # rows of the table that are drawn at a time
@@ -37,12 +49,16 @@ BLOCK = 100_000  # rows of the table that are drawn at a time
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=("embed", "transfer"))
+    parser.add_argument("command", choices=("embed", "transfer", "scoring"))
     parser.add_argument("--rows", type=int, nargs="+", default=[1_000, 100_000])
+    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)  # the process that is measured
     args, arguments = parser.parse_known_args()
     arguments = [each for each in arguments if each != "--"]
 
-    shown = " ".join(["dabsmix", args.command, *arguments])
+    if args.here:
+        score(args.rows[0])
+        return
+    shown = " ".join([args.command, *arguments])
     print(f"`{shown}`, {device_name(torch.device('cpu'))}, {torch.get_num_threads()} threads, commit {commit()[:7]}\n")
     print("| synthetic rows | anonymous, MiB | per row, bytes | resident, MiB | seconds |\n|---|---|---|---|---|")
     first: tuple[int, float] | None = None
@@ -56,24 +72,14 @@ def main() -> None:
 def measured(command: str, rows: int, arguments: list[str]) -> tuple[float, float, float]:
     """Peaks of anonymous and of resident memory in MiB, and seconds, of one command."""
     with tempfile.TemporaryDirectory() as folder:
-        table = Path(folder) / "table.parquet"
-        draw(table, rows)
-        dabsmix = [sys.executable, "-m", "dabsmix"]
         environment = os.environ | {"DABSMIX_CACHE": f"{folder}/cache"}
-        data = ["--data", str(table), "--modality", "tabular", "--label", "label"]
-        untrained = ["--algo", "none", "--encoder", "tiny", "--batch-size", "64", "--out", folder]
-        subprocess.run([*dabsmix, "pretrain", *data, *untrained], env=environment, check=True, capture_output=True)
-        (run,) = (path.parent for path in Path(folder).glob("*/run.json"))
-        reads = ["--input", str(table), "--out", f"{folder}/features.parquet"] if command == "embed" else []
+        words = [__file__, "scoring", "--here", "--rows", str(rows)]
+        if command != "scoring":
+            words = prepared(command, rows, Path(folder), environment) + arguments
         log = Path(folder) / "log"
         start = time.perf_counter()
         with log.open("wb") as output:
-            child = subprocess.Popen(
-                [*dabsmix, command, "--run", str(run), *reads, *arguments],
-                env=environment,
-                stdout=output,
-                stderr=output,
-            )
+            child = subprocess.Popen([sys.executable, *words], env=environment, stdout=output, stderr=output)
             peaks = {"RssAnon": 0, "VmHWM": 0}
             while child.poll() is None:
                 for name, size in sizes(child.pid).items():
@@ -82,6 +88,18 @@ def measured(command: str, rows: int, arguments: list[str]) -> tuple[float, floa
         if child.returncode:
             raise SystemExit(f"{command} failed: {log.read_text()[-2000:]}")
         return peaks["RssAnon"] / 2**10, peaks["VmHWM"] / 2**10, time.perf_counter() - start
+
+
+def prepared(command: str, rows: int, folder: Path, environment: dict[str, str]) -> list[str]:
+    """A table and a run with its initial weights; returns the arguments of the command on them."""
+    table = folder / "table.parquet"
+    draw(table, rows)
+    pretrain = ["-m", "dabsmix", "pretrain", "--data", str(table), "--modality", "tabular", "--label", "label"]
+    pretrain += ["--algo", "none", "--encoder", "tiny", "--batch-size", "64", "--out", str(folder)]
+    subprocess.run([sys.executable, *pretrain], env=environment, check=True, capture_output=True)
+    (run,) = (path.parent for path in folder.glob("*/run.json"))
+    reads = ["--input", str(table), "--out", f"{folder}/features.parquet"] if command == "embed" else []
+    return ["-m", "dabsmix", command, "--run", str(run), *reads]
 
 
 def sizes(pid: int) -> dict[str, int]:
@@ -105,6 +123,26 @@ def draw(path: Path, rows: int) -> None:
             noisy = x[:, :CLASSES] + 2 * rng.standard_normal((len(x), CLASSES), dtype=np.float32)
             label = np.array(["a", "b", "c"])[noisy.argmax(axis=1)]
             file.write_table(pa.table([*map(pa.array, x.T), pa.array(label)], schema=schema))
+
+
+def score(rows: int) -> None:
+    """What `transfer` does with features of so many rows; 60, 10 and 30 % of them train, validate and test."""
+    rng, network = np.random.default_rng(0), torch.nn.Linear(COLUMNS, 64)
+    task = Task("classes", "accuracy", ("a", "b", "c"))
+
+    def part(n: int) -> Features:
+        x = rng.standard_normal((n, COLUMNS), dtype=np.float32)
+        label = (x[:, :CLASSES] + rng.standard_normal((n, CLASSES), dtype=np.float32)).argmax(axis=1)
+        split = Split((x,), np.arange(n))
+        mean = each_row(network, lambda x: network(x[0]), (64,), split, lambda x: x, accelerate(), batch_size=4096)
+        return Features({"mean": mean}, label)
+
+    train, validation, test = (part(rows * share // 10) for share in (6, 1, 3))
+    rules = replace(v2(), linear=LogisticGrid(strengths=(1e-2,)), neighbours=(), pinv=True)
+    chosen = evaluate.choose(train, validation, task, rules, ("1",))
+    results, _ = evaluate.score(chosen, test, task, ("auroc_macro", "average_precision", "f1_macro"))
+    distance = frechet_distance(train.pooled["mean"].numpy(), test.pooled["mean"].numpy())
+    print(*(f"{each.probe} {each.value:.4f}" for each in results), f"distance {distance:.2g}")
 
 
 if __name__ == "__main__":
