@@ -361,16 +361,15 @@ def _submit(config: SubmitConfig) -> None:
 def _leaderboard(config: LeaderboardConfig) -> None:
     from dabsmix.board import submit as board
     from dabsmix.board import table as board_table
-    from dabsmix.board.row import COLUMNS, lines
 
     if config.action == "validate":
-        problems = board.validate(config.csv, processes=os.cpu_count() or 1)
+        rows, problems = board.checked(config.csv, processes=os.cpu_count() or 1)
         for problem in problems:
             print(problem)
         if problems:
             raise UserError(f"{config.csv}: {len(problems)} problems")
-        reads = [int(cells[COLUMNS.index("test_reads")]) for _, cells in lines(config.csv)]
-        print(f"{config.csv}: valid; the test split was read at most {max(reads, default=0)} times for a score")
+        reads = max((row.test_reads for row in rows), default=0)
+        print(f"{config.csv}: valid; the test split was read at most {reads} times for a score")
         return
     if config.action == "verify":
         return _verify(config)

@@ -24,7 +24,7 @@ from dabsmix.errors import UserError
 from dabsmix.files import sha256, sweep, write
 from dabsmix.run import read_record
 
-__all__ = ["COLUMNS", "Row", "keep_labels", "locked", "read", "submit", "validate", "write_record"]
+__all__ = ["COLUMNS", "Row", "checked", "keep_labels", "locked", "read", "submit", "validate", "write_record"]
 
 
 # --- submitting
@@ -197,8 +197,13 @@ def locked(csv_path: Path) -> Iterator[None]:
 # --- validating
 
 
-def validate(csv_path: Path, *, processes: int = 1) -> list[str]:
-    """Problems of the leaderboard, each with its line; empty if every row is valid.
+def validate(csv_path: Path) -> list[str]:
+    """Problems of the leaderboard, each with its line; empty if every row is valid. See `checked`."""
+    return checked(csv_path)[1]
+
+
+def checked(csv_path: Path, *, processes: int = 1) -> tuple[list[Row], list[str]]:
+    """The rows of the leaderboard that can be read, and its problems, each with its line.
 
     The checks: types and ranges, a score within its interval, duplicate rows, that each row agrees with its record,
     that the stored predictions give its score and interval, that no recorded score is left out, and those of `forgery`.
@@ -238,7 +243,7 @@ def validate(csv_path: Path, *, processes: int = 1) -> list[str]:
                 of = dict(zip(KEY, key, strict=True))
                 score = f"{of['task']} {of['protocol']} {of['probe']} {of['label_fraction']}"
                 messages.append(f"{csv_path}: no row for {score}, which {run} records")
-    return messages
+    return [row for _, row, _ in rows], messages
 
 
 def _parsed(csv_path: Path) -> tuple[list[tuple[int, Row, list[str]]], list[tuple[int, str]]]:

@@ -48,13 +48,14 @@ def write_record(
     yardsticks: dict[str, Any] | None = None,
     notes: tuple[str, ...] = (),
     units: int = 0,
+    num_features: int = 0,
     of_yardsticks: dict[str, Any] | None = None,
 ) -> None:
     """The parts of a row's record that a table reads; scores: the predicted class, (draws, n)."""
     folder = row.record / "transfer"
     folder.mkdir(parents=True)
     result = {name: getattr(row, name) for name in ("probe", "label_fraction", "metric", "value", "low", "high", "n")}
-    result["units"] = units
+    result |= {"units": units, "num_features": num_features}
     content: dict[str, Any] = {"task": row.task, "protocol": row.protocol, "kind": "classes", "results": [result]}
     content |= {"notes": notes, "yardsticks": yardsticks or {}}
     (folder / "digits-v1.json").write_text(json.dumps(content))
@@ -507,3 +508,14 @@ def test_advice_on_errors_counts_lower_as_better(tmp_path: Path) -> None:
     rows = seeds(tmp_path, 0.2, **changes) + seeds(tmp_path, 0.6, algorithm="none", steps=0, **changes)
     (text,) = advice(rows)
     assert "use dmix, which is 0.4000 better in mse than a random encoder (95 % interval +0.3" in text
+
+
+def test_every_line_has_its_number_of_features(tmp_path: Path) -> None:
+    rows = [row(tmp_path, 0.8 + seed / 100, seed=seed, num_features=64 * seed) for seed in (1, 4)]
+    rows.append(row(tmp_path, 0.82, seed=2))  # of a version without the column: its record has the number
+    assert lines(rows)["dmix"].num_features == 256
+    write_record(rows[-1], num_features=512)
+    assert lines(rows)["dmix"].num_features == 512
+    assert re.search(r" 360 +512", render(rows, "table"))
+    assert render(rows, "csv").splitlines()[0].endswith(",num_features")
+    assert ">512<" in page(rows)
