@@ -42,14 +42,24 @@ def main(config: Config) -> None:
 
 
 def draw(overview: Overview) -> bytes:
-    """SVG: gains in points with 95 % intervals, filled where they are shown."""
+    """SVG: gains in points with 95 % intervals, filled where they are shown.
+
+    Data sets without any interval, which takes three seeds, are left out.
+
+    Raises:
+        UserError: no data set has an interval.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     matplotlib.rcParams["svg.hashsalt"] = "dabsmix"  # the same file for the same rows
     import matplotlib.pyplot as plt
 
-    comparable = [i for i, column in enumerate(overview.columns) if column.none is not None]
+    comparable = [
+        i for i, cells in enumerate(zip(*overview.cells, strict=True)) if any(c and c.low is not None for c in cells)
+    ]
+    if not comparable:
+        raise UserError("nothing to draw: no gain has an interval, which takes 3 seeds of an algorithm and of none")
     names = list(reversed(overview.algorithms))
     figure, axes = plt.subplots(
         1,
@@ -76,7 +86,7 @@ def draw(overview: Overview) -> bytes:
         axis.axvline(0, color="0.7", linewidth=1, zorder=0)
         unit = " points" if scale == 100 else ""
         none = f"{scale * (column.none or 0):.1f}"
-        axis.set_title(f"{place(column)} ({column.modality})\nnone: {none}", fontsize=10)
+        axis.set_title(f"{place(column)} ({column.modality})\n{column.budget}; none: {none}", fontsize=10)
         axis.set_xlabel(f"gain in {column.metric}{unit}", fontsize=9)
         axis.set_yticks(range(len(names)), names)
         axis.tick_params(length=0)
