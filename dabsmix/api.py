@@ -206,15 +206,15 @@ def transfer(
 def _kept_frame(frame: pd.DataFrame) -> Path:
     """A DataFrame as Parquet, under the digest of its content."""
     named = frame.set_axis([str(name) for name in frame.columns], axis=1)
-    return _kept("frame", ".parquet", lambda path: named.to_parquet(path, index=False))
+    return _stored("frame", ".parquet", lambda path: named.to_parquet(path, index=False))
 
 
 def _kept_options(options: Mapping[str, Any]) -> Path:
     content = yaml.safe_dump(json.loads(json.dumps(dict(options))))
-    return _kept("options", ".yaml", lambda path: path.write_text(content, encoding="utf-8"))
+    return _stored("options", ".yaml", lambda path: path.write_text(content, encoding="utf-8"))
 
 
-def _kept(kind: str, suffix: str, save: Any) -> Path:
+def _stored(kind: str, suffix: str, save: Any) -> Path:
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:

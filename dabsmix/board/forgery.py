@@ -207,8 +207,8 @@ def _transfer_problems(stem: str, transfer: TransferRecord, run: RunRecord) -> I
     there = {prediction_key(each.probe, each.label_fraction) for each in transfer.results}
     shares = dict.fromkeys(each.label_fraction for each in transfer.results)
     fitted = probes_of(transfer.protocol, transfer.kind, transfer.head_mix)  # one that did badly may not be left out
-    asked = dict.fromkeys([*transfer.asked, *(prediction_key(probe, share) for share in shares for probe in fitted)])
-    if missing := [cell for cell in asked if cell not in there]:
+    expected = dict.fromkeys([*transfer.asked, *(prediction_key(probe, share) for share in shares for probe in fitted)])
+    if missing := [cell for cell in expected if cell not in there]:
         yield f"no result of {', '.join(missing)}, which was requested"
 
 

@@ -131,9 +131,9 @@ def _without_lines(section: Section) -> list[Block]:
     return [Block("", "", "", (), budget) for budget in budgets if budget not in scored]
 
 
-def as_plain(given: Sequence[Overview]) -> list[dict[str, Any]]:
+def as_plain(all_overviews: Sequence[Overview]) -> list[dict[str, Any]]:
     """JSON values."""
-    return [asdict(each) for each in given]
+    return [asdict(each) for each in all_overviews]
 
 
 def _overview(
@@ -287,15 +287,15 @@ def _aggregate(name: str, columns: list[_Drawn]) -> Aggregate:
 # --- as text
 
 
-def text(given: Sequence[Overview]) -> str:
+def text(all_overviews: Sequence[Overview]) -> str:
     """The overviews as plain tables."""
     from rich.console import Console
 
     out = StringIO()
     console = Console(file=out, width=240, color_system=None, force_terminal=False)
-    for each in given:
+    for each in all_overviews:
         _print(each, console)
-    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n" if given else ""
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n" if all_overviews else ""
 
 
 def _print(overview: Overview, console: Any) -> None:

@@ -412,8 +412,8 @@ def divided(examples: Marked) -> Data:
     rows, keys = data.pretrain.rows, examples.keys
     order = np.argsort(rows, kind="stable")
 
-    def names(wanted: NDArray[np.int64]) -> list[str]:
-        return [keys[place] for place in order[np.searchsorted(rows, wanted, sorter=order)].tolist()]
+    def names(of_rows: NDArray[np.int64]) -> list[str]:
+        return [keys[place] for place in order[np.searchsorted(rows, of_rows, sorter=order)].tolist()]
 
     return replace(
         data,

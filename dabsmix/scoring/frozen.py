@@ -31,7 +31,7 @@ from dabsmix.scoring.protocols import Protocol
 from dabsmix.scoring.results import Result, prediction_key
 from dabsmix.terminal import progress, stage
 
-__all__ = ["KeptFeatures", "Scored", "encoding", "notes_on", "other_metrics", "score_frozen", "truth"]
+__all__ = ["FeatureStore", "Scored", "encoding", "notes_on", "other_metrics", "score_frozen", "truth"]
 
 log = logging.getLogger(__name__)
 
@@ -46,8 +46,8 @@ class Scored(NamedTuple):
     outputs: NDArray[Any]  # the headline's scores of every test example, of its first draw
 
 
-class KeptFeatures(NamedTuple):
-    """Where an encoder's features are kept: the folder, and the digest of the encoder's file."""
+class FeatureStore(NamedTuple):
+    """Where the features of an encoder are stored: the folder, and the digest of the encoder's file."""
 
     folder: Path
     encoder_sha256: str
@@ -61,7 +61,7 @@ def score_frozen(
     accelerator: Accelerator,
     *,
     title: str,
-    keep: KeptFeatures | None = None,
+    keep: FeatureStore | None = None,
 ) -> Scored:
     """Features of the frozen encoder, once per split; every probe is chosen, then scored.
 
@@ -72,7 +72,7 @@ def score_frozen(
         labels: shares of the labels, as ``evaluate.share`` reads them.
         accelerator: where, and among how many processes.
         title: of the task, for progress.
-        keep: where the features are kept for the next time; None to keep none.
+        keep: where the features are stored for the next time; None to store none.
     """
     labelled = data.require_labelled()
     encode = encoding(encoder, data, rules, accelerator, title=title, keep=keep)
@@ -103,7 +103,7 @@ def encoding(
     accelerator: Accelerator,
     *,
     title: str,
-    keep: KeptFeatures | None = None,
+    keep: FeatureStore | None = None,
 ) -> Callable[[Split, str], Features]:
     """Reads the features of a split, given its name; see `score_frozen` for the arguments."""
     encoder.to(accelerator.device)
@@ -115,7 +115,7 @@ def encoding(
             return _as_features(tensors, split, accelerator)
         path = keep.folder / f"{title}-{rules.name}-{part}.safetensors"
         key = f"{keep.encoder_sha256} {data.fingerprint} {len(split)} {dabsmix.__version__}"
-        stored = _kept(path, key)
+        stored = _stored(path, key)
         if stored is None:
             stored = _encode(encoder, split, data, accelerator, rules.poolings, watch=watch)
             if accelerator.is_main_process:
@@ -200,7 +200,7 @@ def _encode(
     return features(encoder, split, data.normalise, accelerator=accelerator, **how)._asdict()
 
 
-def _kept(path: Path, key: str) -> dict[str, Tensor] | None:
+def _stored(path: Path, key: str) -> dict[str, Tensor] | None:
     """The features in a file, which is mapped; None if there is none, it is of other data, or it is damaged."""
     if not path.exists():
         return None

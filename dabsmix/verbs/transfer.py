@@ -22,7 +22,7 @@ from dabsmix.run import Run
 from dabsmix.scoring.baselines import yardsticks
 from dabsmix.scoring.evaluate import share
 from dabsmix.scoring.finetune import FINETUNE, LINEAR, Finetuned, Network, features_as_data, finetune, supervised
-from dabsmix.scoring.frozen import KeptFeatures, Scored, encoding, notes_on, other_metrics, score_frozen, truth
+from dabsmix.scoring.frozen import FeatureStore, Scored, encoding, notes_on, other_metrics, score_frozen, truth
 from dabsmix.scoring.protocols import Protocol, protocol, v2
 from dabsmix.scoring.random_init import gain, random_encoders
 from dabsmix.scoring.results import (
@@ -173,7 +173,7 @@ def _transfer_to(
     beside |= measured.results
     beside_predictions |= measured.predictions
 
-    keep = KeptFeatures(run.path / "features", run.record.encoder_sha256)
+    keep = FeatureStore(run.path / "features", run.record.encoder_sha256)
     trained: Finetuned | None = None
     if name == "finetune":
         trained = _finetuned(encoder, data, missing, accelerator, mix)
@@ -301,7 +301,7 @@ def _mixed_head(
     accelerator: Accelerator,
     mix: HeadMix,
     task: str,
-    keep: KeptFeatures,
+    keep: FeatureStore,
 ) -> Finetuned:
     """Train a linear head with mixing on the frozen encoder's mean features, with the rate chosen on validation."""
     encode = encoding(encoder, data, rules, accelerator, title=task, keep=keep)

@@ -11,7 +11,7 @@ import pytest
 from dabsmix.cli import main
 from dabsmix.data import cache
 from dabsmix.data.cache import allocate, check_all, prepared
-from dabsmix.scoring.frozen import _digest, _kept
+from dabsmix.scoring.frozen import _digest, _stored
 
 VALUES = np.arange(12_000, dtype=np.float32).reshape(3000, 4)
 
@@ -129,14 +129,14 @@ def features(tmp_path: Path) -> Path:
 def test_every_flipped_bit_of_stored_features_is_detected(features: Path) -> None:
     import torch
 
-    intact, content = _kept(features, "k"), features.read_bytes()
+    intact, content = _stored(features, "k"), features.read_bytes()
     assert intact is not None
-    assert _kept(features, "another encoder's") is None
+    assert _stored(features, "another encoder's") is None
     rng = np.random.default_rng(0)
     for _ in range(60):
         features.write_bytes(content)
         damage(features, "flipped", int(rng.integers(len(content))))
-        loaded = _kept(features, "k")
+        loaded = _stored(features, "k")
         assert loaded is None or all(torch.equal(loaded[name], intact[name]) for name in intact)
 
 
@@ -146,5 +146,5 @@ def test_damaged_features_are_computed_again_with_a_note(
 ) -> None:
     damage(features, how)
     with caplog.at_level(logging.WARNING):
-        assert _kept(features, "k") is None
+        assert _stored(features, "k") is None
     assert f"{features} is damaged" in caplog.text
