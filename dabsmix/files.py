@@ -112,7 +112,7 @@ def recall(name: str) -> dict[str, Any]:
 def remember(name: str, values: Mapping[str, Any]) -> None:
     """Store JSON values in the user's cache in place of what was remembered under this name.
 
-    Only the same source code recalls them. A cache that cannot be written is no error: it saves time, and nothing else.
+    Only the same source code recalls them. It is not an error if the cache cannot be written: it only saves time.
     """
     path = _memory(name)
     with suppress(UserError, OSError):

@@ -30,7 +30,7 @@ def _sentence(section: Section, block: Block) -> str:
         return f"{where}: no algorithm has a score, so there is nothing to advise."
     if not any(is_random(line) for line in block.lines):
         return (
-            f"{where}: nothing says whether pretraining helps, because there is no random encoder to compare with; "
+            f"{where}: whether pretraining helps is unknown, because there is no random encoder to compare with; "
             "add none to --algos."
         )
     better = [line for line in ranked if line.against and line.against.shown and sign * line.against.difference > 0]

@@ -113,10 +113,7 @@ _OF_ONLINE = tuple(
 def _npz_problem(path: Path) -> str:
     """Why an archive of arrays cannot be what a run wrote; empty if it can."""
     try:
-        there = archive(path)
-        for name in there or ():
-            assert there is not None
-            there[name]
+        list((archive(path) or {}).values())  # an array is checked when it is read
     except UNREADABLE as error:
         return f"cannot be read ({error})"
     return ""
@@ -448,7 +445,7 @@ def _scored(rows: Sequence[Row], source: TransferFile) -> Scored:
 
 def _answers_digest(stored: Sequence[Predictions]) -> str:
     digest = hashlib.sha256()
-    for each in stored:  # one width for all classes: another type of the same numbers is no other prediction
+    for each in stored:  # one integer type, so that the same classes have the same digest
         scores = each.scores.astype(np.int32) if each.scores.dtype.kind in "iu" else each.scores
         digest.update(np.ascontiguousarray(scores).data)
     return digest.hexdigest()

@@ -47,7 +47,7 @@ class Cell:
     """One algorithm in one column, in the metric's unit.
 
     Attributes:
-        score: None if every run failed; ``gain`` is None too if there is no random encoder.
+        score: None if every run failed. ``gain`` is also None if there is no random encoder.
         shown: whether the gain is shown at 5 %.
         seeds: of the score; ``failed`` is how many runs have none.
     """
@@ -68,7 +68,7 @@ class Aggregate:
     Attributes:
         mean: interquartile mean of the normalised gains of all seeds and columns: 0 is the random encoder, 1 perfect.
         low, high: its 95 % interval by bootstrap over the seeds and test units of each column, without the resamples
-            in which the random encoder makes no mistake, so that there is no gain to normalise.
+            in which the random encoder is perfect, where a normalised gain is undefined.
         improvement: the probability that a run beats a run of the random encoder, the mean over columns.
     """
 

@@ -234,7 +234,7 @@ class Predictions(NamedTuple):
 
 
 def agrees(recorded: Row | Result, value: float) -> bool:
-    """Whether a score computed again is the recorded one, but for rounding."""
+    """Whether a recomputed score equals the recorded one up to rounding."""
     return abs(value - recorded.value) <= 2e-6 + 1e-4 * abs(recorded.value)
 
 

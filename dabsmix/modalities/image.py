@@ -700,7 +700,7 @@ def load_further(
     """Further images read with a training run's state, all as ``pretrain``; keys are file names below the folder.
 
     Raises:
-        UserError: there is no image, one is damaged and not skipped, or none can be used.
+        UserError: there are no images, or a damaged one is not to be skipped, or no image can be used.
     """
     folder, files = own_files(path, IMAGE_SUFFIXES)
     images, _, bad, source = stored("own_images", _own_listing(folder, files), state["size"], "skip")

@@ -570,7 +570,7 @@ def load_further(
     """Further sounds read with a training run's state, all as ``pretrain``; keys are file names below the folder.
 
     Raises:
-        UserError: there is no sound, one is damaged and not skipped, or none can be used.
+        UserError: there are no sounds, or a damaged one is not to be skipped, or no sound can be used.
     """
     clips = _own_clips(path)
     form, key, squared = Form(**state["form"]), _fingerprint(clips), bool(state.get("squared", False))

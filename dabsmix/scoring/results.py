@@ -407,7 +407,7 @@ class TransferRecord:
         if groups and first.low is None:
             lines.append(
                 f"  The test split holds {first.units} of the groups. With fewer than 5 there is no interval, because "
-                "nothing says how other groups would differ."
+                "so few do not show how groups differ."
             )
         if first.others:
             further = (f"{name} {(100 if in_percent(name) else 1) * value:.4g}" for name, value in first.others.items())
