@@ -91,7 +91,7 @@ def test_mixupe_is_its_formula_and_its_factor_has_no_gradient(kind: str, eta: fl
     expected = mixed.item() + eta * r
     assert computed.item() == pytest.approx(abs(mixed.item()) / abs(expected) * expected, abs=1e-12)
     if eta:
-        computed.backward()  # type: ignore[no-untyped-call]
+        computed.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         assert outputs.grad is not None
         assert outputs.grad.abs().max() > 1e-3
 
@@ -188,12 +188,15 @@ def test_the_loss_of_a_batch_equals_that_of_its_single_examples(method: HeadMixe
             tokens = torch.where(drawn.inside[:, None], tokens[1], tokens[0])[None]
         elif drawn.block is None:
             tokens = (lam * tokens[0] + (1 - lam) * tokens[1])[None]
-        hidden = torch.cat([network.encoder.cls.expand(len(tokens), -1, -1), tokens], dim=1) + network.encoder.positions  # type: ignore[operator]
+        cls = network.encoder.cls.expand(len(tokens), -1, -1)  # type: ignore[operator]  # typed as Tensor | Module
+        hidden = torch.cat([cls, tokens], dim=1) + network.encoder.positions  # type: ignore[operator]  # likewise
         for number, block in enumerate(network.encoder.blocks):
             if number == drawn.block:
                 hidden = (lam * hidden[0] + (1 - lam) * hidden[1])[None]
             hidden = block(hidden, None)
-        return network.head(network.norm(network.encoder.norm(hidden).mean(dim=1)))[0]  # type: ignore[no-any-return, operator]
+        normed = network.encoder.norm(hidden)  # type: ignore[operator]  # typed as Tensor | Module
+        logits: torch.Tensor = network.head(network.norm(normed.mean(dim=1)))
+        return logits[0]
 
     total, clean, derivative, number = 0.0, 0.0, 0.0, 0
     for i in range(B):
