@@ -2,7 +2,6 @@
 
 import shutil
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +18,10 @@ BOARD = Path(__file__).parents[2] / "leaderboard" / "results.csv"
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The page of our own board, with an additional row that is an online score."""
+    """The page of our own board, which grows: no line below counts its rows."""
     path = tmp_path_factory.mktemp("page") / "index.html"
     modality = {"digits": "image", "uci_har": "sensor"}
-    rows = read(BOARD)
-    rows.append(replace(rows[-1], probe="online"))
-    path.write_text(page(rows, modality=lambda domain: modality.get(domain, "other")), encoding="utf-8")
+    path.write_text(page(read(BOARD), modality=lambda domain: modality.get(domain, "other")), encoding="utf-8")
     return path
 
 
@@ -76,18 +73,18 @@ def test_the_page_sorts_filters_and_opens_records(view: tuple[Any, list[str]]) -
 
     assert "online" not in column(tab, "probe")
     tab.select_option("#filters select[name=probe]", "online")
-    assert column(tab, "probe") == ["online"]
+    assert set(column(tab, "probe")) == {"online"}
     tab.select_option("#filters select[name=probe]", "")
     tab.select_option("#filters select[name=modality]", "sensor")
     assert set(column(tab, "data set")) == {"uci_har"}
     tab.fill("#filters input", "DMIX")
-    assert set(column(tab, "algorithm")) == {"dmix"}
+    assert set(column(tab, "algorithm")) == {"dmix", "contdmix"}  # wherever the words stand in the line
     assert tab.inner_text("#count") == str(len(column(tab, "algorithm")))
 
     tab.locator("tr.line .name button").first.click()
     record = tab.locator("tr.record")
     assert "config hash" in record.inner_text()
-    assert record.locator("a").get_attribute("href").startswith("runs/uci_har-dmix-s0-")
+    assert "dmix-s" in record.locator("a").get_attribute("href")
     tab.locator("tr.line .name button").first.click()
     assert record.count() == 0
 
