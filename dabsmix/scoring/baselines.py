@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import dabsmix
-from dabsmix.data.domain import Data, Split, Task
+from dabsmix.data.domain import Data, Labelled, Split, Task
 from dabsmix.files import cache_folder, write
 from dabsmix.scoring.classical import Classical, classical
 from dabsmix.scoring.evaluate import Chosen, choose, score, share
@@ -31,7 +31,7 @@ from dabsmix.scoring.results import Result, yardstick_key
 from dabsmix.scoring.selection import Selected, select
 from dabsmix.spec import Grid, Spec, Table, Tokens, describe
 
-__all__ = ["RawReader", "Yardsticks", "cached_yardsticks", "raw_reader", "yardsticks"]
+__all__ = ["RawReader", "Yardsticks", "cached_yardsticks", "raw_reader", "rows_digests", "yardsticks"]
 
 # Numbers per example: three channels of 16×16 pixels. A probe on 224×224×3 would have more weights than the
 # encoder, and would take longer than all that is compared with it.
@@ -68,10 +68,13 @@ def yardsticks(data: Data, rules: Protocol, labels: tuple[str, ...], device: tor
     # the text of a schedule, a function, is its address: the protocol's name and the version identify it
     grid = {f.name: str(getattr(rules.linear, f.name)) for f in fields(rules.linear) if f.name != "schedule"}
     rules_text = [rules.name, rules.draws, grid, RAW_WIDTH, width, dabsmix.__version__]
-    # files are divided in more than one way: higgs_transfer reads the last tenth of higgs
-    rows = [hashlib.sha256(split.rows.tobytes()).hexdigest() for split in labelled.splits.values()]
-    key = json.dumps([data.fingerprint, rows, describe(data.specs), str(task), labels, rules_text])
+    key = json.dumps([data.fingerprint, rows_digests(labelled), describe(data.specs), str(task), labels, rules_text])
     return cached_yardsticks("yardsticks", key, lambda: _yardsticks(data, rules, labels, device, width))
+
+
+def rows_digests(labelled: Labelled) -> list[str]:
+    """Which rows of the files each split has, for keys: `higgs_transfer` reads the last tenth of what `higgs` does."""
+    return [hashlib.sha256(split.rows.tobytes()).hexdigest() for split in labelled.splits.values()]
 
 
 def cached_yardsticks(folder: str, key: str, compute: Callable[[], Yardsticks], *, keep: bool = True) -> Yardsticks:

@@ -27,7 +27,7 @@ from dabsmix.data.domain import Data, Labelled, Split, Task
 from dabsmix.model.contract import Embedded
 from dabsmix.model.encoder import Encoder, build_encoder
 from dabsmix.model.shapes import MLPConfig
-from dabsmix.scoring.baselines import Yardsticks, cached_yardsticks
+from dabsmix.scoring.baselines import Yardsticks, cached_yardsticks, rows_digests
 from dabsmix.scoring.evaluate import compact, result, share
 from dabsmix.scoring.features import each_row
 from dabsmix.scoring.head_mix import MixedLoss, alpha_at, draw, el2n
@@ -165,10 +165,10 @@ def supervised(
     mix: HeadMix = UNMIXED,
 ) -> Yardsticks:
     """The same encoder trained with all labels from random weights: a yardstick, cached by data set and encoder."""
-    task = data.require_labelled().task
-    settings = [data.fingerprint, describe(data.specs), str(task), asdict(encoder.config), asdict(SUPERVISED)]
+    labelled = data.require_labelled()
+    settings = [data.fingerprint, describe(data.specs), str(labelled.task), asdict(encoder.config), asdict(SUPERVISED)]
     settings += [str(mix)] if str(mix) else []
-    key = json.dumps([*settings, dabsmix.__version__])
+    key = json.dumps([*settings, rows_digests(labelled), dabsmix.__version__])
 
     def train() -> Yardsticks:
         torch.manual_seed(step_seed(0, 0, "weights"))

@@ -23,6 +23,7 @@ from dabsmix.data.domain import Labelled
 from dabsmix.files import cache_folder, write
 from dabsmix.model.contract import Encoder
 from dabsmix.model.encoder import build_encoder
+from dabsmix.scoring.baselines import rows_digests
 from dabsmix.scoring.intervals import Measured, compare, interval, measure
 from dabsmix.scoring.metrics import metric
 from dabsmix.scoring.results import Gain, Result, prediction_key
@@ -55,9 +56,8 @@ def random_encoders(
         score: for shares of the labels, a function that scores an encoder the way the run's encoder was scored.
         accelerator: where, and among how many processes.
     """
-    rows = [hashlib.sha256(split.rows.tobytes()).hexdigest() for split in labelled.splits.values()]
     shape = [repr(encoder.specs), repr(encoder.config)]
-    settings = [fingerprint, rows, str(labelled.task), shape, protocol, SEEDS, dabsmix.__version__]
+    settings = [fingerprint, rows_digests(labelled), str(labelled.task), shape, protocol, SEEDS, dabsmix.__version__]
 
     def path_of(label: str) -> Path:
         key = hashlib.sha256(json.dumps([*settings, label]).encode()).hexdigest()[:32]

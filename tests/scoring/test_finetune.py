@@ -170,6 +170,10 @@ def test_supervised_training_is_stored(monkeypatch: pytest.MonkeyPatch) -> None:
     repeated = supervised(other, data, accelerator=accelerate())
     assert repeated.results == first.results
     assert np.array_equal(repeated.predictions["supervised finetune@1"], first.predictions["supervised finetune@1"])
+    splits = data.require_labelled()  # the same files, divided in another way
+    divided = replace(data, labelled=replace(splits, train=splits.train.take(np.arange(100))))
+    with pytest.raises(pytest.fail.Exception, match="trained again"):
+        supervised(start, divided, accelerator=accelerate())
 
 
 def test_the_recipe_is_that_of_its_sources() -> None:
