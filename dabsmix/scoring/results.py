@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -85,6 +86,31 @@ class HeadMix:
         parts += [self.schedule] if self.schedule != "constant" else []
         parts += [f"until{self.epochs}"] if self.epochs is not None else []
         return "-".join(parts)
+
+    @classmethod
+    def parse(cls, text: str) -> HeadMix:
+        """What `str` wrote.
+
+        Raises:
+            ValueError: it is something else.
+        """
+        schedules = "|".join(sorted(get_args(MixSchedules), key=len, reverse=True))
+        parts = re.fullmatch(rf"([a-z]+)(?:-alpha(.+?))?(?:-({schedules}))?(?:-until(\d+))?", text or "none")
+        if parts is None or parts[1] not in get_args(HeadMixes):
+            raise ValueError(f"{text!r} does not say what is mixed")
+        method, alpha, schedule, epochs = parts.groups()
+        return cls(method, alpha and float(alpha), schedule or "constant", epochs and int(epochs))  # type: ignore[arg-type]  # the pattern admits no others
+
+    @property
+    def flags(self) -> str:
+        """On the command line of transfer; empty for ``none``."""
+        if self.method == "none":
+            return ""
+        flags = [f"--head-mix {self.method}"]
+        flags += [f"--mix-alpha {self.alpha:g}"] if self.alpha is not None else []
+        flags += [f"--mix-schedule {self.schedule}"] if self.schedule != "constant" else []
+        flags += [f"--mix-epochs {self.epochs}"] if self.epochs is not None else []
+        return " ".join(flags)
 
     def check(self, kind: str, has_tokens: bool) -> None:
         """Refuse a method that is not defined for labels of this kind or for an encoder without tokens.
@@ -266,7 +292,8 @@ class TransferRecord:
         results: one per probe and share of the labels; the first is the headline.
         yardsticks: what the results are held against, by name.
         test_reads: how often this run's scores on this task have read the test split.
-        train_value: the headline's score on its own training examples.
+        train_value: the score of what was fitted with all labels, by the linear probe or finetuning, on its own
+            training examples; None without all labels.
         frechet_distance: between the training features and the test features.
         classes: the class names in label order.
         data_fingerprint: digest of the task's data; ``encoder_sha256`` that of the encoder.
@@ -309,7 +336,7 @@ class TransferRecord:
 
     @property
     def headline(self) -> Result:
-        """The first result: the linear probe with the largest share of the labels, under most protocols."""
+        """The first result: under most protocols the linear probe with the largest share that was requested first."""
         return self.results[0]
 
     @property

@@ -18,7 +18,7 @@ from dabsmix.errors import UserError
 from dabsmix.files import write
 from dabsmix.run import Run
 from dabsmix.scoring.metrics import known
-from dabsmix.scoring.results import Gain, Result, TransferRecord, default_protocol, in_percent, read_transfer
+from dabsmix.scoring.results import Gain, HeadMix, Result, TransferRecord, default_protocol, in_percent, read_transfer
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -130,11 +130,14 @@ def _words(metric: str) -> str:
 
 def _transfer_command(folder: str, task: TransferRecord, run: Run) -> str:
     """The command that repeats these scores."""
-    shares = " ".join(dict.fromkeys(each.label_fraction for each in task.results))
-    named = "" if task.protocol == default_protocol(run.record.protocol) else f" --protocol {task.protocol}"
-    if task.of:
-        return f"dabsmix transfer --run {folder} {task.of}{named} --labels {shares}"
-    return f"dabsmix transfer --run {folder} --task {shlex.quote(task.task)}{named} --labels {shares}"
+    shares = " ".join(dict.fromkeys(result.label_fraction for result in task.results))
+    words = ["dabsmix transfer --run", folder, task.of or f"--task {shlex.quote(task.task)}"]
+    words += [] if task.protocol == default_protocol(run.record.protocol) else [f"--protocol {task.protocol}"]
+    words += [HeadMix.parse(task.head_mix).flags] if task.head_mix else []
+    own = task.of or (run.record.own_data and task.task == run.record.domain)
+    words += [f"--metric {task.headline.metric}"] if own else []  # a named domain has only its own
+    words += ["--supervised"] if "supervised" in task.yardsticks else []
+    return " ".join([*words, "--labels", shares])
 
 
 def _shown(metric: str, value: float | None) -> str:

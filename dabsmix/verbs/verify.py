@@ -11,6 +11,7 @@ from dabsmix.board.row import Row, read
 from dabsmix.config import TransferConfig
 from dabsmix.errors import UserError
 from dabsmix.run import Run
+from dabsmix.scoring.results import HeadMix
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -72,15 +73,35 @@ def verify(
         for name in ("run.json", "config.yaml", "encoder.safetensors"):
             shutil.copy(run.path / name, copy)
         frozen = [row for row in rows if row.probe != ONLINE]
-        for task, protocol in dict.fromkeys((row.task, row.protocol) for row in frozen):
-            mine = [row for row in frozen if (row.task, row.protocol) == (task, protocol)]
+        for scored_as in dict.fromkeys(map(_scored_as, frozen)):
+            mine = [row for row in frozen if _scored_as(row) == scored_as]
+            task, protocol, mix = scored_as
             labels = shares(mine[0]) or tuple(dict.fromkeys(row.label_fraction for row in mine))
-            config = TransferConfig(run=(copy,), task=(task,), protocol=protocol, labels=labels, data_root=data_root)  # type: ignore[arg-type]  # a row's protocol was checked
+            config = TransferConfig(
+                run=(copy,),
+                task=(task,),
+                protocol=protocol,  # type: ignore[arg-type]  # a row's protocol was checked
+                labels=labels,
+                metric=mine[0].metric if run.record.own_data and task == run.record.domain else None,
+                head_mix=mix.method,
+                mix_alpha=mix.alpha,
+                mix_schedule=mix.schedule,
+                mix_epochs=mix.epochs,
+                data_root=data_root,
+            )
             (record,) = transfer(config, accelerator=accelerator, say=say, answer=False)
             values = {(result.probe, result.label_fraction, result.metric): result.value for result in record.results}
             verified += [_verified(row, values[row.probe, row.label_fraction, row.metric]) for row in mine]
     online = float(run.record.metrics.get("online_test", "nan"))
     return verified + [_verified(row, online) for row in rows if row.probe == ONLINE]
+
+
+def _scored_as(row: Row) -> tuple[str, str, HeadMix]:
+    """The task, the protocol, and what was mixed: ``mixup`` under the probe ``finetune+mixup``."""
+    try:
+        return row.task, row.protocol, HeadMix.parse(row.probe.partition("+")[2])
+    except ValueError as error:
+        raise UserError(f"the row of {row.run} with probe {row.probe} cannot be verified: {error}") from None
 
 
 def _verified(row: Row, value: float) -> Verified:

@@ -159,6 +159,13 @@ def test_schedules() -> None:
     assert str(HeadMix("mixup", 2.0, "easy", 20)) == "mixup-alpha2-easy-until20"
     assert str(HeadMix("regmixup", 20.0)) == "regmixup"
     assert HeadMix("regmixup").strength == 20
+    for mix in (HeadMix(), HeadMix("regmixup"), HeadMix("mixup", 1e-05, "easy-hard-easy", 20), HeadMix("guided", 2.0)):
+        assert HeadMix.parse(str(mix)) == mix
+    for text in ("shake", "mixup-until", "mixup-alphax"):
+        with pytest.raises(ValueError, match=r"does not say|convert"):
+            HeadMix.parse(text)
+    flags = HeadMix("mixup", 2.0, "easy", 20).flags
+    assert flags == "--head-mix mixup --mix-alpha 2 --mix-schedule easy --mix-epochs 20"
 
 
 def encoder() -> Transformer:

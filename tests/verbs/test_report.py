@@ -47,7 +47,8 @@ def test_a_run_with_classes_and_with_a_quantity(tmp_path: Path, capsys: pytest.C
     assert "&lt;b&gt;ill&lt;/b&gt;" in page
     assert "<b>ill" not in page
     assert f"dabsmix pretrain --config {run.path / 'config.yaml'}" in page
-    assert re.search(r"dabsmix transfer --run \S+ --data \S+more\.csv --label days --labels 1", page)
+    assert re.search(r"dabsmix transfer --run \S+ --data \S+more\.csv --label days --metric spearman --labels 1", page)
+    assert re.search(r"dabsmix transfer --run \S+ --task t --metric accuracy --labels 1 0.5\b", page)
     assert "t.csv:" in page  # the most confident mistakes
     assert "The most confident mistakes on test" in page
 

@@ -1,8 +1,11 @@
 """A spot check of the leaderboard detects a score that its encoder does not give."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 import transferring
 
@@ -10,6 +13,7 @@ from dabsmix.board.submit import read, submit
 from dabsmix.cli import main
 from dabsmix.config import PretrainConfig, TransferConfig
 from dabsmix.run import Run
+from dabsmix.scoring.finetune import FINETUNE
 from dabsmix.source import Source
 from dabsmix.training import accelerate
 from dabsmix.verbs.pretrain import pretrain
@@ -60,6 +64,29 @@ def test_recomputed_scores_are_equal_or_reported_as_outside(
     out = capsys.readouterr()
     assert "it takes --retrain" in out.err
     assert "online" not in out.out
+
+
+def test_mixed_scores_and_those_by_another_metric_are_recomputed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dabsmix.verbs.transfer.protocol", lambda *_: transferring.QUICK)
+    short = replace(FINETUNE, rates=(1e-2,), epochs=1, steps=(20, 20))
+    monkeypatch.setattr("dabsmix.verbs.transfer.LINEAR", short)
+    x, y = transferring.clusters(200, 0)
+    table = pd.DataFrame(x, columns=[f"x{j}" for j in range(6)]).assign(y=np.where(y, "a", "b"))
+    table.to_csv(tmp_path / "t.csv", index=False)
+    source = Source(data=tmp_path / "t.csv", modality="tabular", label="y")
+    config = PretrainConfig(source, algo="none", encoder="tiny", batch_size=16, out=tmp_path)
+    run = pretrain(config, accelerator=accelerate())
+    plain = TransferConfig(run=(run.path,), protocol="v1", labels=("1",), metric="f1_macro")
+    mixed = replace(plain, head_mix="mixup", mix_alpha=0.5, mix_schedule="easy-hard-easy", mix_epochs=9)
+    for scored in (plain, mixed):
+        transfer(scored, accelerator=accelerate(), answer=False)
+    csv = tmp_path / "board" / "results.csv"
+    probes = [row.probe for row in submit(run.path, "Ada", csv)]
+    assert probes == ["linear", "knn", "ridge", "linear+mixup-alpha0.5-easy-hard-easy-until9"]
+    verified = verify(rows_of(run, csv), run, accelerator=accelerate())
+    assert [(v.row.probe, v.verdict) for v in verified] == [(probe, "equal") for probe in probes]
 
 
 def test_a_changed_encoder_is_refused(
