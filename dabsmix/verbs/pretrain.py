@@ -294,6 +294,7 @@ def _train(
             bar.advance()
             observe(state.step)
             if (save or stopping) and accelerator.is_main_process:
+                state.seconds = time.perf_counter() - began
                 run.save_checkpoint(state.step, _snapshot(state, optimizer, accelerator))
                 saved_at = time.perf_counter()
             if stopping:

@@ -166,6 +166,7 @@ def _transfer_to(
             write_transfer(path, record, yardstick_predictions=beside_predictions)
         accelerator.wait_for_everyone()
         return record
+    reads = _reads(run, task, name, data) + 1
     stage(f"{task}: what needs no pretraining")
     blocks = "blocks" in rules.poolings and encoder.has_tokens
     width = encoder.width * (len(encoder.blocks) if blocks else 1)  # the widest that a probe reads
@@ -184,7 +185,6 @@ def _transfer_to(
     else:
         scored = _of(trained, data)
     notes = (*data.notes, *([rules.note] if rules.note else []), *notes_on(scored, data.labelled))
-    reads = _reads(run, task, name, data) + 1
     results = (*results, *(replace(result, test_reads=reads) for result in scored.results))
     record = TransferRecord(
         run=run.path.name,
@@ -199,7 +199,7 @@ def _transfer_to(
         classes=data.labelled.task.classes,
         data_fingerprint=data.fingerprint,
         encoder_sha256=run.record.encoder_sha256,
-        notes=notes,
+        notes=tuple(dict.fromkeys((*(() if before is None else before.notes), *notes))),
         asked=tuple(prediction_key(result.probe, result.label_fraction) for result in results),
         gains=() if before is None else before.gains,
         splits={name: _sizes(split) for name, split in data.labelled.splits.items()},

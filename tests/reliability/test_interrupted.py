@@ -60,6 +60,19 @@ def test_a_signal_stops_after_the_step_and_resumed_equals_uninterrupted(tmp_path
     assert [part["step"] for part in run.record.parts] == [6, 12, 21, 27]
 
 
+def test_the_time_before_an_interruption_counts(tmp_path: Path) -> None:
+    def observe(step: int) -> None:
+        time.sleep(0.1)
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted):
+        go(tmp_path, observe)
+    checkpoint = Run(next(tmp_path.iterdir())).load_checkpoint()
+    assert checkpoint is not None
+    assert checkpoint["seconds"] > 0.3
+
+
 def test_a_second_sigint_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     stop = Stop()
     stop(signal.SIGINT, None)

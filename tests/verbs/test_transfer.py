@@ -112,6 +112,8 @@ def test_scores_are_reused_and_further_shares_added(
     run = pretrained(tmp_path)
     first = go(run, labels=("1",))
     path = run.path / "transfer" / "digits.json"
+    noted = json.loads(path.read_text()) | {"notes": [*first["notes"], "An earlier note."]}
+    path.write_text(json.dumps(noted))
     content = path.read_bytes()
     with monkeypatch.context() as patch:
         patch.setattr(frozen, "choose", lambda *_: pytest.fail("chosen again"))
@@ -132,8 +134,20 @@ def test_scores_are_reused_and_further_shares_added(
         "3/class": 2,
     }
     assert extended["train_value"] == first["train_value"]
+    assert set(extended["notes"]) >= {*first["notes"], "An earlier note."}
     with np.load(path.with_suffix(".predictions.npz")) as arrays:
         assert {"linear@1", "linear@0.5", "linear@3 per class", "label"} <= set(arrays)
+
+
+def test_a_damaged_record_beside_it_is_found_before_anything_is_computed(
+    tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = pretrained(tmp_path)
+    (run.path / "transfer").mkdir()
+    (run.path / "transfer" / "other.json").write_text("{")
+    monkeypatch.setattr(module, "yardsticks", lambda *_: pytest.fail("computed first"))
+    with pytest.raises(UserError, match=r"cannot read .*other\.json"):
+        go(run)
 
 
 def test_other_data_are_scored_anew(tmp_path: Path, quick: None, install: Callable[[Data], None]) -> None:
