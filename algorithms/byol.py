@@ -89,10 +89,10 @@ class BYOL(Algorithm):
     def forward(self, batch: Batch) -> Loss:
         """The distance of the predictions of the first view, mixed or not, from the targets of the second."""
         rng = np.random.default_rng(batch.seed)
-        loss, own = self._distance(batch.views, rng)
+        loss, similarity = self._distance(batch.views, rng)
         if self.symmetric:
             loss = loss + self._distance(batch.views[::-1], rng)[0]
-        return Loss(loss, {"similarity": own.detach().mean()}, None)
+        return Loss(loss, {"similarity": similarity.detach().mean()}, None)
 
     def _distance(self, views: Sequence[tuple[Tensor, ...]], rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         """The mean loss in one direction, and each example's similarity to its own target ``(b,)``."""
@@ -102,9 +102,9 @@ class BYOL(Algorithm):
         with torch.no_grad():
             target = unit(self.key_head(mean_features(self.key_encoder, key.own)))
             partner_target = gather(target)[partner]
-        own = (predicted * target).sum(dim=1)
-        other = (predicted * partner_target).sum(dim=1)
-        return (2 - 2 * (mixed.weight * own + (1 - mixed.weight) * other)).mean(), own
+        to_own = (predicted * target).sum(dim=1)
+        to_partner = (predicted * partner_target).sum(dim=1)
+        return (2 - 2 * (mixed.weight * to_own + (1 - mixed.weight) * to_partner)).mean(), to_own
 
     def after_step(self, progress: float) -> None:
         """Move the key encoder and its head, before the next step's targets are made."""

@@ -161,13 +161,13 @@ def _read_pretrain(args: list[str]) -> tuple[PretrainConfig, tuple[int, ...]]:
             raise UserError(f"--algo {algo}: its hyperparameter {name!r} has the name of a flag of pretrain; rename it")
 
     dabs = algorithm_dabs(algo) if protocol == "dabs" else {}
-    own: list[Any] = [
+    hyper_fields: list[Any] = [
         (flag.name, Annotated[flag.type, tyro.conf.arg(help=flag.help or None)], dabs.get(flag.name, flag.default))
         for flag in hyper.values()
     ]
     parts: list[Any] = [
         ("config", Annotated[PretrainConfig, tyro.conf.arg(name="")]),
-        ("algorithm", make_dataclass("Algorithm", own, namespace={"__doc__": f"Hyperparameters of {algo}."})),
+        ("algorithm", make_dataclass("Algorithm", hyper_fields, namespace={"__doc__": f"Hyperparameters of {algo}."})),
         ("seeds", Annotated[tuple[int, ...], tyro.conf.arg(help=SEEDS)], ()),
     ]
     switches = {f.name for f in fields(PretrainConfig) if isinstance(f.default, bool)}
@@ -469,11 +469,11 @@ def _bench(plans: list[BenchConfig], path: Path | None) -> None:
     chosen = first.chosen or (path.with_suffix(".chosen.json") if path else first.out / "chosen.json")
     if first.dry_run:
         estimates = dry_run(plans, chosen_path=chosen)
-        for each in estimates:
-            time = "" if each.seconds is None else f"  about {each.seconds / 60:.1f} min"
-            print(f"{each.state:<8} {each.cell}{time}")
-        missing = [each for each in estimates if each.state == "missing"]
-        known = [each.seconds for each in missing if each.seconds is not None]
+        for estimate in estimates:
+            time = "" if estimate.seconds is None else f"  about {estimate.seconds / 60:.1f} min"
+            print(f"{estimate.state:<8} {estimate.cell}{time}")
+        missing = [estimate for estimate in estimates if estimate.state == "missing"]
+        known = [estimate.seconds for estimate in missing if estimate.seconds is not None]
         print(
             f"{len(missing)} of {len(estimates)} cells are missing; {len(known)} of them take about "
             f"{sum(known) / 3600:.1f} h on one worker of this kind; {len(missing) - len(known)} were never measured"
@@ -494,7 +494,7 @@ def _bench(plans: list[BenchConfig], path: Path | None) -> None:
             _say(f"failed: {entry['domain']} {entry['algorithm']} seed {entry['seed']}: {entry['reason']}")
         status = 1 if failed else 0
     if first.data:
-        _answer({str(each.pretraining.source.name) for each in cells(plans)}, first)
+        _answer({str(cell.pretraining.source.name) for cell in cells(plans)}, first)
     if status:
         sys.exit(status)
 

@@ -95,8 +95,8 @@ def _user_cache() -> Path:
 
 def cache_folder() -> Path:
     """``$DABSMIX_CACHE``, else the user's cache folder for dabsmix (``$XDG_CACHE_HOME`` or ``~/.cache``)."""
-    if own := os.environ.get("DABSMIX_CACHE"):
-        return Path(own).expanduser().absolute()
+    if folder := os.environ.get("DABSMIX_CACHE"):
+        return Path(folder).expanduser().absolute()
     return _user_cache().absolute() / "dabsmix"
 
 

@@ -162,10 +162,10 @@ def load(source: Source) -> Data:
         return replace(named, source=source)
 
     source, path, options, notes = _opened(source)
-    own = importlib.import_module(f"dabsmix.modalities.{source.modality}").load_own
-    _check_options(source, own, options)
+    read = importlib.import_module(f"dabsmix.modalities.{source.modality}").load_own
+    _check_options(source, read, options)
     metric_name = options.pop("metric", None)
-    data: Data = own(path, label=source.label, on_bad=source.on_bad, **_root(own, source), **options)
+    data: Data = read(path, label=source.label, on_bad=source.on_bad, **_root(read, source), **options)
     key = digest([data.fingerprint, json.dumps([source.label, options], sort_keys=True, default=str)])
     data = replace(data, fingerprint=key, source=source, notes=(*notes, *data.notes))
     if data.labelled is None:
@@ -282,9 +282,9 @@ def absolute(path: Path) -> Path:
     return Path(HUB * place.startswith(HUB) + str(Path(place.removeprefix(HUB)).expanduser().absolute()))
 
 
-def _root(own: Callable[..., Data], source: Source) -> dict[str, Path]:
+def _root(read: Callable[..., Data], source: Source) -> dict[str, Path]:
     """The data root, for readers that look for a tokenizer there."""
-    return {"root": data_root(source.data_root)} if "root" in inspect.signature(own).parameters else {}
+    return {"root": data_root(source.data_root)} if "root" in inspect.signature(read).parameters else {}
 
 
 def batch_size(source: Source) -> int:
@@ -320,9 +320,9 @@ def read_options(path: Path | None) -> dict[str, Any]:
     return options
 
 
-def _check_options(source: Source, own: Callable[..., Data], options: Mapping[str, Any]) -> None:
-    kinds = get_type_hints(own)
-    parameters = inspect.signature(own).parameters
+def _check_options(source: Source, read: Callable[..., Data], options: Mapping[str, Any]) -> None:
+    kinds = get_type_hints(read)
+    parameters = inspect.signature(read).parameters
     known = {name: parameter.annotation for name, parameter in parameters.items() if name not in FLAGS}
     known["metric"] = "str"  # an option of every labelled set, which no reader takes
     kinds["metric"] = str

@@ -108,7 +108,7 @@ def load(name: str, folder: Path, protocol: str) -> Data:
         name,
         source,
         tokens,
-        lambda part: _texts(table, rows(table, files, part), whole=protocol == "dabs"),
+        lambda part: _texts(table, rows(table, files, part), complete=protocol == "dabs"),
         Task("classes" if table.classes else "regression", metric, table.classes),
         protocol,
         "The test part is GLUE's dev file: upstream keeps the labels of its test file.",
@@ -134,15 +134,15 @@ def _mrpc(table: Table, files: list[Path], part: str) -> Iterator[Row]:
             yield files[0], number, [*texts, label]
 
 
-def _texts(table: Table, rows: Iterator[Row], *, whole: bool) -> Texts:
-    """The rows of a part; if ``whole``, as under ``dabs``, without rows that lack a text."""
+def _texts(table: Table, rows: Iterator[Row], *, complete: bool) -> Texts:
+    """The rows of a part; if ``complete``, as under ``dabs``, without rows that lack a text."""
     codes = {value: code for code, value in enumerate(table.values or table.classes)}
     samples: list[Sample] = []
     label: list[float] = []
     for file, number, (*texts, value) in rows:
         if not any(texts):
             raise UserError(f"{file}:{number}: no text in {' and '.join(table.texts)}; fix or remove the row")
-        if whole and not all(texts):
+        if complete and not all(texts):
             continue
         samples.append(texts[0] if len(texts) == 1 else (texts[0], texts[1]))
         label.append(_score(file, number, value) if not table.classes else _code(file, number, value, codes))

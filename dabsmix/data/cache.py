@@ -460,10 +460,10 @@ def stacked(parts: Iterable[NDArray[Any]]) -> NDArray[Any]:
         UserError: the cache folder cannot be written, or the disk is full.
     """
     first: list[NDArray[Any]] = []
-    rest = iter(parts)
-    for part in rest:
+    remaining = iter(parts)
+    for part in remaining:
         first.append(part)
-        if sum(each.nbytes for each in first) > IN_MEMORY:
+        if sum(array.nbytes for array in first) > IN_MEMORY:
             break
     else:
         return np.concatenate(first)
@@ -471,7 +471,7 @@ def stacked(parts: Iterable[NDArray[Any]]) -> NDArray[Any]:
     with _room():
         file = _nameless()
     with file:
-        for part in itertools.chain(first, rest):
+        for part in itertools.chain(first, remaining):
             with _room():
                 file.write(np.ascontiguousarray(part).data)
             length += len(part)

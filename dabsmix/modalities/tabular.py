@@ -311,7 +311,7 @@ class RowKeys(Sequence[str]):
         """The keys of files of which so many rows were read, and these left out."""
         in_order = tuple(np.array(sorted(set(rows)), np.int64) for rows in left_out)
         ends = tuple(np.cumsum(lengths).tolist())
-        return RowKeys(tuple(each.path.name for each in sources), tuple(map(first_row, sources)), ends, in_order)
+        return RowKeys(tuple(source.path.name for source in sources), tuple(map(first_row, sources)), ends, in_order)
 
     def __len__(self) -> int:
         return self.ends[-1]

@@ -645,8 +645,8 @@ def tokens_of(state: Mapping[str, Any]) -> Tokenizer:
     recorded = state["tokenizer"]
     if "tokenizer" in recorded:
         return Tokenizer.from_state(recorded)
-    own = Path(state.get("data_root") or "")
-    published = tokenizer(recorded["name"], own if (own / recorded["name"]).exists() else data_root(None))
+    root = Path(state.get("data_root") or "")
+    published = tokenizer(recorded["name"], root if (root / recorded["name"]).exists() else data_root(None))
     if published.digest != recorded["digest"]:
         raise UserError(f"tokenizer {recorded['name']}: differs from the one of the run; fetch the run's version")
     return published

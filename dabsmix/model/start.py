@@ -25,10 +25,10 @@ class Initialised(NamedTuple):
 
 def take(encoder: Encoder, weights: Mapping[str, Tensor]) -> Initialised:
     """Put the weights of equal name and shape into an encoder, in place."""
-    own = encoder.state_dict()
-    fitting = {name: weights[name] for name in own if name in weights and weights[name].shape == own[name].shape}
-    encoder.load_state_dict(own | fitting)
-    return Initialised(tuple(fitting), tuple(name for name in own if name not in fitting))
+    random = encoder.state_dict()
+    fitting = {name: weights[name] for name in random if name in weights and weights[name].shape == random[name].shape}
+    encoder.load_state_dict(random | fitting)
+    return Initialised(tuple(fitting), tuple(name for name in random if name not in fitting))
 
 
 def timm_name(name: str) -> str:

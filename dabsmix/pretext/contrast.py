@@ -168,11 +168,11 @@ def position_costs_in_batch(
         normalize: whether the products are cosines.
     """
     everywhere = gather(scored)
-    own = local((everywhere.flatten().cumsum(0) - 1).view_as(everywhere))[scored]
+    target = local((everywhere.flatten().cumsum(0) - 1).view_as(everywhere))[scored]
     candidates = gather_with_grad(_scaled(targets, normalize))[everywhere]
     logits = products(_scaled(predictions, normalize)[scored], candidates) / temperature
-    cost = F.cross_entropy(logits, own, reduction="none")
-    hit = logits.argmax(dim=1) == own
+    cost = F.cross_entropy(logits, target, reduction="none")
+    hit = logits.argmax(dim=1) == target
     nothing = cost.new_zeros(scored.shape)
     return nothing.masked_scatter(scored, cost), torch.zeros_like(scored).masked_scatter(scored, hit)
 

@@ -181,11 +181,11 @@ def draw_block(
     size, device = embedded.tokens.shape[0], embedded.tokens.device
     n = size * world_size()
     real, blocks = embedded.real, []
-    for shape, own in zip(grids, torch.split(real, [math.prod(grid) for grid in grids], dim=1), strict=True):
+    for shape, part in zip(grids, torch.split(real, [math.prod(grid) for grid in grids], dim=1), strict=True):
         inside = torch.ones(size, 1, dtype=torch.bool, device=device)
         for axis in shape:
             if len(shape) == 1:
-                place, length = own.cumsum(dim=1) - 1, own.sum(dim=1)
+                place, length = part.cumsum(dim=1) - 1, part.sum(dim=1)
             else:  # a grid of several axes has no padding
                 place, length = torch.arange(axis, device=device)[None], torch.full((size,), axis, device=device)
             drawn = np.broadcast_to(rng.random(1 if one_block else n, dtype=np.float32), n).copy()

@@ -58,9 +58,9 @@ def draw_inputmix(rng: np.random.Generator, n: int, num: int, device: torch.devi
     from a flat Dirichlet.
     """
     if num == 1:
-        own = rng.random(n)
-        own = np.maximum(own, 1 - own)
-        weights = np.stack([own, 1 - own], axis=1)
+        share = rng.random(n)
+        share = np.maximum(share, 1 - share)
+        weights = np.stack([share, 1 - share], axis=1)
     else:
         weights = rng.dirichlet(np.ones(1 + num), size=n) / 2
         weights[:, 0] += 0.5
@@ -98,16 +98,16 @@ class View:
         return self._seen(rows_of(self.encoder, self.inputs, self.embedded, rows), rows)
 
     def _seen(self, embedded: Embedded, rows: Tensor) -> Embedded:
-        own = self._noisy(embedded, rows)
+        principal = self._noisy(embedded, rows)
         if self.inputmix is None:
-            return own
+            return principal
         weights = self.inputmix.weights[rows, :, None, None]
-        tokens = weights[:, 0] * own.tokens
+        tokens = weights[:, 0] * principal.tokens
         for k, others in enumerate(self.inputmix.rows[rows].unbind(dim=1), start=1):
             other = self._noisy(rows_of(self.encoder, self.inputs, self.embedded, others), others)
-            both = (own.real & other.real)[..., None]  # padding stays out of every mixture
-            tokens = tokens + weights[:, k] * torch.where(both, other.tokens, own.tokens)
-        return Embedded(tokens, own.mask)
+            both = (principal.real & other.real)[..., None]  # padding stays out of every mixture
+            tokens = tokens + weights[:, k] * torch.where(both, other.tokens, principal.tokens)
+        return Embedded(tokens, principal.mask)
 
     def _noisy(self, embedded: Embedded, rows: Tensor) -> Embedded:
         if self.zeroed is None:

@@ -128,8 +128,9 @@ def encoding(
 def other_metrics(data: Data) -> tuple[str, ...]:
     """Further metrics to report for a user's own data: all that are offered. A named domain has only its own."""
     task = data.require_labelled().task
-    own = data.source is not None and data.source.domain is None
-    return tuple(name for name in OFFERED.get(task.kind, ()) if name != task.metric) if own else ()
+    if data.source is None or data.source.domain is not None:
+        return ()
+    return tuple(name for name in OFFERED.get(task.kind, ()) if name != task.metric)
 
 
 def truth(test: Split) -> dict[str, NDArray[Any]]:

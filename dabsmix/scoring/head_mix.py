@@ -245,13 +245,13 @@ class MixedLoss(nn.Module):
         if drawn is None:
             return network.loss(network.read(embedded), label), all_samples
         mixed, clean, weight = _outputs(network, embedded, drawn, clean=method in ("mixupe", "regmixup"))
-        own = targets(label, task, network.center, network.scale, mixed)
-        target = weight[:, None] * own + (1 - weight[:, None]) * own[drawn.partner]
+        unmixed = targets(label, task, network.center, network.scale, mixed)
+        target = weight[:, None] * unmixed + (1 - weight[:, None]) * unmixed[drawn.partner]
         per_sample = losses(mixed, target, task.kind)
         if clean is not None:
             if method == "mixupe":
-                return mixupe(per_sample.mean(), clean, own, task.kind), all_samples
-            return losses(clean, own, task.kind).mean() + per_sample.mean(), all_samples
+                return mixupe(per_sample.mean(), clean, unmixed, task.kind), all_samples
+            return losses(clean, unmixed, task.kind).mean() + per_sample.mean(), all_samples
         if method != "guided" or teacher is None:
             return per_sample.mean(), all_samples
         with torch.no_grad():

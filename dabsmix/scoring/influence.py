@@ -146,8 +146,8 @@ def _average_precision(scores: Scores, label: Label) -> Values:
             np.concatenate([[0.0], np.cumsum(np.where(yes, x, 0.0)[order])])[start]
             for x in (1 / above, hits / above**2)
         )
-        own = yes * (precision - precision[yes].mean()) + yes * gained - lost
-        total += own * len(yes) / count
+        response = yes * (precision - precision[yes].mean()) + yes * gained - lost
+        total += response * len(yes) / count
     return total / classes
 
 
@@ -235,12 +235,11 @@ def _correlation(ranked: bool) -> Callable[[Scores, Label], Values]:
             return np.zeros(len(label))
         u, v = ((z - z.mean()) / z.std() for z in (x, y))
         value = float(np.mean(u * v))
-        own = u * v - value * (u**2 + v**2) / 2
+        response: Values = u * v - value * (u**2 + v**2) / 2
         if ranked:  # example i moves the rank of every example above it
             scale = len(x) / (x.std() * y.std())
-            own = own + scale / len(x) ** 2 * (_moved(x, y) + _moved(y, x))
-            own -= own.mean()
-        response: Values = own
+            response += scale / len(x) ** 2 * (_moved(x, y) + _moved(y, x))
+            response -= response.mean()
         return response
 
     return function

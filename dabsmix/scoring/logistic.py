@@ -124,9 +124,9 @@ class _Problem:
                 value += float(F.binary_cross_entropy_with_logits(logits, target, reduction="sum"))
                 residual = logits.sigmoid() - target
             else:
-                log_share, own = logits.log_softmax(dim=1), target[:, None]
-                value -= float(log_share.gather(1, own).sum())
-                residual = log_share.exp().scatter_add_(1, own, logits.new_full(own.shape, -1))
+                log_share, column = logits.log_softmax(dim=1), target[:, None]
+                value -= float(log_share.gather(1, column).sum())
+                residual = log_share.exp().scatter_add_(1, column, logits.new_full(column.shape, -1))
             gradient[:-1] += x.T @ residual
             gradient[-1] += residual.sum(dim=0)
         n = len(self.target)

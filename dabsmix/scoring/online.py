@@ -123,24 +123,24 @@ class Online:
         Returns:
             The task's metric, and the record with the predictions behind it; NaN and None where it has no value.
         """
-        split, own = self.labelled.test, self.probe.task
+        split, probed = self.labelled.test, self.probe.task
         assert split.label is not None
         predicted = self.probe.predict(self._features(encoder, split, accelerator))
-        value = _score(own, predicted, split.label)
+        value = _score(probed, predicted, split.label)
         if math.isnan(value):
             return value, None
         key = prediction_key("online", "1")
         record = TransferRecord(
             task=task,
             protocol=protocol,
-            results=(result("online", "1", [predicted], split, own, {"every": self.every}),),
-            kind=own.kind,
-            classes=own.classes,
+            results=(result("online", "1", [predicted], split, probed, {"every": self.every}),),
+            kind=probed.kind,
+            classes=probed.classes,
             data_fingerprint=self.data.fingerprint,
             notes=(NOTE,),
             asked=(key,),
         )
-        arrays = {key: compact([predicted], own), "label": split.label}
+        arrays = {key: compact([predicted], probed), "label": split.label}
         return value, Scored(record, arrays if split.group is None else arrays | {"group": split.group})
 
 
@@ -176,8 +176,7 @@ def watch_online(
     if other is None:
         return watch(None)
     size = min(batches.batch_size, len(source)) // world * world
-    own = Batches(source, size, seed=batches.seed, rank=accelerator.process_index, world_size=world)
-    return watch(own)
+    return watch(Batches(source, size, seed=batches.seed, rank=accelerator.process_index, world_size=world))
 
 
 class OnlineProbe(nn.Module):

@@ -83,8 +83,9 @@ def gain(
 ) -> Gain:
     """One result of this encoder against the random ones: over test examples or groups, and over the random seeds."""
     scale = metric(result.metric)
-    own = _measured(result, predictions, labelled)
-    level, less = interval(scale, random), compare(random, [own], fixed=True)  # this encoder as it is, not its seed
+    measured = _measured(result, predictions, labelled)
+    level = interval(scale, random)
+    less = compare(random, [measured], fixed=True)  # this encoder as it is, not its seed
     return Gain(
         probe=result.probe,
         label_fraction=result.label_fraction,

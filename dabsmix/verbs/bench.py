@@ -114,15 +114,15 @@ def _sources(plan: BenchConfig) -> list[Source]:
         if not plan.data and (value := getattr(plan, flag)) is not None:
             raise UserError(f"--{flag} {value} is for your own data (--data PATH); leave it out with --domains")
     named = [Source(domain(name).name, data_root=plan.data_root) for name in plan.domains]
-    own = [
+    of_files = [
         Source(data=path, modality=plan.modality, label=plan.label, options=plan.options, data_root=plan.data_root)
         for path in plan.data
     ]
-    for source in own:
+    for source in of_files:
         source.check()
         if source.label is None:
             raise UserError(f"--data {source.data}: bench scores algorithms, so it needs --label")
-    return named + own
+    return named + of_files
 
 
 def _pretraining(source: Source, row: str, seed: int, plan: BenchConfig) -> PretrainConfig:
@@ -249,13 +249,13 @@ def _tasks(source: Source) -> tuple[str, ...]:
 def _on_board(cell: Cell, key: str, rows: Sequence[Row]) -> bool:
     """Whether every task has a row for every share of the labels that the plan names."""
     protocol = cell.plan.protocol
-    own = [
+    done = [
         row
         for row in rows
         if row.config_hash == key and row.probe != ONLINE and not row.failure and protocol in (None, row.protocol)
     ]
-    scored = {(row.task, row.label_fraction) for row in own}
-    shares = cell.plan.labels or tuple({row.label_fraction for row in own}) or ("1",)
+    scored = {(row.task, row.label_fraction) for row in done}
+    shares = cell.plan.labels or tuple({row.label_fraction for row in done}) or ("1",)
     shares = tuple(share if "/" in share else f"{float(share):g}" for share in shares)
     return {(task, share) for task in _tasks(cell.pretraining.source) for share in shares} <= scored
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,7 +56,7 @@ def report(run: Run) -> Path:
     predicted = [(record, _predictions(path)) for path, record in tasks]
     drawn = [(record, predictions, _of_task(record, predictions)) for record, predictions in predicted]
     page = _page(run, training, drawn)
-    pictures = [*training, *(each for *_, of_task in drawn for each in of_task)]
+    pictures = [*training, *(picture for *_, of_task in drawn for picture in of_task)]
     write(run.path / "report.html", lambda path: path.write_text(page, encoding="utf-8"))
     if pictures:
         write(run.path / "report.png", lambda path: path.write_bytes(_png(run.path.name, pictures)))
@@ -134,8 +134,8 @@ def _transfer_command(folder: str, task: TransferRecord, run: Run) -> str:
     words = ["dabsmix transfer --run", folder, task.of or f"--task {shlex.quote(task.task)}"]
     words += [] if task.protocol == default_protocol(run.record.protocol) else [f"--protocol {task.protocol}"]
     words += [HeadMix.parse(task.head_mix).flags] if task.head_mix else []
-    own = task.of or (run.record.own_data and task.task == run.record.domain)
-    words += [f"--metric {task.headline.metric}"] if own else []  # a named domain has only its own
+    of_files = task.of or (run.record.own_data and task.task == run.record.domain)
+    words += [f"--metric {task.headline.metric}"] if of_files else []  # a named domain has only its own
     words += ["--supervised"] if "supervised" in task.yardsticks else []
     return " ".join([*words, "--labels", shares])
 
@@ -152,7 +152,7 @@ def _rows(task: TransferRecord) -> list[dict[str, str]]:
     def row(
         of: str, probe: str, share: str, metric: str, ends: tuple[float, float | None, float | None]
     ) -> dict[str, str]:
-        value, low, high = (_shown(metric, each) for each in ends)
+        value, low, high = (_shown(metric, number) for number in ends)
         return {
             "of": of,
             "probe": probe,
@@ -161,15 +161,16 @@ def _rows(task: TransferRecord) -> list[dict[str, str]]:
             "interval": f"{low} to {high}" if low else "",
         }
 
-    def of_result(of: str, each: Result) -> dict[str, str]:
-        return row(of, each.probe, each.label_fraction, each.metric, (each.value, each.low, each.high))
+    def of_result(of: str, result: Result) -> dict[str, str]:
+        ends = (result.value, result.low, result.high)
+        return row(of, result.probe, result.label_fraction, result.metric, ends)
 
-    rows = [of_result("this encoder", each) for each in task.results]
+    rows = [of_result("this encoder", result) for result in task.results]
     rows += [
-        row(f"{each.seeds} random encoders", each.probe, each.label_fraction, each.metric, _ends(each))
-        for each in task.gains
+        row(f"{gain.seeds} random encoders", gain.probe, gain.label_fraction, gain.metric, _ends(gain))
+        for gain in task.gains
     ]
-    return rows + [of_result(name, each) for name, results in task.yardsticks.items() for each in results]
+    return rows + [of_result(name, result) for name, results in task.yardsticks.items() for result in results]
 
 
 def _ends(gain: Gain) -> Ends:
@@ -198,7 +199,7 @@ def _training(run: Run) -> list[tuple[str, Any]]:
 def _of_task(task: TransferRecord, predictions: pd.DataFrame | None) -> list[tuple[str, Any]]:
     ends = " with 95 % intervals" if task.headline.low is not None else ""
     pictures: list[tuple[str, Any]] = [(f"{task.task}: scores{ends}", lambda axes: _scores(axes, task))]
-    if len({each.label_fraction for each in task.results}) > 1:
+    if len({result.label_fraction for result in task.results}) > 1:
         pictures.append(
             (f"{task.task}: {_words(task.headline.metric)} over the number of labels", lambda axes: _few(axes, task))
         )
@@ -220,16 +221,16 @@ def _scores(axes: Axes, task: TransferRecord) -> None:
     first = task.headline
     bars = [("this encoder", first.value, first.low, first.high, ENCODER)]
     bars += [
-        (f"{each.seeds} random encoders", *_ends(each), RANDOM)
-        for each in task.gains
-        if each.label_fraction == first.label_fraction
+        (f"{gain.seeds} random encoders", *_ends(gain), RANDOM)
+        for gain in task.gains
+        if gain.label_fraction == first.label_fraction
     ]
     for name, results in task.yardsticks.items():
         color = RAW if name == "raw" else RANDOM if name == "majority" else OTHER
         bars += [
-            (name, each.value, each.low, each.high, color)
-            for each in results
-            if each.label_fraction == first.label_fraction or each.probe == "majority"
+            (name, result.value, result.low, result.high, color)
+            for result in results
+            if result.label_fraction == first.label_fraction or result.probe == "majority"
         ]
     factor = 100 if in_percent(first.metric) else 1
     for y, (_, value, low, high, color) in enumerate(reversed(bars)):
@@ -251,16 +252,20 @@ def _few(axes: Axes, task: TransferRecord) -> None:
     """The few-label curve: this encoder, random ones, raw input."""
     first = task.headline
     factor = 100 if in_percent(first.metric) else 1
-    own = [(each.label_fraction, each.value, each.low, each.high) for each in task.results if each.probe == first.probe]
-    random = [(each.label_fraction, *_ends(each)) for each in task.gains]
-    raw = [(each.label_fraction, each.value, each.low, each.high) for each in task.yardsticks.get("raw", ())]
-    shares = sorted({share for share, *_ in own}, key=lambda share: _labels(share, task))
+
+    def points_of(results: Iterable[Result]) -> list[tuple[str, float, float | None, float | None]]:
+        return [(result.label_fraction, result.value, result.low, result.high) for result in results]
+
+    encoder = points_of(result for result in task.results if result.probe == first.probe)
+    random = [(gain.label_fraction, *_ends(gain)) for gain in task.gains]
+    raw = points_of(task.yardsticks.get("raw", ()))
+    shares = sorted({share for share, *_ in encoder}, key=lambda share: _labels(share, task))
     for (name, points, color), shift in zip(
-        (("this encoder", own, ENCODER), ("random encoders", random, RANDOM), ("raw input", raw, RAW)),
+        (("this encoder", encoder, ENCODER), ("random encoders", random, RANDOM), ("raw input", raw, RAW)),
         (-0.06, 0.0, 0.06),
         strict=True,
     ):
-        drawn = sorted((shares.index(each[0]) + shift, each[1:]) for each in points if each[0] in shares)
+        drawn = sorted((shares.index(point[0]) + shift, point[1:]) for point in points if point[0] in shares)
         if not drawn:
             continue
         x, y = [position for position, _ in drawn], [factor * ends[0] for _, ends in drawn]

@@ -60,10 +60,10 @@ def load_task(task: str, name: str, run: Run, config: TransferConfig, loaded: Da
     Raises:
         UserError: the encoder reads another modality, or the data have changed since the run was made.
     """
-    own = bool(run.record.own_data) and task == run.record.domain
+    pretrained_on = bool(run.record.own_data) and task == run.record.domain
     if loaded is not None and loaded.source is not None:
         source = loaded.source
-    elif own:
+    elif pretrained_on:
         source = Source.from_plain(run.config)
         if source.data is None:
             raise UserError(f"{run.path} was pretrained on an array in memory, which has no labels: name a --task")
@@ -78,7 +78,7 @@ def load_task(task: str, name: str, run: Run, config: TransferConfig, loaded: Da
     if config.data:
         return data, batch_size(source)
     if source.domain is None and data.fingerprint != run.record.data_fingerprint:
-        changed = "changed since" if own else "to be those that were pretrained on when"
+        changed = "changed since" if pretrained_on else "to be those that were pretrained on when"
         raise UserError(f"{source.data} or its options have {changed} {run.path} was made: pretrain again")
     return data, batch_size(source)
 
