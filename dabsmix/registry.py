@@ -30,6 +30,7 @@ __all__ = [
     "algorithm_class",
     "algorithm_dabs",
     "algorithm_flags",
+    "algorithm_needs_labels",
     "algorithm_summary",
     "algorithms",
     "canonical_algorithm",
@@ -291,6 +292,11 @@ def algorithm_dabs(name: str) -> dict[str, Any]:
 def algorithm_added(name: str) -> tuple[str, ...]:
     """The hyperparameters in the class attribute ``added``, read without importing torch."""
     return tuple(_class_constant(name, "added", ()))
+
+
+def algorithm_needs_labels(name: str) -> bool:
+    """The class attribute ``needs_labels``, read without importing torch."""
+    return bool(_class_constant(name, "needs_labels", False))
 
 
 def _class_constant(name: str, attribute: str, default: Any) -> Any:

@@ -92,6 +92,7 @@ def test_every_file_is_an_algorithm_with_a_summary_and_plain_flags() -> None:
     for name in names:
         assert issubclass(plugins.algorithm_class(name), Algorithm)
         assert len(plugins.algorithm_summary(name)) > 20
+        assert plugins.algorithm_needs_labels(name) is plugins.algorithm_class(name).needs_labels
         for flag in plugins.algorithm_flags(name):
             assert flag.help, f"{name}: --{flag.name} is not explained"
 

@@ -11,7 +11,9 @@ import re
 import stat
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, fields
+from functools import cache
 from multiprocessing import get_context
 from operator import attrgetter
 from pathlib import Path
@@ -42,6 +44,7 @@ from dabsmix.board.row import COLUMNS, Row
 from dabsmix.config import PretrainConfig, hashes_of, started_from
 from dabsmix.errors import UserError
 from dabsmix.files import recall, remember
+from dabsmix.registry import algorithm_needs_labels
 from dabsmix.run import RunRecord, read_record
 from dabsmix.scoring.intervals import MIN_GROUPS, Measured, measure
 from dabsmix.scoring.metrics import known, metric
@@ -149,7 +152,7 @@ def check_record(record: Path, name: str | None = None) -> list[str]:
     ]
     if run.steps != (0 if run.algorithm == "none" else config.get("steps")):
         problems.append(f"steps is {run.steps} in run.json, config.yaml gives {config.get('steps')!r}")
-    if run.uses_labels != run.algorithm.endswith("supcon") and ":" not in run.algorithm:
+    if _needs_labels(run.algorithm) not in (None, run.uses_labels):
         problems.append(f"uses_labels is {run.uses_labels} in run.json: {run.algorithm} does the opposite")
     if config.get("options") is None and run.config_hash not in hashes_of(config):  # else a file of the user's enters
         problems.append(f"config_hash is {run.config_hash!r} in run.json, config.yaml gives another")
@@ -164,6 +167,16 @@ def check_record(record: Path, name: str | None = None) -> list[str]:
         check = _online_problems(transfer, run) if stem == ONLINE else _transfer_problems(stem, transfer, run)
         problems += [f"{result_file(record, stem).relative_to(record)}: {problem}" for problem in check]
     return problems
+
+
+@cache
+def _needs_labels(algorithm: str) -> bool | None:
+    """Whether pretraining by this algorithm uses labels; None for one that is not among the installed ones."""
+    if ":" in algorithm:  # somebody's file, which a check must not look for
+        return None
+    with suppress(UserError):
+        return algorithm_needs_labels(algorithm)
+    return None
 
 
 def _status_problems(run: RunRecord, transfers: Mapping[str, TransferRecord]) -> Iterator[str]:

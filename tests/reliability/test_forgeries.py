@@ -14,10 +14,12 @@ import numpy as np
 import pytest
 import yaml
 
+from dabsmix.board.forgery import check_record
 from dabsmix.board.submit import read, submit, validate
 from dabsmix.board.table import render
 from dabsmix.errors import UserError
 from dabsmix.files import cache_folder
+from dabsmix.registry import algorithm_class, algorithms
 
 OURS = Path(__file__).parents[2] / "leaderboard"
 DMIX = "uci_har-dmix-s0-0f291784"
@@ -55,6 +57,15 @@ def arrays(board: Path, edit: Callable[[dict[str, Any]], dict[str, Any]]) -> Non
     with np.load(path) as file:
         entries = dict(file)
     np.savez_compressed(path, **edit(entries))
+
+
+@pytest.mark.parametrize("algorithm", algorithms())
+def test_a_record_says_whether_its_algorithm_uses_labels(board: Path, algorithm: str) -> None:
+    needed = algorithm_class(algorithm).needs_labels
+    for claimed in (needed, not needed):
+        change(record(board) / "run.json", algorithm=algorithm, uses_labels=claimed)
+        problems = [problem for problem in check_record(record(board)) if "uses_labels" in problem]
+        assert len(problems) == (claimed != needed)
 
 
 def results(board: Path, **values: Any) -> None:
