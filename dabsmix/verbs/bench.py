@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cache, cached_property
@@ -522,8 +522,7 @@ def _pretrained(config: PretrainConfig, plan: BenchConfig) -> Run:
         from dabsmix.verbs.pretrain import pretrain
 
         return pretrain(config, accelerator=_accelerator("fp32"), begin=True)
-    runs = [Run(path.parent) for path in config.out.glob("[!.]*/run.json")]
-    begun = [run for run in runs if run.record.config_hash == config_hash(config)]
+    begun = [run for run in readable_runs(config.out) if run.record.config_hash == config_hash(config)]
     if finished := [run for run in begun if run.finished]:
         return finished[0]
     start = ["torchrun", f"--nproc_per_node={plan.gpus}"] if plan.gpus > 1 else [sys.executable]
@@ -614,8 +613,12 @@ def dry_run(plans: Sequence[BenchConfig], *, chosen_path: Path) -> list[Estimate
 
 
 def _times(out: Path) -> list[dict[str, Any]]:
-    path = out / "times.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    """The measured times, without the lines that a killed worker left unfinished."""
+    path, times = out / "times.jsonl", []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        with suppress(ValueError):
+            times.append(json.loads(line))
+    return times
 
 
 def _seconds(cell: Cell, chosen: Chosen, times: Sequence[dict[str, Any]], trials: int) -> float | None:

@@ -202,6 +202,19 @@ def test_an_interrupted_or_failed_command_is_reported() -> None:
         module._child(python("sys.exit('dabsmix: no such thing')"))
 
 
+def test_damage_beside_a_cell_stops_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    matrix = plan(tmp_path, algos=("none",), precision="bf16")
+    (tmp_path / "runs" / "damaged").mkdir(parents=True)
+    (tmp_path / "runs" / "damaged" / "run.json").write_text("{")
+    (tmp_path / "runs" / "times.jsonl").write_text('{"setting": ["dig')
+    (estimate,) = dry_run([matrix], chosen_path=tmp_path / "c.json")
+    assert (estimate.state, estimate.seconds) == ("missing", None)
+    config = module._settled(estimate.cell, Chosen(tmp_path / "c.json"))
+    trained = transferring.pretrained(tmp_path / "elsewhere")
+    monkeypatch.setattr(module, "_child", lambda command: f"{trained.path}\n")
+    assert module._pretrained(config, matrix).path == trained.path
+
+
 def test_the_rate_is_chosen_on_validation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scores = {1e-3: 0.5, 1e-2: 0.8, 1e-1: 0.7}
     trials: list[PretrainConfig] = []
