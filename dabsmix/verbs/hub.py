@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -44,9 +45,10 @@ class Published(ModelHubMixin, library_name="dabsmix", tags=TAGS):
             text = json.dumps(values, indent=1) if name == "run.json" else yaml.safe_dump(values, sort_keys=False)
             (save_directory / name).write_text(text, encoding="utf-8")
         shutil.copyfile(self.run.encoder_file(), save_directory / "encoder.safetensors")
-        for path in sorted(self.run.path.glob("transfer/*.json")):
+        for path, transfer in _transfers(self.run).items():
             (save_directory / "transfer").mkdir(exist_ok=True)
-            shutil.copyfile(path, save_directory / "transfer" / path.name)
+            text = json.dumps(_shared_transfer(self.run, transfer).as_plain(), indent=1)
+            (save_directory / "transfer" / path.name).write_text(text, encoding="utf-8")
 
     @classmethod
     def _from_pretrained(
@@ -122,19 +124,26 @@ def _shared_config(run: Run) -> dict[str, Any]:
     return {name: PurePath(value).name if value and name in paths else value for name, value in values.items()}
 
 
-# --- the card
+def _shared_transfer(run: Run, transfer: TransferRecord) -> TransferRecord:
+    """Without the flags that name a user's files, and the notes that may name some of them."""
+    of_files = transfer.of or (run.record.own_data and transfer.task == run.record.domain)
+    return replace(transfer, of="", notes=() if of_files else transfer.notes)
 
 
-def _transfers(run: Run) -> list[TransferRecord]:
-    records = []
+def _transfers(run: Run) -> dict[Path, TransferRecord]:
+    """The records of a run's scores by file, except damaged ones."""
+    records = {}
     for path in sorted(run.path.glob("transfer/*.json")):
         with suppress(UserError):
-            records.append(read_transfer(path))
+            records[path] = read_transfer(path)
     return records
 
 
+# --- the card
+
+
 def _card(run: Run, licence: str | None, repository: str) -> str:
-    record, transfers = run.record, _transfers(run)
+    record, transfers = run.record, list(_transfers(run).values())
     results = [
         EvalResult(
             task_type="feature-extraction",

@@ -14,6 +14,7 @@ import dabsmix
 from dabsmix.config import ExportConfig, PretrainConfig
 from dabsmix.errors import UserError
 from dabsmix.run import Run
+from dabsmix.scoring.results import Result, TransferRecord, read_transfer, write_transfer
 from dabsmix.source import Source
 from dabsmix.training import accelerate
 from dabsmix.verbs.export import export
@@ -95,7 +96,15 @@ def test_a_repository_can_be_loaded_and_its_card_names_data_scores_and_licence(d
 
 
 def test_a_repository_does_not_reveal_the_paths_of_own_data(table: Run, tmp_path: Path) -> None:
+    data = table.path.parent / "secret.csv"
+    (table.path / "transfer").mkdir()
+    result = Result("linear", "1", "accuracy", 0.5, 0.4, 0.6, 8)
+    of, notes = f"--data {data} --label colour", (f"1 row is skipped: {data.name}: row 3.",)
+    write_transfer(table.path / "transfer" / "a.json", TransferRecord("a", "v2", (result,), of=of, notes=notes))
     folder = Path(export(ExportConfig("hub", table.path, tmp_path)))
+    (scores,) = (folder / "transfer").iterdir()
+    assert data.name not in scores.read_text()
+    assert read_transfer(scores).results == (result,)
     for path in folder.rglob("*"):
         if path.is_file():
             assert str(table.path.parent).encode() not in path.read_bytes()
