@@ -17,6 +17,7 @@ from dabsmix.data.domain import Data, Split
 from dabsmix.errors import UserError
 from dabsmix.modalities.files import Marked, codes, marked, named, skipped_note
 from dabsmix.modalities.summary import tokens_summary
+from dabsmix.modalities.tables import encoding_fault, opened
 from dabsmix.modalities.text import OwnText, TextDivision, as_int64, read_own
 from dabsmix.spec import Tokens
 
@@ -311,9 +312,12 @@ def _fasta(
     texts: list[OwnText] = []
     bad: list[str] = []
     try:
-        blocks = path.read_text(encoding="utf-8-sig").split(">")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); fix the file") from error
+        with opened(path, "utf-8") as stream:
+            blocks = stream.read().split(">")
+    except UnicodeError as error:
+        raise UserError(f"{path}: {encoding_fault('utf-8', error)}") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); fix the file") from error
     if blocks[0].strip():
         raise UserError(f"{path}: a FASTA file begins with a header line `>name`; fix the file")
     for number, block in enumerate(blocks[1:], 1):

@@ -11,10 +11,10 @@ import gzip
 import io
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,9 +31,12 @@ __all__ = [
     "Refuse",
     "Source",
     "blocks",
+    "codec",
     "column_names",
+    "encoding_fault",
     "first_row",
     "is_utf8",
+    "opened",
     "table_files",
     "table_sources",
 ]
@@ -84,10 +87,7 @@ class Source:
             raise UserError(f'option separator: {self.separator!r} is not one character; a tab is written "\\t"')
         if self.decimal not in (".", ","):
             raise UserError(f"option decimal: {self.decimal!r} is neither a point nor a comma")
-        try:
-            codecs.lookup(self.encoding)
-        except LookupError as error:
-            raise UserError(f"option encoding: {self.encoding!r} is not known; try latin-1 or cp1252") from error
+        is_utf8(self.encoding)
 
 
 @dataclass(frozen=True)
@@ -193,7 +193,7 @@ def blocks(
                     text = pc.if_else(with_comma, pc.replace_substring(text, ",", "."), text)
                 cells[name] = pc.if_else(pc.is_in(text, empty), pa.scalar(None, pa.string()), text)
             yield Block(source.path, rows, cells)
-    except (pa.ArrowException, OSError, EOFError, UnicodeDecodeError) as error:
+    except (pa.ArrowException, OSError, EOFError, UnicodeError) as error:
         raise _unreadable(source, error) from error
 
 
@@ -201,7 +201,8 @@ def _csv_batches(source: Source, refuse: Refuse) -> Iterator[tuple[NDArray[np.in
     import pyarrow as pa
     import pyarrow.csv
 
-    names, delimiter = column_names(source), _header(source)[1]
+    names = column_names(source)
+    _, delimiter, encoding = _header(source)
     bad: list[Any] = []
 
     def on_bad(row: Any) -> str:
@@ -229,7 +230,7 @@ def _csv_batches(source: Source, refuse: Refuse) -> Iterator[tuple[NDArray[np.in
                 block_size=BLOCK,
                 column_names=names,
                 skip_rows=first - 1,
-                encoding="utf8" if is_utf8(source.encoding) else source.encoding,
+                encoding="utf8" if is_utf8(source.encoding) else encoding,
             ),
             parse_options=pyarrow.csv.ParseOptions(
                 delimiter=delimiter, newlines_in_values=True, invalid_row_handler=on_bad
@@ -284,39 +285,107 @@ def _parquet(path: Path) -> Any:
         raise UserError(f"{path}: cannot be read as Parquet ({_one_line(error)}); fix it or fetch it again") from error
 
 
-def _header(source: Source) -> tuple[tuple[str, ...], str]:
-    """The cells of the first line after ``skip``, and their separator."""
+def _header(source: Source) -> tuple[tuple[str, ...], str, str]:
+    """The cells of the first line after ``skip``, their separator, and the file's codec."""
     try:
-        encoding = "utf-8-sig" if is_utf8(source.encoding) else source.encoding
-        packed = source.path.name.lower().endswith(".gz")
-        with (
-            (source.archived or source.path).open("rb") as file,
-            gzip.open(file) if packed else nullcontext(file) as content,
-        ):
-            stream = io.TextIOWrapper(content, encoding=encoding, newline="")
+        with opened(source.archived or source.path, source.encoding, newline="") as stream:
+            encoding = stream.encoding
             lines = [stream.readline() for _ in range(source.skip + 1)]
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, UnicodeError) as error:
         raise _unreadable(source, error) from error
     line = lines[-1].strip("\r\n")
     if not line:
         raise UserError(f"{source.path}: line {len(lines)} is empty, where the table should begin")
     delimiter = source.separator or max(",;\t", key=line.count)
-    return tuple(name.strip() for name in next(csv.reader([line], delimiter=delimiter))), delimiter
-
-
-def is_utf8(encoding: str) -> bool:
-    """Whether this is a name of UTF-8."""
-    return codecs.lookup(encoding).name == "utf-8"
+    return tuple(name.strip() for name in next(csv.reader([line], delimiter=delimiter))), delimiter, encoding
 
 
 def _unreadable(source: Source, error: BaseException) -> UserError:
     """One line with the remedy; another encoding is recognised by the reader's own message."""
-    if isinstance(error, UnicodeDecodeError) or "utf8" in str(error).lower():
-        return UserError(
-            f"{source.path}: not encoded as {source.encoding}; name its encoding in the options, for example "
-            "`encoding: latin-1` or `encoding: cp1252`, or convert the file (a table of labels has no such option)"
-        )
+    if isinstance(error, UnicodeError) or "utf8" in str(error).lower():
+        return UserError(f"{source.path}: {encoding_fault(source.encoding, error)}")
     return UserError(f"{source.path}: cannot be read as a table ({_one_line(error)}); fix it or fetch it again")
+
+
+# --- encodings of text files
+
+MARKS = {
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",  # before UTF-16, whose mark begins the one of UTF-32
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+
+HEAD = 4096
+"""The first bytes of a file, which are looked at for its encoding."""
+
+
+class Wide(UnicodeError):
+    """A file is UTF-16 or UTF-32 and is said to be neither; the message is the name of the codec that reads it."""
+
+
+def is_utf8(encoding: str) -> bool:
+    """Whether this is a name of UTF-8.
+
+    Raises:
+        UserError: Python knows no such encoding.
+    """
+    try:
+        return codecs.lookup(encoding).name == "utf-8"
+    except LookupError as error:
+        raise UserError(f"option encoding: {encoding!r} is not known; try latin-1, cp1252 or utf-16") from error
+
+
+def codec(content: IO[bytes] | gzip.GzipFile, encoding: str) -> str:
+    """The codec that reads an open file without its byte order mark; the file is rewound.
+
+    Raises:
+        UserError: Python knows no such encoding.
+        Wide: the file's first bytes show UTF-16 or UTF-32, and ``encoding`` is neither.
+    """
+    shown = _wide(content.read(HEAD))
+    content.seek(0)
+    if is_utf8(encoding) and not shown:
+        return "utf-8-sig"
+    if shown and b"\0" not in "\n".encode(encoding):
+        raise Wide(shown)
+    return shown or encoding
+
+
+def _wide(head: bytes) -> str:
+    """UTF-16 or UTF-32, if a file begins so: with a byte order mark, or with zeros in every other byte only."""
+    for mark, name in MARKS.items():
+        if head.startswith(mark):
+            return name
+    first, second = head[::2].count(0), head[1::2].count(0)
+    # even a text without Latin letters has blanks and line ends, of which one byte is zero
+    if max(first, second) <= len(head) / 40 or min(first, second):
+        return ""
+    return "utf-16-be" if first else "utf-16-le"
+
+
+@contextmanager
+def opened(path: Path | zipfile.Path, encoding: str, newline: str | None = None) -> Iterator[io.TextIOWrapper]:
+    """A text file, gzipped or not, without its byte order mark; ``newline`` is as for `open`.
+
+    Raises:
+        UserError, Wide: as `codec`.
+        OSError, EOFError, UnicodeError: it cannot be read, or has another encoding.
+    """
+    packed = path.name.lower().endswith(".gz")
+    with path.open("rb") as file, gzip.open(file) if packed else nullcontext(file) as content:
+        yield io.TextIOWrapper(content, codec(content, encoding), newline=newline)
+
+
+def encoding_fault(encoding: str, error: BaseException) -> str:
+    """What to say of a file that does not have the stated encoding, with the remedy."""
+    fault, such = f"not encoded as {encoding}", "for example `encoding: latin-1` or `encoding: cp1252`"
+    if isinstance(error, Wide):
+        fault, such = f"encoded as {str(error)[:6].upper()}", f"`encoding: {error}`"
+    return (
+        f"{fault}; name its encoding in the options, {such}, or convert the file to UTF-8 (a table of labels and "
+        "sequences have no such option)"
+    )
 
 
 def _one_line(error: BaseException) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import hashlib
 import json
@@ -33,7 +34,7 @@ from dabsmix.modalities.files import (
     walk,
 )
 from dabsmix.modalities.summary import tokens_summary
-from dabsmix.modalities.tables import CSV, EMPTY, PARQUET, is_utf8
+from dabsmix.modalities.tables import CSV, EMPTY, PARQUET, codec, encoding_fault, is_utf8, opened
 from dabsmix.modalities.tokenizer import Sample, Tokenizer, tokenizer, train_tokenizer
 from dabsmix.spec import Tokens
 from dabsmix.terminal import progress
@@ -294,40 +295,27 @@ def read_lines(file: Path, encoding: str | None = None) -> Iterator[tuple[int, s
     Raises:
         UserError: the file is missing or cannot be read, or one of its lines has another encoding.
     """
-    codec = encoding or "utf-8"
+    number, begun = 1, ""
     try:
         # only "\\n" ends a line: upstream's files hold other characters at which Python would split
         with file.open("rb") as stream:
-            for number, line in enumerate(stream, start=1):
-                try:
-                    yield number, line.decode(_with_mark(codec) if number == 1 else codec).rstrip("\r\n")
-                except UnicodeDecodeError as error:
-                    upstream = f"not UTF-8 ({error.reason}); convert the file"
-                    fault = upstream if encoding is None else _other_encoding(encoding)
-                    raise UserError(f"{file}:{number}: {fault}") from error
+            decoder = codecs.getincrementaldecoder(codec(stream, encoding or "utf-8"))()
+            for content in stream:
+                # in UTF-16 the byte of a line end is half of it, or of another character
+                *complete, begun = (begun + decoder.decode(content)).split("\n")
+                for line in complete:
+                    yield number, line.rstrip("\r")
+                    number += 1
+            if last := begun + decoder.decode(b"", final=True):
+                yield number, last.rstrip("\r")
+    except UnicodeError as error:
+        upstream = f"not UTF-8 ({getattr(error, 'reason', error)}); convert the file"
+        fault = upstream if encoding is None else encoding_fault(encoding, error)
+        raise UserError(f"{file}:{number}: {fault}") from error
     except FileNotFoundError as error:
         raise UserError(f"{file}: no such file; fetch the data set again or put the file there") from error
     except OSError as error:
         raise UserError(f"{file}: cannot be read ({error.strerror})") from error
-
-
-def _with_mark(encoding: str) -> str:
-    """The codec that also takes a byte order mark, for UTF-8.
-
-    Raises:
-        UserError: Python knows no such encoding.
-    """
-    try:
-        return "utf-8-sig" if is_utf8(encoding) else encoding
-    except LookupError as error:
-        raise UserError(f"option encoding: {encoding!r} is not known; try latin-1 or cp1252") from error
-
-
-def _other_encoding(encoding: str) -> str:
-    return (
-        f"not encoded as {encoding}; convert the file, or name its encoding in pretrain's option `encoding`, such as "
-        "latin-1 or cp1252"
-    )
 
 
 def read_tsv(file: Path, columns: Sequence[str], header: Sequence[str] = ()) -> Iterator[tuple[int, list[str]]]:
@@ -423,12 +411,14 @@ def _candidates(path: Path, column: str, label: str | None, group: str | None, e
         raise UserError(f"{path}: plain texts have no column {group or label!r}; give a table, or --label folder")
     if path.is_dir():
         for file in walk(path, (".txt",)):
+            text, fault = "", ""
             try:
-                text, fault = (path / file).read_text(encoding=_with_mark(encoding)), ""
+                with opened(path / file, encoding) as stream:
+                    text = stream.read()
             except OSError as error:
-                text, fault = "", f"cannot be read ({error.strerror})"
-            except UnicodeDecodeError:
-                text, fault = "", _other_encoding(encoding)
+                fault = f"cannot be read ({error.strerror})"
+            except UnicodeError as error:
+                fault = encoding_fault(encoding, error)
             yield OwnText(file, text, file.split("/")[0] if "/" in file else "", ""), fault
     elif label:
         raise UserError(f"{path}: the lines of a file have no class; give a table and its column with --label")
@@ -465,20 +455,17 @@ def _csv_rows(path: Path, encoding: str) -> Iterator[Cells]:
     A cell may span lines, as texts do. Arrow, which reads the other tables, would then mistake a quote that is never
     closed for a text that lasts to the end of the file; the csv module refuses it.
     """
-    import gzip
-
     csv.field_size_limit(1 << 30)  # a cell may be a book
-    opened = gzip.open if path.name.lower().endswith(".gz") else open
     try:
-        with opened(path, "rt", encoding=_with_mark(encoding), newline="") as stream:
+        with opened(path, encoding, newline="") as stream:
             first = stream.readline()
             stream.seek(0)
             reader = csv.reader(stream, delimiter=max(",;\t", key=first.count), strict=True)
             yield 1, [name.strip() for name in next(reader, [])]
             for number, cells in enumerate(reader, start=2):
                 yield number, [cell.strip() for cell in cells]
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: {_other_encoding(encoding)}") from error
+    except UnicodeError as error:
+        raise UserError(f"{path}: {encoding_fault(encoding, error)}") from error
     except (OSError, EOFError, csv.Error) as error:
         raise UserError(f"{path}: cannot be read as a table ({error}); fix it") from error
 

@@ -1,5 +1,7 @@
 """Files as users have them: dates, decimal commas, other encodings, jittered times; and the notes about them."""
 
+import gzip
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +14,8 @@ from numpy.typing import NDArray
 
 from dabsmix.data.domain import Data
 from dabsmix.errors import UserError
-from dabsmix.modalities import sensor, tabular, text
+from dabsmix.modalities import sensor, sequence, tabular, text
+from dabsmix.modalities.files import read_labels
 from dabsmix.source import Source, load
 
 N = 60
@@ -76,7 +79,7 @@ def test_texts_in_latin_1(name: str, tmp_path: Path) -> None:
         (path / "a.txt").write_bytes("café".encode("latin-1"))
     else:
         path.write_bytes(("text\n" * (name == "t.csv") + "café\nthé\n").encode("latin-1"))
-    with pytest.raises(UserError, match=r"not encoded as utf-8; .* option `encoding`, such as latin-1"):
+    with pytest.raises(UserError, match=r"not encoded as utf-8; .* `encoding: latin-1`"):
         text.load_own(path)
     with pytest.raises(UserError, match="option encoding: 'latin-l' is not known"):
         text.load_own(path, encoding="latin-l")
@@ -84,6 +87,48 @@ def test_texts_in_latin_1(name: str, tmp_path: Path) -> None:
     assert "  'café'" in data.summary
     further, _ = text.load_further(path, data.state)
     np.testing.assert_array_equal(further.pretrain.inputs[0], data.pretrain.inputs[0])
+
+
+WIDE = {"utf-16": "utf-16", "utf-16-le": "utf-16-le", "utf-16-be": "utf-16-be"}  # what writes a file, and the remedy
+
+
+@pytest.mark.parametrize("written", WIDE)
+@pytest.mark.parametrize("kind", ["text in a table", "text in lines", "texts in a folder", "table", "gzipped table"])
+def test_utf_16_is_recognised_and_read(kind: str, written: str, tmp_path: Path) -> None:
+    modality, name, content = {
+        "text in a table": (text, "t.csv", "text\r\ncafé ਊ\r\nthé\r\n"),
+        "text in lines": (text, "t.txt", "café ਊ\r\nthé"),  # U+0A0A holds two bytes of line ends
+        "texts in a folder": (text, "folder", "café ਊ\r\nthé\r\n"),
+        "table": (tabular, "t.csv", "Größe;y\n" + "1;a\n2;b\n" * 20),
+        "gzipped table": (tabular, "t.csv.gz", "Größe;y\n" + "1;a\n2;b\n" * 20),
+    }[kind]
+    plain, wide = (tmp_path / encoding / name for encoding in ("utf-8", "wide"))
+    for path, encoding in ((plain, "utf-8"), (wide, written)):
+        file = path / "1.txt" if name == "folder" else path
+        file.parent.mkdir(parents=True)
+        with gzip.open(file, "wb") if name.endswith(".gz") else file.open("wb") as stream:
+            stream.write(content.encode(encoding))
+    remedy = f"encoded as UTF-16; name its encoding in the options, `encoding: {WIDE[written]}`"
+    for said_to_be in ("utf-8", "latin-1"):
+        with pytest.raises(UserError, match=re.escape(remedy)):
+            modality.load_own(wide, encoding=said_to_be)
+    expected = modality.load_own(plain)
+    for encoding in ("utf-16", "utf-16-le"):  # with or without its mark, in either order
+        data = modality.load_own(wide, encoding=encoding)
+        rows = np.arange(len(expected.pretrain))
+        np.testing.assert_array_equal(data.pretrain.inputs[0][rows], expected.pretrain.inputs[0][rows])
+        assert data.summary == expected.summary
+    further, _ = modality.load_further(wide, data.state)
+    assert len(further.pretrain) == len(rows)
+
+
+def test_sequences_and_tables_of_labels_in_utf_16_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "t.fasta").write_bytes(">a kind=x\nACGT\n".encode("utf-16"))
+    with pytest.raises(UserError, match=r"t\.fasta: encoded as UTF-16; .*convert the file to UTF-8"):
+        sequence.load_own(tmp_path / "t.fasta")
+    (tmp_path / "labels.csv").write_bytes("file,kind\na.png,x\n".encode("utf-16-le"))
+    with pytest.raises(UserError, match=r"labels\.csv: encoded as UTF-16; .*convert the file to UTF-8"):
+        read_labels(tmp_path / "labels.csv", ["a.png"], "kind", None, "error")
 
 
 def test_latin_1_and_another_separator(tmp_path: Path) -> None:
