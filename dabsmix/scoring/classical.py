@@ -366,7 +366,9 @@ def fit_boosting(train: Features, task: Task, cardinalities: Sequence[int]) -> l
         "categorical_features": [0 < c <= 255 for c in cardinalities],
     }
     pair = (HistGradientBoostingClassifier(**options), HistGradientBoostingRegressor(**options))
-    estimator = _fitted(*pair, _cells(train.pooled["raw"].cpu().numpy()), train.label, task)
+    x = _cells(train.pooled["raw"].cpu().numpy())
+    x[:, np.isnan(x).all(axis=0)] = 0  # scikit-learn cannot bin a column without values; a constant is never split
+    estimator = _fitted(*pair, x, train.label, task)
     return [EstimatorHead({}, estimator, _cells, task)]
 
 

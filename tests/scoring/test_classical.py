@@ -143,12 +143,12 @@ def test_words_and_pairs_of_words() -> None:
 
 def test_trees_separate_classes_that_no_linear_model_separates() -> None:
     rng = np.random.default_rng(0)
-    x = rng.normal(size=(600, 3)).astype(np.float32)
-    x[:, 2] = rng.integers(3, size=600)
+    x = rng.normal(size=(600, 5)).astype(np.float32)
+    x[:, [2, 4]] = rng.integers(3, size=(600, 2))
     label = ((x[:, 0] > 0) ^ (x[:, 2] == 1)).astype(np.int64)
-    empty = rng.random(600) < 0.05
-    x[empty, 1] = np.nan
-    assert scores(data_of(Table(3, (0, 0, 3)), x, label)) == {"boosting": pytest.approx(1, abs=0.03)}
+    x[rng.random(600) < 0.05, 1] = np.nan
+    x[:500, 3:] = np.nan  # columns without any value in training, of which one holds categories
+    assert scores(data_of(Table(5, (0, 0, 3, 0, 3)), x, label)) == {"boosting": pytest.approx(1, abs=0.03)}
 
 
 @pytest.mark.parametrize("kind", ["classes", "multilabel", "regression"])
