@@ -200,7 +200,7 @@ def with_metric(data: Data, name: str | None) -> Data:
         counts = np.unique(train, return_counts=True)[1]
         notes += (
             f"The metric is balanced accuracy, the mean of the classes' recalls: the most frequent "
-            f"class has {counts.max() / counts.min():.1f} times the training labels of the rarest (`metric` chooses).",
+            f"class has {counts.max() / counts.min():,.2f} times the training labels of the rarest (`metric` chooses).",
         )
     return replace(data, labelled=replace(labelled, task=replace(task, metric=metric)), notes=notes)
 
@@ -313,6 +313,11 @@ def read_options(path: Path | None) -> dict[str, Any]:
         options = yaml.safe_load(path.expanduser().read_text(encoding="utf-8")) or {}
     except FileNotFoundError as error:
         raise UserError(f"--options {path}: no such file") from error
+    except yaml.MarkedYAMLError as error:
+        line = "" if error.problem_mark is None else f", line {error.problem_mark.line + 1}"
+        raise UserError(
+            f'--options {path}{line}: not YAML ({error.problem}); a value such as a comma needs quotes: `decimal: ","`'
+        ) from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"--options {path}: {' '.join(str(error).split())}") from error
     if not isinstance(options, dict):

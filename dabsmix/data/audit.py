@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -29,6 +29,9 @@ BYTES = 1 << 25
 LISTED = 20
 """The most rows, classes or names that a finding lists."""
 
+NAMED = 5
+"""The most names of rows, which may be long, that a line lists."""
+
 FEW_RUNS = 0.5
 """Labels depend on the order if they change less often than this share of the changes in a random order."""
 
@@ -46,6 +49,7 @@ class Finding:
         message: the finding, on one line.
         count: how many rows it concerns.
         rows: the first of them, by their number in the store (``Split.rows``).
+        names: of these rows in a user's own data, as `embed` calls them.
     """
 
     check: str
@@ -54,6 +58,7 @@ class Finding:
     message: str
     count: int = 0
     rows: tuple[int, ...] = ()
+    names: tuple[str, ...] = ()
 
 
 def audit(data: Data) -> list[Finding]:
@@ -80,6 +85,8 @@ def audit(data: Data) -> list[Finding]:
                 if data.source is None or data.source.data is None:
                     findings += _order(name, split, labelled.task)
     findings += [Finding("reading", "info", "all", note) for note in data.notes]
+    if data.names is not None:
+        findings = [replace(finding, names=tuple(data.names(np.array(finding.rows, int)))) for finding in findings]
     order = ("error", "warning", "info")
     return sorted(findings, key=lambda finding: order.index(finding.severity))
 
@@ -119,8 +126,9 @@ def render(findings: Sequence[Finding], *, as_json: bool = False) -> str:
         return json.dumps([asdict(finding) for finding in findings], indent=2)
     lines = []
     for finding in findings:
-        more = ", ..." if finding.count > len(finding.rows) else ""
-        rows = f" (rows {', '.join(map(str, finding.rows))}{more})" if finding.rows else ""
+        listed = finding.names[:NAMED] or tuple(map(str, finding.rows))
+        more = ", ..." if finding.count > len(listed) else ""
+        rows = f" ({'' if finding.names else 'rows '}{', '.join(listed)}{more})" if listed else ""
         lines.append(f"{finding.severity:7} {finding.check:10} {finding.split:10} {finding.message}{rows}")
     return "\n".join(lines)
 
@@ -199,7 +207,7 @@ def _leaks(splits: dict[str, Split], digests: dict[str, NDArray[np.uint64]]) -> 
         if len(index):
             share = f"{100 * len(index) / len(splits[held_out]):.2g} %"
             severity: Severity = "error" if held_out == "test" else "warning"
-            message = f"{len(index)} of its examples ({share}) are in {seen} too"
+            message = f"{len(index)} of its examples ({share}) {'is' if len(index) == 1 else 'are'} in {seen} too"
             yield _finding("leak", severity, held_out, splits[held_out], index, message)
 
 
@@ -357,7 +365,9 @@ class _Values:
         for (i, fault), parts in self.wrong.items():
             index = np.concatenate(parts)
             severity: Severity = "warning" if fault.startswith("hold") else "error"
-            yield _finding("values", severity, self.name, split, index, f"{self._input(i)}{len(index)} rows {fault}")
+            yield _finding(
+                "values", severity, self.name, split, index, f"{self._input(i)}rows that {fault}: {len(index)}"
+            )
         for i, spec in enumerate(self.specs[: len(self.low)]):
             if isinstance(spec, Tokens):
                 continue

@@ -55,6 +55,9 @@ NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$|^[+-]?inf(inity)?$"
 DATE = r"^\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}(:\d{2}(\.\d+)?)?( ?(Z|[+-]\d{2}:?\d{2}))?)?$"
 """A date as ISO 8601 writes it."""
 
+THOUSANDS = r"^[+-]?[1-9]\d{0,2}(,\d{3})+$"
+"""A number with commas between thousands, or with a decimal comma and three decimals."""
+
 OTHER_DATE = r"^\d{1,2}[./-]\d{1,2}[./-]\d{2,4}([ T].*)?$"
 """A date in which day and month cannot be told apart."""
 
@@ -282,6 +285,11 @@ def scan(
 def mistaken(texts: Sequence[str]) -> str:
     """What else than categories these texts look like, with the remedy; empty if they look like categories."""
     texts = texts[:SAMPLE]
+    if _most(THOUSANDS, texts):
+        return (
+            f"looks like numbers with commas between thousands ({texts[0]!r}); write them without, or set pretrain's "
+            'option `decimal: ","` if these are decimal commas'
+        )
     if _most(DECIMAL_COMMA, texts):
         return f'looks like numbers with a decimal comma ({texts[0]!r}); set pretrain\'s option `decimal: ","`'
     if _most(OTHER_DATE, texts):

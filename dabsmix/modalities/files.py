@@ -512,7 +512,7 @@ def skipped_note(noun: str, skipped: Sequence[str], total: int) -> tuple[str, ..
         counted = sorted(reasons.items(), key=lambda item: -len(item[1]))
         listing = "; ".join(f"{reason}: {len(keys)} (the first: {keys[0]})" for reason, keys in counted[:LISTED])
         listing += "; run.json lists them all"
-    return (f"{len(skipped)} of {total} {noun} were skipped: {listing}.",)
+    return (f"{len(skipped)} of {total} {noun} {'was' if len(skipped) == 1 else 'were'} skipped: {listing}.",)
 
 
 def _key_and_reason(skipped: str) -> tuple[str, str]:
@@ -520,6 +520,13 @@ def _key_and_reason(skipped: str) -> tuple[str, str]:
     match = re.match(r"(.*?(?:: row \d+|:\d+)?): (.*)", skipped)
     key, reason = match.groups() if match else (skipped, "not usable")
     return key, re.split(r" \(|;", reason)[0]
+
+
+def _same_name(file: str, files: Sequence[str]) -> str:
+    """A hint at a file that lies elsewhere, or whose path a table writes in another way."""
+    name = file.replace("\\", "/").rpartition("/")[2]
+    found = next((each for each in files if each.rpartition("/")[2] == name), None)
+    return f" (did you mean {found!r}?)" if found and name else ""
 
 
 def read_labels(
@@ -537,7 +544,8 @@ def read_labels(
     columns = column_names(source)
     needed = ["file", label, *([group] if group else [])]
     if missing := [name for name in needed if name not in columns]:
-        raise UserError(f"{path}: no column {missing[0]!r} among {', '.join(columns)}")
+        what = ", of the files' paths below the data folder," if missing[0] == "file" else ""
+        raise UserError(f"{path}: no column {missing[0]!r}{what} among {', '.join(columns)}")
 
     def refuse(file: Path, row: int, reason: str) -> None:
         raise UserError(f"{file}, row {row}: {reason}")
@@ -552,7 +560,7 @@ def read_labels(
                 continue
             if file not in existing:
                 fix = "fix the row, or leave such rows out with --on-bad skip"
-                refuse(source.path, row, f"no file {file!r} below the data folder; {fix}")
+                refuse(source.path, row, f"no file {file!r} below the data folder{_same_name(file, files)}; {fix}")
             if file in labelled:
                 refuse(source.path, row, f"{file!r} has an earlier row; remove one of them")
             if group and not values[-1]:

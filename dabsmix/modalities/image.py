@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -645,8 +646,9 @@ def load_own(
     classes, table, absent = own_labels(folder, files, label, labels, group, on_bad)
     unlabelled = _own_listing(folder, files)
     images, sums, bad, source = stored("own_images", unlabelled, _side(size, patch), "skip")
-    summary = _summary(folder, files, endings_not_read(path, IMAGE_SUFFIXES, labels))
+    summary, deep = _summary(folder, files, endings_not_read(path, IMAGE_SUFFIXES, labels))
     division = own_split("images", folder, files, classes, bad, grouped=group is not None, on_bad=on_bad)
+    notes = (*division.notes, *absent, *_faint_note(images, [row for row in deep if row not in bad]))
     if division.label is None or division.task is None:
         standardise = _statistics(sums[division.parts.pretrain], size)
         state = {
@@ -657,7 +659,7 @@ def load_own(
             "skipped": division.skipped,
         }
         data = _unsplit(images, division.parts.pretrain, source, state)
-        return replace(data, notes=division.notes, summary=summary)
+        return replace(data, notes=notes, summary=summary, names=named(files))
     listing = replace(
         unlabelled,
         label=division.label,
@@ -667,7 +669,7 @@ def load_own(
         pretrain=division.parts.pretrain,
         task=division.task,
         group=division.group,
-        notes=(*division.notes, *absent),
+        notes=notes,
     )
     data = load("own_images", listing, size, patch, "v1", "flip", "skip")
     return replace(
@@ -679,19 +681,40 @@ def load_own(
     )
 
 
-def _summary(folder: Folder, files: Sequence[str], not_read: Counter[str]) -> tuple[str, ...]:
-    """Formats, colours and sizes of a user's images."""
+def _summary(folder: Folder, files: Sequence[str], not_read: Counter[str]) -> tuple[tuple[str, ...], list[int]]:
+    """Formats, colours and sizes of a user's images; and which of those that were looked at have 16 bits."""
     from PIL import Image
+
+    deep = []
 
     def header(file: str) -> tuple[str, float, str] | None:
         try:
             with Image.open(content(folder / file)) as image:
                 width, height = image.size
+                if image.mode.startswith("I"):
+                    deep.append(bisect_left(files, file))
                 return f"{image.format} {image.mode}", width * height, f"{width}x{height}"
         except (UserError, OSError, SyntaxError, ValueError, Image.DecompressionBombError):
             return None  # reading it reports the fault
 
-    return files_summary("images", files, header, "size in pixels", not_read)
+    return files_summary("images", files, header, "size in pixels", not_read), deep
+
+
+DEEP = 100
+"""Of so many images with 16 bits the stored values are looked at."""
+
+FAINT = 64
+"""If 16-bit images reach less than this after they are scaled to 8 bits, they hold 14 bits or fewer."""
+
+
+def _faint_note(images: Rows, deep: Sequence[int]) -> tuple[str, ...]:
+    """Whether images with 16 bits use so few of their values that little is left of them in 8 bits."""
+    if not deep or (top := int(images[np.array(deep[:DEEP])].max())) >= FAINT:
+        return ()
+    return (
+        f"Images with 16 bits are scaled to 8 by their full range, in which those that were looked at reach {top} of "
+        "255: they seem to hold fewer bits, of which most are lost. Stretch them to the full range first.",
+    )
 
 
 def load_further(

@@ -148,10 +148,15 @@ def read(sources: Sequence[Source], roles: Roles, on_bad: Literal["error", "skip
         raise UserError(f"{sources[0].path}: column {texts[0]!r} {reason} leave it out (pretrain's option `ignore`)")
     columns = tuple(scanned[name] for name in used)
     filled = frozenset(name for name in used if name != roles.label and not (roles.gaps and name in channels))
+    gap = {f"column {name!r} is empty" for name in channels}
+
+    def refuse_row(file: Path, row: int, reason: str) -> None:
+        refuse(file, row, f"{reason}, which the option `gaps: mask` allows" if reason in gap else reason)
+
     origins, values, skipped = [], [], []
     for number, source in enumerate(sources):
         bad_rows: list[tuple[int, str]] = []
-        on_row = refuse if on_bad == "error" else partial(listed, bad_rows)
+        on_row = refuse_row if on_bad == "error" else partial(listed, bad_rows)
         for rows, cells, _ in encoded(source, columns, on_row, filled=filled):
             origins.append(np.column_stack([np.full(len(rows), number), rows]))
             values.append((cells[:, : len(channels)].astype(np.float32), cells[:, len(channels) :]))
@@ -173,7 +178,7 @@ def read(sources: Sequence[Source], roles: Roles, on_bad: Literal["error", "skip
         readings=np.concatenate([readings for readings, _ in values]),
         file=origin[:, 0],
         row=origin[:, 1],
-        seconds=origin[:, 1] * 1.0 if time is None else _seconds(by_column[time], scanned[time], sources[0].path),
+        seconds=origin[:, 1] * 1.0 if time is None else _seconds(by_column[time], scanned[time], sources, origin),
         group=code(roles.group),
         label=label,
         recording=code(roles.recording),
@@ -194,16 +199,20 @@ def _holds_numbers(source: Source, column: str) -> bool:
     return True
 
 
-def _seconds(values: NDArray[np.float64], column: Column, path: Path) -> NDArray[np.float64]:
-    """Numbers as they are; dates as seconds."""
+def _seconds(
+    values: NDArray[np.float64], column: Column, sources: Sequence[Source], origin: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Numbers as they are; dates as seconds. ``origin`` is the file and row of each value."""
     if column.categories is None:
         return values
     import pandas as pd
 
     dates = pd.to_datetime(list(column.categories), format="ISO8601", utc=True, errors="coerce")
     if dates.isna().any():
-        cell = column.categories[int(np.flatnonzero(dates.isna())[0])]
-        raise UserError(f"{path}: column {column.name!r} holds {cell!r}, neither a number nor a date (ISO 8601)")
+        code = int(np.flatnonzero(dates.isna())[0])
+        file, row = origin[np.flatnonzero(values == code)[0]]
+        fault = f"column {column.name!r} holds {column.categories[code]!r}, neither a number nor a date (ISO 8601)"
+        raise UserError(f"{sources[file].path}: row {row}: {fault}")
     seconds = (dates - dates.min()) / pd.Timedelta(seconds=1)
     return np.asarray(seconds, np.float64)[values.astype(np.int64)]
 
@@ -232,7 +241,10 @@ def channels_of(path: Path, names: Sequence[str], others: Sequence[str], ignored
     """The columns of readings: all but time, group, label and the ignored ones."""
     for name in (*others, *ignored):
         if name not in names:
-            raise UserError(f"{path}: no column {name!r}{did_you_mean(name, names)}; there are: {', '.join(names)}")
+            hint = f"; the option `{name}` names another column" if name in ("time", "group") else ""
+            raise UserError(
+                f"{path}: no column {name!r}{did_you_mean(name, names)}; there are: {', '.join(names)}{hint}"
+            )
     channels = [name for name in names if name not in {*others, *ignored}]
     if not channels or len(set(others)) < len(others):
         raise UserError(f"{path}: time, group and label must be different columns, and at least one other a channel")
@@ -311,19 +323,27 @@ def resampled(recordings: Recordings, bounds: NDArray[np.int64], rate: float) ->
 
 
 def summarise(
-    recordings: Recordings, channels: Sequence[str], *, windows: bool = True
+    recordings: Recordings,
+    channels: Sequence[str],
+    *,
+    rate: float | None,
+    windows: bool = True,
+    max_gap: float | None = None,
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Lines for ``Data.summary`` that say what was read, and for ``Data.notes`` that say what a user should check.
 
     Args:
         recordings: the readings.
         channels: the names of their channels.
+        rate: to which the user has them interpolated, so that uneven steps need no remedy.
         windows: whether they are cut into windows, which gaps in time concern.
+        max_gap: the longest step of time within a recording, if the user states it.
     """
     together = (np.diff(recordings.file) == 0) & (np.diff(recordings.group) == 0)
     steps = np.diff(recordings.seconds)[together]
     groups = len(np.unique(recordings.group))
-    lines = [f"{len(recordings.row)} readings of {len(channels)} channels in {groups} groups:"]
+    of_channels = f"{len(channels)} channel{'s' * (len(channels) != 1)}"
+    lines = [f"{len(recordings.row)} readings of {of_channels} in {groups} group{'s' * (groups != 1)}:"]
     flags = []
     if len(steps):
         middle, (low, high) = float(np.median(steps)), np.percentile(steps, [5, 95])
@@ -332,15 +352,17 @@ def summarise(
             f"  from one reading to the next: {middle:.4g} (median; 5 % below {low:.4g}, 5 % above {high:.4g}); "
             f"steps longer than 1.5 times the median: {gaps}, the longest {steps.max():.4g}"
         )
-        if high > 1.1 * middle or low < 0.9 * middle:
+        if rate is None and (high > 1.1 * middle or low < 0.9 * middle):
             flags.append(
                 f"Readings are not evenly spaced: 5 % of the steps are above {high:.4g}, 5 % below {low:.4g}, the "
                 f"median is {middle:.4g}; the option `rate: {1 / middle:.4g}` interpolates them."
             )
         if gaps and windows:
+            spanned = "are shorter than a window (the option `max_gap` sets another limit)"
+            spanned = spanned if max_gap is None else f"are at most {max_gap:g} long"
+            how = "Windows span" if rate is None else "Readings are interpolated over"
             flags.append(
-                f"Gaps of more than 1.5 times the usual step within a group: {gaps}. Windows span those that are "
-                "shorter than a window, unless the option `max_gap` says otherwise."
+                f"Gaps of more than 1.5 times the usual step within a group: {gaps}. {how} those that {spanned}."
             )
     width = max(map(len, channels))
     for name, channel in zip(channels, recordings.readings.T, strict=True):
@@ -349,6 +371,9 @@ def summarise(
             raise UserError(f"channel {name!r} holds no reading at all; leave it out with the option `ignore`")
         empty = f", {1 - len(values) / len(channel):.1%} empty" if len(values) < len(channel) else ""
         lines.append(f"  {name:<{width}}  {values.min():.6g} to {values.max():.6g}, mean {values.mean():.6g}{empty}")
+        option = "ignore" if name else 'ignore: [""]'  # a name is missing over the index that pandas writes
         if values.min() == values.max():
-            flags.append(f"Channel {name!r} is constant; leave it out with the option `ignore`.")
+            flags.append(f"Channel {name!r} is constant; leave it out with the option `{option}`.")
+        elif len(steps) and (np.diff(channel)[together] == 1).all():
+            flags.append(f"Channel {name!r} counts the rows; leave it out with the option `{option}`.")
     return tuple(lines), tuple(flags)

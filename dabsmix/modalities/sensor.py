@@ -187,7 +187,8 @@ def load_own(
             not scored.
         on_bad: ``skip`` leaves bad rows out, counts them and lists them.
         time: the column of times: numbers, or ISO 8601 dates.
-        group: the column that says which readings belong together (person, machine, recording).
+        group: the column that says which readings belong together (person, machine, recording). If there is none of
+            the default name, each of several files is a group.
         window: readings in a window, 128 by default; with ``recording`` the most that are read of one, by default all.
         stride: readings from one window to the next; by default a window's length.
         patch: readings in a token, a divisor of the window; by default the shortest with at most 64 tokens a window.
@@ -232,21 +233,22 @@ def load_own(
     patch = patch or token_length(window)
     _check_options(window, stride, patch, rate, max_gap)
     sources = tuple(Source(file, **reading) for file in table_files(path))
-    others = (time, group) if label is None else (time, group, label)
-    channels = channels_of(path, column_names(sources[0]), others, _names(ignore))
+    names = column_names(sources[0])
+    by_file = group == "group" and group not in names and len(sources) > 1
+    roles = Roles((), time, None if by_file else group, label, gaps=gaps == "mask")
+    roles = replace(roles, channels=channels_of(path, names, roles.others, _names(ignore)))
     source = fingerprint(path if path.is_dir() else path.parent, [file.path for file in sources])
     by_default = reading == dict(separator="", decimal=".", encoding="utf-8")
-    roles = Roles(channels, time, group, label, gaps=gaps == "mask")
     recordings = read_once(source if by_default else f"{source} {reading}", sources, roles, on_bad)
     if label is not None:
         check_classes(label, recordings.classes)
-    summary, flags = summarise(recordings, channels)
-    if rate is not None:
-        flags = ()  # they are about steps of time, which resampling makes equal
+    summary, flags = summarise(recordings, roles.channels, rate=rate, max_gap=max_gap)
+    if by_file:
+        flags = ("There is no column 'group', so each file is a group.", *flags)
     state: dict[str, Any] = {
         "time": time,
-        "group": group,
-        "channels": channels,
+        "group": roles.group,
+        "channels": roles.channels,
         "window": window,
         "stride": stride,
         "patch": patch,
@@ -349,7 +351,9 @@ def _check_options(window: int, stride: int, patch: int, rate: float | None, max
 
 
 def _names(listed: str | Sequence[str]) -> list[str]:
-    return [name.strip() for name in (listed.split(",") if isinstance(listed, str) else listed) if name.strip()]
+    if not isinstance(listed, str):
+        return [name.strip() for name in listed]  # a column may have an empty name
+    return [name.strip() for name in listed.split(",") if name.strip()]
 
 
 def _unused_note(starts: NDArray[np.int64], window: int, readings: int) -> list[str]:
@@ -415,7 +419,8 @@ def load_further_labelled(
         return whole_recordings.load_further_labelled(path, state, label, labels, group, on_bad)
     if group is not None or labels:
         option = "labels" if labels else "group"
-        raise UserError(f"option {option}: the run reads windows, grouped by {state['group']!r}; leave it out")
+        by = "file" if state["group"] is None else repr(state["group"])
+        raise UserError(f"option {option}: the run reads windows, grouped by {by}; leave it out")
     further, keys, code, classes = _further(path, state, on_bad, label)
     check_classes(label, classes)
     return Marked(further, keys, "windows", Task("classes", "accuracy", classes), code, further.pretrain.group)

@@ -189,6 +189,8 @@ def stored(folder: Path, part: str, length: int) -> Split:
 def cut_note(rows: NDArray[np.uint8], alphabet: Alphabet) -> str:
     """How many sequences fill all symbols of a sample, and so may have been cut."""
     full = int(np.count_nonzero(rows[:, -1] != alphabet.pad))
+    if not full:
+        return f"None of the {len(rows)} sequences fills all {rows.shape[1]} symbols, so none is cut."
     return f"{full} of {len(rows)} sequences fill all {rows.shape[1]} symbols; the rest of a longer one is cut."
 
 

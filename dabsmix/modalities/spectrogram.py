@@ -540,28 +540,41 @@ def load_own(
     )
     data = load("own_sounds", clips, form, "v1", on_bad="skip")
     source = digest([data.fingerprint, table])
+    summary, flags = _summary(clips.folder, clips.files, endings_not_read(path, SUFFIXES, labels), rate)
     return replace(
         data,
         fingerprint=source,
-        summary=_summary(clips.folder, clips.files, endings_not_read(path, SUFFIXES, labels)),
+        notes=(*data.notes, *flags),
+        summary=summary,
         state={**data.state, "skipped": division.skipped},
         names=named(clips.files),
     )
 
 
-def _summary(folder: Folder, files: Sequence[str], not_read: Counter[str]) -> tuple[str, ...]:
-    """Formats, rates and durations of a user's sounds."""
+def _summary(
+    folder: Folder, files: Sequence[str], not_read: Counter[str], rate: int
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Formats, rates and durations of a user's sounds, and a note if some have a lower rate than ``rate``."""
     import soundfile
+
+    rates: list[int] = []
 
     def header(file: str) -> tuple[str, float, str] | None:
         try:
             info = soundfile.info(content(folder / file))
         except (UserError, soundfile.SoundFileError, OSError):
             return None  # reading it reports the fault
+        rates.append(info.samplerate)
         channels = {1: "mono", 2: "stereo"}.get(info.channels, f"{info.channels} channels")
         return f"{info.format} {info.samplerate} Hz {channels}", info.duration, f"{info.duration:.2f} s"
 
-    return files_summary("sounds", files, header, "duration", not_read)
+    lines = files_summary("sounds", files, header, "duration", not_read)
+    if not (lower := [each for each in rates if each < rate]):
+        return lines, ()
+    return lines, (
+        f"{len(lower)} of {len(rates)} sounds that were looked at have a lower sampling rate than {rate} Hz and so "
+        f"nothing in its highest frequencies; with the option `rate: {min(lower)}` all are read alike.",
+    )
 
 
 def load_further(

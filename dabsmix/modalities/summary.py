@@ -46,12 +46,13 @@ def summarise(matrix: Matrix) -> tuple[tuple[str, ...], tuple[str, ...]]:
             kind = f"{len(column.categories)} categor{'y' if len(column.categories) == 1 else 'ies'}"
         else:
             kind = "dates" if column.dates else "numbers"
-        empty = f"{1 - len(filled) / n:.0%} empty" if len(filled) < n else ""
+        empty = f"{1 - len(filled) / n:.1%} empty" if len(filled) < n else ""
         examples = ", ".join(_example(column, value) for value in _first_distinct(filled))
-        lines.append(f"  {column.name:<{width}}  {kind:<16} {empty:<10} {examples}".rstrip())
+        lines.append(f"  {column.name:<{width}}  {kind:<16} {empty:<12} {examples}".rstrip())
     if len(matrix.columns) > SHOWN:
         lines.append(f"  and {len(matrix.columns) - SHOWN} more columns")
-    return (f"{n} rows, {len(matrix.columns)} columns:", *lines), tuple(flags)
+    columns = f"{len(matrix.columns)} column{'s' * (len(matrix.columns) != 1)}"
+    return (f"{n} rows, {columns}:", *lines), tuple(flags)
 
 
 def _first_distinct(values: NDArray[np.float32]) -> list[float]:
@@ -69,7 +70,8 @@ def _example(column: Column, value: float) -> str:
 
 def _flags(column: Column, values: NDArray[np.float32], filled: NDArray[np.float32]) -> list[str]:
     name = f"Column {column.name!r}"
-    leave_out = "leave it out with the option `ignore`"
+    option = "ignore" if column.name else 'ignore: [""]'  # a name is missing over the index that pandas writes
+    leave_out = f"leave it out with the option `{option}`"
     if not len(filled):
         return [f"{name} is empty; {leave_out}."]
     if (filled == filled[0]).all():

@@ -190,12 +190,12 @@ def load_own(
         data = _unlabelled(matrix, fit("own_tabular", key, matrix, np.arange(len(matrix.x))), source, members)
     else:
         data = _labelled(matrix, partial(fit, "own_tabular", key, matrix), source, members, label, task)
-        data = replace(data, names=_named_rows(matrix, sources).of_rows)
     summary, flags = summarise(matrix)
     return replace(
         data,
         notes=(*data.notes, *skipped_note("rows", matrix.skipped, len(matrix.x) + len(matrix.skipped)), *flags),
         summary=summary,
+        names=_named_rows(matrix, sources).of_rows,
         state={**data.state, "ignored": list(ignored), "missing": list(empty), "reading": reading},
     )
 
@@ -491,8 +491,9 @@ def _unseen_note(cells: Counter[str]) -> tuple[str, ...]:
 
 
 def _listed(names: str | Sequence[str]) -> tuple[str, ...]:
-    parts = names.split(",") if isinstance(names, str) else [str(name) for name in names]
-    return tuple(part.strip() for part in parts if part.strip())
+    if not isinstance(names, str):
+        return tuple(str(name).strip() for name in names)  # a column may have an empty name
+    return tuple(part.strip() for part in names.split(",") if part.strip())
 
 
 def _check_names(names: tuple[str, ...], path: Path, options: Mapping[str, Iterable[str | None]]) -> None:

@@ -274,6 +274,8 @@ def _stored(folder: Path, part: str) -> NDArray[np.int32]:
 
 def _cut_note(rows: NDArray[np.int32], tokens: Tokenizer) -> str:
     full = int(np.count_nonzero(rows[:, -1] != tokens.pad))
+    if not full:
+        return f"None of the {len(rows)} samples fills all {rows.shape[1]} tokens, so none is cut."
     return f"{full} of {len(rows)} samples fill all {rows.shape[1]} tokens; the rest of a longer one is cut."
 
 

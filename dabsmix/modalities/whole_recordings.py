@@ -384,14 +384,16 @@ def _summarise(recordings: Recordings, roles: Roles, rate: float | None) -> tupl
     """As `recordings.summarise`, with the lengths of the recordings."""
     lengths = np.diff(runs(recordings.file, recordings.recording))
     low, middle, high = (int(np.quantile(lengths, part, method="nearest")) for part in (0.05, 0.5, 0.95))
-    (_, *lines), flags = summarise(replace(recordings, group=recordings.recording), roles.channels, windows=False)
+    by_recording = replace(recordings, group=recordings.recording)
+    (_, *lines), flags = summarise(by_recording, roles.channels, rate=rate, windows=False)
     if roles.time is None:
         lines = [line for line in lines if not line.startswith("  from one reading")]
+    of_channels = f"{len(roles.channels)} channel{'s' * (len(roles.channels) != 1)}"
     head = (
-        f"{len(lengths)} recordings of {len(roles.channels)} channels, {lengths.min()} to {lengths.max()} readings "
-        f"long (median {middle}; 5 % below {low}, 5 % above {high}):"
+        f"{len(lengths)} recordings of {of_channels}, {lengths.min()} to {lengths.max()} readings long (median "
+        f"{middle}; 5 % below {low}, 5 % above {high}):"
     )
-    return (head, *lines), flags if rate is None else ()
+    return (head, *lines), flags
 
 
 def _keys(cut: _Cut, files: Sequence[str], recording: str) -> list[str]:

@@ -40,6 +40,7 @@ __all__ = [
     "read_predictions",
     "read_transfer",
     "read_yardstick_predictions",
+    "share_in_words",
     "write_transfer",
     "yardstick_key",
 ]
@@ -256,11 +257,12 @@ class Gain:
         percent = in_percent(self.metric)
 
         def text(number: float) -> str:
-            return f"{self.direction * number * (100 if percent else 1):+{'.1f' if percent else '.3g'}}"
+            shown = self.direction * number * (100 if percent else 1)
+            return f"{round(shown, 1) + 0.0:+.1f}" if percent else f"{shown + 0.0:+.3g}"  # no -0.0
 
         metric = self.metric.replace("_", " ")
         unit = f"points of {metric}" if percent else metric
-        share = f"with {_share_in_words(self.label_fraction)}"
+        share = f"with {share_in_words(self.label_fraction)}"
         if self.low is None or self.high is None:
             return f"{share} it differs from a random one by {text(self.value)} {unit} (too few groups for an interval)"
         low, high = (self.low, self.high) if self.direction > 0 else (self.high, self.low)
@@ -271,7 +273,8 @@ class Gain:
         return f"{share} no difference from a random one is shown, {text(self.value)} {unit} ({ends})"
 
 
-def _share_in_words(share: str) -> str:
+def share_in_words(share: str) -> str:
+    """``all labels``, ``10 % of the labels`` or ``5 labels of each class``."""
     if share == "1":
         return "all labels"
     if "/" not in share:
@@ -440,7 +443,9 @@ class TransferRecord:
             further = (f"{name} {(100 if in_percent(name) else 1) * value:.4g}" for name, value in first.others.items())
             lines.append(f"  The first of these by other metrics: {', '.join(further)}.")
         if self.unbeaten:
-            lines.append(f"  The {first.probe} probe does not beat {', '.join(self.unbeaten)}: nothing is shown.")
+            share = share_in_words(first.label_fraction)
+            unbeaten = ", ".join(self.unbeaten)
+            lines.append(f"  With {share} the {first.probe} probe does not beat {unbeaten}: nothing is shown.")
         lines += [f"  {self.answer}"] * bool(self.gains)
         return "\n".join(lines)
 

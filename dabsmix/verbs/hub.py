@@ -222,7 +222,10 @@ def _scores(transfers: list[TransferRecord]) -> str:
     for transfer in transfers:
         for name, results in {"": transfer.results, **transfer.yardsticks}.items():
             lines += [_line(transfer, result, name) for result in results]
-    return "\n".join(lines) + "\n\nLines in italics are what needs no pretraining, on the same test examples."
+    lines += ["", "Lines in italics are what needs no pretraining, on the same test examples."]
+    for transfer in transfers:
+        lines += ["", f"{transfer.task}: {transfer.answer}"] if transfer.answer else []
+    return "\n".join(lines)
 
 
 def _line(transfer: TransferRecord, result: Result, yardstick: str) -> str:

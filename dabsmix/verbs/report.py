@@ -18,7 +18,16 @@ from dabsmix.errors import UserError
 from dabsmix.files import write
 from dabsmix.run import Run
 from dabsmix.scoring.metrics import known
-from dabsmix.scoring.results import Gain, HeadMix, Result, TransferRecord, default_protocol, in_percent, read_transfer
+from dabsmix.scoring.results import (
+    Gain,
+    HeadMix,
+    Result,
+    TransferRecord,
+    default_protocol,
+    in_percent,
+    read_transfer,
+    share_in_words,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -121,7 +130,8 @@ def _headline(task: TransferRecord) -> str:
     first = task.headline
     grouped = f" of {first.units} groups" if 0 < first.units < first.n else ""
     without = "" if first.low is not None else ", too few groups for intervals" if grouped else ", without intervals"
-    return f"{_words(first.metric)}, protocol {task.protocol}, {first.n:,} test examples{grouped}{without}"
+    probe = f"{first.probe} probe with {share_in_words(first.label_fraction)}"
+    return f"{_words(first.metric)}, {probe}, protocol {task.protocol}, {first.n:,} test examples{grouped}{without}"
 
 
 def _words(metric: str) -> str:
@@ -182,6 +192,8 @@ def _ends(gain: Gain) -> Ends:
 
 def _training(run: Run) -> list[tuple[str, Any]]:
     """Curves over the steps; none for a run without steps."""
+    from matplotlib.ticker import MaxNLocator
+
     lines = run.metrics()
 
     def curve(name: str) -> Callable[[Axes], None]:
@@ -190,6 +202,7 @@ def _training(run: Run) -> list[tuple[str, Any]]:
         def draw(axes: Axes) -> None:
             axes.plot(*zip(*points, strict=True), color=ENCODER, marker="o" if len(points) < 30 else "", markersize=3)
             axes.set_xlabel("step")
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
         return draw
 

@@ -175,9 +175,9 @@ def test_values_of_a_table() -> None:
     x[labelled.test.rows[5], :] = np.nan
     findings = [finding for finding in audit(data) if finding.check == "values" and finding.split == "test"]
     by_message = {finding.message.partition(":")[0]: finding for finding in findings}
-    assert by_message["1 rows have infinite values"].rows == (int(labelled.test.rows[3]),)
-    assert by_message["1 rows have a code that is not a category"].rows == (int(labelled.test.rows[4]),)
-    assert by_message["1 rows hold nothing but empty cells"].severity == "warning"
+    assert by_message["rows that have infinite values"].rows == (int(labelled.test.rows[3]),)
+    assert by_message["rows that have a code that is not a category"].rows == (int(labelled.test.rows[4]),)
+    assert by_message["rows that hold nothing but empty cells"].severity == "warning"
     assert by_message["constant columns"].message.endswith(": 1")
     assert by_message["4 empty cells, in columns 0, 1, 2, 3"].severity == "info"
 
@@ -188,15 +188,15 @@ def test_values_of_a_grid_and_of_tokens() -> None:
     x[data.require_labelled().train.rows[0], 1, 3] = np.nan
     x[data.require_labelled().train.rows[1]] = 0
     by_message = {finding.message: finding for finding in audit(data) if finding.check == "values" and finding.count}
-    assert by_message["1 rows have NaN"].severity == "error"
-    assert by_message["1 rows hold one value everywhere"].rows == (int(data.require_labelled().train.rows[1]),)
+    assert by_message["rows that have NaN: 1"].severity == "error"
+    assert by_message["rows that hold one value everywhere: 1"].rows == (int(data.require_labelled().train.rows[1]),)
     ids = np.random.default_rng(0).integers(1, 50, (600, 6))
     data = make(x=ids, spec=Tokens(6, 50, pad=0))
     ids[data.require_labelled().train.rows[2]] = 0
     ids[data.require_labelled().train.rows[3], 0] = 50
     by_message = {finding.message: finding for finding in audit(data) if finding.check == "values"}
-    assert by_message["1 rows hold nothing but padding"].rows == (int(data.require_labelled().train.rows[2]),)
-    assert by_message["1 rows have an id outside the vocabulary"].severity == "error"
+    assert by_message["rows that hold nothing but padding: 1"].rows == (int(data.require_labelled().train.rows[2]),)
+    assert by_message["rows that have an id outside the vocabulary: 1"].severity == "error"
 
 
 def test_reading_in_small_batches_gives_the_same_findings(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,6 +232,11 @@ def test_rendering() -> None:
     assert lines[0].startswith("error   leak       test       30 of its examples (30 %) are in train too (rows ")
     assert lines[0].endswith(", ...)")
     assert json.loads(render(findings, as_json=True))[0]["count"] == 30
+    named = audit(replace(data, names=lambda rows: [f"t.csv:{row}" for row in rows]))
+    assert named[0].names == tuple(f"t.csv:{row}" for row in findings[0].rows)
+    line, first = render(named).splitlines()[0], findings[0].rows[0]
+    assert f"in train too (t.csv:{first}, t.csv:" in line
+    assert line.count("t.csv") == 5
 
 
 def test_own_data_sorted_by_class_cause_no_warning() -> None:

@@ -87,7 +87,7 @@ def test_skipped_rows_and_empty_labels_are_counted_separately(tmp_path: Path) ->
     (tmp_path / "t.csv").write_text("\n".join(lines) + "\n")
     data = tabular.load_own(tmp_path / "t.csv", label="y", on_bad="skip")
     check(data, frame()["y"].notna().to_numpy())
-    assert any(note.startswith("1 of 201 rows were skipped") for note in data.notes)
+    assert any(note.startswith("1 of 201 rows was skipped") for note in data.notes)
 
 
 def test_texts_with_empty_label_cells(tmp_path: Path) -> None:

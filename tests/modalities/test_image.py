@@ -107,6 +107,17 @@ def test_sixteen_bits_are_scaled_not_clipped(suffix: str, tmp_path: Path) -> Non
     assert grey.tolist() == [[[value] * 3 for value in row] for row in expected]
 
 
+def test_images_that_are_faint_in_eight_bits_are_reported(tmp_path: Path) -> None:
+    for bits in (12, 16):
+        for number in range(4):
+            values = np.full((8, 8), (2**bits - 1) * (number > 1), np.uint16)
+            path = tmp_path / f"{bits}" / "ab"[number % 2] / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(values).save(path)
+    assert any("reach 16 of 255" in note for note in load_own(tmp_path / "12", size=8).notes)
+    assert load_own(tmp_path / "16", size=8).notes == ()
+
+
 def test_images_refused_by_an_older_version_are_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A store that recorded an image with too many bits stays; another is built beside it."""
     folder = tmp_path / "scans"
@@ -308,7 +319,8 @@ GOOD = "file,kind,place\n" + "".join(f"all/{n:02d}.png,{'ab'[n % 2]},p{n % 5}\n"
         (GOOD.replace("all/03.png,b,p3", "all/03.png,b,p3,x"), {}, "row 5: 4 cells where the table has 3 columns"),
         (GOOD.replace(",b,", ",a,"), {}, "needs two classes"),
         (GOOD.replace("kind", "sort", 1), {}, "no column 'kind' among file, sort, place"),
-        (GOOD.replace("file", "path", 1), {}, "no column 'file'"),
+        (GOOD.replace("file", "path", 1), {}, "no column 'file', of the files' paths below the data folder, among"),
+        (GOOD.replace("all/00.png", "all\\\\00.png", 1), {}, r"row 2: no file .* \(did you mean 'all/00\.png'\?\)"),
         (GOOD, {"group": "town"}, "no column 'town'"),
         (GOOD, {"label": None}, "name its column of classes with --label"),
         (GOOD, {"size": 30}, "size 30 is not a multiple of patch 4"),
@@ -338,7 +350,7 @@ def test_damaged_images_are_named_or_listed_and_unlabelled_ones_pretrained_on(tm
     data = load_own(root, label="folder", on_bad="skip")
     assert sum(rows(data)[1:]) == 39
     (note,) = [note for note in data.notes if "skipped" in note]
-    assert note.startswith("1 of 41 images were skipped")
+    assert note.startswith("1 of 41 images was skipped")
     assert "cat/03.png" in note
     assert any(note.startswith("1 of 40 images have no label: pretraining sees 1 of them") for note in data.notes)
     used = np.concatenate([split.rows for split in data.require_labelled().splits.values()])

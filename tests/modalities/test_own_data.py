@@ -299,7 +299,7 @@ def test_bad_data_are_named_or_skipped_and_listed(made: Made, spoil: Callable[[M
     status, out, err = dabsmix("pretrain", *data, "--on-bad", "skip")
     assert status == 0, err
     (note,) = (note for note in Run(Path(out.strip())).record.notes if "skipped" in note)
-    assert re.match(r"1 of \d+ .* were skipped: .*" + bad.rpartition("/")[2], note)
+    assert re.match(r"1 of \d+ .* was skipped: .*" + bad.rpartition("/")[2], note)
     assert note in err
 
 

@@ -69,6 +69,11 @@ def test_semicolons_and_decimal_commas(tmp_path: Path) -> None:
     assert not said(data, "decimal comma")
     further, _ = tabular.load_further(tmp_path / "t.csv", data.state)
     np.testing.assert_allclose(column(further, 0), numbers, rtol=1e-6)
+    (tmp_path / "u.csv").write_text("income,y\n" + "".join(f'"{1000 + 7 * i:,}",{"ab"[i % 2]}\n' for i in range(N)))
+    assert said(tabular.load_own(tmp_path / "u.csv", label="y"), "'income'", "numbers with commas between thousands")
+    (tmp_path / "o.yaml").write_text("group: kind\ndecimal: ,\n")
+    with pytest.raises(UserError, match=r"o\.yaml, line 2: not YAML .* needs quotes: `decimal: \",\"`"):
+        load(Source(data=tmp_path / "t.csv", modality="tabular", options=tmp_path / "o.yaml"))
 
 
 @pytest.mark.parametrize("name", ["t.csv", "t.txt", "folder"])
@@ -180,12 +185,16 @@ def test_unusual_columns_are_reported(tmp_path: Path) -> None:
     assert said(data, "Column 'day' is read as categories, but looks like dates ('1.1.2023'); write them as 2024-12-31")
     assert said(data, "95% of the labels are 'a'")
     assert not said(data, "'fine'")
+    table.to_csv(tmp_path / "t.csv")  # with the index, whose column has no name
+    indexed = tabular.load_own(tmp_path / "t.csv", label="y")
+    assert said(indexed, "Column '' counts the rows", '`ignore: [""]`')
+    assert tabular.load_own(tmp_path / "t.csv", label="y", ignore=[""]).state["columns"] == data.state["columns"]
     first, *lines, labels = data.summary
     assert first == "60 rows, 6 columns:"
     assert labels == "labels of 2 classes: 'a' 57 (95%), 'b' 3 (5%)"
     assert [line.split()[0] for line in lines] == ["number", "constant", "empty", "code", "day", "fine"]
     assert lines[0].split() == ["number", "numbers", "7,", "8,", "9"]
-    assert lines[2].split() == ["empty", "numbers", "100%", "empty"]
+    assert lines[2].split() == ["empty", "numbers", "100.0%", "empty"]
     assert lines[3].split()[1:3] == ["60", "categories"]
 
 
@@ -218,13 +227,14 @@ def test_jittered_times_and_gaps_are_reported_and_resampling_removes_them(tmp_pa
     data = sensor.load_own(path, window=16)
     assert said(data, "Readings are not evenly spaced", "`rate: ")
     assert said(data, "Gaps of more than 1.5 times the usual step within a group: 1.", "`max_gap`")
-    assert data.summary[0] == "900 readings of 1 channels in 3 groups:"
+    assert data.summary[0] == "900 readings of 1 channel in 3 groups:"
     even = sensor.load_own(path, window=16, rate=20)
     stored = np.asarray(even.pretrain.inputs[0][np.arange(4)])[:, 0]  # 4 windows of the first person
     at = jittered[0][0] + np.arange(64) / 20
     expected = np.interp(at, jittered[0], np.sin(jittered[0]))
     np.testing.assert_allclose(stored.ravel(), expected, atol=1e-6)
     assert not said(even, "evenly spaced")
+    assert said(even, "Readings are interpolated over those that are shorter than a window")
     _, keys = sensor.load_further(path, even.state)
     assert len(keys) == len(even.pretrain)
     rows = [int(key.rsplit(":", 1)[1]) for key in keys[:3]]
@@ -239,6 +249,42 @@ def test_a_gap_ends_a_recording_on_request(tmp_path: Path) -> None:
     assert len(sensor.load_own(path, window=16, max_gap=0.5).pretrain) == 1 + 2 + 4
     dropped = sensor.load_own(path, window=16, max_gap=0.5).notes
     assert any("16 of 128 readings (12.5%) are in no window" in note for note in dropped)
+    assert any(note.endswith("Windows span those that are at most 0.5 long.") for note in dropped)
+
+
+DAY_FIRST = "%d.%m.%Y %T"
+
+
+def test_files_without_a_column_of_groups_are_groups(tmp_path: Path) -> None:
+    for file in range(4):
+        table = pd.DataFrame({"t": range(64), "x": np.sin(np.arange(64) + file), "y": ["a"] * 32 + ["b"] * 32})
+        table.to_csv(tmp_path / f"{file}.csv")
+    with pytest.raises(UserError, match=r"no column 'time'.*; the option `time` names another column"):
+        sensor.load_own(tmp_path, label="y")
+    with pytest.raises(UserError, match=r"no column 'group'.*; the option `group` names another column"):
+        sensor.load_own(tmp_path / "0.csv", label="y", time="t")
+    data = sensor.load_own(tmp_path, label="y", time="t", window=16)
+    assert said(data, "no column 'group', so each file is a group")
+    assert said(data, "Channel '' counts the rows", '`ignore: [""]`')
+    assert sensor.load_own(tmp_path, label="y", time="t", window=16, ignore=[""]).state["channels"] == ["x"]
+    assert data.names is not None
+    for split in (data.pretrain, data.require_labelled().test):
+        files = [name.partition(":")[0] for name in data.names(split.rows)]
+        assert split.group is not None
+        assert [f"{group}.csv" for group in split.group] == files
+    further = sensor.load_further_labelled(tmp_path, data.state, label="y")
+    assert further.group is not None
+    assert np.bincount(further.group).tolist() == [4] * 4
+
+    table = pd.read_csv(tmp_path / "2.csv", index_col=0)
+    table.assign(x=table["x"].where(table.index != 5)).to_csv(tmp_path / "2.csv")
+    with pytest.raises(UserError, match=r"2\.csv: row 7: column 'x' is empty, which the option `gaps: mask` allows"):
+        sensor.load_own(tmp_path, label="y", time="t")
+    for file in range(4):
+        table["t"] = pd.date_range("2024-05-01", periods=64, freq="s").strftime(DAY_FIRST if file == 2 else "%F %T")
+        table.to_csv(tmp_path / f"{file}.csv")
+    with pytest.raises(UserError, match=r"2\.csv: row 2: column 't' holds '01\.05\.2024 00:00:00', neither"):
+        sensor.load_own(tmp_path, label="y", time="t")
 
 
 @pytest.mark.parametrize("option", [{"stride": 0}, {"rate": 0}, {"max_gap": -1.0}])
@@ -293,13 +339,14 @@ def test_images_sounds_and_texts_are_summed_up_as_tables_are(tmp_path: Path) -> 
         "  size in pixels: 10x20 to 21x20, median 16x20",
         "labels of 2 classes: 'a' 6 (50%), 'b' 6 (50%)",
     )
-    assert said(pictures, "1 of 13 images were skipped", "torn.png")
+    assert said(pictures, "1 of 13 images was skipped", "torn.png")
     sounds = load(Source(data=tmp_path / "sounds", modality="spectrogram", label="folder"))
     assert sounds.summary[:3] == (
         "12 sounds:",
         "  WAV 8000 Hz mono: 12",
         "  duration: 0.10 s to 1.20 s, median 0.70 s",
     )
+    assert said(sounds, "12 of 12 sounds", "a lower sampling rate than 16000 Hz", "`rate: 8000`")
     words = [" ".join(["word"] * (1 + n)) for n in range(20)]
     pd.DataFrame({"text": words, "y": ["a"] * 19 + ["b"] * 1}).to_csv(tmp_path / "t.csv", index=False)
     options = tmp_path / "o.yaml"

@@ -272,7 +272,7 @@ def test_skipped_rows_are_listed_and_no_window_spans_them(tmp_path: Path) -> Non
     # reading 30 is missing, so reading 31 takes its place and begins a recording
     assert store.starts[:3].tolist() == [0, 30, 46]
     (note,) = (note for note in data.notes if "skipped" in note)
-    assert re.match(r"1 of \d+ rows were skipped: r.csv: row 32: column 'x' holds 'abc'", note)
+    assert re.match(r"1 of \d+ rows was skipped: r.csv: row 32: column 'x' holds 'abc'", note)
     assert data.state["skipped"] == [note.partition("skipped: ")[2][:-1]]
 
 

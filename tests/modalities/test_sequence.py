@@ -85,7 +85,7 @@ def test_own_table_lines_and_the_alphabet(tmp_path: Path) -> None:
     (tmp_path / "odd.txt").write_text("\n".join([*texts, "ACN"]))
     data = load_own(tmp_path / "odd.txt", alphabet="ACGT", on_bad="skip")
     assert len(data.pretrain) == 40
-    assert any("1 of 41 sequences were skipped" in note for note in data.notes)
+    assert any("1 of 41 sequences was skipped" in note for note in data.notes)
 
 
 def test_bad_fasta(tmp_path: Path) -> None:

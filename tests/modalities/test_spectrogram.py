@@ -314,7 +314,7 @@ def test_damaged_own_sounds_are_named_or_counted(tmp_path: Path) -> None:
     data = load_own(path, label="folder", rate=8000, mels=32, on_bad="skip")
     assert sum(len(part) for part in data.require_labelled().splits.values()) == 39
     (note,) = (note for note in data.notes if "skipped" in note)
-    assert "1 of 41 sounds were skipped" in note
+    assert "1 of 41 sounds was skipped" in note
     assert "04.wav: damaged" in note
     assert any(note.startswith("1 of 40 sounds have no label: pretraining sees 1 of them") for note in data.notes)
 

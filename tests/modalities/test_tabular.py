@@ -215,7 +215,7 @@ def test_bad_row_is_refused_with_file_and_row_or_skipped_and_listed(line: str, t
     assert str(caught.value).startswith(f"{path}: row 101: {BAD[line]}")
     assert "\n" not in str(caught.value)
     data = load_own(path, label="y", group="person", on_bad="skip")
-    assert data.notes[-1].startswith(f"1 of 301 rows were skipped: people.csv: row 101: {BAD[line]}")
+    assert data.notes[-1].startswith(f"1 of 301 rows was skipped: people.csv: row 101: {BAD[line]}")
     np.testing.assert_allclose(read(data, data.require_labelled().train), read(good, good.require_labelled().train))
 
 

@@ -94,7 +94,7 @@ def test_a_record_names_the_yardsticks_that_pretraining_did_not_beat() -> None:
     other = replace(better, label_fraction="0.5")
     record = replace(RECORD, yardsticks={"patches": (better,), "raw": (worse, other), "supervised": (better,)})
     assert record.unbeaten == ("patches",)
-    assert str(record).endswith("does not beat patches: nothing is shown.")
+    assert str(record).endswith("With all labels the linear probe does not beat patches: nothing is shown.")
     assert "nothing is shown" not in str(replace(record, yardsticks={"raw": (worse, other)}))
 
 

@@ -129,7 +129,7 @@ def test_embed_reports_bad_rows_like_pretrain(
     status, err = call("--on-bad", "skip")
     assert status == 0, err
     assert "1 cell holds a category that no training row has" in err
-    assert "1 of 3 rows were skipped: more.csv: row 3" in err
+    assert "1 of 3 rows was skipped: more.csv: row 3" in err
     assert read(tmp_path / "f.csv")[0] == ["more.csv:2", "more.csv:4"]
 
 

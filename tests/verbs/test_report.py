@@ -41,6 +41,7 @@ def test_a_run_with_classes_and_with_a_quantity(tmp_path: Path, capsys: pytest.C
     # curves, scores, few labels, confusion, calibration; scores, scatter
     assert page.count("<svg") == 4 + 4 + 2
     assert "Did pretraining help?" in page
+    assert "linear probe with all labels" in page
     assert not re.search(r'(src|href)="(?!#|data:image)', page)  # nothing is fetched
     assert "@media (prefers-color-scheme: dark)" in page
     assert "#010203" not in page
