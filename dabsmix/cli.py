@@ -380,12 +380,14 @@ def _leaderboard(config: LeaderboardConfig) -> None:
             raise UserError("merge: name the CSV files of the leaderboards to add to --csv")
         print(f"{config.csv}: {merge(config.csv, config.others)} rows added")
         return
-    rows = board.read(config.csv)
+    shown = {"probe": config.probe, "label_fraction": config.labels}
+    rows = board.read(config.csv, **(shown if config.json else {}))
     if config.json or (config.format == "table" and config.out is None):
         from dabsmix.board.overview import as_plain, overviews
         from dabsmix.board.overview import text as as_text
 
-        overview = overviews(rows, _modality, probe=config.probe, label_fraction=config.labels)
+        workers = os.cpu_count() or 1
+        overview = overviews(rows, _modality, probe=config.probe, label_fraction=config.labels, processes=workers)
         if config.json:
             print(json.dumps(as_plain(overview), indent=1))
             return

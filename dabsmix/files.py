@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import tempfile
@@ -20,8 +19,8 @@ __all__ = [
     "cache_folder",
     "data_root",
     "is_temporary",
+    "memory",
     "parsed",
-    "recall",
     "remember",
     "sha256",
     "sweep",
@@ -100,29 +99,21 @@ def cache_folder() -> Path:
     return _user_cache().absolute() / "dabsmix"
 
 
-def recall(name: str) -> dict[str, Any]:
-    """What this very code remembered under this name, see `remember`; empty where it remembers nothing readable."""
-    try:
-        remembered = json.loads(_memory(name).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return remembered if isinstance(remembered, dict) else {}
+def memory(name: str) -> Path:
+    """The file of the user's cache that holds what this very source code remembered under this name, if it did."""
+    return cache_folder() / "memory" / f"{name}-{_code()}"
 
 
-def remember(name: str, values: Mapping[str, Any]) -> None:
-    """Store JSON values in the user's cache in place of what was remembered under this name.
+def remember(name: str, save: Callable[[Path], object]) -> None:
+    """Let ``save`` write `memory`'s file, in place of what was remembered under this name.
 
-    Only the same source code recalls them. It is not an error if the cache cannot be written: it only saves time.
+    It is not an error if the cache cannot be written: it only saves time.
     """
-    path = _memory(name)
+    path = memory(name)
     with suppress(UserError, OSError):
-        for older in path.parent.glob(f"{name}-*.json"):
+        for older in path.parent.glob(f"{name}-*"):
             older.unlink(missing_ok=True)
-        write(path, lambda temporary: temporary.write_text(json.dumps(values), encoding="utf-8"))
-
-
-def _memory(name: str) -> Path:
-    return cache_folder() / "memory" / f"{name}-{_code()}.json"
+        write(path, save)
 
 
 @cache

@@ -101,11 +101,12 @@ def copied(record: Path, records: Path, turn: int) -> str:
     (target / "transfer").mkdir(parents=True, exist_ok=True)
     (target / "run.json").write_text(json.dumps(run))
     linked(record / "config.yaml", target / "config.yaml")
-    for file in (record / "transfer").iterdir():
+    for file in (*(record / "transfer").iterdir(), *record.glob("online.*")):
+        path = target / file.relative_to(record)
         if file.suffix == ".json":
-            (target / "transfer" / file.name).write_text(json.dumps(changed(file, turn)))
+            path.write_text(json.dumps(changed(file, turn)))
         else:
-            linked(file, target / "transfer" / file.name)
+            linked(file, path)
     return target.name
 
 

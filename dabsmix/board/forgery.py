@@ -6,6 +6,7 @@ A record that passes may still be of an encoder that was trained otherwise: lead
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import stat
@@ -43,7 +44,7 @@ from dabsmix.board.record import (
 from dabsmix.board.row import COLUMNS, Row
 from dabsmix.config import PretrainConfig, hashes_of, started_from
 from dabsmix.errors import UserError
-from dabsmix.files import recall, remember
+from dabsmix.files import memory, remember
 from dabsmix.registry import algorithm_needs_labels
 from dabsmix.run import RunRecord, read_record
 from dabsmix.scoring.intervals import MIN_GROUPS, Measured, measure
@@ -344,7 +345,7 @@ class Account:
         )
 
 
-def accounts(records: Sequence[Path], *, processes: int = 1, memory: str = "accounts") -> list[Account]:
+def accounts(records: Sequence[Path], *, processes: int = 1, name: str = "accounts") -> list[Account]:
     """The account of every record.
 
     An account without a problem is recalled for a record whose files have the same bytes: what it says follows from
@@ -353,9 +354,9 @@ def accounts(records: Sequence[Path], *, processes: int = 1, memory: str = "acco
     Args:
         records: folders.
         processes: how many may share the work where there is much of it.
-        memory: the name under which accounts are remembered, by `_digest` of their record.
+        name: the one under which accounts are remembered, by `_digest` of their record.
     """
-    known, digests = recall(memory), [_digest(record) for record in records]
+    known, digests = _remembered(name), [_digest(record) for record in records]
     new = [record for record, digest in zip(records, digests, strict=True) if digest not in known]
     if processes > 1 and len(new) > MANY:
         with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
@@ -368,8 +369,18 @@ def accounts(records: Sequence[Path], *, processes: int = 1, memory: str = "acco
     ]
     if new or len(known) > len(records):
         pairs = zip(digests, all_accounts, strict=True)
-        remember(memory, {digest: each.as_plain() for digest, each in pairs if digest and each.faultless})
+        text = json.dumps({digest: each.as_plain() for digest, each in pairs if digest and each.faultless})
+        remember(name, lambda path: path.write_text(text, encoding="utf-8"))
     return all_accounts
+
+
+def _remembered(name: str) -> dict[str, Any]:
+    """Accounts as JSON values; empty where nothing readable is remembered."""
+    try:
+        known = json.loads(memory(name).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}
 
 
 MANY = 500  # records: fewer are read sooner than a process starts

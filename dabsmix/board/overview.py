@@ -6,18 +6,26 @@ stratified bootstrap (Agarwal et al. 2021). These use the columns that every alg
 are described, not tested.
 """
 
+import hashlib
+import json
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from io import StringIO
+from multiprocessing import get_context
+from operator import attrgetter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dabsmix.board.row import Row
-from dabsmix.board.standings import Block, Line, Section, is_random, standings
+from dabsmix.board.record import UNREADABLE, stamp
+from dabsmix.board.row import COLUMNS, Row
+from dabsmix.board.standings import Block, Line, Section, by_section, is_random, section_of
+from dabsmix.files import memory, remember
 from dabsmix.scoring.intervals import MIN_SEEDS
 from dabsmix.scoring.metrics import metric
 from dabsmix.scoring.results import in_percent
@@ -103,7 +111,12 @@ class Overview:
 
 
 def overviews(
-    rows: Iterable[Row], modality: Callable[[str], str], *, probe: str = "linear", label_fraction: str = "1"
+    rows: Iterable[Row],
+    modality: Callable[[str], str],
+    *,
+    probe: str = "linear",
+    label_fraction: str = "1",
+    processes: int = 1,
 ) -> list[Overview]:
     """One overview for each encoder and protocol, the fullest first; lines apart (augmentations, labels) are left out.
 
@@ -111,17 +124,61 @@ def overviews(
         rows: of the leaderboard.
         modality: of a domain.
         probe, label_fraction: which scores.
+        processes: how many may share the reading of many records.
     """
     shown = [row for row in rows if row.failure or (row.probe, row.label_fraction) == (probe, label_fraction)]
-    groups: dict[tuple[str, str], list[tuple[Section, Block]]] = {}
-    for section in standings(shown, for_overview=True):
-        for block in (*section.blocks, *_without_lines(section)):
-            groups.setdefault((section.encoder, section.protocol), []).append((section, block))
-    results = [
-        _overview(encoder, protocol, probe, label_fraction, blocks, modality)
-        for (encoder, protocol), blocks in sorted(groups.items())
+    parts = [
+        part
+        for of_section in _of_sections(by_section(shown), f"{probe} {label_fraction}", processes)
+        for part in of_section
     ]
+    modalities = {domain: modality(domain) for domain in dict.fromkeys(part.column.domain for part in parts)}
+    groups: dict[tuple[str, str], list[_Part]] = {}
+    for part in parts:
+        column = replace(part.column, modality=modalities[part.column.domain])
+        groups.setdefault((part.encoder, part.protocol), []).append(replace(part, column=column))
+    results = [_overview(of_group, probe, label_fraction) for _, of_group in sorted(groups.items())]
     return sorted(results, key=lambda each: -sum(cell is not None for row in each.cells for cell in row))
+
+
+def as_plain(all_overviews: Sequence[Overview]) -> list[dict[str, Any]]:
+    """JSON values."""
+    return [asdict(each) for each in all_overviews]
+
+
+# --- one block
+
+
+@dataclass(frozen=True)
+class _Gains:
+    """Normalised gains of one algorithm in one column: as measured ``(S,)``, and resampled ``(RESAMPLES, S)``."""
+
+    measured: NDArray[np.float64]
+    resampled: NDArray[np.float64]
+    improvement: float
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What the overview takes from one block. It follows from the rows of a section, their records and this code alone.
+
+    Attributes:
+        column: its modality is left empty, because the caller of `overviews` names it.
+        cells: by algorithm.
+        gains: by algorithm; None where the column enters no aggregate, for want of seeds or of anything to gain.
+    """
+
+    encoder: str
+    protocol: str
+    column: Column
+    cells: Mapping[str, Cell]
+    gains: Mapping[str, _Gains] | None
+
+
+def _parts(rows: list[Row]) -> list[_Part]:
+    """Of one section, see `by_section`."""
+    section = section_of(rows, for_overview=True)
+    return [_part(section, block) for block in (*section.blocks, *_without_lines(section))]
 
 
 def _without_lines(section: Section) -> list[Block]:
@@ -131,59 +188,15 @@ def _without_lines(section: Section) -> list[Block]:
     return [Block("", "", "", (), budget) for budget in budgets if budget not in scored]
 
 
-def as_plain(all_overviews: Sequence[Overview]) -> list[dict[str, Any]]:
-    """JSON values."""
-    return [asdict(each) for each in all_overviews]
-
-
-def _overview(
-    encoder: str,
-    protocol: str,
-    probe: str,
-    label_fraction: str,
-    blocks: list[tuple[Section, Block]],
-    modality: Callable[[str], str],
-) -> Overview:
-    blocks.sort(key=lambda pair: (modality(pair[0].domain), pair[0].domain, pair[0].task, pair[1].budget))
-    best = [_best(block) for _, block in blocks]
-    random = [_random(block) for _, block in blocks]
-    failed = [
-        {name: count for (name, budget), count in section.failures().items() if budget == block.budget}
-        for section, block in blocks
-    ]
-    scored = {name for each in best for name in each}
-    names = tuple(sorted(scored.union(*failed)))
-    columns = tuple(
-        Column(
-            section.domain,
-            section.task,
-            modality(section.domain),
-            block.metric,
-            block.budget,  # steps and batch; each algorithm has its own rate
-            None if none is None else none.mean,
-        )
-        for (section, block), none in zip(blocks, random, strict=True)
-    )
-    cells = tuple(
-        tuple(_cell(lines.get(name), counts.get(name, 0)) for lines, counts in zip(best, failed, strict=True))
-        for name in names
-    )
-    common = [
-        i
-        for i, each in enumerate(best)
-        if scored and set(each) == scored and _comparable(blocks[i][1], random[i], each)
-    ]
-    parts = {"all": common}
-    for kind in dict.fromkeys(column.modality for column in columns):
-        parts[kind] = [i for i in common if columns[i].modality == kind]
-    drawn = {i: _gains(blocks[i][1].metric, best[i], random[i]) for i in common}
-    aggregates = {
-        kind: tuple(_aggregate(name, [drawn[i][name] for i in places]) for name in sorted(scored))
-        for kind, places in parts.items()
-        if places
-    }
-    over = {kind: len(places) for kind, places in parts.items() if places}
-    return Overview(encoder, protocol, probe, label_fraction, columns, names, cells, aggregates, over)
+def _part(section: Section, block: Block) -> _Part:
+    best, random = _best(block), _random(block)
+    failed = {name: count for (name, budget), count in section.failures().items() if budget == block.budget}
+    none = None if random is None else random.mean
+    # the budget is steps and batch; each algorithm has its own rate
+    column = Column(section.domain, section.task, "", block.metric, block.budget, none)
+    cells = {name: _cell(best.get(name), failed.get(name, 0)) for name in (*best, *failed)}
+    gains = _gains(block.metric, best, random) if random and _comparable(block, random, best) else None
+    return _Part(section.encoder, section.protocol, column, cells, gains)
 
 
 def _best(block: Block) -> dict[str, Line]:
@@ -200,11 +213,9 @@ def _random(block: Block) -> Line | None:
     return max(lines, key=lambda line: line.seeds, default=None)
 
 
-def _comparable(block: Block, random: Line | None, lines: dict[str, Line]) -> bool:
+def _comparable(block: Block, random: Line, lines: dict[str, Line]) -> bool:
     """Whether all have enough seeds, and the random encoder leaves something to gain."""
-    if random is None or any(line.seeds < MIN_SEEDS for line in (random, *lines.values())):
-        return False
-    return random.mean != _top(block.metric)
+    return all(line.seeds >= MIN_SEEDS for line in (random, *lines.values())) and random.mean != _top(block.metric)
 
 
 def _top(name: str) -> float:
@@ -213,30 +224,17 @@ def _top(name: str) -> float:
     return scale.span[1] if scale.higher else scale.span[0]
 
 
-def _cell(line: Line | None, failed: int) -> Cell | None:
+def _cell(line: Line | None, failed: int) -> Cell:
     if line is None:
-        return Cell(None, None, None, None, False, 0, failed) if failed else None
+        return Cell(None, None, None, None, False, 0, failed)
     against = line.against
     if against is None:
         return Cell(line.mean, None, None, None, False, line.seeds, failed)
     return Cell(line.mean, against.difference, against.low, against.high, against.shown, line.seeds, failed)
 
 
-# --- aggregates
-
-
-@dataclass(frozen=True)
-class _Drawn:
-    """Normalised gains of one algorithm in one column: as measured ``(S,)``, and resampled ``(RESAMPLES, S)``."""
-
-    measured: NDArray[np.float64]
-    resampled: NDArray[np.float64]
-    improvement: float
-
-
-def _gains(name: str, lines: dict[str, Line], random: Line | None) -> dict[str, _Drawn]:
+def _gains(name: str, lines: dict[str, Line], random: Line) -> dict[str, _Gains]:
     """Every algorithm's gains in a column. All lines share the resampled test units, each draws its own seeds."""
-    assert random is not None
     top = _top(name)
     sign = 1 if metric(name).higher else -1
     rng = np.random.default_rng(0)
@@ -244,12 +242,12 @@ def _gains(name: str, lines: dict[str, Line], random: Line | None) -> dict[str, 
     base, bases = values.mean(), resampled.mean(axis=1, keepdims=True)
     room = top - bases
     room[abs(room) < 1e-9 * abs(top - base)] = np.nan  # the random encoder makes no mistake in these resamples
-    drawn = {}
+    gains = {}
     for each, line in lines.items():
         own, many = _resampled(line, rng)
         wins = np.sign(sign * (own[:, None] - values[None]))
-        drawn[each] = _Drawn((own - base) / (top - base), (many - bases) / room, float((wins + 1).mean() / 2))
-    return drawn
+        gains[each] = _Gains((own - base) / (top - base), (many - bases) / room, float((wins + 1).mean() / 2))
+    return gains
 
 
 def _resampled(line: Line, rng: np.random.Generator) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -273,7 +271,106 @@ def _weights(units: int) -> NDArray[np.float64]:
     return rng.multinomial(units, np.full(units, 1 / units), size=RESAMPLES).astype(float)
 
 
-def _aggregate(name: str, columns: list[_Drawn]) -> Aggregate:
+# --- what is remembered of the blocks
+
+
+def _of_sections(sections: Sequence[list[Row]], scores: str, processes: int) -> list[list[_Part]]:
+    """The parts of each section; those of a section whose rows and records have not changed are recalled.
+
+    The memory lies in the user's own cache, never beside the records: one file for each board and choice of scores.
+    """
+    if not sections:
+        return []
+    board = sections[0][0].record.parent.absolute()
+    name = f"overview-{hashlib.sha256(f'{board} {scores}'.encode()).hexdigest()[:16]}"
+    keys, known = [_key(rows) for rows in sections], _recall(name)
+    new = [rows for rows, key in zip(sections, keys, strict=True) if key not in known]
+    if processes > 1 and sum(map(len, new)) > MANY:
+        with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+            made = iter(list(pool.map(_parts, new)))
+    else:
+        made = map(_parts, new)
+    parts = [known[key] if key in known else next(made) for key in keys]
+    if new or len(known) > len(sections):
+        remember(name, lambda path: _save(path, {key: each for key, each in zip(keys, parts, strict=True) if key}))
+    return parts
+
+
+MANY = 2000  # rows: the records of fewer are read sooner than a process starts
+_CELLS = attrgetter(*COLUMNS)
+
+
+def _key(rows: Sequence[Row]) -> str:
+    """Hex sha256 of the rows and of the stamps of their records; empty where a record cannot be read."""
+    stamps = [stamp(record) for record in dict.fromkeys(row.record for row in rows)]
+    return "" if None in stamps else hashlib.sha256(repr((list(map(_CELLS, rows)), stamps)).encode()).hexdigest()
+
+
+def _save(path: Path, parts: Mapping[str, Sequence[_Part]]) -> None:
+    """An ``.npz`` of the resampled gains, one after the other, and of everything else as JSON text."""
+    text = json.dumps({key: list(map(_as_plain, of_section)) for key, of_section in parts.items()})
+    gains = [each for of_section in parts.values() for part in of_section for each in (part.gains or {}).values()]
+    resampled = np.concatenate([np.empty(0), *(each.resampled.ravel() for each in gains)])
+    with path.open("wb") as file:
+        np.savez(file, text=np.frombuffer(text.encode(), np.uint8), resampled=resampled)
+
+
+def _recall(name: str) -> dict[str, list[_Part]]:
+    """What `_save` wrote, by `_key`; empty where nothing readable is remembered."""
+    try:
+        with np.load(memory(name), allow_pickle=False) as arrays:
+            plain, resampled = json.loads(arrays["text"].tobytes()), arrays["resampled"]
+        of_parts = (part["gains"] or {} for of_section in plain.values() for part in of_section)
+        lengths = [RESAMPLES * len(measured) for of_part in of_parts for measured, _ in of_part.values()]
+        pieces = iter(np.split(resampled, np.cumsum(lengths, dtype=int)))
+        return {key: [_from_plain(part, pieces) for part in of_section] for key, of_section in plain.items()}
+    except (*UNREADABLE, LookupError, AttributeError):
+        return {}
+
+
+def _as_plain(part: _Part) -> dict[str, Any]:
+    """JSON values of all but the resampled gains."""
+    gains = part.gains and {name: [each.measured.tolist(), each.improvement] for name, each in part.gains.items()}
+    cells = {name: asdict(cell) for name, cell in part.cells.items()}
+    return {**vars(part), "column": asdict(part.column), "cells": cells, "gains": gains}
+
+
+def _from_plain(values: Mapping[str, Any], resampled: Iterator[NDArray[np.float64]]) -> _Part:
+    """From those of `_as_plain` and the resampled gains in their order."""
+    gains: dict[str, _Gains] | None = values["gains"]
+    if gains is not None:
+        gains = {
+            name: _Gains(np.array(measured), next(resampled).reshape(RESAMPLES, len(measured)), improvement)
+            for name, (measured, improvement) in values["gains"].items()
+        }
+    cells = {name: Cell(**cell) for name, cell in values["cells"].items()}
+    return _Part(values["encoder"], values["protocol"], Column(**values["column"]), cells, gains)
+
+
+# --- all blocks of one encoder and protocol
+
+
+def _overview(parts: list[_Part], probe: str, label_fraction: str) -> Overview:
+    parts.sort(key=lambda each: (each.column.modality, each.column.domain, each.column.task, each.column.budget))
+    columns = tuple(each.column for each in parts)
+    names = tuple(sorted({name for each in parts for name in each.cells}))
+    scored = sorted({name for each in parts for name, cell in each.cells.items() if cell.score is not None})
+    cells = tuple(tuple(each.cells.get(name) for each in parts) for name in names)
+    common = [each for each in parts if scored and each.gains is not None and sorted(each.gains) == scored]
+    places = {"all": common}
+    for kind in dict.fromkeys(column.modality for column in columns):
+        places[kind] = [each for each in common if each.column.modality == kind]
+    aggregates = {
+        kind: tuple(_aggregate(name, [each.gains[name] for each in of_kind if each.gains]) for name in scored)
+        for kind, of_kind in places.items()
+        if of_kind
+    }
+    over = {kind: len(of_kind) for kind, of_kind in places.items() if of_kind}
+    first = parts[0]
+    return Overview(first.encoder, first.protocol, probe, label_fraction, columns, names, cells, aggregates, over)
+
+
+def _aggregate(name: str, columns: list[_Gains]) -> Aggregate:
     from scipy.stats import trim_mean
 
     whole = np.concatenate([each.measured for each in columns])

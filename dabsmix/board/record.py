@@ -43,6 +43,7 @@ __all__ = [
     "result_file",
     "scores",
     "shares",
+    "stamp",
     "transfer_of",
     "transfers",
     "yardstick_predictions",
@@ -188,6 +189,26 @@ def _reason(failure: str) -> str:
     """Why a run failed, as a cell that neither a terminal nor a spreadsheet takes for an instruction."""
     text = "".join(letter if letter.isprintable() else "?" for letter in failure)[:499]
     return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
+
+
+def stamp(record: Path) -> list[tuple[str, int, int, int, int]] | None:
+    """Names, sizes, times and inodes of a record's files: they change with the files, and cost less than reading them.
+
+    None where they cannot be listed; empty without a record.
+    """
+    found = []
+    try:
+        for folder in (record, record / "transfer"):
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    status = entry.stat()
+                    times = status.st_mtime_ns, status.st_ctime_ns
+                    found.append((entry.path, status.st_size, *times, status.st_ino))
+    except FileNotFoundError as error:
+        return sorted(found) if error.filename in map(os.fspath, (record, record / "transfer")) else None
+    except OSError:
+        return None
+    return sorted(found)
 
 
 class TransferFile(NamedTuple):

@@ -117,14 +117,22 @@ _DIGITS = {"value": 6, "low": 6, "high": 6, "seconds": 1}
 COLUMNS = tuple(_TYPES)
 
 
-def read(csv_path: Path) -> list[Row]:
+def read(csv_path: Path, **only: str) -> list[Row]:
     """Every row of the leaderboard.
+
+    Args:
+        csv_path: the leaderboard.
+        only: cells by column. Rows that have others are left out unread, except those of failed runs.
 
     Raises:
         UserError: the file does not exist, its header is broken, or a cell cannot be read; the message names the line.
     """
     rows, records = [], csv_path.parent / "runs"
+    asked = [(COLUMNS.index(name), cell) for name, cell in only.items()]
+    failure = COLUMNS.index("failure")
     for line, cells in lines(csv_path):
+        if len(cells) == len(COLUMNS) and not cells[failure] and any(cells[i] != cell for i, cell in asked):
+            continue
         try:
             row = parse(cells, records)
             if faults := problems(row):

@@ -32,7 +32,7 @@ from dabsmix.scoring.intervals import (
 from dabsmix.scoring.metrics import Undefined, metric
 from dabsmix.scoring.results import Result
 
-__all__ = ["Against", "Block", "Line", "Section", "is_random", "labels", "standings"]
+__all__ = ["Against", "Block", "Line", "Section", "by_section", "is_random", "labels", "section_of", "standings"]
 
 YARDSTICKS = {
     "raw": "raw input",
@@ -87,7 +87,7 @@ class Line:
         num_features: numbers that the probe read of each example, the most over seeds; None if not counted.
         rows: what it was computed from; empty for the yardsticks that are not runs.
         runs: each seed reduced to what a comparison needs; None without predictions, and where the caller of
-            `standings` needs none.
+            `section_of` needs none.
         against: the gain over the random encoder; None for yardsticks and where the block has no random encoder.
         best: its lead over the random encoder, every yardstick and every other ranked line is each significant at 5 %.
     """
@@ -142,17 +142,15 @@ class Section:
         return Counter((row.algorithm, _budget(row)) for row in ranked)
 
 
-def standings(rows: Iterable[Row], *, for_overview: bool = False) -> list[Section]:
-    """Every section of the leaderboard, by domain, task, encoder and protocol; blocks in the order of their rows.
+def standings(rows: Iterable[Row]) -> list[Section]:
+    """Every section of the leaderboard, in the order of `by_section`; see `section_of`."""
+    return [section_of(each) for each in by_section(rows)]
 
-    Rows of failed runs are in no block. One whose configuration was run again and has a score is left out.
 
-    Reads the rows' records for yardsticks, notes and predictions; a row without record is shown without them.
+def by_section(rows: Iterable[Row]) -> list[list[Row]]:
+    """The rows of each section, by domain, task, encoder and protocol.
 
-    Args:
-        rows: of the leaderboard.
-        for_overview: leave each line its `Line.runs`, a number for each test example of each row, and leave out the
-            yardsticks of the records, and with them the star and what the notes say of them.
+    A failed run whose configuration was run again and has a score is left out.
     """
     rows = list(rows)
     scored = {row.config_hash for row in rows if not row.failure}
@@ -160,7 +158,7 @@ def standings(rows: Iterable[Row], *, for_overview: bool = False) -> list[Sectio
         (row for row in rows if not (row.failure and row.config_hash in scored)),
         lambda r: (r.domain, r.task, r.encoder, r.protocol, r.data_fingerprint, r.pretrain_fingerprint),
     )
-    return [_section(sections[key], for_overview) for key in sorted(sections)]
+    return [sections[key] for key in sorted(sections)]
 
 
 def _grouped(rows: Iterable[Row], key: Callable[[Row], Any]) -> dict[Any, list[Row]]:
@@ -178,7 +176,16 @@ def _place(row: Row) -> tuple[str, ...]:
     return row.run, *row.key
 
 
-def _section(rows: list[Row], for_overview: bool) -> Section:
+def section_of(rows: list[Row], *, for_overview: bool = False) -> Section:
+    """One section, its blocks in the order of their rows. Rows of failed runs are in no block.
+
+    Reads the rows' records for yardsticks, notes and predictions; a row without record is shown without them.
+
+    Args:
+        rows: of one section, see `by_section`.
+        for_overview: leave each line its `Line.runs`, a number for each test example of each row, and leave out the
+            yardsticks of the records, and with them the star and what the notes say of them.
+    """
     first, failed = rows[0], tuple(row for row in rows if row.failure)
     rows = [row for row in rows if not row.failure]
     settings = _settings(rows)

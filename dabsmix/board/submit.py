@@ -217,8 +217,8 @@ def checked(csv_path: Path, *, processes: int = 1) -> tuple[list[Row], list[str]
     """
     rows, problems = _parsed(csv_path)
     records = list(dict.fromkeys(row.record for _, row, of_row in rows if not _names_no_folder(of_row)))
-    memory = f"accounts-{hashlib.sha256(str(csv_path.absolute()).encode()).hexdigest()[:16]}"
-    of_records = forgery.accounts(records, processes=processes, memory=memory)
+    name = f"accounts-{hashlib.sha256(str(csv_path.absolute()).encode()).hexdigest()[:16]}"
+    of_records = forgery.accounts(records, processes=processes, name=name)
     accounts = {record.name: each for record, each in zip(records, of_records, strict=True)}
     backing = {
         name: dict(zip(map(_KEY, each.rows), zip(each.rows, each.faults, strict=True), strict=True))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from test_table import row, seeds, write_record
 
+from dabsmix.board import overview as board_overview
 from dabsmix.board.overview import as_plain, overviews, text
 from dabsmix.board.row import Row
 
@@ -85,3 +86,60 @@ def test_other_probes_and_online_scores_are_not_mixed_in(tmp_path: Path) -> None
     (overview,) = overviews(rows, modality)
     assert overview.cells[0][0] is not None
     assert overview.cells[0][0].score == pytest.approx(0.7)
+
+
+@pytest.fixture
+def measured_rows(tmp_path: Path) -> list[Row]:
+    """Three seeds of three algorithms with their predictions."""
+    rng, label = np.random.default_rng(0), np.arange(400) % 4
+    rows = []
+    for algorithm, level, steps in (("none", 0.6, 0), ("dmix", 0.7, 300), ("emix", 0.65, 300)):
+        for seed in range(3):
+            scores = np.where(rng.random((1, 400)) < level, label, (label + 1) % 4)
+            value = float((scores == label).mean())
+            rows.append(row(tmp_path, value, half=0.05, algorithm=algorithm, seed=seed, steps=steps))
+            write_record(rows[-1], scores=scores, label=label)
+    return rows
+
+
+def test_what_is_remembered_changes_no_number(
+    tmp_path: Path, measured_rows: list[Row], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DABSMIX_CACHE", str(tmp_path / "cache"))
+    computed = []
+
+    def parts(rows: list[Row]) -> Any:
+        computed.append(len(rows))
+        return of_section(rows)
+
+    of_section = board_overview._parts
+    monkeypatch.setattr(board_overview, "_parts", parts)
+    first = as_plain(overviews(measured_rows, modality))
+    assert as_plain(overviews(measured_rows, modality)) == first
+    assert computed == [9]  # the second time everything is recalled
+
+    (memory,) = (tmp_path / "cache" / "memory").iterdir()
+    content = bytearray(memory.read_bytes())
+    content[len(content) // 2] ^= 1  # in the resampled gains
+    memory.write_bytes(content)
+    assert as_plain(overviews(measured_rows, modality)) == first
+    assert computed == [9, 9]
+
+    predictions = measured_rows[3].record / "transfer" / "digits-v1.predictions.npz"
+    arrays: dict[str, Any] = {"linear@1": np.zeros((1, 400), int), "label": np.arange(400) % 4}
+    np.savez(predictions, **arrays)  # they do not give the row's score
+    changed = as_plain(overviews(measured_rows, modality))
+    assert changed != first
+    memory.unlink()
+    assert as_plain(overviews(measured_rows, modality)) == changed
+    overviews(measured_rows[:-1], modality)
+    assert computed == [9, 9, 9, 9, 8]
+
+
+def test_several_processes_give_the_same_overview(
+    tmp_path: Path, measured_rows: list[Row], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(board_overview, "MANY", 0)
+    overview_of_one = overviews(measured_rows, modality)
+    monkeypatch.setenv("DABSMIX_CACHE", str(tmp_path / "cache"))
+    assert as_plain(overviews(measured_rows, modality, processes=2)) == as_plain(overview_of_one)

@@ -209,6 +209,7 @@ def test_a_failed_run_has_a_row_that_says_why_and_is_not_ranked(tmp_path: Path) 
     assert validate(board) == []  # as it is remembered
 
     rows = read(board)
+    assert repr(read(board, probe="knn")) == repr([each for each in rows if each.probe == "knn" or each.failure])
     (section,) = [each for each in standings(rows) if each.failed]
     assert repr(section.failed) == repr((row,))
     assert not any(row in line.rows for each in standings(rows) for block in each.blocks for line in block.lines)

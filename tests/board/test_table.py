@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from dabsmix.board.advice import advice
 from dabsmix.board.page import page
 from dabsmix.board.row import Row, problems
-from dabsmix.board.standings import Line, standings
+from dabsmix.board.standings import Line, section_of, standings
 from dabsmix.board.table import published, render, show
 from dabsmix.scoring.metrics import METRICS
 from dabsmix.scoring.results import in_percent
@@ -249,7 +249,7 @@ def test_draws_of_labels_are_averaged_within_their_seed(tmp_path: Path) -> None:
             value = float((draws == label).mean())
             rows.append(row(tmp_path, value, half=0.04, algorithm=algorithm, seed=seed, steps=steps))
             write_record(rows[-1], scores=draws, label=label)
-    (section,) = standings(rows, for_overview=True)
+    section = section_of(rows, for_overview=True)
     line = next(line for line in section.blocks[0].lines if line.name == "dmix")
     assert line.runs is not None
     assert [run.value for run in line.runs] == pytest.approx([each.value for each in rows[:3]])
