@@ -330,21 +330,23 @@ def _recall(name: str) -> dict[str, list[_Part]]:
 
 def _as_plain(part: _Part) -> dict[str, Any]:
     """JSON values of all but the resampled gains."""
-    gains = part.gains and {name: [each.measured.tolist(), each.improvement] for name, each in part.gains.items()}
-    cells = {name: asdict(cell) for name, cell in part.cells.items()}
-    return {**vars(part), "column": asdict(part.column), "cells": cells, "gains": gains}
+    plain = vars(part) | {"column": asdict(part.column)}
+    plain["cells"] = {name: asdict(cell) for name, cell in part.cells.items()}
+    if part.gains is not None:
+        plain["gains"] = {name: [each.measured.tolist(), each.improvement] for name, each in part.gains.items()}
+    return plain
 
 
-def _from_plain(values: Mapping[str, Any], resampled: Iterator[NDArray[np.float64]]) -> _Part:
+def _from_plain(plain: Mapping[str, Any], resampled: Iterator[NDArray[np.float64]]) -> _Part:
     """From those of `_as_plain` and the resampled gains in their order."""
-    gains: dict[str, _Gains] | None = values["gains"]
-    if gains is not None:
-        gains = {
+    values = {**plain, "column": Column(**plain["column"])}
+    values["cells"] = {name: Cell(**cell) for name, cell in plain["cells"].items()}
+    if plain["gains"] is not None:
+        values["gains"] = {
             name: _Gains(np.array(measured), next(resampled).reshape(RESAMPLES, len(measured)), improvement)
-            for name, (measured, improvement) in values["gains"].items()
+            for name, (measured, improvement) in plain["gains"].items()
         }
-    cells = {name: Cell(**cell) for name, cell in values["cells"].items()}
-    return _Part(values["encoder"], values["protocol"], Column(**values["column"]), cells, gains)
+    return _Part(**values)
 
 
 # --- all blocks of one encoder and protocol
