@@ -234,7 +234,9 @@ def load_as(source: Source, modality: str, state: Mapping[str, Any]) -> Data:
     marked = read(path, {**state, **root}, label=source.label, on_bad=source.on_bad, **options)
     data = with_metric(divided(marked), metric_name)
     settings = json.dumps([source.label, options, state], sort_keys=True, default=str)
-    rows = [marked.data.fingerprint or _content(marked.data), hashlib.sha256(marked.label.tobytes()).hexdigest()]
+    columns = [marked.label] if marked.group is None else [marked.label, marked.group]
+    sums = [hashlib.sha256(column.tobytes()).hexdigest() for column in columns]
+    rows = [marked.data.fingerprint or _content(marked.data), *sums]
     notes = (*notes, *data.notes, "It is not known whether test examples were among those that were pretrained on.")
     return replace(data, fingerprint=digest([*rows, settings]), source=source, notes=notes)
 

@@ -27,6 +27,7 @@ from dabsmix.modalities.files import (
     Marked,
     class_names,
     codes,
+    digest,
     division_notes,
     marked,
     named,
@@ -523,11 +524,14 @@ class TextDivision(NamedTuple):
         return cls(task, label, group, parts, division_notes(noun, task, parts, label, len(rows), group=group))
 
     def divide(self, data: Data) -> Data:
-        """The data of all rows, with labels and splits."""
+        """The data of all rows, with labels and splits; the fingerprint then covers labels and groups too."""
         all_rows = replace(data.pretrain, label=self.label, group=self.group)
         train, validation, test = (all_rows.take(part) for part in self.parts[1:])
+        columns = [self.label] if self.group is None else [self.label, self.group]
+        sums = [hashlib.sha256(column.tobytes()).hexdigest() for column in columns]
         return replace(
             data,
+            fingerprint=digest([data.fingerprint, *self.task.classes, *sums]),
             pretrain=all_rows.take(self.parts.pretrain).drop_partial_label(),
             labelled=Labelled(self.task, train, validation, test),
             notes=(*self.notes, *data.notes),

@@ -12,7 +12,7 @@ from dabsmix.config import TransferConfig
 from dabsmix.errors import UserError
 from dabsmix.files import sha256
 from dabsmix.run import Run
-from dabsmix.source import Source, load_as
+from dabsmix.source import Modality, Source, load_as
 from dabsmix.training import accelerate
 from dabsmix.verbs import transfer as module
 
@@ -72,6 +72,30 @@ def test_several_files_and_labels_of_a_table(tmp_path: Path) -> None:
     ]
     assert [record.headline.metric for record in both] == ["spearman"] * 2
     assert both[0].headline.value == both[1].headline.value
+
+
+@pytest.mark.parametrize("changed", ["label", "group"])
+@pytest.mark.parametrize("modality", ["tabular", "text", "sequence"])
+def test_corrected_labels_or_groups_make_other_data(modality: Modality, changed: str, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    letters = ["".join(rng.choice(list("ACGT"), 12)) for _ in range(200)]
+    table = pd.DataFrame(
+        {
+            "x": rng.normal(size=200) if modality == "tabular" else letters,
+            "group": [f"g{row // 5}" for row in range(200)],
+            "label": rng.choice(["a", "b"], 200),
+        }
+    )
+    path, column = tmp_path / "t.csv", {} if modality == "tabular" else {"column": "x"}
+    table[["x"]].to_csv(path, index=False)
+    state = dabsmix.load(data=path, modality=modality, options=column).state
+    own, further = set(), set()
+    for values in (table[changed], table[changed].to_numpy()[::-1]):
+        table.assign(**{changed: values}).to_csv(path, index=False)
+        options = {"group": "group", **column}
+        own.add(dabsmix.load(data=path, modality=modality, label="label", options=options).fingerprint)
+        further.add(load_as(Source(data=path, label="label", group="group"), modality, state).fingerprint)
+    assert len(own) == len(further) == 2
 
 
 def test_statistics_are_those_of_the_run(tmp_path: Path) -> None:
