@@ -525,8 +525,8 @@ def _key_and_reason(skipped: str) -> tuple[str, str]:
 def _same_name(file: str, files: Sequence[str]) -> str:
     """A hint at a file that lies elsewhere, or whose path a table writes in another way."""
     name = file.replace("\\", "/").rpartition("/")[2]
-    found = next((each for each in files if each.rpartition("/")[2] == name), None)
-    return f" (did you mean {found!r}?)" if found and name else ""
+    namesake = next((path for path in files if path.rpartition("/")[2] == name), None)
+    return f" (did you mean {namesake!r}?)" if namesake and name else ""
 
 
 def read_labels(

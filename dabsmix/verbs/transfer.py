@@ -250,14 +250,16 @@ def _gains(
 ) -> tuple[Gain, ...]:
     """The headline's probe against random encoders, for every share of the labels.
 
-    Predictions are read from ``path`` if none are given. A run without steps is itself a random encoder: no gains.
-    Mixed scores have none either: they are compared with the run's own scores without mixing.
+    Predictions are read from ``path`` if none are given. A run without steps, which began with random weights, is
+    itself a random encoder: no gains. Mixed scores have none either: they are compared with the run's own scores
+    without mixing.
     """
     labelled = data.require_labelled()
     known = {stored.label_fraction: stored for stored in record.gains}
     headline_results = [result for result in record.results if result.probe == record.headline.probe]
     lacking = tuple(result.label_fraction for result in headline_results if result.label_fraction not in known)
-    if not lacking or not run.record.steps or record.head_mix:
+    is_random = not run.record.steps and "init" not in run.record.hyper
+    if not lacking or is_random or record.head_mix:
         return record.gains
     stage(f"{record.task}: random encoders of the same shape")
 

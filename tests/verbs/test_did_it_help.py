@@ -68,8 +68,11 @@ def test_a_trained_run_is_compared_with_stored_random_encoders(
 
 def test_a_random_encoder_has_no_gain(tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
     installed(small(), monkeypatch)
-    record = go(pretrained(tmp_path, "small"), labels=("1",))
+    run = pretrained(tmp_path, "small")
+    record = go(run, labels=("1",))
     assert (record["gains"], record["answer"]) == ([], "")
+    of_other_weights = pretrained(tmp_path, "small", init=str(run.path))  # which somebody may have trained
+    assert len(go(of_other_weights, labels=("1",))["gains"]) == 1
 
 
 GAIN = Gain("linear", "1", "accuracy", 0.7, 0.6, 0.8, 3, 0.05, 0.01, 0.09)
