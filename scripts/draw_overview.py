@@ -5,6 +5,7 @@
 Of the fullest overview (encoder and protocol): the linear probe with all labels, or ``--probe`` and ``--labels``.
 """
 
+import math
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -42,9 +43,10 @@ def main(config: Config) -> None:
 
 
 def draw(overview: Overview) -> bytes:
-    """SVG: gains in points with 95 % intervals, filled where they are shown.
+    """SVG: gains in points with 95 % intervals, filled where they are shown, four data sets in a row.
 
-    Data sets without any interval, which takes three seeds, are left out.
+    Data sets without any interval, which takes three seeds, are left out. Of a data set with several budgets the one
+    with the most intervals is drawn, and of equal ones the first.
 
     Raises:
         UserError: no data set has an interval.
@@ -55,21 +57,27 @@ def draw(overview: Overview) -> bytes:
     matplotlib.rcParams["svg.hashsalt"] = "dabsmix"  # the same file for the same rows
     import matplotlib.pyplot as plt
 
-    comparable = [
-        i for i, cells in enumerate(zip(*overview.cells, strict=True)) if any(c and c.low is not None for c in cells)
-    ]
-    if not comparable:
+    panels: dict[str, tuple[int, int]] = {}  # by data set: how many intervals, and the number of the column
+    for i, cells in enumerate(zip(*overview.cells, strict=True)):
+        intervals, name = sum(cell is not None and cell.low is not None for cell in cells), place(overview.columns[i])
+        if intervals > panels.get(name, (0, 0))[0]:
+            panels[name] = intervals, i
+    if not panels:
         raise UserError("nothing to draw: no gain has an interval, which takes 3 seeds of an algorithm and of none")
     names = list(reversed(overview.algorithms))
+    across = min(len(panels), 4)
+    down = math.ceil(len(panels) / across)
     figure, axes = plt.subplots(
-        1,
-        len(comparable),
-        figsize=(1.8 + 3.2 * len(comparable), 1.5 + 0.32 * len(names)),
+        down,
+        across,
+        figsize=(1.8 + 3.2 * across, 0.4 + down * (1.1 + 0.32 * len(names))),
         sharey=True,
         squeeze=False,
         layout="constrained",
     )
-    for axis, i in zip(axes[0], comparable, strict=True):
+    for axis in axes.flat[len(panels) :]:
+        axis.set_visible(False)
+    for axis, (_, i) in zip(axes.flat, panels.values(), strict=False):
         column = overview.columns[i]
         scale = 100 if in_percent(column.metric) else 1
         for y, name in enumerate(names):

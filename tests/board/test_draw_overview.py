@@ -6,6 +6,7 @@ from types import ModuleType
 
 import pytest
 from test_overview import domain, modality
+from test_table import seeds
 
 from dabsmix.board.overview import overviews
 from dabsmix.errors import UserError
@@ -35,6 +36,21 @@ def test_data_sets_without_an_interval_are_not_drawn(
     assert "digits (image)" in drawn
     assert f"{overview.columns[0].budget}; none: 60.0" in drawn
     assert "uci_har" not in drawn
+
+
+def test_of_several_budgets_the_one_with_the_most_intervals_is_drawn(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import matplotlib
+
+    monkeypatch.setitem(matplotlib.rcParams, "svg.fonttype", "none")  # text as text
+    rows = domain(tmp_path, "digits", dmix=0.2, emix=0.1)
+    rows += seeds(tmp_path / "longer", 0.8, algorithm="dmix", steps=150, domain="digits", task="digits")
+    (overview,) = overviews(rows, modality)
+    assert [column.budget for column in overview.columns] == ["150 × 128", "300 × 128"]
+    drawn = script.draw(overview).decode()
+    assert "300 × 128; none: 60.0" in drawn
+    assert "150 × 128" not in drawn
 
 
 def test_a_board_without_any_interval_is_one_line(script: ModuleType, tmp_path: Path) -> None:
