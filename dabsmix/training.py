@@ -83,7 +83,8 @@ def learning_rate(step: int, steps: int, peak: float, schedule: str, steps_per_e
     i-Mix's schedules, ``epoch-cosine`` and ``epoch-steps``, change between epochs: with E epochs, epoch e has the rate
     peak · (1 + cos(π e / E)) / 2, or a tenth of the rate from 60 % of them and again from 80 %. The first 10 epochs (5
     where E ≤ 500) are a linear warm-up by steps, from 0 to where the schedule is then; to the cosine's it adds a
-    thousandth of the way to the peak, as the reference does.
+    thousandth of the way to the peak, as the reference does. The reference's warm-up is one step ahead of this one: its
+    first step does not have the rate 0.
     """
     if schedule == "constant":
         return peak
