@@ -50,16 +50,16 @@ def influence(metric: Metric, scores: Scores, label: Label) -> Values:
 
 
 def _over_batches(mean: Metric, scores: Scores, label: Label) -> Values:
-    """For a mean over batches: an example moves its own batch's value only, and every batch has the same share."""
+    """For a mean over batches, weighted by their rows: an example moves its own batch's value only."""
     of_batch = named(mean.name.partition("/")[0])
-    response, num_batches = np.zeros(len(label)), 0
+    response, num_rows = np.zeros(len(label)), 0
     for start in range(0, len(label), mean.batch):
         part = slice(start, start + mean.batch)
         with suppress(Undefined):
             of_batch(scores[part], label[part])  # a batch whose labels give no value is left out of the mean
-            response[part] = influence(of_batch, scores[part], label[part]) / len(label[part])
-            num_batches += 1
-    return response * len(label) / max(1, num_batches)
+            response[part] = influence(of_batch, scores[part], label[part])
+            num_rows += len(label[part])
+    return response * len(label) / max(1, num_rows)
 
 
 def rarest(metric: Metric, label: Label) -> int:

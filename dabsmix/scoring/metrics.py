@@ -71,7 +71,8 @@ class Metric:
             majority class).
         parts: for a metric that is a ratio of sums over examples: the numerator and the denominator of each, ``(n,)``
             and ``(n,)``, or ``(draws, n)`` and something that broadcasts to it for scores with a leading axis of draws.
-        batch: for a mean over batches, the rows of each; 0 for a metric of all rows at once.
+        batch: for a mean over batches, the rows of each (the last may have fewer, and then counts as much less); 0 for
+            a metric of all rows at once.
     """
 
     name: str
@@ -108,7 +109,8 @@ class Metric:
 def metric(name: str) -> Metric:
     """The metric of this name; ``pearson/128`` is the mean of ``pearson`` over batches of 128 rows in stored order.
 
-    DABS reports correlations and F1 this way. Such a mean depends on the order of the rows and estimates nothing.
+    DABS reports correlations and F1 this way, by PyTorch Lightning, which weights each batch by its rows. Such a mean
+    depends on the order of the rows and estimates nothing.
 
     Raises:
         UserError: no metric has this name.
@@ -131,16 +133,18 @@ def known(name: str) -> Metric | None:
 
 
 def _over_batches(function: Callable[[Scores, Label], float], rows: int) -> Callable[[Scores, Label], float]:
-    """The mean over batches; a batch whose labels give the metric no value is left out."""
+    """The mean over batches, weighted by their rows; a batch whose labels give the metric no value is left out."""
 
     def mean(scores: Scores, label: Label) -> float:
-        values = []
+        values, sizes = [], []
         for start in range(0, len(label), rows):
+            part = slice(start, start + rows)
             with suppress(Undefined):
-                values.append(function(scores[start : start + rows], label[start : start + rows]))
+                values.append(function(scores[part], label[part]))
+                sizes.append(len(label[part]))
         if not values:
             raise Undefined("no batch of these rows has labels that give the metric a value")
-        return float(np.mean(values))
+        return float(np.average(values, weights=sizes))
 
     return mean
 

@@ -68,9 +68,9 @@ def test_the_rarest_class_limits_macro_averages() -> None:
 def test_a_mean_over_batches_responds_within_each_batch() -> None:
     scores, label = data("f1_weighted", n=70)
     weighted = metric("f1_weighted")
-    parts = [influence(weighted, scores[i : i + 32], label[i : i + 32]) / len(label[i : i + 32]) for i in (0, 32, 64)]
+    parts = [influence(weighted, scores[i : i + 32], label[i : i + 32]) for i in (0, 32, 64)]
     computed = influence(metric("f1_weighted/32"), scores, label)
-    np.testing.assert_allclose(computed, 70 / 3 * np.concatenate(parts))
-    # so the variance of the mean of three is a ninth of the sum of their variances
-    variance = sum(np.sum(part**2) for part in parts) / 9
+    np.testing.assert_allclose(computed, np.concatenate(parts))
+    # so the variance of the mean is the sum of the batches' variances, each times its squared share of the rows
+    variance = sum(np.sum((part / len(part)) ** 2) * (len(part) / 70) ** 2 for part in parts)
     assert np.sum((computed / 70) ** 2) == pytest.approx(variance)
