@@ -329,7 +329,8 @@ def _transfer(config: TransferConfig) -> None:
         records, incomplete = list(error.records), error
     if os.environ.get("RANK", "0") == "0":
         plain = [record.as_plain() for record in records]
-        print(json.dumps(plain, indent=1) if config.json else "\n".join(map(str, records)))
+        if records or config.json:
+            print(json.dumps(plain, indent=1) if config.json else "\n".join(map(str, records)))
     if incomplete is not None:
         raise incomplete
 

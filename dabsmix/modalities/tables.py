@@ -379,12 +379,12 @@ def opened(path: Path | zipfile.Path, encoding: str, newline: str | None = None)
 
 def encoding_fault(encoding: str, error: BaseException) -> str:
     """What to say of a file that does not have the stated encoding, with the remedy."""
-    fault, such = f"not encoded as {encoding}", "for example `encoding: latin-1` or `encoding: cp1252`"
+    fault, option = f"not encoded as {encoding}", "`encoding`, such as latin-1 or cp1252"
     if isinstance(error, Wide):
-        fault, such = f"encoded as {str(error)[:6].upper()}", f"`encoding: {error}`"
+        fault, option = f"encoded as {str(error)[:6].upper()}", f"`encoding: {error}`"
     return (
-        f"{fault}; name its encoding in the options, {such}, or convert the file to UTF-8 (a table of labels and "
-        "sequences have no such option)"
+        f"{fault}; convert the file to {encoding}, or name its encoding in pretrain's option {option} (sequences and "
+        "tables of labels have no such option)"
     )
 
 

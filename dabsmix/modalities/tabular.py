@@ -379,19 +379,21 @@ def load_further(
 ) -> tuple[Data, RowKeys]:
     """Further tables with the columns of a training run: all rows in order as ``pretrain``, keyed by ``file:row``.
 
-    The label, the group and the ignored columns may be present or absent.
+    The label, the group and the ignored columns may be present or absent. Columns of a file that the run does not know
+    are left out, which a note says.
 
     Args:
         data: files as in `load_own`, or a table in memory.
         state: ``Data.state`` of the training run.
 
     Raises:
-        UserError: a column is missing or new, or a row is bad.
+        UserError: a column is missing, a table in memory has a new one, or a row is bad.
     """
     sources = table_sources(data, state.get("reading"))
     columns = tuple(Column.from_plain(values) for values in state["columns"])
     fitted = Fitted(columns, tuple(state["mean"]), tuple(state["std"]), ((),) * len(columns))
     expected = [column.name for column in columns]
+    left_out: dict[str, None] = {}
     for source in sources:
         names = column_names(source)
         if absent := [name for name in expected if name not in names]:
@@ -399,8 +401,10 @@ def load_further(
                 f"{source.path}: no column {absent[0]!r}{did_you_mean(absent[0], names)}, which the run was "
                 f"trained on; there are: {', '.join(names)}"
             )
-        if new := [name for name in names if name not in {*expected, *state["others"], *state["ignored"]}]:
+        new = [name for name in names if name not in {*expected, *state["others"], *state["ignored"]}]
+        if new and source.frame is not None:
             raise UserError(f"{source.path}: the training data have no column {new[0]!r}; remove it")
+        left_out |= dict.fromkeys(new)
     unseen, lengths = Counter[str](), [0] * len(sources)
     bad_rows: list[list[tuple[int, str]]] = [[] for _ in sources]
 
@@ -429,7 +433,11 @@ def load_further(
         labelled=None,
         fingerprint="",  # data that are read only once are not cached
         normalise=fitted.normalise(),
-        notes=(*_unseen_note(unseen), *skipped_note("rows", skipped, len(x) + len(skipped))),
+        notes=(
+            *_left_out_note(tuple(left_out)),
+            *_unseen_note(unseen),
+            *skipped_note("rows", skipped, len(x) + len(skipped)),
+        ),
         state=dict(state),
     )
     return further, RowKeys.of(sources, lengths, [[row for row, _ in rows] for rows in bad_rows])
@@ -478,6 +486,14 @@ def load_further_labelled(
 
 def _reported(file: Path, row: int, reason: str) -> None:
     """Ignore a bad row: reading the features has already reported it."""
+
+
+def _left_out_note(columns: Sequence[str]) -> tuple[str, ...]:
+    """For ``Data.notes``: columns of further files that the run was not trained on."""
+    if not columns:
+        return ()
+    more = f" and {len(columns) - LISTED} more" if len(columns) > LISTED else ""
+    return (f"Columns that the run was not trained on are left out: {', '.join(map(repr, columns[:LISTED]))}{more}.",)
 
 
 def _unseen_note(cells: Counter[str]) -> tuple[str, ...]:

@@ -56,7 +56,8 @@ class Incomplete(UserError):
     """Some tasks could not be scored; ``records`` are those of the others."""
 
     def __init__(self, failed: Sequence[str], records: Sequence[TransferRecord]) -> None:
-        super().__init__(f"not scored: {', '.join(failed)} (the reasons are above); the others are")
+        others = "; the others are" if records else ""
+        super().__init__(f"not scored: {', '.join(failed)} (the reasons are above){others}")
         self.records = tuple(records)
 
 
@@ -119,7 +120,7 @@ def _transfer_to(
     # What to score on, and what is scored.
     data, batch_size = load_task(task, name, run, config, loaded)
     if data.labelled is None:
-        raise UserError(f"{task} has no labels to transfer to: name another --task")
+        raise UserError(f"{task} has no labels to transfer to: name another --task, or your own labelled --data")
     # finetuning needs rules only for the yardsticks
     rules = v2() if name == "finetune" else protocol(name, batch_size, data.specs)
     encoder = run.encoder(data.specs)

@@ -327,7 +327,7 @@ GOOD = "file,kind,place\n" + "".join(f"all/{n:02d}.png,{'ab'[n % 2]},p{n % 5}\n"
         (GOOD, {"size": 0}, "size 0"),
         (GOOD, {"labels": ""}, "files have no column 'kind'"),
         (GOOD, {"labels": "nowhere.csv"}, r"nowhere\.csv: cannot be read"),
-        (GOOD.encode().replace(b"kind", b"k\xffnd", 1), {}, r"not encoded as utf-8; .* convert the file"),
+        (GOOD.encode().replace(b"kind", b"k\xffnd", 1), {}, r"not encoded as utf-8; convert the file"),
     ],
 )
 def test_mistakes_in_labels_are_one_line(

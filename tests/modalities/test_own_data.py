@@ -220,7 +220,10 @@ def test_without_a_label(made: Made, dabsmix: Call) -> None:
     assert status == 0, err
     status, _, err = dabsmix("transfer", "--run", out.strip())
     assert status == 2
-    assert err.splitlines()[-1] == f"dabsmix: {made.path.stem} has no labels to transfer to: name another --task"
+    assert (
+        err.splitlines()[-1]
+        == f"dabsmix: {made.path.stem} has no labels to transfer to: name another --task, or your own labelled --data"
+    )
     assert dabsmix("embed", "--run", out.strip(), "--input", made.some, "--out", "some.parquet")[0] == 0
     assert list(pd.read_parquet("some.parquet")["key"]) == made.keys
     assert dabsmix("audit", *data)[0] == 0

@@ -243,7 +243,7 @@ def test_many_skipped_rows_are_counted_and_the_first_listed(tmp_path: Path) -> N
         (b"", "line 1 is empty"),
         (b"a,b\n", "the table has no rows"),
         (b"a,a\n1,2\n", "two columns are called 'a'"),
-        (b"a,b\n1,\xff\xfe\n", "not encoded as utf-8; name its encoding"),
+        (b"a,b\n1,\xff\xfe\n", "not encoded as utf-8; convert the file"),
         (b'a,b\n1,"x\n2,3\n4,5\n', "is a quote not closed|cells where"),
     ],
 )
@@ -434,7 +434,6 @@ def test_further_rows_that_do_not_fit_are_refused(table: Path, tmp_path: Path) -
     state: dict[str, Any] = dict(load_own(table, label="y", ignore="person").state)
     cases = {
         "age,city,code\n1,Bern,1\n": "no column 'income'",
-        "age,city,income,code,height\n1,Bern,1,1,1\n": "the training data have no column 'height'",
         "age,city,income,code\n1,Bern,1\n": "row 2: 3 cells",
         "age,city,income,code\nx,Bern,1,1\n": "row 2: column 'age' holds 'x'",
         "age,city,income,code\n": "the table has no rows",
@@ -444,3 +443,9 @@ def test_further_rows_that_do_not_fit_are_refused(table: Path, tmp_path: Path) -
         path.write_text(text)
         with pytest.raises(UserError, match=message):
             load_further(path, state)
+    path.write_text("age,height,city,income,code\n1,9,Bern,1,1\n")
+    data, _ = load_further(path, state)
+    assert data.notes == ("Columns that the run was not trained on are left out: 'height'.",)
+    assert data.pretrain.batch(np.array([0]))[0].tolist() == [[1, 1, 1, 1]]
+    with pytest.raises(UserError, match="the training data have no column 'height'"):
+        load_further(pd.read_csv(path), state)
