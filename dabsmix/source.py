@@ -199,8 +199,8 @@ def with_metric(data: Data, name: str | None) -> Data:
     if metric == "balanced_accuracy" and name is None:
         counts = np.unique(train, return_counts=True)[1]
         notes += (
-            f"The metric is balanced accuracy, the mean of the classes' recalls: the most frequent "
-            f"class has {counts.max() / counts.min():,.2f} times the training labels of the rarest (`metric` chooses).",
+            f"The metric is balanced accuracy, the mean of the classes' recalls: the most frequent class has "
+            f"{counts.max()} training labels, the rarest {counts.min()} (`metric` chooses).",
         )
     return replace(data, labelled=replace(labelled, task=replace(task, metric=metric)), notes=notes)
 

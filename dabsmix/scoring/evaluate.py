@@ -184,12 +184,11 @@ def share(text: str, task: Task, train: NDArray[Any] | None = None) -> dict[str,
         raise UserError(f"--labels {text}: a task of kind {task.kind} has no labels per class; give a fraction")
     if per_class:
         counts = np.bincount(train, minlength=task.num_outputs) if train is not None else np.array([math.inf])
-        if counts.min() < int(per_class[1]):
+        if (least := counts.min()) < int(per_class[1]):
             fewest = task.classes[int(counts.argmin())]
-            raise UserError(
-                f"--labels {text}: class {fewest!r} has {counts.min()} examples in train; give at most "
-                f"{max(1, counts.min())}/class, or a fraction"
-            )
+            examples = f"{least} example{'s' * (least != 1)}"
+            remedy = f"give at most {least}/class, or a fraction" if least else "give a fraction"
+            raise UserError(f"--labels {text}: class {fewest!r} has {examples} in train; {remedy}")
         return {"per_class": int(per_class[1])}
     with suppress(ValueError):
         if 0 < float(text) <= 1:

@@ -139,6 +139,10 @@ BY_CLASS = ("accuracy", "balanced_accuracy", "f1_macro", "f1_weighted", "matthew
 """Metrics of the predicted class alone: their predictions are stored as class numbers, those of others as scores."""
 
 
+SAME_FOR_CONSTANTS = ("balanced_accuracy", "matthews", "auroc_macro", "spearman")
+"""Metrics by which every constant prediction has the same score, whatever the labels are."""
+
+
 def default_protocol(pretraining: str) -> str:
     """How a run is scored by default: ``v2``, or as its pretraining protocol's source scores."""
     return "v2" if pretraining == "v1" else pretraining
@@ -207,6 +211,12 @@ class Result:
     test_reads: int = 1
     num_features: int = 0
     others: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def ends(self) -> tuple[float, float] | None:
+        """The interval as it is shown: none for a majority class that has the same score on all data."""
+        fixed = self.probe == "majority" and self.metric in SAME_FOR_CONSTANTS
+        return None if fixed or self.low is None or self.high is None else (self.low, self.high)
 
     @classmethod
     def from_plain(cls, values: Any) -> Result:
@@ -429,7 +439,7 @@ class TransferRecord:
         rows += [(name, result) for name, results in self.yardsticks.items() for result in results]
         factor = 100 if in_percent(first.metric) else 1
         for name, r in rows:
-            interval = "" if r.low is None or r.high is None else f"  [{factor * r.low:.1f}, {factor * r.high:.1f}]"
+            interval = "" if r.ends is None else "  [{:.1f}, {:.1f}]".format(*(factor * end for end in r.ends))
             read = f"  {r.num_features} features" if r.num_features else ""
             lines.append(
                 f"  {name:<14} {r.probe:<8} labels {r.label_fraction:<8} {factor * r.value:6.2f}{interval}{read}"
@@ -440,7 +450,10 @@ class TransferRecord:
                 "so few do not show how groups differ."
             )
         if first.others:
-            further = (f"{name} {(100 if in_percent(name) else 1) * value:.4g}" for name, value in first.others.items())
+            further = (
+                f"{name} {f'{100 * value:.4g} %' if in_percent(name) else f'{value:.4g}'}"
+                for name, value in first.others.items()
+            )
             lines.append(f"  The first of these by other metrics: {', '.join(further)}.")
         if self.unbeaten:
             share = share_in_words(first.label_fraction)

@@ -230,14 +230,13 @@ def _scores(transfers: list[TransferRecord]) -> str:
 
 def _line(transfer: TransferRecord, result: Result, yardstick: str) -> str:
     scale, unit = (100, " %") if in_percent(result.metric) else (1, "")
-    ends = [end for end in (result.low, result.high) if end is not None]
     cells = (
         f"{transfer.task} ({transfer.protocol})",
         result.metric,
         f"*{yardstick}, {result.probe}*" if yardstick else result.probe,
         result.label_fraction,
         f"{scale * result.value:.2f}{unit}",
-        " to ".join(f"{scale * end:.2f}" for end in ends),
+        " to ".join(f"{scale * end:.2f}" for end in result.ends or ()),
         result.n,
     )
     return f"| {' | '.join(map(str, cells))} |"

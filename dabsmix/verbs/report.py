@@ -98,7 +98,10 @@ def _page(
             "answer": task.answer,
             "unbeaten": ", ".join(task.unbeaten),
             "rows": _rows(task),
-            "others": {_words(name): _shown(name, value) for name, value in task.headline.others.items()},
+            "others": {
+                _words(name): _shown(name, value) + " %" * in_percent(name)
+                for name, value in task.headline.others.items()
+            },
             "pictures": [(title, _svg(draw)) for title, draw in pictures],
             "failures": [] if predictions is None else _failures(predictions),
             "quantity": task.kind == "regression",
@@ -172,8 +175,8 @@ def _rows(task: TransferRecord) -> list[dict[str, str]]:
         }
 
     def of_result(of: str, result: Result) -> dict[str, str]:
-        ends = (result.value, result.low, result.high)
-        return row(of, result.probe, result.label_fraction, result.metric, ends)
+        ends = result.ends or (None, None)
+        return row(of, result.probe, result.label_fraction, result.metric, (result.value, *ends))
 
     rows = [of_result("this encoder", result) for result in task.results]
     rows += [
@@ -241,7 +244,7 @@ def _scores(axes: Axes, task: TransferRecord) -> None:
     for name, results in task.yardsticks.items():
         color = RAW if name == "raw" else RANDOM if name == "majority" else OTHER
         bars += [
-            (name, result.value, result.low, result.high, color)
+            (name, result.value, *(result.ends or (None, None)), color)
             for result in results
             if result.label_fraction == first.label_fraction or result.probe == "majority"
         ]

@@ -56,3 +56,7 @@ def test_more_labels_per_class_than_a_class_has_are_refused_with_the_count() -> 
     assert share("30/class", task, train) == {"per_class": 30}
     with pytest.raises(UserError, match=r"--labels 1000/class: class 'dog' has 30 examples in train; .* 30/class"):
         share("1000/class", task, train)
+    with pytest.raises(UserError, match=r"class 'dog' has 1 example in train; give at most 1/class, or a fraction"):
+        share("2/class", task, np.array([0, 0, 1]))
+    with pytest.raises(UserError, match=r"class 'dog' has 0 examples in train; give a fraction$"):
+        share("2/class", task, np.array([0, 0]))

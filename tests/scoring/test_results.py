@@ -75,6 +75,9 @@ def test_a_record_prints_as_lines_and_converts_to_a_frame() -> None:
     assert [line.split()[:2] for line in lines[1:]] == [["encoder", "linear"]] * 2 + [["majority", "majority"]]
     assert lines[1].endswith("90.00  [88.0, 92.0]")
     assert lines[2].endswith(" 60.00")
+    assert lines[3].endswith(" 10.00  [88.0, 92.0]")
+    balanced = replace(RECORD, yardsticks={"majority": (replace(FIRST, probe="majority", metric="balanced_accuracy"),)})
+    assert str(balanced).splitlines()[3].endswith(" 90.00"), "the same on all data"
     read = replace(RECORD, results=(replace(FIRST, num_features=256),))
     assert str(read).splitlines()[1].endswith("90.00  [88.0, 92.0]  256 features")
     frame = RECORD.to_frame()
