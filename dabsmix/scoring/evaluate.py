@@ -186,7 +186,7 @@ def share(text: str, task: Task, train: NDArray[Any] | None = None) -> dict[str,
         counts = np.bincount(train, minlength=task.num_outputs) if train is not None else np.array([math.inf])
         if (least := counts.min()) < int(per_class[1]):
             fewest = task.classes[int(counts.argmin())]
-            examples = f"{least} example{'s' * (least != 1)}"
+            examples = "1 example" if least == 1 else f"{least} examples"
             remedy = f"give at most {least}/class, or a fraction" if least else "give a fraction"
             raise UserError(f"--labels {text}: class {fewest!r} has {examples} in train; {remedy}")
         return {"per_class": int(per_class[1])}
