@@ -4,7 +4,7 @@ import csv
 import json
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
 from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache
@@ -143,7 +143,7 @@ def read(csv_path: Path, **only: str) -> list[Row]:
     return rows
 
 
-def lines(csv_path: Path) -> list[tuple[int, list[str]]]:
+def lines(csv_path: Path) -> Iterator[tuple[int, list[str]]]:
     """The line number and the cells of each row, after a check of the header."""
     try:
         if not csv_path.is_file() and csv_path.exists():
@@ -172,7 +172,8 @@ def lines(csv_path: Path) -> list[tuple[int, list[str]]]:
         )
     try:
         later = [""] * (len(COLUMNS) - len(header))  # columns that are younger than the file
-        return [(reader.line_num, [*cells, *later]) for cells in reader]
+        for cells in reader:
+            yield reader.line_num, cells + later
     except csv.Error as error:
         raise UserError(f"{csv_path}:{reader.line_num}: {error}; fix the line by hand") from None
 
