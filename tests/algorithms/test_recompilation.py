@@ -21,7 +21,8 @@ def fresh_compiler() -> Iterator[None]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TRAINED)
-def test_later_steps_do_not_recompile(name: str) -> None:
+@pytest.mark.parametrize("kind", ["sensor", "image+text"])  # without padding, and with a mask of it
+def test_later_steps_do_not_recompile(kind: str, name: str) -> None:
     """Only tracing matters here, so a backend that generates no code suffices."""
     graphs = 0
 
@@ -30,14 +31,14 @@ def test_later_steps_do_not_recompile(name: str) -> None:
         graphs += 1
         return graph.forward
 
-    algorithm = build(name, "sensor", dropout=0.1)
+    algorithm = build(name, kind, dropout=0.1)
     for part in algorithm.modules():
         if isinstance(part, Encoder):
             for block in part.blocks:
                 block.compile(backend=counted)
     after = []
     for step in range(STEPS):
-        batch = batch_of("sensor", label=algorithm_class(name).needs_labels, seed=step, num_views=algorithm.num_views)
+        batch = batch_of(kind, label=algorithm_class(name).needs_labels, seed=step, num_views=algorithm.num_views)
         algorithm(batch).value.backward()
         algorithm.after_step((step + 1) / STEPS)
         after.append(graphs)
