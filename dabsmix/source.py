@@ -11,7 +11,8 @@ import json
 import re
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args, get_origin, get_type_hints
@@ -165,7 +166,8 @@ def load(source: Source) -> Data:
     read = importlib.import_module(f"dabsmix.modalities.{source.modality}").load_own
     _check_options(source, read, options)
     metric_name = options.pop("metric", None)
-    data: Data = read(path, label=source.label, on_bad=source.on_bad, **_root(read, source), **options)
+    with _named(path, source):
+        data: Data = read(path, label=source.label, on_bad=source.on_bad, **_root(read, source), **options)
     key = digest([data.fingerprint, json.dumps([source.label, options], sort_keys=True, default=str)])
     data = replace(data, fingerprint=key, source=source, notes=(*notes, *data.notes))
     if data.labelled is None:
@@ -231,7 +233,8 @@ def load_as(source: Source, modality: str, state: Mapping[str, Any]) -> Data:
     _check_options(source, read, options)
     metric_name = options.pop("metric", None)
     root = {} if source.data_root is None else {"data_root": str(source.data_root)}  # where tokenizers lie
-    marked = read(path, {**state, **root}, label=source.label, on_bad=source.on_bad, **options)
+    with _named(path, source):
+        marked = read(path, {**state, **root}, label=source.label, on_bad=source.on_bad, **options)
     data = with_metric(divided(marked), metric_name)
     settings = json.dumps([source.label, options, state], sort_keys=True, default=str)
     columns = [marked.label] if marked.group is None else [marked.label, marked.group]
@@ -267,6 +270,15 @@ def _opened(source: Source) -> tuple[Source, Path, dict[str, Any], tuple[str, ..
         source = replace(source, modality=cast(Modality, inside.modality))
     flags = {name: getattr(source, name) for name in ("group", "ignore") if getattr(source, name) is not None}
     return source, path, options | flags, notes
+
+
+@contextmanager
+def _named(path: Path, source: Source) -> Iterator[None]:
+    """Messages name what the user gave, not the file in the cache that it was unpacked to."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(str(error).replace(str(path), str(source.data))) from error
 
 
 def _is_packed(source: Source) -> bool:

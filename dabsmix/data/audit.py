@@ -107,7 +107,7 @@ def divided(data: Data) -> tuple[str, ...]:
     labels = [split.label for split in parts if split.label is not None]
     lines.append(f"scored by {task.metric}")
     if task.kind == "regression":
-        ends = ", ".join(f"{x.min():.4g} to {x.max():.4g}, mean {x.mean():.4g}" for x in labels)
+        ends = "; ".join(f"{x.min():.4g} to {x.max():.4g}, mean {x.mean():.4g}" for x in labels)
         return (*lines, f"labels of train, validation and test: {ends}")
     if task.kind == "classes":
         counts = np.stack([np.bincount(x, minlength=len(task.classes)) for x in labels], axis=1)

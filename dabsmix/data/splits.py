@@ -50,7 +50,8 @@ def carve(
         chosen[rng.permutation(n)[:size]] = True
     if chosen.all() or not chosen.any():
         of_what = "rows" if label is None else f"rows in {len(np.unique(label))} classes"
-        raise UserError(f"cannot carve a validation or test part from {n} {of_what}: each class needs two rows")
+        hint = " (a quantity is predicted of tables only)" if label is not None and n > 1 else ""
+        raise UserError(f"cannot carve a validation or test part from {n} {of_what}: each class needs two rows{hint}")
     return np.flatnonzero(~chosen), np.flatnonzero(chosen)
 
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from dabsmix.data.cache import fingerprint
 from dabsmix.data.domain import Data, Labelled, Task
 from dabsmix.data.splits import Parts, divide_labelled
-from dabsmix.errors import UserError
+from dabsmix.errors import UserError, did_you_mean
 from dabsmix.modalities.tables import Source, blocks, column_names
 
 __all__ = [
@@ -466,13 +466,15 @@ def division_notes(
     notes = [f"The splits are ours, of {how}, seeded: {named}."]
     scored = sum(map(len, sizes.values()))
     if scored < total and not used:
-        notes.append(f"{total - scored} of {total} {noun} have no label and are not used.")
+        have, are = ("has", "is") if total - scored == 1 else ("have", "are")
+        notes.append(f"{total - scored} of {total} {noun} {have} no label and {are} not used.")
     elif scored < total:
         unlabelled = len(parts.pretrain) - len(parts.train)
         beside = total - scored - unlabelled
         kept_out = f"; {beside} in groups of validation or test are not used" if beside else ""
+        have = "has" if total - scored == 1 else "have"
         notes.append(
-            f"{total - scored} of {total} {noun} have no label: pretraining sees {unlabelled} of them beside the "
+            f"{total - scored} of {total} {noun} {have} no label: pretraining sees {unlabelled} of them beside the "
             f"{len(parts.train)} of train{kept_out}."
         )
     if not by_class:
@@ -534,7 +536,8 @@ def read_labels(
 ) -> tuple[dict[str, tuple[str, str]], tuple[str, ...]]:
     """Class and group of each file, from a user's CSV with the column ``file``, and notes on rows that were left out.
 
-    By default each file is a group. With ``skip``, rows that name a file which is not below the folder are left out.
+    By default each file is a group, and so is one whose row has neither class nor group. With ``skip``, rows that name
+    a file which is not below the folder are left out.
 
     Raises:
         UserError: a column is missing; a row has another number of cells, has no group, or names a file that is not
@@ -545,7 +548,8 @@ def read_labels(
     needed = ["file", label, *([group] if group else [])]
     if missing := [name for name in needed if name not in columns]:
         what = ", of the files' paths below the data folder," if missing[0] == "file" else ""
-        raise UserError(f"{path}: no column {missing[0]!r}{what} among {', '.join(columns)}")
+        hint = did_you_mean(missing[0], columns)
+        raise UserError(f"{path}: no column {missing[0]!r}{what}{hint} among {', '.join(columns)}")
 
     def refuse(file: Path, row: int, reason: str) -> None:
         raise UserError(f"{file}, row {row}: {reason}")
@@ -564,6 +568,8 @@ def read_labels(
             if file in labelled:
                 refuse(source.path, row, f"{file!r} has an earlier row; remove one of them")
             if group and not values[-1]:
+                if not values[0]:  # like a file that the table does not name
+                    continue
                 refuse(source.path, row, f"{group} is empty; fill it in")
             labelled[file] = (values[0], values[-1] if group else file)
     if not absent:

@@ -322,6 +322,7 @@ GOOD = "file,kind,place\n" + "".join(f"all/{n:02d}.png,{'ab'[n % 2]},p{n % 5}\n"
         (GOOD.replace("file", "path", 1), {}, "no column 'file', of the files' paths below the data folder, among"),
         (GOOD.replace("all/00.png", "all\\\\00.png", 1), {}, r"row 2: no file .* \(did you mean 'all/00\.png'\?\)"),
         (GOOD, {"group": "town"}, "no column 'town'"),
+        (GOOD.replace("00.png,a,p0", "00.png,a,", 1), {"group": "place"}, "row 2: place is empty; fill it in"),
         (GOOD, {"label": None}, "name its column of classes with --label"),
         (GOOD, {"size": 30}, "size 30 is not a multiple of patch 4"),
         (GOOD, {"size": 0}, "size 0"),
@@ -341,6 +342,13 @@ def test_mistakes_in_labels_are_one_line(
     assert "\n" not in str(error.value)
 
 
+def test_a_row_without_class_and_group_is_that_of_an_image_without_a_label(tmp_path: Path) -> None:
+    root = folders(tmp_path, {"all": 20})
+    (root / "labels.csv").write_text(GOOD.replace("00.png,a,p0", "00.png,,", 1))
+    data = load_own(root, label="kind", labels="labels.csv", group="place")
+    assert any("1 of 20 images has no label: pretraining sees 1 of them" in note for note in data.notes)
+
+
 def test_damaged_images_are_named_or_listed_and_unlabelled_ones_pretrained_on(tmp_path: Path) -> None:
     root = folders(tmp_path / "photos", {"cat": 20, "dog": 20})
     (root / "cat/03.png").write_bytes((root / "cat/03.png").read_bytes()[:-300])
@@ -352,7 +360,7 @@ def test_damaged_images_are_named_or_listed_and_unlabelled_ones_pretrained_on(tm
     (note,) = [note for note in data.notes if "skipped" in note]
     assert note.startswith("1 of 41 images was skipped")
     assert "cat/03.png" in note
-    assert any(note.startswith("1 of 40 images have no label: pretraining sees 1 of them") for note in data.notes)
+    assert any(note.startswith("1 of 40 images has no label: pretraining sees 1 of them") for note in data.notes)
     used = np.concatenate([split.rows for split in data.require_labelled().splits.values()])
     assert 3 not in used, "the damaged image"
     assert 40 not in used, "the stray image"

@@ -167,6 +167,9 @@ def test_what_cannot_be_loaded_is_one_line(tmp_path: Path) -> None:
         load(Source(data=tmp_path / "saved", modality="image"))
     with pytest.raises(UserError, match="no such file"):
         load(Source(data=tmp_path / "*.parquet", modality="image"))
+    frame("image").save_to_disk(tmp_path / "pictures")
+    with pytest.raises(UserError, match=r"/pictures/labels\.csv: no column 'wya' \(did you mean 'way'\?\)"):
+        load(Source(data=tmp_path / "pictures", label="wya"))
 
 
 def test_names_and_places(tmp_path: Path) -> None:

@@ -316,7 +316,7 @@ def test_damaged_own_sounds_are_named_or_counted(tmp_path: Path) -> None:
     (note,) = (note for note in data.notes if "skipped" in note)
     assert "1 of 41 sounds was skipped" in note
     assert "04.wav: damaged" in note
-    assert any(note.startswith("1 of 40 sounds have no label: pretraining sees 1 of them") for note in data.notes)
+    assert any(note.startswith("1 of 40 sounds has no label: pretraining sees 1 of them") for note in data.notes)
 
 
 def test_mistakes_are_reported(tmp_path: Path) -> None:
