@@ -34,6 +34,7 @@ __all__ = [
     "digest",
     "divided",
     "division_notes",
+    "empty_files_note",
     "endings_not_read",
     "lines",
     "marked",
@@ -515,6 +516,11 @@ def skipped_note(noun: str, skipped: Sequence[str], total: int) -> tuple[str, ..
         listing = "; ".join(f"{reason}: {len(keys)} (the first: {keys[0]})" for reason, keys in counted[:LISTED])
         listing += "; run.json lists them all"
     return (f"{len(skipped)} of {total} {noun} {'was' if len(skipped) == 1 else 'were'} skipped: {listing}.",)
+
+
+def empty_files_note(files: Sequence[Path]) -> tuple[str, ...]:
+    """For ``Data.notes``: tables of which no row was read."""
+    return (f"No row was read of the files {_listed([file.name for file in files])}.",) if files else ()
 
 
 def _key_and_reason(skipped: str) -> tuple[str, str]:

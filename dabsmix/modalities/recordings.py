@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from dabsmix.data.cache import prepared
 from dabsmix.errors import UserError, did_you_mean
-from dabsmix.modalities.columns import Column, encoded, listed, mistaken, refuse, scan
+from dabsmix.modalities.columns import Column, date_columns, encoded, listed, mistaken, refuse, scan
 from dabsmix.modalities.tables import Source, blocks, column_names
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "runs",
     "stretches",
     "summarise",
+    "without_rows",
 ]
 
 # T readings, C channels
@@ -135,6 +136,11 @@ def read(sources: Sequence[Source], roles: Roles, on_bad: Literal["error", "skip
             raise UserError(
                 f"{source.path}: no column {absent[0]!r}{did_you_mean(absent[0], names)}; there are: {', '.join(names)}"
             )
+    if dates := [name for name in date_columns(sources) if name in channels]:
+        raise UserError(
+            f"{sources[0].path}: column {dates[0]!r} holds dates, not readings; name it in the option `time`, or leave "
+            "it out (pretrain's option `ignore`)"
+        )
     unused = {name for source in sources for name in column_names(source) if name not in used}
     many = frozenset(name for name in (roles.group, roles.recording) if name is not None)
     if time is not None and _holds_numbers(sources[0], time):
@@ -185,6 +191,11 @@ def read(sources: Sequence[Source], roles: Roles, on_bad: Literal["error", "skip
         classes=classes,
         skipped=tuple(skipped),
     )
+
+
+def without_rows(recordings: Recordings, sources: Sequence[Source]) -> list[int]:
+    """The files of which no row was read."""
+    return [int(file) for file in np.setdiff1d(np.arange(len(sources)), recordings.file)]
 
 
 def _holds_numbers(source: Source, column: str) -> bool:

@@ -18,7 +18,7 @@ from dabsmix.data.splits import divide_labelled
 from dabsmix.data.standardise import Standardise
 from dabsmix.errors import UserError
 from dabsmix.modalities.augmentation import SensorViews
-from dabsmix.modalities.files import Marked, division_notes, skipped_note
+from dabsmix.modalities.files import Marked, division_notes, empty_files_note, skipped_note
 from dabsmix.modalities.recordings import (
     TOKENS,
     Recordings,
@@ -31,6 +31,7 @@ from dabsmix.modalities.recordings import (
     runs,
     stretches,
     summarise,
+    without_rows,
 )
 from dabsmix.modalities.tables import Source, column_names, table_files, table_sources
 from dabsmix.spec import Grid, PaddedGrid
@@ -243,6 +244,7 @@ def load_own(
     if label is not None:
         check_classes(label, recordings.classes)
     summary, flags = summarise(recordings, roles.channels, rate=rate, max_gap=max_gap)
+    flags = (*empty_files_note([sources[file].path for file in without_rows(recordings, sources)]), *flags)
     if by_file:
         flags = ("There is no column 'group', so each file is a group.", *flags)
     state: dict[str, Any] = {

@@ -37,7 +37,7 @@ from dabsmix.modalities.columns import (
     scan,
     store,
 )
-from dabsmix.modalities.files import LISTED, Marked, codes, digest, division_notes, skipped_note
+from dabsmix.modalities.files import LISTED, Marked, codes, digest, division_notes, empty_files_note, skipped_note
 from dabsmix.modalities.summary import summarise
 from dabsmix.modalities.tables import Source, column_names, first_row, table_files, table_sources
 
@@ -191,9 +191,15 @@ def load_own(
     else:
         data = _labelled(matrix, partial(fit, "own_tabular", key, matrix), source, members, label, task)
     summary, flags = summarise(matrix)
+    empty_files = [source.path for source, rows in zip(sources, matrix.lengths, strict=True) if not rows]
     return replace(
         data,
-        notes=(*data.notes, *skipped_note("rows", matrix.skipped, len(matrix.x) + len(matrix.skipped)), *flags),
+        notes=(
+            *data.notes,
+            *skipped_note("rows", matrix.skipped, len(matrix.x) + len(matrix.skipped)),
+            *empty_files_note(empty_files),
+            *flags,
+        ),
         summary=summary,
         names=_named_rows(matrix, sources).of_rows,
         state={**data.state, "ignored": list(ignored), "missing": list(empty), "reading": reading},

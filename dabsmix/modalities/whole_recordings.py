@@ -38,6 +38,7 @@ from dabsmix.modalities.recordings import (
     resampled,
     runs,
     summarise,
+    without_rows,
 )
 from dabsmix.modalities.tables import CSV, PARQUET, Source, column_names, table_files, table_sources
 from dabsmix.spec import PaddedGrid
@@ -312,7 +313,10 @@ def _cut(
     starts, ends = bounds[:-1], bounds[1:]
     read_so_far = np.concatenate([[0], np.cumsum(~np.isnan(recordings.readings).all(axis=1))])
     silent = np.flatnonzero(read_so_far[ends] == read_so_far[starts])
-    faults = tuple(f"{_row(recordings, sources, starts[place])}: a recording without any reading" for place in silent)
+    places = [_row(recordings, sources, starts[place]) for place in silent]
+    if roles.recording is None:
+        places += [str(sources[file].path) for file in without_rows(recordings, sources)]
+    faults = tuple(f"{place}: a recording without any reading" for place in places)
     if faults and on_bad == "error":
         raise UserError(f"{faults[0]}; remove it, or leave such recordings out with --on-bad skip")
     present = np.setdiff1d(np.arange(len(starts)), silent)

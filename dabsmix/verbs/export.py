@@ -20,7 +20,7 @@ from dabsmix.errors import UserError
 from dabsmix.files import write
 from dabsmix.model.encoder import Encoder
 from dabsmix.run import Run, finished_runs
-from dabsmix.spec import Grid, Spec, Table, Tokens
+from dabsmix.spec import Grid, PaddedGrid, Spec, Table, Tokens
 from dabsmix.verbs.hub import published
 
 __all__ = ["export"]
@@ -105,6 +105,10 @@ def _examples(encoder: Encoder, count: int) -> tuple[Tensor, ...]:
 
     def one(spec: Spec) -> Tensor:
         match spec:
+            case PaddedGrid():
+                readings = torch.rand(count, spec.channels, *spec.size, generator=draws)
+                readings[::2, :, spec.size[0] // 2 :] = torch.nan  # half of a recording is padding
+                return readings
             case Grid():
                 return torch.rand(count, spec.channels, *spec.size, generator=draws)
             case Tokens():
@@ -173,15 +177,20 @@ def _difference(program: Standalone, outputs: Callable[[tuple[Tensor, ...]], lis
 def _description(run: Run, encoder: Encoder, program: Standalone, file: str, difference: float) -> dict[str, Any]:
     """What a user of the file has to know."""
     record = run.record
-    kinds = {"Grid": "float32", "Table": "float32", "Tokens": "int64"}
+    gaps = any(isinstance(spec, PaddedGrid) for spec in encoder.specs)
+    raw = "raw, as stored" + (", NaN where nothing was read" if gaps else "")
     inputs = [
-        {"name": name, "shape": ["batch", *example.shape[1:]], "dtype": kinds[type(spec).__name__]}
+        {
+            "name": name,
+            "shape": ["batch", *example.shape[1:]],
+            "dtype": "int64" if isinstance(spec, Tokens) else "float32",
+        }
         for name, spec, example in zip(_names(program), encoder.specs, _examples(encoder, 1), strict=True)
     ]
     return {
         "file": file,
         "inputs": inputs,
-        "inputs_are": "raw, as stored" if program.standardises else f"normalised as {record.domain} is",
+        "inputs_are": raw if program.standardises else f"normalised as {record.domain} is",
         "outputs": {"mean": ["batch", encoder.width], "cls": ["batch", encoder.width]},
         "run": record.name,
         "data": record.domain,

@@ -271,6 +271,10 @@ def test_files_without_a_column_of_groups_are_groups(tmp_path: Path) -> None:
         files = [name.partition(":")[0] for name in data.names(split.rows)]
         assert split.group is not None
         assert [f"{group}.csv" for group in split.group] == files
+    (tmp_path / "9.csv").write_text(",t,x,y\n")
+    assert said(sensor.load_own(tmp_path, label="y", time="t", window=16), "No row was read of the files '9.csv'")
+    assert said(tabular.load_own(tmp_path, label="y"), "No row was read of the files '9.csv'")
+    (tmp_path / "9.csv").unlink()
     further = sensor.load_further_labelled(tmp_path, data.state, label="y")
     assert further.group is not None
     assert np.bincount(further.group).tolist() == [4] * 4
@@ -280,9 +284,11 @@ def test_files_without_a_column_of_groups_are_groups(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"2\.csv: row 7: column 'x' is empty, which the option `gaps: mask` allows"):
         sensor.load_own(tmp_path, label="y", time="t")
     for file in range(4):
-        table["t"] = pd.date_range("2024-05-01", periods=64, freq="s").strftime(DAY_FIRST if file == 2 else "%F %T")
+        table["when"] = pd.date_range("2024-05-01", periods=64, freq="s").strftime(DAY_FIRST if file == 2 else "%F %T")
         table.to_csv(tmp_path / f"{file}.csv")
-    with pytest.raises(UserError, match=r"2\.csv: row 2: column 't' holds '01\.05\.2024 00:00:00', neither"):
+    with pytest.raises(UserError, match=r"2\.csv: row 2: column 'when' holds '01\.05\.2024 00:00:00', neither"):
+        sensor.load_own(tmp_path, label="y", time="when")
+    with pytest.raises(UserError, match=r"column 'when' holds dates, not readings; name it in the option `time`, or"):
         sensor.load_own(tmp_path, label="y", time="t")
 
 

@@ -111,6 +111,11 @@ def test_gaps_are_missing_and_a_recording_without_any_reading_is_refused(folder:
         load_own(folder, label="folder", recording="file", gaps="mask")
     data = load_own(folder, label="folder", recording="file", gaps="mask", on_bad="skip")
     assert "1 of 13 recordings was skipped" in " ".join(data.notes)
+    (folder / "sit" / "gap.csv").write_text("time,x,y\n")
+    with pytest.raises(UserError, match=r"gap.csv: a recording without any reading; remove it"):
+        load_own(folder, label="folder", recording="file")
+    data = load_own(folder, label="folder", recording="file", on_bad="skip")
+    assert "1 of 13 recordings was skipped" in " ".join(data.notes)
 
 
 def test_windows_may_have_gaps_and_otherwise_stay_equal(tmp_path: Path) -> None:

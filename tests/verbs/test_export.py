@@ -82,6 +82,25 @@ def test_a_table_s_categories_and_empty_cells_are_exported_too(table: Run, tmp_p
     np.testing.assert_allclose(mean.detach().numpy(), expected, atol=1e-5)
 
 
+@pytest.mark.slow
+def test_recordings_with_gaps_are_exported_with_their_padding(tmp_path: Path) -> None:
+    for number, length in enumerate((9, 16, 12)):
+        rows = [f"{row},{'' if row % 5 == 3 else np.sin(row + number)}" for row in range(length)]
+        (tmp_path / f"{number}.csv").write_text("\n".join(["time,x", *rows]) + "\n")
+    (tmp_path / "options").write_text("recording: file\ngaps: mask\n")
+    source = Source(data=tmp_path, modality="sensor", options=tmp_path / "options")
+    run = encoded(tmp_path / "runs", source)
+    program = torch.export.load(export(ExportConfig("torch", run.path, tmp_path))).module()
+    extractor = dabsmix.load_encoder(run)
+    data, _ = extractor.read(tmp_path / "0.csv")
+    (stored,) = data.pretrain.batch(np.arange(1))
+    mean, _ = program(stored)
+    assert stored.isnan().any()
+    np.testing.assert_allclose(mean.detach().numpy(), extractor.features(tmp_path / "0.csv"), atol=1e-5)
+    (described,) = json.loads((tmp_path / "encoder.json").read_text())["inputs"]
+    assert described == {"name": "input", "shape": ["batch", 1, 16], "dtype": "float32"}
+
+
 def test_a_repository_can_be_loaded_and_its_card_names_data_scores_and_licence(digits: Run, tmp_path: Path) -> None:
     folder = Path(export(ExportConfig("hub", digits.path, tmp_path, licence="cc-by-4.0")))
     raw = np.random.default_rng(0).random((3, 8, 8))
