@@ -50,8 +50,7 @@ def carve(
         chosen[rng.permutation(n)[:size]] = True
     if chosen.all() or not chosen.any():
         of_what = "rows" if label is None else f"rows in {len(np.unique(label))} classes"
-        hint = " (a quantity is predicted of tables only)" if label is not None and n > 1 else ""
-        raise UserError(f"cannot carve a validation or test part from {n} {of_what}: each class needs two rows{hint}")
+        raise UserError(f"cannot carve a validation or test part from {n} {of_what}: each class needs two rows")
     return np.flatnonzero(~chosen), np.flatnonzero(chosen)
 
 

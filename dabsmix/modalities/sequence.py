@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from dabsmix.data.cache import prepared
 from dabsmix.data.domain import Data, Split
-from dabsmix.errors import UserError
-from dabsmix.modalities.files import Marked, codes, marked, named, skipped_note
+from dabsmix.errors import UserError, did_you_mean
+from dabsmix.modalities.files import LISTED, Marked, codes, marked, named, skipped_note
 from dabsmix.modalities.summary import tokens_summary
 from dabsmix.modalities.tables import encoding_fault, opened
 from dabsmix.modalities.text import OwnText, TextDivision, as_int64, read_own
@@ -241,10 +241,18 @@ def load_own(
     return replace(
         data,
         summary=tokens_summary("sequences", "symbols", data, [row.text for row in rows[:3]]),
-        notes=(*data.notes, *skipped_note("sequences", bad, len(rows) + len(bad))),
+        notes=(*data.notes, *_case_note(symbols), *skipped_note("sequences", bad, len(rows) + len(bad))),
         state={"column": column, "length": length, "alphabet": symbols, "skipped": bad},
         names=named([row.key for row in rows]),
     )
+
+
+def _case_note(symbols: str) -> tuple[str, ...]:
+    """Whether letters occur in both cases, as in genomes that mark repeats so."""
+    both = [symbol for symbol in symbols if symbol.islower() and symbol.upper() in symbols]
+    if not both:
+        return ()
+    return (f"Letters that occur in lower and upper case are different symbols: {', '.join(both)}.",)
 
 
 def load_further(
@@ -313,6 +321,7 @@ def _fasta(
     """Headers ``>name word=value ...`` and the lines of each sequence, joined."""
     texts: list[OwnText] = []
     bad: list[str] = []
+    known: dict[str, None] = {}
     try:
         with opened(path, "utf-8") as stream:
             blocks = stream.read().split(">")
@@ -326,6 +335,7 @@ def _fasta(
         header, _, body = block.partition("\n")
         name, *words = header.split() or [""]
         values = dict(word.partition("=")[::2] for word in words)
+        known |= dict.fromkeys(values)
         text = "".join(body.split())
         fault = "is empty" if not text else ""
         if group and not values.get(group):
@@ -334,6 +344,10 @@ def _fasta(
             bad.append(f"{path.name}:{number} ({name}) {fault}")
         else:
             texts.append(OwnText(name or str(number), text, values.get(label or "", ""), values.get(group or "", "")))
+    for word in filter(None, (label, group)):
+        if word not in known:
+            listed = ", ".join(list(known)[:LISTED]) or "no words"
+            raise UserError(f"{path}: no header has {word}=...{did_you_mean(word, known)}; there are: {listed}")
     if bad and on_bad == "error":
         raise UserError(f"{path}: sequence {bad[0]}; fix it, or leave such sequences out with --on-bad skip")
     if not texts:

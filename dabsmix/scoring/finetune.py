@@ -357,5 +357,5 @@ def _mean(scores: list[float], main: Metric) -> float:
     """The mean over the draws whose validation labels define the metric."""
     defined = [score for score in scores if not math.isnan(score)]
     if not defined:
-        raise Undefined(f"{main.name} has no value on the validation labels: more of them are needed to choose with")
+        raise Undefined(f"{main.name} has no value on the validation labels: use more, or another metric")
     return float(np.mean(defined))

@@ -53,7 +53,7 @@ NUMBERS = 1 << 20
 Parts = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
-class Undefined(ValueError):
+class Undefined(UserError):
     """The metric has no value on these labels, such as AUROC if all labels are equal."""
 
 

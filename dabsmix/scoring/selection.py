@@ -78,7 +78,7 @@ def select(fit: Fit, draws: Sequence[tuple[Features, Features]], metric: Metric)
         except Undefined:  # because of this draw's validation labels, and so for every setting
             continue
     if not scores:
-        raise Undefined(f"{metric.name} has no value on the validation labels: more of them are needed to choose with")
+        raise Undefined(f"{metric.name} has no value on the validation labels: use more, or another metric")
     mean = np.mean(scores, axis=0)
     best = int(mean.argmax() if metric.higher else mean.argmin())
     if not np.isfinite(mean[best]):

@@ -322,6 +322,11 @@ GOOD = "file,kind,place\n" + "".join(f"all/{n:02d}.png,{'ab'[n % 2]},p{n % 5}\n"
         (GOOD.replace("file", "path", 1), {}, "no column 'file', of the files' paths below the data folder, among"),
         (GOOD.replace("all/00.png", "all\\\\00.png", 1), {}, r"row 2: no file .* \(did you mean 'all/00\.png'\?\)"),
         (GOOD, {"group": "town"}, "no column 'town'"),
+        (
+            GOOD,
+            {"label": "file"},
+            r"all 20 labels of images differ \('all/00.png', .* of tables only",
+        ),
         (GOOD.replace("00.png,a,p0", "00.png,a,", 1), {"group": "place"}, "row 2: place is empty; fill it in"),
         (GOOD, {"label": None}, "name its column of classes with --label"),
         (GOOD, {"size": 30}, "size 30 is not a multiple of patch 4"),

@@ -86,6 +86,9 @@ def test_own_table_lines_and_the_alphabet(tmp_path: Path) -> None:
     data = load_own(tmp_path / "odd.txt", alphabet="ACGT", on_bad="skip")
     assert len(data.pretrain) == 40
     assert any("1 of 41 sequences was skipped" in note for note in data.notes)
+    (tmp_path / "odd.txt").write_text("\n".join([*texts, "acT"]))
+    masked = load_own(tmp_path / "odd.txt")
+    assert "Letters that occur in lower and upper case are different symbols: a, c." in masked.notes
 
 
 def test_bad_fasta(tmp_path: Path) -> None:
@@ -95,6 +98,8 @@ def test_bad_fasta(tmp_path: Path) -> None:
         load_own(path, label="kind", group="kind")
     with pytest.raises(UserError, match=r"3 \(c\) is empty"):
         load_own(path)
+    with pytest.raises(UserError, match=r"no header has knd=\.\.\. \(did you mean 'kind'\?\); there are: kind"):
+        load_own(path, label="knd")
     path.write_text("ACGT\n")
     with pytest.raises(UserError, match="begins with a header line"):
         load_own(path)

@@ -45,6 +45,12 @@ def test_the_default_metric_follows_the_training_labels_and_another_may_be_asked
     again = dabsmix.transfer(run, metric="auroc_macro", labels=(1,))
     assert (again.headline.metric, again.test_reads) == ("auroc_macro", 2)
     assert again.headline.value == pytest.approx(record.headline.others["auroc_macro"], abs=0.1)
+    one_class = table(0.5).assign(who=np.repeat(range(12), 20), y=np.repeat(["a", "b"] * 6, 20))
+    one_class.to_csv(tmp_path / "groups.csv", index=False)
+    with pytest.raises(
+        UserError, match="auroc_macro has no value on the validation labels: use more, or another metric"
+    ):
+        scored(tmp_path / "groups.csv", options={"metric": "auroc_macro", "group": "who"})
     with pytest.raises(UserError, match=r"metric 'acuracy' \(did you mean 'accuracy'\?\): for classes there are"):
         dabsmix.transfer(run, metric="acuracy")
 
