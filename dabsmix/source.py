@@ -352,8 +352,7 @@ def _check_options(source: Source, read: Callable[..., Data], options: Mapping[s
                 f"{source.modality} data take: {', '.join(known)}"
             )
         if not _is_a(value, kinds[name]):
-            kind = known[name].removesuffix(" | None")
-            raise UserError(f"{source.options or f'--{name}'}: {name} is {value!r}, not {kind}; fix the line")
+            raise UserError(f"{source.options or f'--{name}'}: {name} is {value!r}, not {_in_words(kinds[name])}")
 
 
 def _is_a(value: object, kind: Any) -> bool:
@@ -366,6 +365,19 @@ def _is_a(value: object, kind: Any) -> bool:
         case collections.abc.Sequence:
             return isinstance(value, list) and all(isinstance(item, str) for item in value)
     return type(value) in ((int, float) if kind is float else (kind,))
+
+
+def _in_words(kind: Any) -> str:
+    """What a user is told that an option takes."""
+    match get_origin(kind):
+        case typing.Literal:
+            return " or ".join(map(repr, get_args(kind)))
+        case typing.Union | types.UnionType:
+            return " or ".join(_in_words(argument) for argument in get_args(kind) if argument is not types.NoneType)
+        case collections.abc.Sequence:
+            return "a list of them"
+    words = {int: "a whole number", float: "a number", str: "text (quotes make it text)"}
+    return words.get(kind, str(kind))
 
 
 def ensure(domain: Domain, root: Path) -> Path:

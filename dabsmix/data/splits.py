@@ -50,7 +50,9 @@ def carve(
         chosen[rng.permutation(n)[:size]] = True
     if chosen.all() or not chosen.any():
         of_what = "rows" if label is None else f"rows in {len(np.unique(label))} classes"
-        raise UserError(f"cannot carve a validation or test part from {n} {of_what}: each class needs two rows")
+        raise UserError(
+            f"cannot carve a validation or test part from {n} {of_what}: label more, so that each class has three rows"
+        )
     return np.flatnonzero(~chosen), np.flatnonzero(chosen)
 
 
@@ -149,6 +151,8 @@ def divide_labelled(
         UserError: as `carve`.
     """
     rows, others = np.flatnonzero(labelled), np.flatnonzero(~labelled)
+    if len(rows) < 3:
+        raise UserError(f"{len(rows)} labelled rows cannot be divided into train, validation and test: label more")
     train, validation, test = (
         rows[part]
         for part in divide_in_three(

@@ -58,6 +58,9 @@ DATE = r"^\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}(:\d{2}(\.\d+)?)?( ?(Z|[+-]\d{2}:?\d{
 THOUSANDS = r"^[+-]?[1-9]\d{0,2}(,\d{3})+$"
 """A number with commas between thousands, or with a decimal comma and three decimals."""
 
+WITH_UNIT = r"^([€$£] ?[+-]?\d[\d.,]*|[+-]?\d[\d.,]* ?[%€$£])$"
+"""A percentage or an amount of money."""
+
 OTHER_DATE = r"^\d{1,2}[./-]\d{1,2}[./-]\d{2,4}([ T].*)?$"
 """A date in which day and month cannot be told apart."""
 
@@ -292,6 +295,8 @@ def mistaken(texts: Sequence[str]) -> str:
         )
     if _most(DECIMAL_COMMA, texts):
         return f'looks like numbers with a decimal comma ({texts[0]!r}); set pretrain\'s option `decimal: ","`'
+    if _most(WITH_UNIT, texts):
+        return f"looks like numbers with a unit ({texts[0]!r}); write them without"
     if _most(OTHER_DATE, texts):
         return f"looks like dates ({texts[0]!r}); write them as 2024-12-31"
     return ""

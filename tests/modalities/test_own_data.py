@@ -311,8 +311,8 @@ def test_bad_data_are_named_or_skipped_and_listed(made: Made, spoil: Callable[[M
     ("option", "message"),
     [
         ({"windw": 64}, "unknown option 'windw' (did you mean 'window'?); sensor data take: time, group, window"),
-        ({"window": "long"}, "window is 'long', not int; fix the line"),
-        ({"window": 64.5}, "window is 64.5, not int"),
+        ({"window": "long"}, "window is 'long', not a whole number"),
+        ({"window": 64.5}, "window is 64.5, not a whole number"),
         ({"patch": 7}, "patch must divide window"),
         ({"time": "clock"}, "no column 'clock'"),
     ],

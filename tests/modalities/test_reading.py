@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from numpy.typing import NDArray
 
 from dabsmix.data.domain import Data
@@ -154,12 +155,15 @@ def test_latin_1_and_another_separator(tmp_path: Path) -> None:
         ({"decimal": ";"}, "option decimal: ';' is neither a point nor a comma"),
         ({"separator": "||"}, "option separator: '||' is not one character"),
         ({"encoding": "utf-99"}, "option encoding: 'utf-99' is not known"),
+        ({"missing": -999}, "missing is -999, not text (quotes make it text) or a list of them"),
+        ({"task": "rank"}, "task is 'rank', not 'auto' or 'classes' or 'regression'"),
     ],
 )
-def test_implausible_options_are_refused(option: dict[str, str], message: str, tmp_path: Path) -> None:
+def test_implausible_options_are_refused(option: dict[str, str | int], message: str, tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("x,y\n1,a\n2,b\n")
+    (tmp_path / "o.yaml").write_text(yaml.safe_dump(option))
     with pytest.raises(UserError) as caught:
-        tabular.load_own(tmp_path / "t.csv", **option)  # type: ignore[arg-type]  # by name
+        load(Source(data=tmp_path / "t.csv", modality="tabular", options=tmp_path / "o.yaml"))
     assert message in str(caught.value)
 
 
@@ -170,6 +174,7 @@ def test_unusual_columns_are_reported(tmp_path: Path) -> None:
             "constant": 3.5,
             "empty": np.full(N, np.nan),
             "code": [f"id{i}" for i in range(N)],
+            "share": [f"{i % 9} %" for i in range(N)],
             "day": [f"{1 + i % 28}.{1 + i % 12}.2023" for i in range(N)],
             "fine": np.random.default_rng(0).normal(size=N),
             "y": ["a"] * 57 + ["b"] * 3,
@@ -182,6 +187,7 @@ def test_unusual_columns_are_reported(tmp_path: Path) -> None:
     assert said(data, "Column 'empty' is empty")
     assert said(data, "Column 'code' has a different category in nearly every row")
     assert said(data, "Column 'day' is read as categories, but looks like dates ('1.1.2023'); write them as 2024-12-31")
+    assert said(data, "Column 'share' is read as categories, but looks like numbers with a unit ('0 %')")
     assert said(data, "95% of the labels are 'a'")
     assert not said(data, "'fine'")
     table.to_csv(tmp_path / "t.csv")  # with the index, whose column has no name
@@ -189,9 +195,9 @@ def test_unusual_columns_are_reported(tmp_path: Path) -> None:
     assert said(indexed, "Column '' counts the rows", '`ignore: [""]`')
     assert tabular.load_own(tmp_path / "t.csv", label="y", ignore=[""]).state["columns"] == data.state["columns"]
     first, *lines, labels = data.summary
-    assert first == "60 rows, 6 columns:"
+    assert first == "60 rows, 7 columns:"
     assert labels == "labels of 2 classes: 'a' 57 (95%), 'b' 3 (5%)"
-    assert [line.split()[0] for line in lines] == ["number", "constant", "empty", "code", "day", "fine"]
+    assert [line.split()[0] for line in lines] == ["number", "constant", "empty", "code", "share", "day", "fine"]
     assert lines[0].split() == ["number", "numbers", "7,", "8,", "9"]
     assert lines[2].split() == ["empty", "numbers", "100.0%", "empty"]
     assert lines[3].split()[1:3] == ["60", "categories"]

@@ -348,8 +348,12 @@ def test_without_a_label_every_row_is_pretrained_on(table: Path) -> None:
 
 
 def test_too_few_rows(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="2 rows in 2 classes: each class needs two"):
+    with pytest.raises(
+        UserError, match="2 labelled rows cannot be divided into train, validation and test: label more"
+    ):
         load_own(write(tmp_path / "t.csv", ["x,y", "1,a", "2,b"]), label="y")
+    with pytest.raises(UserError, match="2 rows in 2 classes: label more, so that each class has three rows"):
+        load_own(write(tmp_path / "t.csv", ["x,y", "1,a", "2,b", "3,a"]), label="y")
 
 
 def test_folder_of_tables_does_not_depend_on_the_order_of_columns(table: Path, tmp_path: Path) -> None:
