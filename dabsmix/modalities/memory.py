@@ -176,6 +176,8 @@ def _array(x: Any) -> NDArray[Any]:
             array = array.astype(np.float64)
         except (TypeError, ValueError) as error:
             raise UserError(f"not an array of numbers ({error})") from error
+    if array.dtype.kind == "U":
+        raise UserError("texts where numbers are needed: give arrays, or the path of one file or folder")
     if array.dtype.kind not in "biuf":
         raise UserError(f"an array of {array.dtype}: give numbers")
     return array

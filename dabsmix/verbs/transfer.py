@@ -137,7 +137,7 @@ def _transfer_to(
     if mix.method in ("cutmix", "manifold") and name != "finetune":
         raise UserError(f"--head-mix {mix.method} mixes inside the network: use it with --protocol finetune")
     fractions = (1.0,) if name == "finetune" or str(mix) else rules.fractions
-    labels = config.labels or tuple(str(part) for part in sorted(fractions, reverse=True))
+    labels = config.labels or _default_shares(fractions, data)
     labels = tuple(dict.fromkeys(_plain(label) for label in labels))
     for label in labels:
         share(label, data.labelled.task, data.labelled.train.label)  # refuse a mistake before anything is computed
@@ -224,6 +224,15 @@ def _transfer_to(
     for note in notes:
         say(note)
     return record
+
+
+def _default_shares(fractions: Sequence[float], data: Data) -> tuple[str, ...]:
+    """A protocol's shares of the labels, the largest first; of own data those that hold a label of each class."""
+    labelled = data.require_labelled()
+    own = data.source is not None and data.source.domain is None
+    least = len(labelled.task.classes) if labelled.task.kind == "classes" else 2
+    enough = (part for part in fractions if part == 1 or not own or part * len(labelled.train) >= least)
+    return tuple(str(part) for part in sorted(enough, reverse=True))
 
 
 def _sizes(split: Split) -> dict[str, int]:

@@ -61,6 +61,13 @@ def test_the_default_metric_follows_the_training_labels_and_another_may_be_asked
     assert re.search(r"The first of these by other metrics: accuracy \d+(\.\d+)? %, ", str(chosen))
 
 
+def test_shares_without_a_label_of_each_class_are_left_out_of_the_default(tmp_path: Path) -> None:
+    table(0.5).to_csv(tmp_path / "t.csv", index=False)  # 173 rows for training
+    own = dabsmix.load(data=tmp_path / "t.csv", modality="tabular", label="y")
+    assert module._default_shares((0.01, 0.1, 1.0), own) == ("1.0", "0.1")
+    assert module._default_shares((0.01, 0.1, 1.0), dabsmix.load("digits")) == ("1.0", "0.1", "0.01")
+
+
 def test_an_error_is_better_when_it_is_less(tmp_path: Path) -> None:
     given = table(0.5)
     given["y"] = (2 * given["x"] + np.random.default_rng(1).normal(size=240)).round(4)
