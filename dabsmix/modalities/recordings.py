@@ -368,12 +368,13 @@ def summarise(
                 f"Readings are not evenly spaced: 5 % of the steps are above {high:.4g}, 5 % below {low:.4g}, the "
                 f"median is {middle:.4g}; the option `rate: {1 / middle:.4g}` interpolates them."
             )
-        if gaps and windows:
-            spanned = "are shorter than a window (the option `max_gap` sets another limit)"
-            spanned = spanned if max_gap is None else f"are at most {max_gap:g} long"
+        spanned = int(((steps > 1.5 * middle) & (np.diff(recordings.row)[together] == 1)).sum())
+        if spanned and windows:
+            which = "are shorter than a window (the option `max_gap` sets another limit)"
+            which = which if max_gap is None else f"are at most {max_gap:g} long"
             how = "Windows span" if rate is None else "Readings are interpolated over"
             flags.append(
-                f"Gaps of more than 1.5 times the usual step within a group: {gaps}. {how} those that {spanned}."
+                f"Gaps of more than 1.5 times the usual step within a group: {spanned}. {how} those that {which}."
             )
     width = max(map(len, channels))
     for name, channel in zip(channels, recordings.readings.T, strict=True):

@@ -317,7 +317,7 @@ def _windowed(recordings: Recordings, starts: NDArray[np.int64], state: Mapping[
         labelled=None,
         fingerprint="",
         notes=(
-            *_unused_note(starts, window, len(recordings.row)),
+            *_unused_note(starts, window, len(recordings.row), recordings.skipped),
             *skipped_note("rows", recordings.skipped, len(recordings.row) + len(recordings.skipped)),
         ),
     )
@@ -358,7 +358,7 @@ def _names(listed: str | Sequence[str]) -> list[str]:
     return [name.strip() for name in listed.split(",") if name.strip()]
 
 
-def _unused_note(starts: NDArray[np.int64], window: int, readings: int) -> list[str]:
+def _unused_note(starts: NDArray[np.int64], window: int, readings: int, skipped: Sequence[str]) -> list[str]:
     used = np.zeros(readings + 1, np.int64)
     np.add.at(used, starts, 1)
     np.add.at(used, starts + window, -1)
@@ -366,10 +366,13 @@ def _unused_note(starts: NDArray[np.int64], window: int, readings: int) -> list[
     if not unused:
         return []
     share = f"{unused / readings:.1%}"
-    return [
+    note = (
         f"{unused} of {readings} readings ({share}) are in no window: their stretch without a gap or another label is "
         f"shorter than a window of {window}, or ends before the next window is full."
-    ]
+    )
+    if any(row.endswith(" is empty") for row in skipped):
+        note += " Rows with empty cells end a stretch where they are left out; the option `gaps: mask` keeps them."
+    return [note]
 
 
 def token_length(window: int) -> int:

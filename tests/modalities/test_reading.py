@@ -289,6 +289,9 @@ def test_files_without_a_column_of_groups_are_groups(tmp_path: Path) -> None:
     table.assign(x=table["x"].where(table.index != 5)).to_csv(tmp_path / "2.csv")
     with pytest.raises(UserError, match=r"2\.csv: row 7: column 'x' is empty, which the option `gaps: mask` allows"):
         sensor.load_own(tmp_path, label="y", time="t")
+    skipped = sensor.load_own(tmp_path, label="y", time="t", window=16, on_bad="skip")
+    assert said(skipped, "Rows with empty cells end a stretch", "`gaps: mask` keeps them")
+    assert not said(skipped, "Gaps of more")
     for file in range(4):
         table["when"] = pd.date_range("2024-05-01", periods=64, freq="s").strftime(DAY_FIRST if file == 2 else "%F %T")
         table.to_csv(tmp_path / f"{file}.csv")
