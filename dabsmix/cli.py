@@ -7,6 +7,7 @@ import contextlib
 import io
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable, Mapping, Set
 from dataclasses import fields, make_dataclass, replace
@@ -312,7 +313,7 @@ def _pretrain(config: PretrainConfig, seeds: tuple[int, ...]) -> None:
         if os.environ.get("RANK", "0") == "0":
             print(run.path, flush=True)
     if len(paths) > 1:
-        _say(f"score them together: dabsmix transfer --run {' '.join(paths)}")
+        _say(f"score them together: dabsmix transfer --run {shlex.join(paths)}")
 
 
 def _transfer(config: TransferConfig) -> None:
