@@ -225,7 +225,7 @@ def test_wikitext_lines_are_samples(tmp_path: Path) -> None:
     data = load(tmp_path, "wikitext2")
     assert len(lines) == 21
     assert np.array_equal(stored(data.pretrain), tokenizer(BERT, tmp_path).encode(lines, 128))
-    assert any("21 samples fill all 128 tokens" in note for note in data.notes)
+    assert "None of the 21 samples fills all 128 tokens, so none is cut." in data.notes
 
 
 def test_wikitext_without_its_training_file_names_the_remedy(tmp_path: Path) -> None:
