@@ -187,7 +187,7 @@ def section_of(rows: list[Row], *, for_overview: bool = False) -> Section:
             yardsticks of the records, and with them the star and what the notes say of them.
     """
     first, failed = rows[0], tuple(row for row in rows if row.failure)
-    rows = [row for row in rows if not row.failure]
+    rows = _random_once([row for row in rows if not row.failure])
     settings = _settings(rows)
     sources = {_place(row): transfer_of(row) for row in rows}
     blocks = _grouped(rows, lambda r: (r.probe, r.label_fraction, r.metric))
@@ -196,6 +196,14 @@ def section_of(rows: list[Row], *, for_overview: bool = False) -> Section:
         drawn = tuple(replace(block, lines=tuple(replace(line, runs=None) for line in block.lines)) for block in drawn)
     data, notes = first.data_fingerprint[:8], _notes(rows, drawn, sources)
     return Section(first.domain, first.task, first.encoder, first.protocol, data, drawn, notes, failed)
+
+
+def _random_once(rows: list[Row]) -> list[Row]:
+    """The rows; recipes of the random encoder that gave equal encoders are one: no batch was trained on."""
+    untrained = [row for row in rows if _is_untrained(row)]
+    first = {row.encoder_sha256: row.recipe for row in reversed(untrained)}
+    same = {row.recipe: first[row.encoder_sha256] for row in untrained if first[row.encoder_sha256] != row.recipe}
+    return [replace(row, recipe=same.get(row.recipe, row.recipe)) if _is_untrained(row) else row for row in rows]
 
 
 def _notes(rows: list[Row], blocks: tuple[Block, ...], sources: Sources) -> tuple[str, ...]:

@@ -193,6 +193,21 @@ def test_budgets_are_separate_blocks_and_none_belongs_to_each(tmp_path: Path) ->
     assert "100000 × 128" in render(rows, "table")
 
 
+def test_a_random_encoder_that_was_run_with_two_budgets_is_one_line(tmp_path: Path) -> None:
+    rows = seeds(tmp_path, 0.9, algorithm="dmix")
+    for recipe, encoders in (("one", "abc"), ("two", "abcd"), ("three", "xyz")):
+        rows += [
+            row(tmp_path, 0.6, algorithm="none", steps=0, seed=seed, recipe=recipe, encoder_sha256=64 * letter)
+            for seed, letter in enumerate(encoders)
+        ]
+    (section,) = standings(rows)
+    assert [(line.name, line.seeds) for line in section.blocks[0].lines if line.rows] == [
+        ("dmix", 3),
+        ("none (random init)", 4),
+        ("none (random init)", 3),
+    ]
+
+
 def test_no_star_without_none_or_without_yardsticks(tmp_path: Path) -> None:
     rows = complete(tmp_path, seeds(tmp_path, 0.9))
     assert lines(rows)["dmix"].best
