@@ -90,7 +90,9 @@ def averages(sections: Iterable[Section]) -> list[Average]:
                     Average(name, domain, encoder, algorithm, first.marks, first.budget, value, seeds, len(tasks))
                 )
     names = list(AVERAGES)
-    return sorted(all_averages, key=lambda each: (names.index(each.name), each.domain, each.encoder, -each.value))
+    return sorted(
+        all_averages, key=lambda average: (names.index(average.name), average.domain, average.encoder, -average.value)
+    )
 
 
 TITLE = "Averages as DABS defines them: plain means over all data sets of a list"

@@ -138,12 +138,13 @@ def check_record(record: Path, name: str | None = None) -> list[str]:
         run, config, by_stem = read_record(record), config_of(record), transfers(record)
     except UserError as error:
         return [str(error)]
-    own = {each.name for kind in (PretrainConfig, Source) for each in fields(kind)}
+    of_framework = {field.name for kind in (PretrainConfig, Source) for field in fields(kind)}
     expected: dict[str, Any] = {
         "domain": config.get("domain") or run.domain,
         "algorithm": config.get("algo"),
         "protocol": config.get("protocol"),
-        "hyper": {name: value for name, value in config.items() if name not in own} | started_from(config.get("init")),
+        "hyper": {name: value for name, value in config.items() if name not in of_framework}
+        | started_from(config.get("init")),
         **{name: config.get(name) for name in ("encoder", "seed", "batch_size", "online")},
     }
     problems = [
@@ -196,7 +197,7 @@ def _online_problems(online: TransferRecord, run: RunRecord) -> Iterator[str]:
         yield "it is of another encoder"
     if (online.task, online.protocol) != (run.online or run.domain, run.protocol):
         yield f"task {online.task!r} under {online.protocol!r} is not what run.json says the online probe learned"
-    if [(each.probe, each.label_fraction) for each in online.results] != [(ONLINE, "1")]:
+    if [(result.probe, result.label_fraction) for result in online.results] != [(ONLINE, "1")]:
         yield "it holds other results than one of the online probe with all labels"
         return
     logged, value = run.metrics.get("online_test"), online.headline.value
@@ -215,11 +216,11 @@ def _transfer_problems(stem: str, transfer: TransferRecord, run: RunRecord) -> I
         named.add(transfer.task)
     if re.sub(r"-\d+$", "", stem) not in named and stem not in named:
         yield f"protocol {transfer.protocol!r} and task {transfer.task!r} give another name"
-    there = {prediction_key(each.probe, each.label_fraction) for each in transfer.results}
-    shares = dict.fromkeys(each.label_fraction for each in transfer.results)
+    recorded = {prediction_key(result.probe, result.label_fraction) for result in transfer.results}
+    shares = dict.fromkeys(result.label_fraction for result in transfer.results)
     fitted = probes_of(transfer.protocol, transfer.kind, transfer.head_mix)  # one that did badly may not be left out
     expected = dict.fromkeys([*transfer.asked, *(prediction_key(probe, share) for share in shares for probe in fitted)])
-    if missing := [cell for cell in expected if cell not in there]:
+    if missing := [cell for cell in expected if cell not in recorded]:
         yield f"no result of {', '.join(missing)}, which was requested"
 
 
@@ -259,7 +260,7 @@ def _missing(row: Row, source: TransferFile) -> list[str]:
     """Predictions may be missing only where they are too large to be stored."""
     stem, transfer = source
     scores = max(1, len(transfer.classes)) if row.metric not in BY_CLASS else 1
-    needed = sum(4 * each.n * each.draws * scores for each in transfer.results) + 8 * row.n
+    needed = sum(4 * result.n * result.draws * scores for result in transfer.results) + 8 * row.n
     there = predictions_file(row.record, stem).is_file()
     if transfer.kind == "tokens" or (needed > MAX_PREDICTIONS and not there):
         return []
@@ -369,7 +370,9 @@ def accounts(records: Sequence[Path], *, processes: int = 1, name: str = "accoun
     ]
     if new or len(known) > len(records):
         pairs = zip(digests, all_accounts, strict=True)
-        text = json.dumps({digest: each.as_plain() for digest, each in pairs if digest and each.faultless})
+        text = json.dumps(
+            {digest: of_record.as_plain() for digest, of_record in pairs if digest and of_record.faultless}
+        )
         remember(name, lambda path: path.write_text(text, encoding="utf-8"))
     return all_accounts
 
@@ -450,13 +453,13 @@ def label_digest(label: NDArray[Any]) -> str:
 def _scored(rows: Sequence[Row], source: TransferFile) -> Scored:
     first = rows[0]
     yardsticks = tuple(
-        (f"{name} {each.probe} {each.label_fraction} {each.metric}", each.value)
+        (f"{name} {result.probe} {result.label_fraction} {result.metric}", result.value)
         for name in ("majority", "raw")
-        for each in source.transfer.yardsticks.get(name, ())
+        for result in source.transfer.yardsticks.get(name, ())
     )
     labels = answers = ""
     try:
-        stored = [each for row in rows if (each := predictions_of(row, source)) is not None]
+        stored = [predictions for row in rows if (predictions := predictions_of(row, source)) is not None]
     except UserError:  # reported with the row
         stored = []
     if stored:
@@ -469,15 +472,15 @@ def _scored(rows: Sequence[Row], source: TransferFile) -> Scored:
 
 def _answers_digest(stored: Sequence[Predictions]) -> str:
     digest = hashlib.sha256()
-    for each in stored:  # one integer type, so that the same classes have the same digest
-        scores = each.scores.astype(np.int32) if each.scores.dtype.kind in "iu" else each.scores
+    for predictions in stored:  # one integer type, so that the same classes have the same digest
+        scores = predictions.scores.astype(np.int32) if predictions.scores.dtype.kind in "iu" else predictions.scores
         digest.update(np.ascontiguousarray(scores).data)
     return digest.hexdigest()
 
 
 def _yardstick_problems(row: Row, source: TransferFile) -> list[str]:
     """Where a yardstick's stored predictions give another score than the record."""
-    pairs = [(name, each) for name, results in source.transfer.yardsticks.items() for each in results]
+    pairs = [(name, result) for name, results in source.transfer.yardsticks.items() for result in results]
     return [problem for name, result in pairs for problem in _of_yardstick(row, name, result, source)]
 
 
@@ -523,15 +526,15 @@ class Compared:
         known = self._encoders.setdefault(encoder, configuration)
         if known != configuration and of_run["algorithm"] != "none":  # no step was taken: many settings, one encoder
             problems.append("another configuration has this very encoder")
-        for each in record.scored:
-            problems += self._of_task(each, encoder, of_run["version"])
+        for scored in record.scored:
+            problems += self._of_task(scored, encoder, of_run["version"])
         return problems
 
     def _of_task(self, scored: Scored, encoder: str, version: str) -> list[str]:
         problems = []
         data, protocol = scored.data, scored.protocol
         n = self._n.setdefault(data, scored.n[0])
-        problems += [f"n is {own}, other rows of the same data have {n}" for own in scored.n if own != n][:1]
+        problems += [f"n is {count}, other rows of the same data have {n}" for count in scored.n if count != n][:1]
         if scored.labels:
             if self._stored and data not in self.labels:
                 problems.append("labels.json has no digest of these data's test labels")

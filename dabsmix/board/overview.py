@@ -138,12 +138,12 @@ def overviews(
         column = replace(part.column, modality=modalities[part.column.domain])
         groups.setdefault((part.encoder, part.protocol), []).append(replace(part, column=column))
     results = [_overview(of_group, probe, label_fraction) for _, of_group in sorted(groups.items())]
-    return sorted(results, key=lambda each: -sum(cell is not None for row in each.cells for cell in row))
+    return sorted(results, key=lambda overview: -sum(cell is not None for row in overview.cells for cell in row))
 
 
 def as_plain(all_overviews: Sequence[Overview]) -> list[dict[str, Any]]:
     """JSON values."""
-    return [asdict(each) for each in all_overviews]
+    return [asdict(overview) for overview in all_overviews]
 
 
 # --- one block
@@ -243,10 +243,12 @@ def _gains(name: str, lines: dict[str, Line], random: Line) -> dict[str, _Gains]
     room = top - bases
     room[abs(room) < 1e-9 * abs(top - base)] = np.nan  # the random encoder makes no mistake in these resamples
     gains = {}
-    for each, line in lines.items():
-        own, many = _resampled(line, rng)
-        wins = np.sign(sign * (own[:, None] - values[None]))
-        gains[each] = _Gains((own - base) / (top - base), (many - bases) / room, float((wins + 1).mean() / 2))
+    for algorithm, line in lines.items():
+        scores, drawn_scores = _resampled(line, rng)
+        wins = np.sign(sign * (scores[:, None] - values[None]))
+        gains[algorithm] = _Gains(
+            (scores - base) / (top - base), (drawn_scores - bases) / room, float((wins + 1).mean() / 2)
+        )
     return gains
 
 
@@ -292,7 +294,10 @@ def _of_sections(sections: Sequence[list[Row]], scores: str, processes: int) -> 
         made = map(_parts, new)
     parts = [known[key] if key in known else next(made) for key in keys]
     if new or len(known) > len(sections):
-        remember(name, lambda path: _save(path, {key: each for key, each in zip(keys, parts, strict=True) if key}))
+        remember(
+            name,
+            lambda path: _save(path, {key: of_section for key, of_section in zip(keys, parts, strict=True) if key}),
+        )
     return parts
 
 
@@ -309,8 +314,8 @@ def _key(rows: Sequence[Row]) -> str:
 def _save(path: Path, parts: Mapping[str, Sequence[_Part]]) -> None:
     """An ``.npz`` of the resampled gains, one after the other, and of everything else as JSON text."""
     text = json.dumps({key: list(map(_as_plain, of_section)) for key, of_section in parts.items()})
-    gains = [each for of_section in parts.values() for part in of_section for each in (part.gains or {}).values()]
-    resampled = np.concatenate([np.empty(0), *(each.resampled.ravel() for each in gains)])
+    gains = [gain for of_section in parts.values() for part in of_section for gain in (part.gains or {}).values()]
+    resampled = np.concatenate([np.empty(0), *(gain.resampled.ravel() for gain in gains)])
     with path.open("wb") as file:
         np.savez(file, text=np.frombuffer(text.encode(), np.uint8), resampled=resampled)
 
@@ -333,7 +338,7 @@ def _as_plain(part: _Part) -> dict[str, Any]:
     plain = vars(part) | {"column": asdict(part.column)}
     plain["cells"] = {name: asdict(cell) for name, cell in part.cells.items()}
     if part.gains is not None:
-        plain["gains"] = {name: [each.measured.tolist(), each.improvement] for name, each in part.gains.items()}
+        plain["gains"] = {name: [gain.measured.tolist(), gain.improvement] for name, gain in part.gains.items()}
     return plain
 
 
@@ -353,17 +358,17 @@ def _from_plain(plain: Mapping[str, Any], resampled: Iterator[NDArray[np.float64
 
 
 def _overview(parts: list[_Part], probe: str, label_fraction: str) -> Overview:
-    parts.sort(key=lambda each: (each.column.modality, each.column.domain, each.column.task, each.column.budget))
-    columns = tuple(each.column for each in parts)
-    names = tuple(sorted({name for each in parts for name in each.cells}))
-    scored = sorted({name for each in parts for name, cell in each.cells.items() if cell.score is not None})
-    cells = tuple(tuple(each.cells.get(name) for each in parts) for name in names)
-    common = [each for each in parts if scored and each.gains is not None and sorted(each.gains) == scored]
+    parts.sort(key=lambda part: (part.column.modality, part.column.domain, part.column.task, part.column.budget))
+    columns = tuple(part.column for part in parts)
+    names = tuple(sorted({name for part in parts for name in part.cells}))
+    scored = sorted({name for part in parts for name, cell in part.cells.items() if cell.score is not None})
+    cells = tuple(tuple(part.cells.get(name) for part in parts) for name in names)
+    common = [part for part in parts if scored and part.gains is not None and sorted(part.gains) == scored]
     places = {"all": common}
     for kind in dict.fromkeys(column.modality for column in columns):
-        places[kind] = [each for each in common if each.column.modality == kind]
+        places[kind] = [part for part in common if part.column.modality == kind]
     aggregates = {
-        kind: tuple(_aggregate(name, [each.gains[name] for each in of_kind if each.gains]) for name in scored)
+        kind: tuple(_aggregate(name, [part.gains[name] for part in of_kind if part.gains]) for name in scored)
         for kind, of_kind in places.items()
         if of_kind
     }
@@ -372,15 +377,15 @@ def _overview(parts: list[_Part], probe: str, label_fraction: str) -> Overview:
     return Overview(first.encoder, first.protocol, probe, label_fraction, columns, names, cells, aggregates, over)
 
 
-def _aggregate(name: str, columns: list[_Gains]) -> Aggregate:
+def _aggregate(name: str, gains: list[_Gains]) -> Aggregate:
     from scipy.stats import trim_mean
 
-    whole = np.concatenate([each.measured for each in columns])
-    resampled = np.concatenate([each.resampled for each in columns], axis=1)
+    measured = np.concatenate([gain.measured for gain in gains])
+    resampled = np.concatenate([gain.resampled for gain in gains], axis=1)
     finite = resampled[np.isfinite(resampled).all(axis=1)]
     low, high = np.quantile(trim_mean(finite, 0.25, axis=1), [0.025, 0.975])
-    improvement = float(np.mean([each.improvement for each in columns]))
-    return Aggregate(name, float(trim_mean(whole, 0.25)), float(low), float(high), improvement)
+    improvement = float(np.mean([gain.improvement for gain in gains]))
+    return Aggregate(name, float(trim_mean(measured, 0.25)), float(low), float(high), improvement)
 
 
 # --- as text
@@ -392,8 +397,8 @@ def text(all_overviews: Sequence[Overview]) -> str:
 
     out = StringIO()
     console = Console(file=out, width=240, color_system=None, force_terminal=False)
-    for each in all_overviews:
-        _print(each, console)
+    for overview in all_overviews:
+        _print(overview, console)
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n" if all_overviews else ""
 
 
@@ -414,14 +419,15 @@ def _print(overview: Overview, console: Any) -> None:
     for name, cells in zip(overview.algorithms, overview.cells, strict=True):
         table.add_row(Text(name), *(gain_text(c.metric, cell) for c, cell in zip(overview.columns, cells, strict=True)))
     console.print(table)
-    for kind, each in overview.aggregates.items():
+    for kind, aggregates in overview.aggregates.items():
         console.print(
             f"  {kind}, over {overview.over[kind]} data set(s): interquartile mean of normalised gains", markup=False
         )
-        for one in sorted(each, key=lambda a: -a.mean):
+        for aggregate in sorted(aggregates, key=lambda a: -a.mean):
             console.print(
-                f"    {one.algorithm:<12} {100 * one.mean:+6.1f} ({100 * one.low:+.1f} to {100 * one.high:+.1f}) %, "
-                f"probability of improvement {one.improvement:.2f}",
+                f"    {aggregate.algorithm:<12} {100 * aggregate.mean:+6.1f} "
+                f"({100 * aggregate.low:+.1f} to {100 * aggregate.high:+.1f}) %, "
+                f"probability of improvement {aggregate.improvement:.2f}",
                 markup=False,
                 highlight=False,
             )

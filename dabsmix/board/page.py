@@ -50,10 +50,10 @@ def page(
     ]
     template = Environment(autoescape=True).from_string(Path(__file__).with_suffix(".html").read_text("utf-8"))
     return template.render(
-        overviews=[_overview(each) for each in overviews(rows, modality)],
+        overviews=[_overview(overview) for overview in overviews(rows, modality)],
         lines=lines,
         failed=[(place(section), _failed(row)) for section in sections for row in section.failed],
-        averages=[averages.cells(each) for each in averages.averages(sections)],
+        averages=[averages.cells(average) for average in averages.averages(sections)],
         averages_title=averages.TITLE,
         averages_headings=averages.HEADINGS,
         filters={name: list(dict.fromkeys(line["data"][name] for line in lines)) for name in FILTERS},
@@ -190,12 +190,12 @@ def _overview(overview: Overview) -> dict[str, Any]:
                 "over": overview.over[kind],
                 "rows": [
                     {
-                        "name": each.algorithm,
-                        "mean": f"{100 * each.mean:+.1f}",
-                        "interval": f"{100 * each.low:+.1f} to {100 * each.high:+.1f}",
-                        "improvement": "–" if math.isnan(each.improvement) else f"{each.improvement:.2f}",
+                        "name": aggregate.algorithm,
+                        "mean": f"{100 * aggregate.mean:+.1f}",
+                        "interval": f"{100 * aggregate.low:+.1f} to {100 * aggregate.high:+.1f}",
+                        "improvement": "–" if math.isnan(aggregate.improvement) else f"{aggregate.improvement:.2f}",
                     }
-                    for each in sorted(of_kind, key=lambda each: -each.mean)
+                    for aggregate in sorted(of_kind, key=lambda aggregate: -aggregate.mean)
                 ],
             }
             for kind, of_kind in overview.aggregates.items()

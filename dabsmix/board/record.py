@@ -196,19 +196,19 @@ def stamp(record: Path) -> list[tuple[str, int, int, int, int]] | None:
 
     None where they cannot be listed; empty without a record.
     """
-    found = []
+    stamps = []
     try:
         for folder in (record, record / "transfer"):
             with os.scandir(folder) as entries:
                 for entry in entries:
                     status = entry.stat()
                     times = status.st_mtime_ns, status.st_ctime_ns
-                    found.append((entry.path, status.st_size, *times, status.st_ino))
+                    stamps.append((entry.path, status.st_size, *times, status.st_ino))
     except FileNotFoundError as error:
-        return sorted(found) if error.filename in map(os.fspath, (record, record / "transfer")) else None
+        return sorted(stamps) if error.filename in map(os.fspath, (record, record / "transfer")) else None
     except OSError:
         return None
-    return sorted(found)
+    return sorted(stamps)
 
 
 class TransferFile(NamedTuple):
@@ -234,7 +234,7 @@ def transfer_of(row: Row) -> TransferFile | None:
 def shares(row: Row) -> tuple[str, ...]:
     """The shares of the labels that the row's transfer was run with; () without a record."""
     source = transfer_of(row)
-    return () if source is None else tuple(dict.fromkeys(each.label_fraction for each in source.transfer.results))
+    return () if source is None else tuple(dict.fromkeys(result.label_fraction for result in source.transfer.results))
 
 
 def _is_of(row: Row, result: Result) -> bool:
@@ -273,8 +273,8 @@ def predictions_of(row: Row, source: TransferFile | None = None) -> Predictions 
     if source is None:
         return None
     key = prediction_key(row.probe, row.label_fraction)
-    own = _arrays(predictions_file(row.record, source.stem), key, "label", "group")
-    return None if own is None else _unpacked(own, row, source.transfer)
+    arrays = _arrays(predictions_file(row.record, source.stem), key, "label", "group")
+    return None if arrays is None else _unpacked(arrays, row, source.transfer)
 
 
 def yardstick_predictions(

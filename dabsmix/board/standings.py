@@ -144,7 +144,7 @@ class Section:
 
 def standings(rows: Iterable[Row]) -> list[Section]:
     """Every section of the leaderboard, in the order of `by_section`; see `section_of`."""
-    return [section_of(each) for each in by_section(rows)]
+    return [section_of(of_section) for of_section in by_section(rows)]
 
 
 def by_section(rows: Iterable[Row]) -> list[list[Row]]:
@@ -191,7 +191,9 @@ def section_of(rows: list[Row], *, for_overview: bool = False) -> Section:
     settings = _settings(rows)
     sources = {_place(row): transfer_of(row) for row in rows}
     blocks = _grouped(rows, lambda r: (r.probe, r.label_fraction, r.metric))
-    drawn = tuple(_block(part, settings, sources, for_overview) for each in blocks.values() for part in _budgets(each))
+    drawn = tuple(
+        _block(part, settings, sources, for_overview) for of_block in blocks.values() for part in _budgets(of_block)
+    )
     if not for_overview:
         drawn = tuple(replace(block, lines=tuple(replace(line, runs=None) for line in block.lines)) for block in drawn)
     data, notes = first.data_fingerprint[:8], _notes(rows, drawn, sources)
@@ -278,7 +280,7 @@ def _budgets(rows: list[Row]) -> list[list[Row]]:
 def _block(rows: list[Row], settings: dict[tuple[str, str, str], str], sources: Sources, for_overview: bool) -> Block:
     scale = metric(rows[0].metric)
     sign = 1 if scale.higher else -1
-    lines = [replace(_line(each, sources), setting=settings[key]) for key, each in _grouped(rows, _entry).items()]
+    lines = [replace(_line(of_line, sources), setting=settings[key]) for key, of_line in _grouped(rows, _entry).items()]
     if not for_overview:
         lines += _yardsticks(rows, sources)
     order = ("ranked", "apart", "yardstick")
@@ -304,8 +306,8 @@ def _gains(lines: list[Line]) -> list[Line]:
     differences = [_difference(line, random) for line in others]
     shown = holm([difference.p for difference, _ in differences])
     gains = {
-        id(line): Against(each.value, each.low, each.high, paired, rejected)
-        for line, (each, paired), rejected in zip(others, differences, shown, strict=True)
+        id(line): Against(difference.value, difference.low, difference.high, paired, rejected)
+        for line, (difference, paired), rejected in zip(others, differences, shown, strict=True)
     }
     return [replace(line, against=gains.get(id(line))) for line in lines]
 
@@ -320,7 +322,7 @@ def _leads(first: Line, rivals: list[Line], sign: int) -> bool:
     if kinds != {True, False}:
         return False
     leads = (_difference(first, line)[0] for line in rivals)
-    return all(each.p < ALPHA and sign * each.value > 0 for each in leads)
+    return all(lead.p < ALPHA and sign * lead.value > 0 for lead in leads)
 
 
 def is_random(line: Line) -> bool:
@@ -342,10 +344,10 @@ def _settings(rows: list[Row]) -> dict[tuple[str, str, str], str]:
     settings: dict[tuple[str, str, str], str] = {}
     for entries in _grouped({_entry(row): row for row in rows}.values(), lambda r: r.algorithm).values():
         values = {_entry(row): {name: str(getattr(row, name)) for name in _SETTINGS} | _hyper(row) for row in entries}
-        names = dict.fromkeys(name for each in values.values() for name in each)
-        differing = [name for name in names if len({each.get(name) for each in values.values()}) > 1]
-        for key, each in values.items():
-            settings[key] = ", ".join(f"{name} {each[name]}" for name in differing if name in each)
+        names = dict.fromkeys(name for by_name in values.values() for name in by_name)
+        differing = [name for name in names if len({by_name.get(name) for by_name in values.values()}) > 1]
+        for key, by_name in values.items():
+            settings[key] = ", ".join(f"{name} {by_name[name]}" for name in differing if name in by_name)
         if len(set(settings[key] for key in values)) < len(values):  # they differ in something that is not a column
             settings |= {key: ", ".join(filter(None, (settings[key], f"recipe {key[1]}"))) for key in values}
     return settings
@@ -362,8 +364,10 @@ def _line(rows: list[Row], sources: Sources) -> Line:
     values = _by_seed(rows)
     runs = _measured(rows, sources)
     results = [_result(row, sources) for row in rows]
-    groups = next((each.units for each in results if each and each.units), None)
-    counts = [row.num_features or (each.num_features if each else 0) for row, each in zip(rows, results, strict=True)]
+    groups = next((result.units for result in results if result and result.units), None)
+    counts = [
+        row.num_features or (result.num_features if result else 0) for row, result in zip(rows, results, strict=True)
+    ]
     if runs is not None:
         estimated = interval(metric(first.metric), runs)
         low, high = estimated.low, estimated.high
@@ -398,7 +402,7 @@ def _marks(row: Row) -> list[str]:
 
 def _by_seed(rows: Sequence[Row]) -> list[float]:
     """The score of each seed: one that was run twice counts once."""
-    return [fmean(row.value for row in each) for each in _grouped(rows, lambda r: r.seed).values()]
+    return [fmean(row.value for row in of_seed) for of_seed in _grouped(rows, lambda r: r.seed).values()]
 
 
 def _from_rows(rows: Sequence[Row]) -> tuple[float | None, float | None]:
@@ -444,23 +448,23 @@ def _yardsticks(rows: list[Row], sources: Sources) -> list[Line]:
                     measurements[result.value] = result, _measured_yardstick(row, kind, result, source)
     lines = []
     for name, measurements in by_name.items():
-        each = [result for result, _ in measurements.values()]
+        distinct = [result for result, _ in measurements.values()]
         runs = tuple(run for _, run in measurements.values() if run is not None)
-        ends = [(result.low, result.high) for result in each]
+        ends = [(result.low, result.high) for result in distinct]
         low, high = zip(*ends, strict=True)
-        whole = None not in low + high
+        complete = None not in low + high
         line = Line(
             name,
             "yardstick",
             seeds=0,
-            mean=fmean(result.value for result in each),
+            mean=fmean(result.value for result in distinct),
             std=None,
-            low=fmean(low) if whole else None,
-            high=fmean(high) if whole else None,
-            n=each[0].n,
-            groups=each[0].units if 0 < each[0].units < each[0].n else None,
-            num_features=max(result.num_features for result in each) or None,
-            runs=runs if len(runs) == len(each) else None,
+            low=fmean(low) if complete else None,
+            high=fmean(high) if complete else None,
+            n=distinct[0].n,
+            groups=distinct[0].units if 0 < distinct[0].units < distinct[0].n else None,
+            num_features=max(result.num_features for result in distinct) or None,
+            runs=runs if len(runs) == len(distinct) else None,
         )
         lines.append(line)
     return lines
@@ -481,8 +485,8 @@ def _nearest(row: Row, results: Sequence[Result]) -> Result | None:
 
     The share of the labels has to be the same, save for the majority class, which takes none.
     """
-    same = [each for each in results if each.metric == row.metric]
-    same = [each for each in same if each.label_fraction == row.label_fraction or each.probe == "majority"]
+    same = [result for result in results if result.metric == row.metric]
+    same = [result for result in same if result.label_fraction == row.label_fraction or result.probe == "majority"]
     return min(same, key=lambda r: (r.probe != row.probe, r.label_fraction != row.label_fraction), default=None)
 
 
@@ -525,8 +529,8 @@ def _measured(rows: Sequence[Row], sources: Sources) -> tuple[Measured, ...] | N
     """
     by_seed = {row.seed: row for row in reversed(rows)}
     runs = [_run(row, sources[_place(row)]) for _, row in sorted(by_seed.items())]
-    whole = tuple(run for run in runs if run is not None)
-    return whole if len(whole) == len(runs) and len({run.rows for run in whole}) == 1 else None
+    measured = tuple(run for run in runs if run is not None)
+    return measured if len(measured) == len(runs) and len({run.rows for run in measured}) == 1 else None
 
 
 def _run(row: Row, source: TransferFile | None) -> Measured | None:

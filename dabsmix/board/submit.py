@@ -64,11 +64,11 @@ def submit(run_dir: Path, by: str, csv_path: Path, *, failed: bool = False) -> l
     if not failed:
         _check_encoder(run_dir, run.encoder_sha256)
     stamp: dict[str, Any] = {"run": name, "by": by, "date": datetime.now(UTC).date().isoformat(), "record": record}
-    offered = {stem: [Row(**cells, **stamp) for cells in each] for stem, each in scores.items()}
+    offered = {stem: [Row(**cells, **stamp) for cells in results] for stem, results in scores.items()}
     for stem, rows in offered.items():
         for problem in (problem for row in rows for problem in board_row.problems(row)):
             raise UserError(f"{board_record.result_file(run_dir, stem)}: {problem}")
-    folder_rows = [Row(**cells, **stamp | {"record": run_dir}) for each in scores.values() for cells in each]
+    folder_rows = [Row(**cells, **stamp | {"record": run_dir}) for results in scores.values() for cells in results]
     for problem in forgery.check_record(run_dir):
         raise UserError(f"{run_dir}: {problem}")
     for problem in (f"{row.task}: {problem}" for row in folder_rows for problem in forgery.check_row(row)):
@@ -219,10 +219,10 @@ def checked(csv_path: Path, *, processes: int = 1) -> tuple[list[Row], list[str]
     records = list(dict.fromkeys(row.record for _, row, of_row in rows if not _names_no_folder(of_row)))
     name = f"accounts-{hashlib.sha256(str(csv_path.absolute()).encode()).hexdigest()[:16]}"
     of_records = forgery.accounts(records, processes=processes, name=name)
-    accounts = {record.name: each for record, each in zip(records, of_records, strict=True)}
+    accounts = {record.name: account for record, account in zip(records, of_records, strict=True)}
     backing = {
-        name: dict(zip(map(_KEY, each.rows), zip(each.rows, each.faults, strict=True), strict=True))
-        for name, each in accounts.items()
+        name: dict(zip(map(_KEY, account.rows), zip(account.rows, account.faults, strict=True), strict=True))
+        for name, account in accounts.items()
     }
     compared = forgery.Compared(_stored_labels(csv_path))
     begun: set[str] = set()
@@ -236,7 +236,7 @@ def checked(csv_path: Path, *, processes: int = 1) -> tuple[list[Row], list[str]
             of_row.append(f"the same result as line {lines_of[row.key]}")
         lines_of.setdefault(row.key, line)
         problems += [(line, problem) for problem in of_row]
-    messages = [f"{csv_path}:{line}: {problem}" for line, problem in sorted(problems, key=lambda each: each[0])]
+    messages = [f"{csv_path}:{line}: {problem}" for line, problem in sorted(problems, key=lambda numbered: numbered[0])]
     for run, results in backing.items():
         for key in results:
             if key not in lines_of:  # a score taken off the board would make the others look better
@@ -278,8 +278,8 @@ def _disagreements(row: Row, record: Account | None, backing: Backing) -> list[s
     ours = _CELLS(row)
     start = -len(ADDED) if ours[: -len(ADDED)] == recorded[: -len(ADDED)] else 0  # most rows agree in the others
     differing = [
-        f"{name} is {own!r}, {row.record} records {other!r}"
-        for name, own, other in zip(RECORDED[start:], ours[start:], recorded[start:], strict=True)
-        if not same(own, other) and not (name in ADDED and own is None)
+        f"{name} is {value!r}, {row.record} records {recorded_value!r}"
+        for name, value, recorded_value in zip(RECORDED[start:], ours[start:], recorded[start:], strict=True)
+        if not same(value, recorded_value) and not (name in ADDED and value is None)
     ]
     return [*differing, *faults]

@@ -107,7 +107,7 @@ def published(path: Path) -> list[dict[str, str]]:
 def of_tasks(published: Sequence[dict[str, str]], sections: Sequence[Section]) -> list[dict[str, str]]:
     """The published numbers of the tasks shown."""
     tasks = {section.task for section in sections}
-    return [each for each in published if each["dataset"] in tasks]
+    return [number for number in published if number["dataset"] in tasks]
 
 
 # --- what a table says, whatever it is drawn with
@@ -163,8 +163,8 @@ def failures(section: Section) -> list[str]:
         what = f"{row.algorithm} ({row.steps} × {row.batch_size}, lr {row.lr:g})"
         seeds.setdefault((what, row.failure), []).append(row.seed)
     return [
-        f"Failed, without a score: {what}, seed{'s' * (len(each) > 1)} {', '.join(map(str, sorted(each)))}: {why}"
-        for (what, why), each in seeds.items()
+        f"Failed, without a score: {what}, seed{'s' * (len(failed) > 1)} {', '.join(map(str, sorted(failed)))}: {why}"
+        for (what, why), failed in seeds.items()
     ]
 
 
@@ -245,8 +245,8 @@ def _rich_averages(complete: Sequence[Average]) -> "Table":
     table = Table(title=AVERAGED, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
     for heading in AVERAGE_HEADINGS:
         table.add_column(heading, overflow="fold")
-    for each in complete:
-        table.add_row(*(Text(cell) for cell in average_cells(each)))
+    for average in complete:
+        table.add_row(*(Text(cell) for cell in average_cells(average)))
     return table
 
 
@@ -262,11 +262,11 @@ def _markdown(sections: list[Section], papers: Sequence[dict[str, str]]) -> str:
         notes = (*failures(section), *section.notes)
         parts += [f"- {_escaped(note)}" for note in notes] + [""] * bool(notes)
     if complete := averages(sections):
-        parts += [f"## {AVERAGED}", "", *_grid(AVERAGE_HEADINGS, [average_cells(each) for each in complete]), ""]
+        parts += [f"## {AVERAGED}", "", *_grid(AVERAGE_HEADINGS, [average_cells(average) for average in complete]), ""]
     parts += ["## How to read", "", *(f"- {_escaped(line)}" for line in legend()), ""]
     if papers:
         parts += ["## Published numbers", "", "From papers, under their own protocols; never ranked with ours.", ""]
-        parts += [*_grid(PUBLISHED_COLUMNS, [[each[name] for name in PUBLISHED_COLUMNS] for each in papers]), ""]
+        parts += [*_grid(PUBLISHED_COLUMNS, [[number[name] for name in PUBLISHED_COLUMNS] for number in papers]), ""]
     return "\n".join(parts)
 
 

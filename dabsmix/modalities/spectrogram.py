@@ -569,7 +569,7 @@ def _summary(
         return f"{info.format} {info.samplerate} Hz {channels}", info.duration, f"{info.duration:.2f} s"
 
     lines = files_summary("sounds", files, header, "duration", not_read)
-    if not (lower := [each for each in rates if each < rate]):
+    if not (lower := [sampling_rate for sampling_rate in rates if sampling_rate < rate]):
         return lines, ()
     return lines, (
         f"{len(lower)} of {len(rates)} sounds that were looked at have a lower sampling rate than {rate} Hz and so "
