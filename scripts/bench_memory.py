@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[1_000, 100_000])
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)  # the process that is measured
     args, arguments = parser.parse_known_args()
-    arguments = [each for each in arguments if each != "--"]
+    arguments = [argument for argument in arguments if argument != "--"]
 
     if args.here:
         score(args.rows[0])
@@ -143,7 +143,7 @@ def score(rows: int) -> None:
     chosen = evaluate.choose(train, validation, task, rules, ("1",))
     results, _ = evaluate.score(chosen, test, task, ("auroc_macro", "average_precision", "f1_macro"))
     distance = frechet_distance(train.pooled["mean"].numpy(), test.pooled["mean"].numpy())
-    print(*(f"{each.probe} {each.value:.4f}" for each in results), f"distance {distance:.2g}")
+    print(*(f"{result.probe} {result.value:.4f}" for result in results), f"distance {distance:.2g}")
 
 
 if __name__ == "__main__":

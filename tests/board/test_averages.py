@@ -33,8 +33,8 @@ def test_glue_is_the_plain_mean_over_its_ten_tasks_and_their_seeds(tmp_path: Pat
 
 @pytest.mark.parametrize("missing", AVERAGES["GLUE"])
 def test_an_average_that_lacks_a_task_is_not_shown(tmp_path: Path, missing: str) -> None:
-    rows = [each for each in glue(tmp_path) if each.task != missing]
-    other = [replace(each, recipe="another") for each in glue(tmp_path) if each.task == missing]
+    rows = [run for run in glue(tmp_path) if run.task != missing]
+    other = [replace(run, recipe="another") for run in glue(tmp_path) if run.task == missing]
     assert averages(standings(rows + other)) == []
 
 

@@ -40,8 +40,8 @@ def test_gains_missing_cells_and_the_data_sets_of_an_aggregate(tmp_path: Path) -
     assert not emix[1].shown
     assert overview.over == {"all": 2, "image": 1, "sensor": 1}  # emix has no cifar10
     best, other = overview.aggregates["all"]
-    each = np.concatenate([(0.2 + np.array([-1, 0, 1]) * 0.002) / 0.4, (0.1 + np.array([-1, 0, 1]) * 0.002) / 0.4])
-    assert best.mean == pytest.approx(np.sort(each)[1:-1].mean())
+    gains = np.concatenate([(0.2 + np.array([-1, 0, 1]) * 0.002) / 0.4, (0.1 + np.array([-1, 0, 1]) * 0.002) / 0.4])
+    assert best.mean == pytest.approx(np.sort(gains)[1:-1].mean())
     assert best.low < best.mean < best.high
     assert best.improvement == 1
     assert other.improvement == pytest.approx(0.25)

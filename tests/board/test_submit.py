@@ -62,14 +62,14 @@ def write_run(
 
 def write_transfer(folder: Path, task: str, results: tuple[tuple[str, str, float], ...] = RESULTS) -> Path:
     """One transfer file and its predictions."""
-    each = [
+    cells = [
         {"probe": probe, "label_fraction": fraction, "metric": "accuracy", "value": value, "low": value - 0.08}
         | {"high": value + 0.08, "n": 100, "selected": {"lr": 0.1}, "test_reads": 1}
         for probe, fraction, value in results
     ]
     path = folder / "transfer" / f"{task}-v1.json"
-    content = {"task": task, "protocol": "v1", "data_fingerprint": "d" * 12, "kind": "classes", "results": each}
-    path.write_text(json.dumps(content | each[0]))
+    content = {"task": task, "protocol": "v1", "data_fingerprint": "d" * 12, "kind": "classes", "results": cells}
+    path.write_text(json.dumps(content | cells[0]))
     label = np.arange(100) % 10
     rng = np.random.default_rng(list(str(folder).encode()))  # different encoders make different mistakes
     wrong = {
@@ -117,7 +117,7 @@ def test_a_board_without_a_new_column_is_read_and_gets_it_with_the_next_row(tmp_
     edit(run / "run.json", flops=1.23456e15)
     path = run / "transfer" / "digits-v1.json"
     results = json.loads(path.read_text())["results"]
-    edit(path, results=[each | {"units": 40, "num_features": 256} for each in results])
+    edit(path, results=[result | {"units": 40, "num_features": 256} for result in results])
     rows = submit(run, "Ada", board)
     assert [(row.units, row.train_flops, row.num_features) for row in rows] == [(40, 1.235e15, 256)] * 3
     assert board.read_text().splitlines()[:4] == new
@@ -209,14 +209,14 @@ def test_a_failed_run_has_a_row_that_says_why_and_is_not_ranked(tmp_path: Path) 
     assert validate(board) == []  # as it is remembered
 
     rows = read(board)
-    assert repr(read(board, probe="knn")) == repr([each for each in rows if each.probe == "knn" or each.failure])
-    (section,) = [each for each in standings(rows) if each.failed]
+    assert repr(read(board, probe="knn")) == repr([other for other in rows if other.probe == "knn" or other.failure])
+    (section,) = [section for section in standings(rows) if section.failed]
     assert repr(section.failed) == repr((row,))
-    assert not any(row in line.rows for each in standings(rows) for block in each.blocks for line in block.lines)
+    assert not any(row in line.rows for part in standings(rows) for block in part.blocks for line in block.lines)
     for format in get_args(Format):
         assert "the loss is nan after step 7" in render(rows, format)
     assert "the loss is nan after step 7" in page(rows)
-    beside = [replace(each, protocol="v2", data_fingerprint=row.data_fingerprint) for each in rows]
+    beside = [replace(other, protocol="v2", data_fingerprint=row.data_fingerprint) for other in rows]
     (overview,) = overviews(beside, lambda domain: "image")
     assert ", 1 failed" in overview_text([overview])
     (overview,) = overviews([row], lambda domain: "image")
@@ -370,8 +370,10 @@ def _submit_all(runs: list[Path], by: str, board: Path) -> None:
 
 @pytest.mark.slow
 def test_sixteen_submitters_at_once_lose_no_row(tmp_path: Path) -> None:
-    board, submitters, each = tmp_path / "results.csv", 16, 2
-    runs = [[write_run(tmp_path / f"{i}-{j}", seed=i * each + j) for j in range(each)] for i in range(submitters)]
+    board, submitters, runs_each = tmp_path / "results.csv", 16, 2
+    runs = [
+        [write_run(tmp_path / f"{i}-{j}", seed=i * runs_each + j) for j in range(runs_each)] for i in range(submitters)
+    ]
     spawn = multiprocessing.get_context("spawn")
     processes = [spawn.Process(target=_submit_all, args=(mine, f"by{i}", board)) for i, mine in enumerate(runs)]
     for process in processes:
@@ -379,7 +381,7 @@ def test_sixteen_submitters_at_once_lose_no_row(tmp_path: Path) -> None:
     for process in processes:
         process.join()
     assert [process.exitcode for process in processes] == [0] * submitters
-    assert len(read(board)) == submitters * each * len(RESULTS)
+    assert len(read(board)) == submitters * runs_each * len(RESULTS)
     assert validate(board) == []
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".results.csv")]
 

@@ -135,7 +135,7 @@ def seeds(tmp_path: Path, value: float, count: int = 3, spread: float = 0.002, *
 
 def complete(tmp_path: Path, *others: list[Row], raw: float = 0.3, **changes: Any) -> list[Row]:
     """A block with a random encoder and the yardsticks beside these rows."""
-    rows = [each for part in others for each in part] + seeds(tmp_path, 0.6, algorithm="none", steps=0, **changes)
+    rows = [other for part in others for other in part] + seeds(tmp_path, 0.6, algorithm="none", steps=0, **changes)
     write_record(rows[0], yardsticks={"raw": [yardstick(raw, metric=rows[0].metric)]})
     return rows
 
@@ -211,7 +211,7 @@ def test_a_random_encoder_that_was_run_with_two_budgets_is_one_line(tmp_path: Pa
 def test_no_star_without_none_or_without_yardsticks(tmp_path: Path) -> None:
     rows = complete(tmp_path, seeds(tmp_path, 0.9))
     assert lines(rows)["dmix"].best
-    assert not lines([each for each in rows if each.algorithm != "none"])["dmix"].best
+    assert not lines([run for run in rows if run.algorithm != "none"])["dmix"].best
     other = tmp_path / "without yardsticks"
     rows = seeds(other, 0.9) + seeds(other, 0.6, algorithm="none", steps=0)
     assert not lines(rows)["dmix"].best
@@ -238,14 +238,14 @@ def test_paired_predictions_show_what_intervals_cannot(tmp_path: Path) -> None:
     for algorithm, wrong, steps in (("dmix", 80, 300), ("none", 100, 0)):
         for seed in range(3):
             value = 1 - (wrong + seed) / 400
-            each = row(tmp_path, value, half=0.04, algorithm=algorithm, seed=seed, steps=steps)
-            rows.append(each)
+            run = row(tmp_path, value, half=0.04, algorithm=algorithm, seed=seed, steps=steps)
+            rows.append(run)
     alone = lines(rows)["dmix"].against
     assert alone is not None
     assert not alone.shown
-    for each in rows:
-        wrong = round((1 - each.value) * 400)
-        write_record(each, scores=np.where(np.arange(400) < wrong, (label + 1) % 4, label)[None], label=label)
+    for run in rows:
+        wrong = round((1 - run.value) * 400)
+        write_record(run, scores=np.where(np.arange(400) < wrong, (label + 1) % 4, label)[None], label=label)
     against = lines(rows)["dmix"].against
     assert against is not None
     assert against.paired
@@ -267,7 +267,7 @@ def test_draws_of_labels_are_averaged_within_their_seed(tmp_path: Path) -> None:
     section = section_of(rows, for_overview=True)
     line = next(line for line in section.blocks[0].lines if line.name == "dmix")
     assert line.runs is not None
-    assert [run.value for run in line.runs] == pytest.approx([each.value for each in rows[:3]])
+    assert [run.value for run in line.runs] == pytest.approx([run.value for run in rows[:3]])
     against = line.against
     assert against is not None
     assert against.paired
@@ -284,11 +284,11 @@ def test_a_yardstick_is_compared_on_the_same_examples(tmp_path: Path, kept: bool
 
     for algorithm, errors, steps in (("dmix", 80, 300), ("none", 160, 0)):
         for seed in range(3):
-            each = row(tmp_path, 1 - (errors + seed) / 400, half=0.04, algorithm=algorithm, seed=seed, steps=steps)
+            run = row(tmp_path, 1 - (errors + seed) / 400, half=0.04, algorithm=algorithm, seed=seed, steps=steps)
             raw = yardstick(0.75, low=0.71, high=0.79)
             archive = {"raw linear@1": predicted(wrong)} if kept else None
             scores = predicted(errors + seed)
-            write_record(each, scores=scores, label=label, yardsticks={"raw": [raw]}, of_yardsticks=archive)
+            write_record(run, scores=scores, label=label, yardsticks={"raw": [raw]}, of_yardsticks=archive)
     rows = [row(tmp_path, 1 - (80 + seed) / 400, half=0.04, seed=seed) for seed in range(3)]
     rows += [row(tmp_path, 1 - (160 + s) / 400, half=0.04, algorithm="none", seed=s, steps=0) for s in range(3)]
     assert lines(rows)["dmix"].best == best
@@ -297,9 +297,9 @@ def test_a_yardstick_is_compared_on_the_same_examples(tmp_path: Path, kept: bool
 def test_predictions_of_other_examples_are_not_paired(tmp_path: Path) -> None:
     label = np.arange(400) % 4
     rows = seeds(tmp_path, 1.0, spread=0) + seeds(tmp_path, 1.0, spread=0, algorithm="none", steps=0)
-    for each in rows:
-        turned = np.roll(label, each.algorithm == "none")
-        write_record(each, scores=turned[None], label=turned)
+    for run in rows:
+        turned = np.roll(label, run.algorithm == "none")
+        write_record(run, scores=turned[None], label=turned)
     against = lines(rows)["dmix"].against
     assert against is not None
     assert not against.paired
@@ -334,8 +334,8 @@ def test_a_yardstick_of_another_probe_is_marked(tmp_path: Path) -> None:
 
 def test_the_number_of_groups_is_shown_and_few_groups_have_no_interval(tmp_path: Path) -> None:
     rows = seeds(tmp_path, 0.8, half=None)
-    for each in rows:
-        write_record(each, units=4)
+    for run in rows:
+        write_record(run, units=4)
     line = lines(rows)["dmix"]
     assert (line.groups, line.low) == (4, None)
     assert "fewer than 5 groups" in render(rows, "table")
@@ -474,11 +474,11 @@ def test_every_metric_has_a_format() -> None:
 
 
 def test_a_mean_over_batches_is_a_metric_of_rows(tmp_path: Path) -> None:
-    assert not [each for each in problems(row(tmp_path, 0.3, metric="pearson/128")) if "metric" in each]
+    assert not [problem for problem in problems(row(tmp_path, 0.3, metric="pearson/128")) if "metric" in problem]
     assert in_percent("pearson/128")
     assert not in_percent("mse/128")
     for name in ("pearson/", "pearson/0", "accuracy/many", "pears/128"):
-        assert any("is unknown" in each for each in problems(row(tmp_path, 0.3, metric=name)))
+        assert any("is unknown" in problem for problem in problems(row(tmp_path, 0.3, metric=name)))
 
 
 def test_the_table_says_which_algorithms_do_not_beat_the_yardsticks(tmp_path: Path) -> None:

@@ -64,7 +64,9 @@ def test_patches_equal_a_loop_over_positions(size: tuple[int, ...]) -> None:
     patches = random_patches(Grid(2, size, (1,) * len(size)), x, width=4 * patches_parts(size))
     computed = patches(x[:3])
     assert computed.shape == (3, 4 * patches_parts(size))
-    torch.testing.assert_close(computed, torch.tensor([plainly(patches, each) for each in x[:3]]), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(
+        computed, torch.tensor([plainly(patches, image) for image in x[:3]]), rtol=1e-3, atol=1e-4
+    )
 
 
 def patches_parts(size: tuple[int, ...]) -> int:
@@ -102,10 +104,10 @@ def data_of(spec: Spec, x: NDArray[Any], label: NDArray[np.int64]) -> Data:
 def scores(data: Data) -> dict[str, float]:
     """The accuracy of each yardstick with all labels."""
     accuracies = {}
-    for each in classical(data, RULES, width=16):
-        ((chosen, test),) = baselines._of(each, data, RULES, ("1",), torch.device("cpu"))
+    for yardstick in classical(data, RULES, width=16):
+        ((chosen, test),) = baselines._of(yardstick, data, RULES, ("1",), torch.device("cpu"))
         (result,), _ = score(chosen, test, TWO)
-        accuracies[each.name] = result.value
+        accuracies[yardstick.name] = result.value
     return accuracies
 
 
@@ -188,9 +190,9 @@ def test_few_labels_are_as_many_if_only_some_rows_are_read(monkeypatch: pytest.M
         seen.append(len(train))
         return fit(train)
 
-    (each,) = (y for y in classical(data, RULES, 16) if y.name == "patches")
-    fit = each.few["ridge"]
-    few = type(each)(each.name, each.read, {"ridge": watched}, {"ridge": watched}, rows=100)
+    (patches,) = (y for y in classical(data, RULES, 16) if y.name == "patches")
+    fit = patches.few["ridge"]
+    few = type(patches)(patches.name, patches.read, {"ridge": watched}, {"ridge": watched}, rows=100)
     results = baselines._of(few, data, RULES, ("1", "0.1", "5/class"), torch.device("cpu"))
     assert [label for chosen, _ in results for _, label in chosen] == ["1", "0.1", "5/class"]
     assert set(seen) == {100, 40, 10}
@@ -238,7 +240,7 @@ def test_narrow_words_lie_along_the_first_singular_vectors() -> None:
     topic = rng.integers(3, size=90)  # of ten words each: the randomised solver needs a gap after the third value
     ids = 1 + 10 * topic[:, None] + rng.integers(10, size=(90, 30))
     data = data_of(Tokens(30, 40, pad=0), ids, rng.integers(2, size=90))
-    (narrow,) = (each for each in classical(data, RULES, width=3) if each.name == "words_narrow")
+    (narrow,) = (yardstick for yardstick in classical(data, RULES, width=3) if yardstick.name == "words_narrow")
     train = ids[:60]
     features = narrow.read((torch.from_numpy(train),)).double().numpy()
     u, s, _ = np.linalg.svd(tf_idf(train.tolist()), full_matrices=False)

@@ -42,8 +42,8 @@ def test_what_lies_in_files_gives_the_same_bits(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(metrics, "NUMBERS", 100)
     again, others = scores()
     assert results == again
-    for key, each in predictions.items():
-        np.testing.assert_array_equal(each, others[key])
+    for key, array in predictions.items():
+        np.testing.assert_array_equal(array, others[key])
     assert not list(tmp_path.iterdir())  # the files have no names
 
 
@@ -59,7 +59,7 @@ def test_scores_and_influence_of_blocks_of_rows_are_those_of_the_whole(
 
     def values() -> list[np.ndarray]:
         named = map(metrics.metric, ("auroc_macro", "average_precision", "f1_macro", "f1_weighted"))
-        return [np.array([each(scores, label), *influence.influence(each, scores, label)]) for each in named]
+        return [np.array([scale(scores, label), *influence.influence(scale, scores, label)]) for scale in named]
 
     whole, distance = values(), frechet_distance(scores[:150], scores[150:])
     monkeypatch.setattr(metrics, "NUMBERS", 64)

@@ -175,7 +175,7 @@ def test_a_run_that_crashes_has_a_row_without_a_score(tmp_path: Path) -> None:
     assert validate(matrix.leaderboard) == []
     bench([replace(matrix, retry=True)], chosen_path=tmp_path / "c.json")  # it fails again
     assert repr(read(matrix.leaderboard)) == repr([row])  # its value is NaN, which does not equal itself
-    assert [each.state for each in dry_run([matrix], chosen_path=tmp_path / "c.json")] == ["failed"]
+    assert [cell.state for cell in dry_run([matrix], chosen_path=tmp_path / "c.json")] == ["failed"]
 
 
 def test_an_interrupted_cell_is_not_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -69,9 +69,9 @@ def test_shares_without_a_label_of_each_class_are_left_out_of_the_default(tmp_pa
 
 
 def test_an_error_is_better_when_it_is_less(tmp_path: Path) -> None:
-    given = table(0.5)
-    given["y"] = (2 * given["x"] + np.random.default_rng(1).normal(size=240)).round(4)
-    given.to_csv(tmp_path / "q.csv", index=False)
+    rows = table(0.5)
+    rows["y"] = (2 * rows["x"] + np.random.default_rng(1).normal(size=240)).round(4)
+    rows.to_csv(tmp_path / "q.csv", index=False)
     run, record = scored(tmp_path / "q.csv", metric="mae")
     first = record.headline
     assert first.low is not None
