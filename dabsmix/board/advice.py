@@ -24,7 +24,8 @@ def advice(rows: Iterable[Row], *, probe: str = "linear", label_fraction: str = 
 
 def _sentence(section: Section, block: Block) -> str:
     sign = 1 if metric(block.metric).higher else -1
-    where = f"{place(section)} ({block.probe} probe, {labels(block.label_fraction)})"
+    setting = (section.encoder, section.protocol, block.budget, f"{block.probe} probe", labels(block.label_fraction))
+    where = f"{place(section)} ({', '.join(filter(None, setting))})"
     ranked = sorted((line for line in block.lines if line.part == "ranked"), key=lambda line: -sign * line.mean)
     if not ranked:
         return f"{where}: no algorithm has a score, so there is nothing to advise."
@@ -35,16 +36,20 @@ def _sentence(section: Section, block: Block) -> str:
         )
     better = [line for line in ranked if line.against and line.against.shown and sign * line.against.difference > 0]
     if better:
-        text = f"{where}: use {better[0].name}, which is {_gain(block, better[0].against, sign)}"
+        text = f"{where}: use {_name(better[0])}, which is {_gain(block, better[0].against, sign)}"
         if len(better) > 1:
-            names = ", ".join(line.name for line in better[1:])
-            text += f"; so do {names} at other sizes of gain, and which of them is best was not tested"
+            names = ", ".join(map(_name, better[1:]))
+            text += f"; shown to be better than a random encoder too: {names}; which of them is best was not tested"
     else:
         text = (
             f"{where}: no algorithm is shown to be better than a random encoder, so nothing here speaks for "
-            f"pretraining; the highest, {ranked[0].name}, is {_gain(block, ranked[0].against, sign)}"
+            f"pretraining; the best, {_name(ranked[0])}, is {_gain(block, ranked[0].against, sign)}"
         )
     return f"{text}{_yardstick(block, (better or ranked)[0], sign)}."
+
+
+def _name(line: Line) -> str:
+    return f"{line.name} ({line.setting})" if line.setting else line.name
 
 
 def _gain(block: Block, against: Against | None, sign: int) -> str:
@@ -57,8 +62,10 @@ def _gain(block: Block, against: Against | None, sign: int) -> str:
     if against.low is None or against.high is None:
         return f"{text} (no interval: that takes 3 seeds of both)"
     low, high = sorted(sign * end * scale for end in (against.low, against.high))
-    certain = "shown at 5 % among all algorithms" if against.shown else "which may be chance"
-    return f"{text} (95 % interval {low:+.{digits}f} to {high:+.{digits}f}, {certain})"
+    interval = f"95 % interval {low:+.{digits}f} to {high:+.{digits}f}"
+    if against.shown:
+        return f"{text} ({interval}, shown at 5 % among all algorithms)"
+    return f"{text} ({interval}, not shown at 5 % among all algorithms, so it may be chance)"
 
 
 def _yardstick(block: Block, chosen: Line, sign: int) -> str:
@@ -69,6 +76,6 @@ def _yardstick(block: Block, chosen: Line, sign: int) -> str:
         return ""
     scale, digits = (100, 1) if in_percent(block.metric) else (1, 4)
     return (
-        f"; with {best.name} and no pretraining the score is {best.mean * scale:.{digits}f}, with {chosen.name} "
-        f"{chosen.mean * scale:.{digits}f}, so try that first"
+        f"; with {best.name} and no pretraining the score is {best.mean * scale:.{digits}f}, with "
+        f"{_name(chosen)} {chosen.mean * scale:.{digits}f}, so try that first"
     )

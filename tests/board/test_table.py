@@ -503,19 +503,31 @@ def test_advice_names_the_algorithm_its_gain_and_how_certain_it_is(tmp_path: Pat
         complete(tmp_path / "a", seeds(tmp_path / "a", 0.9), seeds(tmp_path / "a", 0.61, algorithm="emix"))
     )
     assert re.search(
-        r"^digits \(linear probe, all labels\): use dmix, which is 30.0 points better in accuracy than a random "
-        r"encoder \(95 % interval \+\d+\.\d to \+\d+\.\d, shown at 5 % among all algorithms\)\.$",
+        r"^digits \(tiny, v1, 300 × 128, linear probe, all labels\): use dmix, which is 30.0 points better in accuracy "
+        r"than a random encoder \(95 % interval \+\d+\.\d to \+\d+\.\d, shown at 5 % among all algorithms\)\.$",
         shown,
     )
     (chance,) = advice(complete(tmp_path / "b", seeds(tmp_path / "b", 0.605), raw=0.7))
     assert "no algorithm is shown to be better than a random encoder" in chance
     assert "dmix, is 0.5 points better" in chance
-    assert "which may be chance" in chance
+    assert "so it may be chance" in chance
     assert chance.endswith("with raw input and no pretraining the score is 70.0, with dmix 60.5, so try that first.")
     (one,) = advice(complete(tmp_path / "c", seeds(tmp_path / "c", 0.55, count=1)))
     assert "5.2 points worse in accuracy than a random encoder (no interval: that takes 3 seeds of both)" in one
     (alone,) = advice(seeds(tmp_path / "d", 0.9))
     assert "add none to --algos" in alone
+
+
+def test_advice_says_of_which_budget_and_setting_it_is(tmp_path: Path) -> None:
+    others = seeds(tmp_path, 0.7, steps=900), seeds(tmp_path, 0.8, steps=900, algorithm="emix")
+    short, long = advice(complete(tmp_path, seeds(tmp_path, 0.9), *others))
+    assert short.startswith("digits (tiny, v1, 300 × 128, linear probe, all labels): use dmix, which is 30.0 ")
+    assert long.startswith("digits (tiny, v1, 900 × 128, linear probe, all labels): use emix, which is 20.0 ")
+    assert "; shown to be better than a random encoder too: dmix; which of them is best was not tested." in long
+    recipes = (seeds(tmp_path, value, recipe=str(value), lr=value) for value in (0.8, 0.9))
+    (settings,) = advice(complete(tmp_path, *recipes))
+    assert "use dmix (lr 0.9), which" in settings
+    assert "too: dmix (lr 0.8);" in settings
 
 
 def test_advice_on_errors_counts_lower_as_better(tmp_path: Path) -> None:
