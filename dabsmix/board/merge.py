@@ -39,10 +39,12 @@ def merge(csv_path: Path, others: Sequence[Path]) -> int:
                     f"{first.value} in {first.record}: remove one of the two"
                 )
         sources = dict.fromkeys(row.record for row in added)
+        begun: dict[str, Path] = {}
         for source in sources:
-            ours = csv_path.parent / "runs" / source.name / "run.json"
-            if ours.exists() and ours.read_bytes() != (source / "run.json").read_bytes():
-                raise UserError(f"{ours} and {source / 'run.json'} differ: submit that run's further scores instead")
+            ours, theirs = csv_path.parent / "runs" / source.name / "run.json", source / "run.json"
+            known_run = begun.setdefault(source.name, ours if ours.exists() else theirs)
+            if known_run.read_bytes() != theirs.read_bytes():
+                raise UserError(f"{known_run} and {theirs} differ: submit that run's further scores instead")
         keep_labels(csv_path, [*rows, *added])
         for source in sources:
             write_record(source, csv_path.parent / "runs" / source.name, list(transfers(source)))

@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from test_submit import write_run
+from test_submit import edit, write_run, write_transfer
 
 from dabsmix.board.merge import merge
 from dabsmix.board.submit import read, submit, validate
@@ -28,6 +28,23 @@ def test_the_merged_board_has_the_rows_and_records_of_all(tmp_path: Path) -> Non
     new = tmp_path / "new" / "results.csv"
     assert merge(new, [ours]) == 9
     assert validate(new) == []
+
+
+@pytest.mark.parametrize("to", ["one", "new"])
+def test_two_records_of_one_run_that_differ_are_refused(tmp_path: Path, to: str) -> None:
+    run, again = write_run(tmp_path / "run"), write_run(tmp_path / "again")
+    (again / "transfer/digits-v1.json").unlink()
+    write_transfer(again, "mnist")
+    edit(again / "run.json", flops=1.5e9)  # trained a second time, by another version
+    boards = [tmp_path / name / "results.csv" for name in ("one", "two")]
+    for folder, csv in zip((run, again), boards, strict=True):
+        submit(folder, "Ada", csv)
+    to_csv = tmp_path / to / "results.csv"
+    before = to_csv.read_bytes() if to_csv.exists() else None
+    with pytest.raises(UserError, match="differ: submit that run's further scores instead"):
+        merge(to_csv, boards)
+    assert (to_csv.read_bytes() if to_csv.exists() else None) == before
+    assert before or not (to_csv.parent / "runs").exists()
 
 
 def test_another_score_of_the_same_result_and_a_forged_board_are_refused(tmp_path: Path) -> None:
