@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -14,6 +15,11 @@ from dabsmix.model.encoder import Encoder
 from dabsmix.model.shapes import TIMM
 
 __all__ = ["Initialised", "take", "timm_name", "timm_weights"]
+
+PLAIN = re.compile(
+    r"(blocks\.\d+\.(norm[12]|attn\.(qkv|proj)|mlp\.fc[12])|norm|fc_norm|pre_logits\.fc|head)\.(weight|bias)"
+)
+"""Weights of timm that a plain vision transformer has beside its embedding, those of its classifier among them."""
 
 
 class Initialised(NamedTuple):
@@ -75,4 +81,7 @@ def timm_weights(name: str) -> dict[str, Tensor]:
         }
     except KeyError as error:
         raise UserError(f"--init {TIMM}{name}: not a plain vision transformer (it has no {error})") from error
+    # without them the same weights would compute other features: layer scale, register tokens, a norm before the blocks
+    if foreign := [weight for weight in state if not PLAIN.fullmatch(weight)]:
+        raise UserError(f"--init {TIMM}{name}: not a plain vision transformer (it has {foreign[0]!r})")
     return renamed | state

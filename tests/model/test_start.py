@@ -52,6 +52,19 @@ def test_weights_of_other_shapes_keep_their_random_values(offline_timm: Any) -> 
     assert torch.equal(encoder.positions, before)
 
 
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [({"init_values": 0.1}, "has 'blocks.0.ls1"), ({"reg_tokens": 4}, "has 'reg_"), ({"pre_norm": True}, "has no '")],
+)
+def test_a_transformer_that_computes_more_is_refused(
+    changes: dict[str, Any], problem: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=4, **changes)
+    monkeypatch.setattr("timm.create_model", lambda name, pretrained: model)
+    with pytest.raises(UserError, match=rf"not a plain vision transformer \(it {problem}"):
+        timm_weights("vit_small_patch14_dinov2")
+
+
 def test_names_of_timm() -> None:
     assert timm_name("vit_base_patch16_224") == "vit_base_patch16_224.augreg2_in21k_ft_in1k"
     with pytest.raises(UserError, match="did you mean 'vit_base_patch16_224"):
