@@ -431,16 +431,16 @@ def class_names(labels: Iterable[str], path: Folder, noun: str) -> tuple[str, ..
     Raises:
         UserError: there are fewer than two, or no two labels are the same.
     """
-    given = [label for label in labels if label]
-    classes = tuple(sorted(set(given)))
+    labelled = [label for label in labels if label]
+    classes = tuple(sorted(set(labelled)))
     if not classes:
         raise UserError(f"{path}: none of the {noun} has a label; leave out --label, or fill some in")
     if len(classes) < 2:
         raise UserError(f"{path}: all {noun} with a label have {classes[0]!r}; a task needs two classes")
-    if len(classes) == len(given) > 2:
+    if len(classes) == len(labelled) > 2:
         raise UserError(
-            f"{path}: all {len(given)} labels of {noun} differ ({classes[0]!r}, {classes[1]!r}, ...), but are read as "
-            "classes; quantities are predicted of tables only"
+            f"{path}: all {len(labelled)} labels of {noun} differ ({classes[0]!r}, {classes[1]!r}, ...), but are "
+            "read as classes; quantities are predicted of tables only"
         )
     return classes
 

@@ -229,9 +229,9 @@ def _transfer_to(
 def _default_shares(fractions: Sequence[float], data: Data) -> tuple[str, ...]:
     """A protocol's shares of the labels, the largest first; of own data those that hold a label of each class."""
     labelled = data.require_labelled()
-    own = data.source is not None and data.source.domain is None
+    own_data = data.source is not None and data.source.domain is None
     least = len(labelled.task.classes) if labelled.task.kind == "classes" else 2
-    enough = (part for part in fractions if part == 1 or not own or part * len(labelled.train) >= least)
+    enough = (part for part in fractions if part == 1 or not own_data or part * len(labelled.train) >= least)
     return tuple(str(part) for part in sorted(enough, reverse=True))
 
 
