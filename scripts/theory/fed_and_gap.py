@@ -3,9 +3,9 @@
     python scripts/theory/fed_and_gap.py leaderboard/runs/*        # the records of the board
     python scripts/theory/fed_and_gap.py runs/*                    # or runs of your own
 
-Of each run, the linear probe with all labels. Within a data set: Spearman's rank correlation over algorithms, each the
-mean over its seeds, and a 95 % interval by resampling algorithms, because seeds of one are not independent cases. The
-train-test gap has the test score in it; the gap to validation does not.
+Of each run, the linear probe with all labels. Within a data set and a budget (steps × batch): Spearman's rank
+correlation over algorithms, each the mean over its seeds, and a 95 % interval by resampling algorithms, because seeds
+of one are not independent cases. The train-test gap has the test score in it; the gap to validation does not.
 """
 
 import sys
@@ -26,19 +26,29 @@ Point = tuple[float, float, float, float]  # FED, train minus test, train minus 
 
 
 def read(folders: list[Path]) -> dict[str, dict[str, list[Point]]]:
-    """By data set and protocol, then algorithm, a point for each run."""
+    """By data set, protocol and budget, then algorithm, a point for each run; `none` belongs to every budget."""
     points: dict[str, dict[str, list[Point]]] = defaultdict(lambda: defaultdict(list))
+    untrained: dict[str, list[Point]] = defaultdict(list)
     for folder in folders:
         if not (folder / "run.json").is_file():
             continue
-        algorithm = read_record(folder).algorithm
+        run = read_record(folder)
         for record in transfers(folder).values():
             first = record.headline
             if record.frechet_distance is None or record.train_value is None or first.label_fraction != "1":
                 continue
+            if record.head_mix:
+                continue
             train, validation = record.train_value, float(first.selected["validation"])
             point = (record.frechet_distance, train - first.value, train - validation, first.value)
-            points[f"{record.task}, {record.protocol}"][algorithm].append(point)
+            place = f"{record.task}, {record.protocol}"
+            if run.algorithm == "none":
+                untrained[place].append(point)
+            else:
+                points[f"{place}, {run.steps} × {run.batch_size}"][run.algorithm].append(point)
+    for name, algorithms in points.items():
+        if same := untrained[name.rpartition(", ")[0]]:
+            algorithms["none"] = list(dict.fromkeys(same))  # a seed that was run for two budgets counts once
     return points
 
 
@@ -74,7 +84,7 @@ def main() -> None:
             rank, low, high = correlation(x, y)
             seeds = fmean(len(points) for points in algorithms.values())
             print(
-                f"{name}: {title.split(',')[0]}: rank correlation {rank:.2f} ({low:.2f} to {high:.2f}), "
+                f"{name}; {title.split(',')[0]}: rank correlation {rank:.2f} ({low:.2f} to {high:.2f}), "
                 f"{len(means)} algorithms, {seeds:.1f} seeds each"
             )
             for points in algorithms.values():
@@ -85,7 +95,7 @@ def main() -> None:
                 axis.annotate(
                     label, (mean[which] * scale, 100 * mean[3]), (5, 4), textcoords="offset points", fontsize=8
                 )
-            axis.set(xlabel=title, ylabel="test score, %", title=f"{name}: ρ = {rank:.2f} ({low:.2f} to {high:.2f})")
+            axis.set(xlabel=title, ylabel="test score, %", title=f"{name}\nρ = {rank:.2f} ({low:.2f} to {high:.2f})")
             axis.margins(0.2, 0.1)
             axis.ticklabel_format(axis="x", scilimits=(-3, 3))
             axis.xaxis.set_major_locator(MaxNLocator(5))
