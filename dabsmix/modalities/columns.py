@@ -12,10 +12,11 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -36,6 +37,7 @@ __all__ = [
     "Fitted",
     "Matrix",
     "date_columns",
+    "dates_of",
     "encoded",
     "fit",
     "fit_in_memory",
@@ -52,8 +54,14 @@ VERSION = 1
 
 NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$|^[+-]?inf(inity)?$"
 
-DATE = r"^\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}(:\d{2}(\.\d+)?)?( ?(Z|[+-]\d{2}:?\d{2}))?)?$"
+TIME = r"([T ]\d{2}:\d{2}(:\d{2}(\.\d+)?)?( ?(Z|[+-]\d{2}:?\d{2}))?)?$"
+"""What may follow a date."""
+
+DATE = rf"^\d{{4}}-\d{{2}}-\d{{2}}{TIME}"
 """A date as ISO 8601 writes it."""
+
+DAY_FIRST = rf"^(\d{{1,2}})\.(\d{{1,2}})\.(\d{{4}}){TIME}"
+"""A date with dots, which stand for day.month.year wherever they are used."""
 
 THOUSANDS = r"^[+-]?[1-9]\d{0,2}(,\d{3})+$"
 """A number with commas between thousands, or with a decimal comma and three decimals."""
@@ -62,7 +70,7 @@ WITH_UNIT = r"^([€$£] ?[+-]?\d[\d.,]*|[+-]?\d[\d.,]* ?[%€$£])$"
 """A percentage or an amount of money."""
 
 OTHER_DATE = r"^\d{1,2}[./-]\d{1,2}[./-]\d{2,4}([ T].*)?$"
-"""A date in which day and month cannot be told apart."""
+"""A date in another form; in most of them day and month cannot be told apart."""
 
 MOSTLY = 0.9
 """A column is numeric if at least this share of its filled cells are numbers; any other cell is then an error."""
@@ -84,21 +92,24 @@ class Column:
         name: its name in the file.
         categories: the texts whose index stands for them; None for numbers and dates.
         dates: whether cells are dates, which become days since 1970-01-01 UTC.
+        day_first: whether these may be written with dots (31.12.2024), and not only as ISO 8601 writes them.
     """
 
     name: str
     categories: tuple[str, ...] | None = None
     dates: bool = False
+    day_first: bool = False
 
     def plain(self) -> list[Any]:
         """JSON values from which `from_plain` makes the column again."""
-        return [self.name, self.categories and list(self.categories), *(["dates"] if self.dates else [])]
+        marks = [*(["dates"] if self.dates else []), *(["day first"] if self.day_first else [])]
+        return [self.name, self.categories and list(self.categories), *marks]
 
     @classmethod
     def from_plain(cls, values: Sequence[Any]) -> Column:
         """The column that gave these values."""
-        name, categories, *dates = values
-        return cls(name, None if categories is None else tuple(categories), bool(dates))
+        name, categories, *marks = values
+        return cls(name, None if categories is None else tuple(categories), "dates" in marks, "day first" in marks)
 
 
 @dataclass(frozen=True)
@@ -147,17 +158,31 @@ def _numbers(text: Any) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     return values.to_numpy(zero_copy_only=False).astype(np.float64), odd
 
 
-def _days(text: Any) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+def dates_of(text: Any, *, day_first: bool) -> Any:
+    """The dates in a string array as a pandas Series ``(n,)``, UTC; NaT for an empty cell and for what is not a date.
+
+    Args:
+        text: ``(n,)``, dates as ISO 8601 writes them.
+        day_first: whether 31.12.2024 is a date too.
+    """
+    import pandas as pd
+    import pyarrow.compute as pc
+
+    iso = pc.replace_substring_regex(text, DAY_FIRST, r"\3-\2-\1\4") if day_first else text
+    return pd.to_datetime(iso.to_pandas(), format="ISO8601", utc=True, errors="coerce")
+
+
+def _days(text: Any, *, day_first: bool) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """Dates as days since 1970-01-01 UTC ``(n,)``, NaN for empty cells; and which filled cells are not dates."""
     import pandas as pd
 
-    dates = pd.to_datetime(text.to_pandas(), format="ISO8601", utc=True, errors="coerce")
+    dates = dates_of(text, day_first=day_first)
     days = ((dates - pd.Timestamp(0, tz="UTC")) / pd.Timedelta(days=1)).to_numpy(np.float64, na_value=np.nan)
     return days, np.isnan(days) & ~text.is_null().to_numpy(zero_copy_only=False)
 
 
-def date_columns(sources: Sequence[Source], missing: tuple[str, ...] = ()) -> tuple[str, ...]:
-    """Columns that hold dates, judged by the beginning of the first file.
+def date_columns(sources: Sequence[Source], missing: tuple[str, ...] = ()) -> dict[str, Column]:
+    """Columns that hold dates by their names, judged by the beginning of the first file.
 
     Raises:
         UserError: the file cannot be read.
@@ -166,14 +191,25 @@ def date_columns(sources: Sequence[Source], missing: tuple[str, ...] = ()) -> tu
     import pyarrow.compute as pc
 
     for block in blocks(sources[0], lambda *bad: None, missing):
-        names = []
+        columns = {}
         for name, text in block.cells.items():
             filled = len(text) - text.null_count
-            dates = pc.sum(pc.match_substring_regex(text, DATE)).as_py() or 0
-            if filled and dates >= MOSTLY * filled and not pa.types.is_null(text.type):
-                names.append(name)
-        return tuple(names)
-    return ()
+            if not filled or pa.types.is_null(text.type):
+                continue
+            if (pc.sum(pc.match_substring_regex(text, DATE)).as_py() or 0) >= MOSTLY * filled:
+                columns[name] = Column(name, dates=True)
+            elif _all_day_first(text):
+                columns[name] = Column(name, dates=True, day_first=True)
+        return columns
+    return {}
+
+
+def _all_day_first(text: Any) -> bool:
+    """Whether every filled cell of a string array is a possible date with dots."""
+    import pyarrow.compute as pc
+
+    with_dots = pc.all(pc.match_substring_regex(text, DAY_FIRST), min_count=0).as_py()
+    return bool(with_dots) and not _days(text, day_first=True)[1].any()
 
 
 def _codes(text: Any, categories: tuple[str, ...]) -> tuple[NDArray[np.float64], int]:
@@ -198,10 +234,11 @@ def _encode(
     for column in columns:
         text = block.cells[column.name]
         if column.dates:
-            parsed, odd = _days(text)
+            parsed, odd = _days(text, day_first=column.day_first)
+            forms = "31.12.2024 or ISO 8601" if column.day_first else "ISO 8601"
             for i in np.flatnonzero(odd):
                 cell = text[int(i)].as_py()
-                wrong.setdefault(int(i), f"column {column.name!r} holds {cell!r} among dates (ISO 8601)")
+                wrong.setdefault(int(i), f"column {column.name!r} holds {cell!r} among dates ({forms})")
         elif column.categories is None:
             parsed, odd = _numbers(text)
             with np.errstate(over="ignore"):
@@ -230,7 +267,7 @@ def scan(
     leave_out: frozenset[str] = frozenset(),
     categorical: frozenset[str] = frozenset(),
     many: frozenset[str] = frozenset(),
-    dates: frozenset[str] = frozenset(),
+    dates: Mapping[str, Column] = MappingProxyType({}),
 ) -> dict[str, Column]:
     """Which columns are numeric, and the categories of the others in the order of their text.
 
@@ -240,7 +277,8 @@ def scan(
         leave_out: columns to ignore.
         categorical: columns that are categorical although their cells are numbers.
         many: columns that may have any number of categories.
-        dates: columns that hold dates.
+        dates: columns that hold dates, as `date_columns` gives them. If any cell of a column with dots is not such a
+            date, the column is read as if it were not among these.
 
     Raises:
         UserError: a text column has nearly as many different texts as cells, or the files cannot be read.
@@ -250,14 +288,17 @@ def scan(
     numbers: dict[str, int] = {}
     filled: dict[str, int] = {}
     texts: dict[str, set[str]] = {}
+    other: set[str] = set()
     for source in sources:
         for block in blocks(source, lambda *bad: None, missing):
             for name, text in block.cells.items():
                 if name in leave_out:
                     continue
-                if name in dates:
+                if name in dates and not dates[name].day_first:
                     filled[name] = 0
                     continue
+                if name in dates and name not in other and not _all_day_first(text):
+                    other.add(name)
                 present = len(text) - text.null_count
                 filled[name] = filled.get(name, 0) + present
                 numbers[name] = numbers.get(name, 0) + present - int(_numbers(text)[1].sum())
@@ -268,8 +309,8 @@ def scan(
         raise UserError(f"{sources[0].path}: the table has no rows")
     columns = {}
     for name, count in filled.items():
-        if name in dates:
-            columns[name] = Column(name, dates=True)
+        if name in dates and name not in other:
+            columns[name] = dates[name]
             continue
         chosen = name in categorical or name in many
         if not chosen and numbers[name] >= MOSTLY * count:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from dabsmix.data.cache import prepared
 from dabsmix.errors import UserError, did_you_mean
-from dabsmix.modalities.columns import Column, date_columns, encoded, listed, mistaken, refuse, scan
+from dabsmix.modalities.columns import Column, date_columns, dates_of, encoded, listed, mistaken, refuse, scan
 from dabsmix.modalities.tables import Source, blocks, column_names
 
 __all__ = [
@@ -217,13 +217,14 @@ def _seconds(
     if column.categories is None:
         return values
     import pandas as pd
+    import pyarrow as pa
 
-    dates = pd.to_datetime(list(column.categories), format="ISO8601", utc=True, errors="coerce")
+    dates = dates_of(pa.array(column.categories, pa.string()), day_first=True)
     if dates.isna().any():
         code = int(np.flatnonzero(dates.isna())[0])
         file, row = origin[np.flatnonzero(values == code)[0]]
-        fault = f"column {column.name!r} holds {column.categories[code]!r}, neither a number nor a date (ISO 8601)"
-        raise UserError(f"{sources[file].path}: row {row}: {fault}")
+        fault = f"column {column.name!r} holds {column.categories[code]!r}, neither a number nor a date"
+        raise UserError(f"{sources[file].path}: row {row}: {fault} (31.12.2024 or ISO 8601)")
     seconds = (dates - dates.min()) / pd.Timedelta(seconds=1)
     return np.asarray(seconds, np.float64)[values.astype(np.int64)]
 

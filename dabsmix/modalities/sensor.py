@@ -187,7 +187,7 @@ def load_own(
         label: the column with the class of each reading; windows where it is empty are used for pretraining and are
             not scored.
         on_bad: ``skip`` leaves bad rows out, counts them and lists them.
-        time: the column of times: numbers, or ISO 8601 dates.
+        time: the column of times: numbers, or dates (ISO 8601, or 31.12.2024).
         group: the column that says which readings belong together (person, machine, recording). If there is none of
             the default name, each of several files is a group.
         window: readings in a window, 128 by default; with ``recording`` the most that are read of one, by default all.

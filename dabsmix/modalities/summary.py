@@ -78,7 +78,8 @@ def _flags(column: Column, values: NDArray[np.float32], filled: NDArray[np.float
         gaps = " where it is filled in" if len(filled) < len(values) else ""
         return [f"{name} has one value{gaps}; {leave_out} unless it is informative."]
     if column.dates:
-        return [f"{name} holds dates: each is read as days since 1970-01-01 (UTC)."]
+        form = ", day first" if column.day_first else ""
+        return [f"{name} holds dates{form}: each is read as days since 1970-01-01 (UTC)."]
     if column.categories is None:
         counts_rows = len(values) == len(filled) > 2 and (np.diff(values.astype(np.float64)) == 1).all()
         return [f"{name} counts the rows; {leave_out}."] if counts_rows else []

@@ -9,7 +9,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -147,8 +147,8 @@ def load_own(
     """A table file, or a folder of table files with the same columns.
 
     With a label, a fifth of the labelled rows (or groups) become the test part. Rows whose label is empty are used for
-    pretraining and are not scored. A column of dates (ISO 8601) becomes days since 1970-01-01 UTC in float32, which is
-    exact to about three minutes.
+    pretraining and are not scored. A column of dates (ISO 8601, or 31.12.2024) becomes days since 1970-01-01 UTC in
+    float32, which is exact to about three minutes.
 
     Args:
         path: CSV or TSV with a header line, gzipped or not, or Parquet.
@@ -169,7 +169,7 @@ def load_own(
     coded, ignored, empty = _listed(categorical), _listed(ignore), _listed(missing)
     features = _features(path, _same_columns(sources), label, group, coded, ignored)
     others = tuple(name for name in (label, group) if name is not None)
-    dates = frozenset(date_columns(sources, empty)) & set(features) - set(coded)
+    dates = {name: column for name, column in date_columns(sources, empty).items() if name in {*features} - {*coded}}
     source, key = _identity(path, sources, dates, reading, [label, group, coded, ignored, empty, on_bad])
     grouping = frozenset([group] if group else [])
 
@@ -207,7 +207,7 @@ def load_own(
 
 
 def _identity(
-    path: Path, sources: Sequence[Source], dates: frozenset[str], reading: Mapping[str, Any], options: list[Any]
+    path: Path, sources: Sequence[Source], dates: Collection[str], reading: Mapping[str, Any], options: list[Any]
 ) -> tuple[str, str]:
     """The fingerprint of the files as they are read, and the cache key of the matrix made from them.
 
@@ -216,7 +216,7 @@ def _identity(
     Args:
         path: file or folder.
         sources: the files.
-        dates: the columns that are read as dates.
+        dates: the columns that are read as dates, judged by the beginning of the first file.
         reading: how CSV files are read.
         options: label, group, categorical, ignored, missing, on_bad.
     """

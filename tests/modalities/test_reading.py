@@ -12,9 +12,11 @@ import pytest
 import yaml
 from numpy.typing import NDArray
 
+from dabsmix.data.cache import fingerprint
 from dabsmix.data.domain import Data
 from dabsmix.errors import UserError
 from dabsmix.modalities import sensor, sequence, tabular, text
+from dabsmix.modalities.columns import Column
 from dabsmix.modalities.files import read_labels
 from dabsmix.source import Source, load
 
@@ -51,6 +53,57 @@ def test_dates_become_days_since_1970(tmp_path: Path) -> None:
         tabular.load_own(tmp_path / "t.csv", label="y")
     coded = tabular.load_own(tmp_path / "more.parquet", categorical="when")
     assert coded.state["columns"][0][1] is not None, "as categories where that is asked for"
+
+
+def test_dates_with_dots_are_read_day_first(tmp_path: Path) -> None:
+    when = pd.Series(pd.date_range("2024-01-31 06:00", periods=N, freq="36h"))
+    table = pd.DataFrame(
+        {
+            "when": when.dt.strftime("%d.%m.%Y %H:%M"),
+            "day": [f"{date.day}.{date.month}.{date.year}" for date in when],
+            "impossible": ["31.02.2024", *when.dt.strftime("%d.%m.%Y")[1:]],
+            "decimal": when.dt.strftime("%d.%m"),
+            "version": [f"1.{i % 3}.{i % 2}" for i in range(N)],
+            "year": when.dt.strftime("%d.%m.%y"),
+            "slashes": when.dt.strftime("%d/%m/%Y"),
+            "either": [f"{date:%d.%m.%Y}" if date.day % 2 else f"{date:%F}" for date in when],
+            "y": ["a", "b"] * (N // 2),
+        }
+    )
+    table.loc[3, "when"] = None
+    path = tmp_path / "t.csv"
+    table.to_csv(path, index=False)
+    data = tabular.load_own(path, label="y")
+    expected = (when - pd.Timestamp(0)) / pd.Timedelta(days=1)
+    assert np.isnan(column(data, 0)[3])
+    np.testing.assert_allclose(np.delete(column(data, 0), 3), expected.drop(3), atol=3 / 1440)
+    assert column(data, 1) == np.floor(expected).tolist()
+    assert [bool(column.categories) for column in map(Column.from_plain, data.state["columns"])] == [
+        name in ("impossible", "version", "year", "slashes", "either") for name in table.columns[:-1]
+    ]
+    assert column(data, 3) == [np.float32(f"{date:%d.%m}") for date in when]
+    assert said(data, "Column 'when' holds dates, day first", "days since 1970-01-01")
+    assert said(data, "Column 'impossible' is read as categories, but looks like dates", "write them as 2024-12-31")
+
+    # such columns make other data than before, when they were categories; any other column leaves the data as they were
+    assert data.fingerprint != fingerprint(tmp_path, [path])
+    assert tabular.load_own(path, label="y", categorical="when,day").fingerprint == fingerprint(tmp_path, [path])
+
+    # a run reads further rows as its own, and real timestamps too
+    further = pd.DataFrame({"when": when, **table.drop(columns=["when", "y"])})
+    further.to_parquet(tmp_path / "more.parquet")
+    more, _ = tabular.load_further(tmp_path / "more.parquet", data.state)
+    np.testing.assert_allclose(column(more, 0), expected, atol=3 / 1440)
+    for wrong in ("1.2.20245", "31.02.2024"):
+        table.assign(when=None, day=wrong).to_csv(tmp_path / "u.csv", index=False)
+        with pytest.raises(UserError, match=rf"row 2: column 'day' holds '{wrong}' among dates \(31.12.2024 or ISO"):
+            tabular.load_further(tmp_path / "u.csv", data.state)
+
+    # an impossible date in a later file makes the column what it was
+    (tmp_path / "more.parquet").unlink()
+    late = tabular.load_own(tmp_path, label="y")
+    assert late.state["columns"][0] == ["when", None, "dates", "day first"]
+    assert "31.02.2024" in late.state["columns"][1][1]
 
 
 def test_semicolons_and_decimal_commas(tmp_path: Path) -> None:
@@ -175,7 +228,7 @@ def test_unusual_columns_are_reported(tmp_path: Path) -> None:
             "empty": np.full(N, np.nan),
             "code": [f"id{i}" for i in range(N)],
             "share": [f"{i % 9} %" for i in range(N)],
-            "day": [f"{1 + i % 28}.{1 + i % 12}.2023" for i in range(N)],
+            "day": [f"{1 + i % 28}/{1 + i % 12}/2023" for i in range(N)],
             "fine": np.random.default_rng(0).normal(size=N),
             "y": ["a"] * 57 + ["b"] * 3,
         }
@@ -186,7 +239,7 @@ def test_unusual_columns_are_reported(tmp_path: Path) -> None:
     assert said(data, "Column 'constant' has one value")
     assert said(data, "Column 'empty' is empty")
     assert said(data, "Column 'code' has a different category in nearly every row")
-    assert said(data, "Column 'day' is read as categories, but looks like dates ('1.1.2023'); write them as 2024-12-31")
+    assert said(data, "Column 'day' is read as categories, but looks like dates ('1/1/2023'); write them as 2024-12-31")
     assert said(data, "Column 'share' is read as categories, but looks like numbers with a unit ('0 %')")
     assert said(data, "95% of the labels are 'a'")
     assert not said(data, "'fine'")
@@ -257,7 +310,7 @@ def test_a_gap_ends_a_recording_on_request(tmp_path: Path) -> None:
     assert any(note.endswith("Windows span those that are at most 0.5 long.") for note in dropped)
 
 
-DAY_FIRST = "%d.%m.%Y %T"
+WITH_SLASHES = "%d/%m/%Y %T"
 
 
 def test_files_without_a_column_of_groups_are_groups(tmp_path: Path) -> None:
@@ -293,9 +346,10 @@ def test_files_without_a_column_of_groups_are_groups(tmp_path: Path) -> None:
     assert said(skipped, "Rows with empty cells end a stretch", "`gaps: mask` keeps them")
     assert not said(skipped, "Gaps of more")
     for file in range(4):
-        table["when"] = pd.date_range("2024-05-01", periods=64, freq="s").strftime(DAY_FIRST if file == 2 else "%F %T")
+        form = WITH_SLASHES if file == 2 else "%F %T"
+        table["when"] = pd.date_range("2024-05-01", periods=64, freq="s").strftime(form)
         table.to_csv(tmp_path / f"{file}.csv")
-    with pytest.raises(UserError, match=r"2\.csv: row 2: column 'when' holds '01\.05\.2024 00:00:00', neither"):
+    with pytest.raises(UserError, match=r"2\.csv: row 2: column 'when' holds '01/05/2024 00:00:00', neither"):
         sensor.load_own(tmp_path, label="y", time="when")
     with pytest.raises(UserError, match=r"column 'when' holds dates, not readings; name it in the option `time`, or"):
         sensor.load_own(tmp_path, label="y", time="t")

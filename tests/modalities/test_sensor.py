@@ -210,9 +210,10 @@ def test_further_files_are_read_like_training_files(tmp_path: Path) -> None:
     np.testing.assert_allclose(normalised[0].numpy(), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_dates_serve_as_times(tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", ["%Y-%m-%dT%H:%M:%S.%f", "%d.%m.%Y %H:%M:%S.%f"])
+def test_dates_serve_as_times(tmp_path: Path, form: str) -> None:
     frame = table(people=2)
-    frame["time"] = [f"{date:%Y-%m-%dT%H:%M:%S.%f}" for date in pd.to_datetime(frame["time"], unit="s")]
+    frame["time"] = pd.to_datetime(frame["time"], unit="s").dt.strftime(form)
     frame.to_csv(tmp_path / "r.csv", index=False)
     assert len(load_own(tmp_path / "r.csv", window=16, ignore=["activity"]).pretrain) == 2 * 10
 

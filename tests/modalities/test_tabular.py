@@ -174,9 +174,9 @@ def test_a_column_of_distinct_texts_is_refused(tmp_path: Path) -> None:
         match=r"column 'price' looks like numbers with a decimal comma \('0,5'\); set pretrain's option `decimal",
     ):
         load_own(path, label="y")
-    write(path, ["day,y", *(f"{1 + i % 28}.{1 + i % 9}.2023,{i % 2}" for i in range(400))])
+    write(path, ["day,y", *(f"{1 + i % 28}/{1 + i % 9}/2023,{i % 2}" for i in range(400))])
     with pytest.raises(
-        UserError, match=r"column 'day' looks like dates \('1\.1\.2023'\); write them as 2024-12-31, or leave it"
+        UserError, match=r"column 'day' looks like dates \('1/1/2023'\); write them as 2024-12-31, or leave it"
     ):
         load_own(path, label="y")
 
