@@ -2,11 +2,15 @@
 
 DABS streams all of it, without the shuffling that it means to do. Here it is as many of each language's shards as lie
 in the folder, of which one each is fetched: a few hundred thousand pages; batches are shuffled as everywhere.
+
+The shards are not unpacked as a user's Parquet files and tars are (`dabsmix.modalities.packed`): that would first write
+all pages into one more file, one language after the other. They are streamed in order, once to count them and once to
+tokenise them, straight into the memory-mapped rows.
 """
 
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from dabsmix.data.domain import Data, Domain
 from dabsmix.data.download import Download
@@ -27,18 +31,24 @@ def load(folder: Path, protocol: str) -> Data:
             raise UserError(f"{folder}: no shard c4-{language}.tfrecord-*.json.gz; fetch one, or all with the domain")
 
     def pages() -> Iterator[str]:
-        import datasets
-
-        def stream(shards: list[Path]) -> Any:
-            return datasets.load_dataset(
-                "json", data_files=[str(shard) for shard in shards], split="train", streaming=True
-            )
-
-        for turn in zip(*(stream(shards) for shards in files.values()), strict=False):
-            yield from (page["text"] for page in turn)
+        for turn in zip(*map(_texts, files.values()), strict=False):
+            yield from turn
 
     every = [file for shards in files.values() for file in shards]
     return corpus("mc4", identity(folder, every, tokens), tokens, pages, "Each language gives as many pages.")
+
+
+def _texts(shards: list[Path]) -> Iterator[str]:
+    """The pages of one language in the order of its shards."""
+    import datasets
+
+    for shard in shards:
+        try:
+            for page in datasets.load_dataset("json", data_files=str(shard), split="train", streaming=True):
+                yield page["text"]
+        except (OSError, EOFError, ValueError, StopIteration, zlib.error) as error:
+            reason = " ".join(str(error).split()) or "it is empty"
+            raise UserError(f"{shard}: cannot be read ({reason}); fetch it again") from error
 
 
 DOMAINS = (

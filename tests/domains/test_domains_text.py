@@ -289,7 +289,12 @@ def test_mc4_alternates_languages(tmp_path: Path) -> None:
     data = load(tmp_path, "mc4")
     words = [4 + upstream.WORDS.index(word) for word in upstream.WORDS[: len(SHARDS)]]
     assert stored(data.pretrain)[:, 1].tolist() == words * 5  # each page begins with a word of its language
-    (tmp_path / "c4" / "multilingual" / "c4-ko.tfrecord-00000-of-00008.json.gz").unlink()
+    shard = tmp_path / "c4" / "multilingual" / "c4-ko.tfrecord-00000-of-00008.json.gz"
+    for damaged, reason in ((shard.read_bytes()[:-10], "Compressed file ended"), (b"", "it is empty")):
+        shard.write_bytes(damaged)
+        with pytest.raises(UserError, match=rf"c4-ko.*\.json\.gz: cannot be read \({reason}.*\); fetch it again"):
+            load(tmp_path, "mc4")
+    shard.unlink()
     with pytest.raises(UserError, match=r"no shard c4-ko\.tfrecord"):
         load(tmp_path, "mc4")
 
