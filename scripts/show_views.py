@@ -13,12 +13,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import tyro
-from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from dabsmix.data.batches import step_seed
 from dabsmix.errors import UserError
-from dabsmix.source import Source, load
+from dabsmix.modalities.showing import draw
+from dabsmix.source import Source, load, modality_of
 
 VIEWS = 4
 COLUMNS = 6
@@ -37,27 +37,14 @@ class Options:
 
 def examples(name: str, seed: int) -> tuple[str, list[NDArray[np.float32]]]:
     """The modality, and a few examples followed by their views, each ``(COLUMNS, ...)``, standardised."""
-    data = load(Source(name, protocol="imix"))
+    source = Source(name, protocol="imix")
+    data = load(source)
     assert data.augment is not None
     rows = np.linspace(0, len(data.pretrain) - 1, COLUMNS).astype(np.int64)
     inputs = data.normalise(data.pretrain.batch(rows))
     generator = torch.Generator().manual_seed(step_seed(seed, 0, "draws"))
     views = [inputs, *(data.augment(inputs, generator) for _ in range(VIEWS))]
-    kind = "sensor" if inputs[0].dim() == 3 else "image" if inputs[0].shape[1] == 3 else "spectrogram"
-    return kind, [view[0].numpy() for view in views]
-
-
-def show(axes: Axes, kind: str, example: NDArray[np.float32], low: float, high: float) -> None:
-    """One example; values between ``low`` and ``high`` fill the scale."""
-    axes.set_xticks([])
-    axes.set_yticks([])
-    if kind == "sensor":
-        axes.plot(example[:3].T, linewidth=0.7)
-        axes.set_ylim(low, high)
-    elif kind == "image":
-        axes.imshow(((example - low) / (high - low)).clip(0, 1).transpose(1, 2, 0))
-    else:
-        axes.imshow(example[0], origin="lower", aspect="auto", vmin=low, vmax=high)
+    return modality_of(source), [view[0].numpy() for view in views]
 
 
 def main(options: Options) -> None:
@@ -72,13 +59,13 @@ def main(options: Options) -> None:
     figure, axes = plt.subplots(
         len(shown) * height, COLUMNS, figsize=(COLUMNS * 1.3, len(shown) * height * 1.05), squeeze=False
     )
-    for place, (name, (kind, rows)) in enumerate(shown.items()):
+    for place, (name, (modality, rows)) in enumerate(shown.items()):
         low, high = float(rows[0].min()), float(rows[0].max())
         for row, batch in enumerate(rows):
             line = axes[place * height + row]
             line[0].set_ylabel(name if row == 0 else f"view {row}", fontsize=7)
             for cell, example in zip(line, batch, strict=True):
-                show(cell, kind, example, low, high)
+                draw(cell, modality, example, low, high)
     figure.tight_layout(pad=0.2)
     figure.savefig(options.out, dpi=64)
     print(options.out)

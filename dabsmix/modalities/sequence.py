@@ -21,7 +21,18 @@ from dabsmix.modalities.tables import encoding_fault, opened
 from dabsmix.modalities.text import OwnText, TextDivision, as_int64, read_own
 from dabsmix.spec import Tokens
 
-__all__ = ["Alphabet", "Sample", "encoded", "load_further", "load_own", "records", "samples", "store", "stored"]
+__all__ = [
+    "Alphabet",
+    "Sample",
+    "alphabet_of",
+    "encoded",
+    "load_further",
+    "load_own",
+    "records",
+    "samples",
+    "store",
+    "stored",
+]
 
 LENGTH = 128
 """Symbols per sample of a user's sequences by default; an encoder's positions are fixed, and the rest is cut."""
@@ -288,13 +299,18 @@ def load_further_labelled(
     return marked(data, [row.key for row in rows], "sequences", path, [row.label for row in rows], groups)
 
 
+def alphabet_of(state: Mapping[str, Any]) -> Alphabet:
+    """The alphabet of a training run, from its state."""
+    return Alphabet(state["symbols"], state["pad"]) if "symbols" in state else Alphabet(" " + state["alphabet"], 0)
+
+
 def encoded(texts: Sequence[str], state: Mapping[str, Any], length: int) -> NDArray[np.uint8]:
     """Sequences in memory, encoded with a training run's state: uint8 ``(n, length)``.
 
     Raises:
         UserError: a symbol is not in the run's alphabet.
     """
-    alphabet = Alphabet(state["symbols"], state["pad"]) if "symbols" in state else Alphabet(" " + state["alphabet"], 0)
+    alphabet = alphabet_of(state)
     rows = []
     for i, text in enumerate(texts):
         try:

@@ -70,6 +70,14 @@ class Tokenizer:
             rows[:] = [encoding.ids for encoding in self._inner.encode_batch_fast(samples)]
         return rows
 
+    def decode(self, rows: Iterable[NDArray[Any]]) -> list[str]:
+        """The texts of rows of token ids, without special tokens and padding."""
+        from tokenizers import decoders, pre_tokenizers
+
+        if self._inner.decoder is None and isinstance(self._inner.pre_tokenizer, pre_tokenizers.ByteLevel):
+            self._inner.decoder = decoders.ByteLevel()  # `train_tokenizer` sets none, and its ids must stay as they are
+        return [self._inner.decode(ids.tolist(), skip_special_tokens=True) for ids in rows]
+
     def state(self) -> dict[str, Any]:
         """Plain JSON values from which `from_state` makes the same tokenizer."""
         return {"name": self.name, "tokenizer": json.loads(self.text)}
