@@ -536,8 +536,10 @@ def _report(config: ReportConfig) -> None:
     from dabsmix.run import finished_runs
     from dabsmix.verbs.report import report
 
-    for run in finished_runs(config.run, config.out):
-        print(report(run))
+    runs = finished_runs(config.run, config.out)
+    accelerator = _accelerate() if config.map else None
+    for run in runs:
+        print(report(run, accelerator))
 
 
 def _embed(config: EmbedConfig) -> None:

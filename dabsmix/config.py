@@ -401,6 +401,9 @@ class ReportConfig:
 
     run: tuple[Path, ...] = ()
     """Folders of one or more runs [the newest finished run under --out]."""
+    map: bool = False
+    """Also read the data, and show each task's test examples on a map of the features and beside their nearest training
+    examples."""
     out: Path = Path("runs")
     """Folder in which to look for the newest run."""
 

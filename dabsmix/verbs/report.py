@@ -10,7 +10,7 @@ import io
 import shlex
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -31,7 +31,10 @@ from dabsmix.scoring.results import (
 
 if TYPE_CHECKING:
     import pandas as pd
+    from accelerate import Accelerator
     from matplotlib.axes import Axes
+
+    from dabsmix.verbs.feature_map import FeatureMap
 
 __all__ = ["report"]
 
@@ -45,27 +48,52 @@ CURVES = {
 }
 MANY = 25  # classes; a matrix of more cannot be read
 FAILURES = 10
+SMALL = (1.7, 1.3)  # inches of a single example
 
 Ends = tuple[float, float | None, float | None]
 """A score and its interval."""
 
 
-def report(run: Run) -> Path:
+class _Drawn(NamedTuple):
+    """A scored task with its pictures; without a map if it was not asked for, or is on the page already."""
+
+    record: TransferRecord
+    predictions: pd.DataFrame | None
+    pictures: Sequence[tuple[str, Any]]
+    map: FeatureMap | None
+
+
+def report(run: Run, map_on: Accelerator | None = None) -> Path:
     """Write ``report.html`` and ``report.png`` into the run's folder.
+
+    Args:
+        run: a finished run.
+        map_on: where to encode examples of every task for a map of the features and for nearest neighbours; None for
+            a page without them, for which no data are read.
 
     Returns:
         The page.
 
     Raises:
-        UserError: the run is unfinished, or one of its files is damaged.
+        UserError: the run is unfinished, or one of its files is damaged; or a map is asked for and there are no scores,
+            or their data are missing or have changed.
     """
     run.require_finished()
     tasks = [(path, read_transfer(path)) for path in sorted((run.path / "transfer").glob("*.json"))]
+    if map_on is not None and not tasks:
+        raise UserError(f"--map shows the tasks that a run is scored on: run `dabsmix transfer --run {run.path}` first")
     training = _training(run)
-    predicted = [(record, _predictions(path)) for path, record in tasks]
-    drawn = [(record, predictions, _of_task(record, predictions)) for record, predictions in predicted]
+    drawn: list[_Drawn] = []
+    for path, record in tasks:
+        predictions = _predictions(path)
+        shown = {(other.record.task, other.record.data_fingerprint) for other in drawn}
+        is_new = (record.task, record.data_fingerprint) not in shown  # not scored by another protocol before
+        feature_map = _map(run, record, predictions, map_on) if map_on is not None and is_new else None
+        drawn.append(_Drawn(record, predictions, _of_task(record, predictions), feature_map))
     page = _page(run, training, drawn)
-    pictures = [*training, *(picture for *_, of_task in drawn for picture in of_task)]
+    pictures = [*training]
+    for task in drawn:
+        pictures += [*task.pictures, *([] if task.map is None else [(task.map.title, task.map.draw)])]
     write(run.path / "report.html", lambda path: path.write_text(page, encoding="utf-8"))
     if pictures:
         write(run.path / "report.png", lambda path: path.write_bytes(_png(run.path.name, pictures)))
@@ -75,7 +103,7 @@ def report(run: Run) -> Path:
 def _page(
     run: Run,
     training: Sequence[tuple[str, Any]],
-    drawn: Sequence[tuple[TransferRecord, pd.DataFrame | None, Sequence[tuple[str, Any]]]],
+    drawn: Sequence[_Drawn],
 ) -> str:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -109,8 +137,9 @@ def _page(
             "grouped": any("groups" in sizes for sizes in task.splits.values()),
             "notes": task.notes,
             "reads": task.test_reads,
+            "map": None if feature_map is None else _map_parts(feature_map),
         }
-        for task, predictions, pictures in drawn
+        for task, predictions, pictures, feature_map in drawn
     ]
     folder = shlex.quote(str(run.path))
     commands = [f"dabsmix pretrain --config {shlex.quote(str(run.path / 'config.yaml'))}"]
@@ -374,14 +403,25 @@ def _predictions(path: Path) -> pd.DataFrame | None:
         ) from error
 
 
-def _failures(predictions: pd.DataFrame) -> list[dict[str, str]]:
-    """The most confident mistakes, or the largest errors."""
+def _worst(predictions: pd.DataFrame) -> pd.Index[Any]:
+    """The rows of the most confident mistakes, or of the largest errors, the worst first."""
     truth, predicted = predictions["truth"], predictions["prediction"]
     if truth.dtype.kind == "f":
-        worst = (truth - predicted).abs().sort_values(ascending=False).index[:FAILURES]
+        return (truth - predicted).abs().sort_values(ascending=False).index[:FAILURES]
+    return _sure(predictions)[truth != predicted].sort_values(ascending=False).index[:FAILURES]
+
+
+def _sure(predictions: pd.DataFrame) -> pd.Series[Any]:
+    """The probability of each predicted class."""
+    return predictions.filter(regex="^p_").max(axis=1)
+
+
+def _failures(predictions: pd.DataFrame) -> list[dict[str, str]]:
+    """The most confident mistakes, or the largest errors."""
+    worst = _worst(predictions)
+    if predictions["truth"].dtype.kind == "f":
         return [_failure(predictions.loc[i], f"{predictions.loc[i, 'prediction']:.4g}", "") for i in worst]
-    sure = predictions.filter(regex="^p_").max(axis=1)
-    worst = sure[truth != predicted].sort_values(ascending=False).index[:FAILURES]
+    sure = _sure(predictions)
     return [_failure(predictions.loc[i], str(predictions.loc[i, "prediction"]), f"{sure[i]:.2f}") for i in worst]
 
 
@@ -390,12 +430,36 @@ def _failure(row: pd.Series[Any], predicted: str, probability: str) -> dict[str,
     return {"key": str(row["key"]), "truth": truth, "prediction": predicted, "probability": probability}
 
 
+# --- the map of the features
+
+
+def _map(run: Run, record: TransferRecord, predictions: pd.DataFrame | None, accelerator: Accelerator) -> FeatureMap:
+    from dabsmix.verbs.feature_map import feature_map  # needs torch, which a page without a map does not
+
+    mistakes = [] if predictions is None else _worst(predictions).tolist()
+    return feature_map(run, record, predictions, mistakes, accelerator)
+
+
+def _map_parts(drawn: FeatureMap) -> dict[str, Any]:
+    """What the template shows of a map."""
+    return {
+        "picture": _svg(drawn.draw, (7.5, 4.6)),
+        "caption": drawn.caption[0].upper() + drawn.caption[1:],
+        "among": drawn.among,
+        "rows": [
+            [example._asdict() | {"pictures": [_svg(draw, SMALL) for draw in example.pictures]} for example in row]
+            for row in drawn.neighbours
+        ],
+    }
+
+
 # --- matplotlib, without its global state
 
 
 def _style() -> dict[Any, Any]:
     return {
         "svg.fonttype": "none",
+        "text.parse_math": False,  # a dollar sign in the name of a class is a dollar sign
         "font.size": 10,
         "font.family": "sans-serif",
         "text.color": INK,
@@ -411,13 +475,13 @@ def _style() -> dict[Any, Any]:
     }
 
 
-def _svg(draw: Callable[[Axes], None]) -> str:
+def _svg(draw: Callable[[Axes], None], size: tuple[float, float] = (5, 3.4)) -> str:
     """One picture as SVG for a page, in the colour of its text."""
     import matplotlib
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(_style()):
-        figure = Figure(figsize=(5, 3.4), layout="constrained")
+        figure = Figure(figsize=size, layout="constrained")
         draw(figure.add_subplot())
         file = io.StringIO()
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
