@@ -1,12 +1,11 @@
 """What `dabsmix list` prints for a domain, on a terminal of 120 columns too."""
 
-import importlib.util
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import rich.console
+from script_module import script
 from upstream_image import write_cifar100, write_imagenet
 
 from dabsmix.catalogue import catalogue, show
@@ -64,14 +63,9 @@ def test_a_domain_is_a_line_of_120_columns(monkeypatch: pytest.MonkeyPatch, caps
 
 
 def test_the_page_of_names_is_complete() -> None:
-    spec = importlib.util.spec_from_file_location("list_domains", REPOSITORY / "scripts" / "list_domains.py")
-    assert spec is not None
-    assert spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    sys.modules["list_domains"] = script
-    spec.loader.exec_module(script)
+    list_domains = script("list_domains")
     page = (REPOSITORY / "docs" / "domains.md").read_text(encoding="utf-8")
-    assert page == script.page(), "run scripts/list_domains.py"
+    assert page == list_domains.page(), "run scripts/list_domains.py"
     first = [line.split("`")[1] for line in page.splitlines() if line.startswith("| `")]
     assert first == [*domains(), *algorithms(), *ENCODERS]
     assert all(f"also {alias}" in page or f", {alias}" in page for card in domains().values() for alias in card.aliases)

@@ -1,12 +1,12 @@
 """The facts about a release are the same wherever they are stated."""
 
-import importlib.util
 import re
 import tomllib
 from pathlib import Path
 
 import pytest
 import yaml
+from script_module import script
 
 import dabsmix
 from dabsmix.config import PRETRAIN_PROTOCOLS
@@ -32,22 +32,18 @@ def test_the_changelog_lists_the_changes_of_each_protocol() -> None:
 
 def test_the_site_has_a_page_for_each_guide_and_no_broken_link(tmp_path: Path) -> None:
     pytest.importorskip("pdoc", reason="needs pip install '.[docs]'")
-    spec = importlib.util.spec_from_file_location("site_script", REPOSITORY / "scripts" / "site.py")
-    assert spec is not None
-    assert spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    script.guides(tmp_path)
+    site = script("site")
+    site.guides(tmp_path)
     pages = {path.name: path.read_text() for path in tmp_path.glob("*.html")}
     assert {f"{path.stem}.html" for path in (REPOSITORY / "docs").glob("*.md")} <= set(pages)
     for name, text in pages.items():
         for target in re.findall(r'href="([^":]+)"', text):
             place, _, anchor = target.partition("#")
-            if place.endswith(script.PICTURES):
+            if place.endswith(site.PICTURES):
                 assert (tmp_path / place).exists(), f"{name}: {target}"
                 continue
             if place != "api/dabsmix.html":  # which pdoc writes
                 assert not place or place in pages, f"{name}: {target}"
                 assert not anchor or f'id="{anchor}"' in pages[place or name], f"{name}: {target}"
     with pytest.raises(SystemExit, match="links to docs/nowhere"):
-        script.with_pages("[guide](docs/nowhere.md)", "README.md", script.PAGES)
+        site.with_pages("[guide](docs/nowhere.md)", "README.md", site.PAGES)

@@ -1,45 +1,32 @@
 """`scripts/draw_overview.py`: a panel for each data set that has an interval, with its budget."""
 
-import importlib.util
 from pathlib import Path
-from types import ModuleType
 
 import pytest
+from script_module import script
 from test_overview import domain, modality
 from test_table import seeds
 
 from dabsmix.board.overview import overviews
 from dabsmix.errors import UserError
 
-PATH = Path(__file__).parents[2] / "scripts" / "draw_overview.py"
+draw = script("draw_overview").draw
 
 
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("draw_overview", PATH)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_data_sets_without_an_interval_are_not_drawn(
-    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_data_sets_without_an_interval_are_not_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import matplotlib
 
     monkeypatch.setitem(matplotlib.rcParams, "svg.fonttype", "none")  # text as text
     one_seed = [row for row in domain(tmp_path, "uci_har", dmix=0.1) if row.algorithm == "none" or row.seed == 0]
     (overview,) = overviews(domain(tmp_path, "digits", dmix=0.2) + one_seed, modality)
-    drawn = script.draw(overview).decode()
+    drawn = draw(overview).decode()
     assert "digits (image)" in drawn
     assert f"{overview.columns[0].budget}; none: 60.0" in drawn
     assert "uci_har" not in drawn
 
 
 def test_of_several_budgets_the_one_with_the_most_intervals_is_drawn(
-    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import matplotlib
 
@@ -48,13 +35,13 @@ def test_of_several_budgets_the_one_with_the_most_intervals_is_drawn(
     rows += seeds(tmp_path / "longer", 0.8, algorithm="dmix", steps=150, domain="digits", task="digits")
     (overview,) = overviews(rows, modality)
     assert [column.budget for column in overview.columns] == ["150 × 128", "300 × 128"]
-    drawn = script.draw(overview).decode()
+    drawn = draw(overview).decode()
     assert "300 × 128; none: 60.0" in drawn
     assert "150 × 128" not in drawn
 
 
-def test_a_board_without_any_interval_is_one_line(script: ModuleType, tmp_path: Path) -> None:
+def test_a_board_without_any_interval_is_one_line(tmp_path: Path) -> None:
     rows = [row for row in domain(tmp_path, "digits", dmix=0.2) if row.seed == 0]
     (overview,) = overviews(rows, modality)
     with pytest.raises(UserError, match="no gain has an interval"):
-        script.draw(overview)
+        draw(overview)
