@@ -225,6 +225,7 @@ def command(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
     main()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "protocol"), RUNS)
 def test_pretrain_and_transfer(tmp_path: Path, name: str, protocol: str, monkeypatch: pytest.MonkeyPatch) -> None:
     upstream.write_genomics(tmp_path)

@@ -78,6 +78,7 @@ def test_one_step_moves_every_parameter_by_its_own_rate() -> None:
         assert moved.max().item() == pytest.approx(1e-2 * 0.5**layer, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_finetuning_learns_chooses_on_validation_and_does_not_change_the_encoder() -> None:
     data, start = table(CLASSES, sign), encoder()
     before = copy.deepcopy(start.state_dict())
@@ -131,6 +132,7 @@ def test_permuted_labels_give_chance() -> None:
     assert abs(finetuned.results[0].value - 0.5) < 0.12  # 4 standard deviations
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "metric", "answer"),
     [

@@ -22,6 +22,7 @@ def features(n: int, seed: int, group: int = 0) -> Features:
     return Features(pooled, label, np.arange(n) // group if group else None)
 
 
+@pytest.mark.slow
 def test_validation_labels_do_not_affect_the_choice() -> None:
     train, validation = features(200, 0), features(60, 1)
     other = Features(validation.pooled, 1 - validation.label)

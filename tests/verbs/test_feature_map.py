@@ -43,6 +43,7 @@ def neighbours(page: str) -> list[list[str]]:
     return [re.findall(r"<td>(.*?)</td>", row, re.DOTALL) for row in rows]
 
 
+@pytest.mark.slow
 def test_images_by_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(maps, "TEST", 120)
     run = scored(tmp_path, dabsmix.load("digits"))

@@ -242,6 +242,7 @@ def test_fp16_is_refused_on_a_cpu() -> None:
         accelerate("fp16")
 
 
+@pytest.mark.slow
 def test_killed_at_a_random_step_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
     config: dict[str, Any] = dict(
         domain="digits", algo="emix", encoder="tiny", steps=60, batch_size=8, evaluate_every=25
@@ -322,6 +323,7 @@ def test_pretraining_data_without_labels_are_not_scored_online(tmp_path: Path, m
     assert not any(name.startswith("online") for line in go(tmp_path, steps=10).metrics() for name in line)
 
 
+@pytest.mark.slow
 def test_a_class_for_each_token_is_scored_by_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = np.random.default_rng(0).normal(size=(64, 4)).astype(np.float32)
     label = np.where(np.abs(store) < 0.2, -1, store > 0).astype(np.int64)
@@ -330,6 +332,7 @@ def test_a_class_for_each_token_is_scored_by_token(tmp_path: Path, monkeypatch: 
     assert run.record.metrics["online_test"] > 0.8
 
 
+@pytest.mark.slow
 def test_the_online_probe_learns_on_another_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = np.random.default_rng(1).normal(size=(48, 4)).astype(np.float32)
     split = Split((store,), np.arange(48), (store[:, 0] > 0).astype(np.int64))

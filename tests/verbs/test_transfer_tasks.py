@@ -184,6 +184,7 @@ def test_stored_features_are_reused_only_for_the_same_encoder_and_data(
     assert len(passes) == 3
 
 
+@pytest.mark.slow
 def test_scores_do_not_depend_on_the_batch_size(
     tmp_path: Path, install: Callable[[Data], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
