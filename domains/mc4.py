@@ -3,18 +3,17 @@
 DABS streams all of it, without the shuffling that it means to do. Here it is as many of each language's shards as lie
 in the folder, of which one each is fetched: a few hundred thousand pages; batches are shuffled as everywhere.
 
-The shards are not unpacked as a user's Parquet files and tars are (`dabsmix.modalities.packed`): that would first write
-all pages into one more file, one language after the other. They are streamed in order, once to count them and once to
-tokenise them, straight into the memory-mapped rows.
+The shards are read as a user's JSON lines are (`dabsmix.modalities.packed`), but not written into one more file first:
+the languages take turns, once to count the pages and once to tokenise them, straight into the memory-mapped rows.
 """
 
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 from dabsmix.data.domain import Data, Domain
 from dabsmix.data.download import Download
 from dabsmix.errors import UserError
+from dabsmix.modalities.packed import json_rows
 from dabsmix.modalities.text import XLM_ROBERTA, XLM_ROBERTA_FILE, corpus, identity, tokenizer
 
 REVISION = "1ddc917116b730e1859edef32896ec5c16be51d0"
@@ -40,15 +39,9 @@ def load(folder: Path, protocol: str) -> Data:
 
 def _texts(shards: list[Path]) -> Iterator[str]:
     """The pages of one language in the order of its shards."""
-    import datasets
-
     for shard in shards:
-        try:
-            for page in datasets.load_dataset("json", data_files=str(shard), split="train", streaming=True):
-                yield page["text"]
-        except (OSError, EOFError, ValueError, StopIteration, zlib.error) as error:
-            reason = " ".join(str(error).split()) or "it is empty"
-            raise UserError(f"{shard}: cannot be read ({reason}); fetch it again") from error
+        for page in json_rows(shard):
+            yield page["text"]
 
 
 DOMAINS = (

@@ -1,4 +1,4 @@
-"""Data sets that hold their examples inside: Hugging Face data sets, Parquet files with media, WebDataset tars.
+"""Data sets that hold their examples inside: Hugging Face data sets, Parquet with media, WebDataset tars, JSON lines.
 
 Each is read once into the cache, from its first row to its last: media into a zip archive, with a ``labels.csv`` of the
 other columns, and everything else into one Parquet file. The readers of a user's own files then read these, so that a
@@ -13,6 +13,7 @@ import io
 import json
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
@@ -23,13 +24,14 @@ from dabsmix.data.cache import fingerprint, prepared
 from dabsmix.errors import UserError
 from dabsmix.modalities.image import IMAGE_SUFFIXES
 from dabsmix.modalities.spectrogram import SUFFIXES
-from dabsmix.modalities.tables import PARQUET
+from dabsmix.modalities.tables import PARQUET, opened
 from dabsmix.terminal import progress
 
-__all__ = ["HUB", "Unpacked", "is_packed", "unpacked"]
+__all__ = ["HUB", "Unpacked", "is_packed", "json_rows", "unpacked"]
 
 HUB = "hf:"
 TARS = (".tar", ".tar.gz", ".tgz")
+JSON_LINES = (".jsonl", ".ndjson", ".json", ".jsonl.gz", ".ndjson.gz", ".json.gz")
 MEDIA = {"image": IMAGE_SUFFIXES, "spectrogram": SUFFIXES}
 """Modalities whose examples are files, and their suffixes."""
 
@@ -91,6 +93,8 @@ def is_packed(path: Path, modality: str | None) -> bool:
     files = _shards(path)
     if files and all(file.name.lower().endswith(TARS) for file in files):
         return True
+    if files and files[0].name.lower().endswith(JSON_LINES):
+        return modality not in MEDIA
     if not files or not all(file.name.lower().endswith(PARQUET) for file in files):
         return False
     # the readers of tables accept a Parquet file or a folder of them; those of texts accept one file
@@ -102,7 +106,7 @@ def unpacked(path: Path, modality: str | None, user_options: Mapping[str, Any]) 
 
     Args:
         path: ``hf:ORG/NAME``, ``hf:ORG/NAME:CONFIG``, a folder that ``save_to_disk`` wrote (with or without ``hf:``), a
-            tar, a Parquet file, a folder or a pattern (``shards/*.parquet``) of either.
+            tar, a Parquet file, a file of JSON lines, a folder or a pattern (``shards/*.parquet``) of one of these.
         modality: what the examples are; None to guess it from the columns.
         user_options: for the reader; ``column`` names the column of texts.
 
@@ -136,7 +140,9 @@ def _open(path: Path) -> _Packed:
     if str(path).startswith(HUB) or _is_saved(path):
         return _hub(path)
     files = _shards(path)
-    return _tars(path, files) if files[0].name.lower().endswith(TARS) else _parquets(path, files)
+    name = files[0].name.lower()
+    read = _tars if name.endswith(TARS) else _json_lines if name.endswith(JSON_LINES) else _parquets
+    return read(path, files)
 
 
 # --- which files
@@ -152,15 +158,26 @@ def _is_saved(path: Path) -> bool:
 
 
 def _shards(path: Path) -> list[Path]:
-    """The tars or Parquet files at a path, sorted: the file itself, those below a folder, or those of a pattern."""
-    suffixes = (*TARS, *PARQUET)
-    if path.is_file():
-        return [path] if path.name.lower().endswith(suffixes) else []
+    """The shards at a path, sorted: the file itself, those below a folder, or those of a pattern.
+
+    Tars and Parquet files count whatever lies beside them; JSON lines only in a folder of nothing else, since JSON also
+    describes other files.
+    """
     if path.is_dir():
-        candidates = [file for file in path.rglob("*") if file.name.lower().endswith(suffixes)]
+        candidates = [file for file in path.rglob("*") if not file.name.startswith(".")]
+    elif _is_pattern(path):
+        candidates = [Path(file) for file in glob.glob(str(path), recursive=True)]
     else:
-        candidates = [Path(file) for file in glob.glob(str(path), recursive=True)] if _is_pattern(path) else []
-    return sorted(file for file in candidates if file.is_file() and not file.name.startswith("."))
+        candidates = [path]
+
+    def ending(suffixes: tuple[str, ...]) -> list[Path]:
+        return sorted(file for file in candidates if file.name.lower().endswith(suffixes) and file.is_file())
+
+    if shards := ending((*TARS, *PARQUET)):
+        return shards
+    lines = ending(JSON_LINES)
+    of_nothing_else = not path.is_dir() or (lines and all(file in lines or file.is_dir() for file in candidates))
+    return lines if of_nothing_else else []
 
 
 def _identity(files: Sequence[Path]) -> str:
@@ -333,6 +350,46 @@ def _entry(file: Path, name: str, ending: str, content: bytes) -> dict[str, Any]
     except ValueError as error:
         raise UserError(f"{file}: {name}: cannot be read ({error}); fix it in the archive") from error
     return {}
+
+
+# --- JSON lines
+
+
+def _json_lines(path: Path, files: Sequence[Path]) -> _Packed:
+    def rows() -> Iterator[Row]:
+        for file in progress(f"reading {path.name}", files):
+            yield from json_rows(file)
+
+    return _Packed(str(path), f"json {_identity(files)}", rows, {})
+
+
+def json_rows(file: Path) -> Iterator[Row]:
+    """The objects of a file with one on each line, gzipped or not, from the first to the last.
+
+    Raises:
+        UserError: the file cannot be read or is empty, or a line is no object.
+    """
+    number = 0
+    for number, line in enumerate(_lines(file), start=1):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if not isinstance(row, dict):
+            raise UserError(f"{file}:{number}: not a JSON object, and each line has to be one; fix the line")
+        yield row
+    if not number:
+        raise UserError(f"{file}: it is empty; fetch it again")
+
+
+def _lines(file: Path) -> Iterator[str]:
+    try:
+        with opened(file, "utf-8") as stream:
+            yield from stream
+    except (OSError, EOFError, UnicodeError, zlib.error) as error:
+        raise UserError(
+            f"{file}: cannot be read ({' '.join(str(error).split())}); fix it, or fetch it again"
+        ) from error
 
 
 # --- what the examples are

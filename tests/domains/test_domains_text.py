@@ -292,7 +292,7 @@ def test_mc4_alternates_languages(tmp_path: Path) -> None:
     shard = tmp_path / "c4" / "multilingual" / "c4-ko.tfrecord-00000-of-00008.json.gz"
     for damaged, reason in ((shard.read_bytes()[:-10], "Compressed file ended"), (b"", "it is empty")):
         shard.write_bytes(damaged)
-        with pytest.raises(UserError, match=rf"c4-ko.*\.json\.gz: cannot be read \({reason}.*\); fetch it again"):
+        with pytest.raises(UserError, match=rf"c4-ko.*\.json\.gz: .*{reason}.*fetch it again"):
             load(tmp_path, "mc4")
     shard.unlink()
     with pytest.raises(UserError, match=r"no shard c4-ko\.tfrecord"):

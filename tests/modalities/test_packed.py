@@ -1,5 +1,6 @@
 """Data sets that contain their examples, written here by the libraries that define them: `datasets`, tars, zips."""
 
+import gzip
 import io
 import json
 import tarfile
@@ -133,6 +134,49 @@ def test_tars_are_read_in_one_pass(kind: str, modality: str, tmp_path: Path) -> 
     (tmp_path / "part-1.tar").write_bytes((tmp_path / "part-1.tar").read_bytes()[:516])
     with pytest.raises(UserError, match=r"part-1.tar: cannot be read as a tar"):
         load(Source(data=tmp_path, label="way", options=options))
+
+
+@pytest.mark.parametrize("kind", ["text", "tabular"])
+def test_json_lines_are_read_like_other_rows(kind: str, tmp_path: Path) -> None:
+    names = {"text": "story", "tabular": "number"}
+    rows = [
+        json.dumps({"way": LABELS[n], names[kind]: frame(kind)[n][names[kind]], "more": {"a": n}}) for n in range(N)
+    ]
+    whole = tmp_path / "whole.jsonl"
+    whole.write_text("\n".join(rows), encoding="utf-8")
+    (tmp_path / "shards").mkdir()
+    for shard in range(2):
+        with gzip.open(tmp_path / "shards" / f"{shard}.json.gz", "wt", encoding="utf-8") as stream:
+            stream.writelines(f"{row}\n" for row in rows[20 * shard : 20 * shard + 20])
+    both = [load(Source(data=path, label="way")) for path in (whole, tmp_path / "shards")]
+    for data in both:
+        check(data, kind)
+    one, other = (data.pretrain.batch(np.arange(len(data.pretrain)))[0] for data in both)
+    np.testing.assert_array_equal(one.numpy(), other.numpy())
+
+
+def test_json_that_is_not_lines_of_objects(tmp_path: Path) -> None:
+    path = tmp_path / "rows.json"
+    for content, message in (
+        ('{"a": 1}\n[1]\n', r"rows\.json:2: not a JSON object"),
+        ("[\n", r"rows\.json:1: not a JSON object"),
+        ("", "it is empty"),
+    ):
+        path.write_text(content)
+        with pytest.raises(UserError, match=message):
+            load(Source(data=path, modality="tabular"))
+
+
+def test_json_beside_other_files_describes_them(tmp_path: Path) -> None:
+    for row in range(N):
+        (tmp_path / f"{row}.txt").write_text(f"a story of {row} things")
+    (tmp_path / "about.json").write_text("{}")
+    data = load(Source(data=tmp_path, modality="text", options=None))
+    assert len(data.pretrain) == N
+    (tmp_path / "tars").mkdir()
+    write_tar(tmp_path / "tars" / "0.tar", "text", range(N))
+    (tmp_path / "tars" / "sizes.json").write_text("{}")
+    check(load(Source(data=tmp_path / "tars", label="way")), "text")
 
 
 def test_an_archive_of_a_folder_is_read_as_that_folder(tmp_path: Path) -> None:
