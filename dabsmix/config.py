@@ -386,7 +386,7 @@ class TransferConfig:
     mix_epochs: int | None = None
     """Stop mixing after this many epochs; without it, mix to the end."""
     data_root: Path | None = None
-    """Folder of the raw data [$DABSMIX_DATA, else the user's cache folder]."""
+    """Folder of the raw data [that of the run, else $DABSMIX_DATA, else the user's cache folder]."""
     out: Path = Path("runs")
     """Folder in which to look for the newest run."""
     device: str | None = None

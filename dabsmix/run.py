@@ -233,9 +233,9 @@ class Run:
 
     @property
     def data_root(self) -> Path | None:
-        """The data root that the run was given with ``--data-root``; None without it."""
+        """The data root that the run was given with ``--data-root``; None without it, or where it does not exist."""
         root = self.config.get("data_root")
-        return None if root is None else Path(root)
+        return Path(root) if root and Path(root).is_dir() else None  # a run may have been made on another machine
 
     def encoder(self, specs: tuple[Spec, ...] | None = None) -> Encoder:
         """The encoder at the end of the run, in eval mode.

@@ -69,7 +69,8 @@ def load_task(task: str, name: str, run: Run, config: TransferConfig, loaded: Da
             raise UserError(f"{run.path} was pretrained on an array in memory, which has no labels: name a --task")
     else:
         _check_modality(run, task)
-        source = Source(task, protocol="dabs" if name == "dabs" else "v1", data_root=config.data_root)
+        root = config.data_root or run.data_root
+        source = Source(task, protocol="dabs" if name == "dabs" else "v1", data_root=root)
     data = load(source) if loaded is None else loaded
     if source.domain is None and config.metric is not None and data.labelled is not None:
         data = with_metric(data, config.metric)
