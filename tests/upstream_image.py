@@ -314,3 +314,9 @@ def write_vqa(root: Path) -> Path:
             (folder / file).parent.mkdir(parents=True, exist_ok=True)
             (folder / file).write_text(json.dumps(content), encoding="utf-8")
     return folder
+
+
+def write_words(root: Path) -> None:
+    """BERT's vocabulary, of the few words that the questions and answers of `write_vqa` have."""
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "what", "is", "it", *"012", "dog", "cat", "bus", "whale"]
+    text(root / "bert-base-uncased" / "vocab.txt", words)

@@ -156,6 +156,7 @@ def _load(name: str, read: Callable[[Path, str], Examples], side: int, patch: in
         fingerprint=digest([pictures.fingerprint, tables]),
         normalise=normalise,
         notes=examples.notes,
+        state={"tokenizer": tokens.reference()},
     )
 
 

@@ -647,7 +647,7 @@ def tokens_of(state: Mapping[str, Any]) -> Tokenizer:
 
 def _named(tokens: Tokenizer, length: int) -> dict[str, Any]:
     """For ``Data.state``, if the tokenizer is a published one."""
-    return {"column": "text", "length": length, "tokenizer": {"name": tokens.name, "digest": tokens.digest}}
+    return {"column": "text", "length": length, "tokenizer": tokens.reference()}
 
 
 def _own_tokenizer(name: str, root: Path | None, texts: Iterable[str], vocab_size: int) -> Tokenizer:

@@ -143,7 +143,7 @@ def _data(run: Run, record: TransferRecord) -> Data:
         }
         data = read_as(run, Source.from_plain(flags))
     else:
-        data, _ = load_task(record.task, record.protocol, run, TransferConfig(data_root=run.data_root), None)
+        data, _ = load_task(record.task, record.protocol, run, TransferConfig(), None)
     if data.labelled is None or data.fingerprint != record.data_fingerprint:
         raise UserError(
             f"the data of {record.task} have changed since {run.path} was scored on them: transfer again, or leave out "

@@ -167,15 +167,10 @@ def test_too_few_images_to_exchange_is_an_error() -> None:
 # --- VQA
 
 
-def vocabulary(root: Path) -> Tokenizer:
-    """A generated vocabulary of the few words that the generated questions have."""
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "what", "is", "it", *"012", "dog", "cat", "bus", "whale"]
-    upstream.text(root / BERT / "vocab.txt", words)
-    return tokenizer(BERT, root)
-
-
 def test_vqa_pairs_a_question_with_an_answer(tmp_path: Path) -> None:
-    folder, tokens = upstream.write_vqa(tmp_path), vocabulary(tmp_path)
+    folder = upstream.write_vqa(tmp_path)
+    upstream.write_words(tmp_path)
+    tokens = tokenizer(BERT, tmp_path)
     data = domain("vqa").load(folder, "dabs")
     labelled = data.require_labelled()
     assert labelled.train.label is not None
@@ -192,7 +187,7 @@ def test_vqa_pairs_a_question_with_an_answer(tmp_path: Path) -> None:
 
 def test_vqa_keeps_the_questions_of_an_image_together(tmp_path: Path) -> None:
     folder = upstream.write_vqa(tmp_path)
-    vocabulary(tmp_path)
+    upstream.write_words(tmp_path)
     data = domain("vqa").load(folder, "v1")
     parts = data.require_labelled().splits.values()
     groups = [set(split.group.tolist()) for split in parts if split.group is not None]
@@ -213,7 +208,7 @@ def test_vqa_keeps_the_questions_of_an_image_together(tmp_path: Path) -> None:
 )
 def test_a_damaged_table_is_named(spoil: Any, message: str, tmp_path: Path) -> None:
     folder = upstream.write_vqa(tmp_path)
-    vocabulary(tmp_path)
+    upstream.write_words(tmp_path)
     spoil(folder / "MultipleChoice_mscoco_val2014_questions.json")
     with pytest.raises(UserError, match=message) as error:
         domain("vqa").load(folder, "v1")

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import soundfile
+import upstream_image
 from PIL import Image
 from transferring import QUICK
 
@@ -29,8 +30,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "protocol", lambda name, batch_size, specs: QUICK)
 
 
-def scored(out: Path, data: Data) -> Run:
-    run = dabsmix.pretrain(data, "none", encoder="tiny", out=out / "runs")
+def scored(out: Path, data: Data, **flags: Any) -> Run:
+    run = dabsmix.pretrain(data, "none", encoder="tiny", out=out / "runs", **flags)
     dabsmix.transfer(run, labels=(1,))
     return run
 
@@ -139,6 +140,17 @@ def test_own_files(make: Callable[[Path, np.random.Generator], dict[str, Any]], 
         assert "x0: (empty)" in page
         assert "and 2 more columns" in page
         assert "first two principal components; t-SNE needs 50 examples" in page
+
+
+def test_images_with_texts_are_pictures_and_words(tmp_path: Path) -> None:
+    upstream_image.write_vqa(tmp_path)
+    upstream_image.write_words(tmp_path)
+    run = scored(tmp_path, dabsmix.load("vqa", data_root=tmp_path), batch_size=16)
+    rows = neighbours(report(run, accelerate()).read_text(encoding="utf-8"))
+    assert rows
+    for cell in (cell for row in rows for cell in row):
+        assert "<image " in cell
+        assert re.search(r'<div class="line">what is it [012] (dog|cat|bus)</div>', cell)
 
 
 def test_labelled_files_that_change_and_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
