@@ -9,7 +9,7 @@ from typing import Any
 from markupsafe import Markup
 
 from dabsmix.board import averages
-from dabsmix.board.overview import Overview, cell_text, gain_text, overviews
+from dabsmix.board.overview import Aggregate, Overview, cell_text, gain_text, overviews
 from dabsmix.board.record import shares
 from dabsmix.board.row import Row
 from dabsmix.board.standings import Block, Line, Section, standings
@@ -184,20 +184,25 @@ def _overview(overview: Overview) -> dict[str, Any]:
             {"name": name, "cells": [cell(*pair) for pair in zip(overview.columns, of_algorithm, strict=True)]}
             for name, of_algorithm in zip(overview.algorithms, overview.cells, strict=True)
         ],
-        "aggregates": [
-            {
-                "name": kind,
-                "over": overview.over[kind],
-                "rows": [
-                    {
-                        "name": aggregate.algorithm,
-                        "mean": f"{100 * aggregate.mean:+.1f}",
-                        "interval": f"{100 * aggregate.low:+.1f} to {100 * aggregate.high:+.1f}",
-                        "improvement": "–" if math.isnan(aggregate.improvement) else f"{aggregate.improvement:.2f}",
-                    }
-                    for aggregate in sorted(of_kind, key=lambda aggregate: -aggregate.mean)
-                ],
-            }
-            for kind, of_kind in overview.aggregates.items()
+        "aggregates": _aggregates(overview),
+    }
+
+
+def _aggregates(overview: Overview) -> dict[str, Any]:
+    """Texts of the aggregates: a column for each kind of data, a row for each algorithm, the best over all first."""
+    by_kind = {kind: {one.algorithm: one for one in of_kind} for kind, of_kind in overview.aggregates.items()}
+    order = sorted(by_kind.get("all", {}).values(), key=lambda aggregate: -aggregate.mean)
+
+    def cell(aggregate: Aggregate) -> dict[str, str]:
+        return {
+            "mean": f"{100 * aggregate.mean:+.1f}",
+            "interval": f"{100 * aggregate.low:+.1f} to {100 * aggregate.high:+.1f}",
+            "improvement": "–" if math.isnan(aggregate.improvement) else f"{aggregate.improvement:.2f}",
+        }
+
+    return {
+        "kinds": [{"name": kind, "over": overview.over[kind]} for kind in by_kind],
+        "rows": [
+            {"name": one.algorithm, "cells": [cell(by_kind[kind][one.algorithm]) for kind in by_kind]} for one in order
         ],
     }

@@ -1,6 +1,7 @@
 """The overview's matrix and aggregates, on rows written here."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from test_table import row, seeds, write_record
 
 from dabsmix.board import overview as board_overview
 from dabsmix.board.overview import as_plain, overviews, text
+from dabsmix.board.page import page
 from dabsmix.board.row import Row
 
 
@@ -49,6 +51,22 @@ def test_gains_missing_cells_and_the_data_sets_of_an_aggregate(tmp_path: Path) -
     assert "+20.0* (+" in drawn
     assert "–" in drawn
     json.dumps(as_plain([overview]))
+
+
+def test_the_page_has_one_table_of_aggregates_with_a_column_for_each_kind_of_data(tmp_path: Path) -> None:
+    rows = domain(tmp_path, "digits", dmix=0.2, emix=0.0) + domain(tmp_path, "uci_har", dmix=0.1, emix=-0.1)
+    (overview,) = overviews(rows, modality)
+    table = page(rows, modality=modality).partition("<h3>Over data sets</h3>")[2].partition("</table>")[0]
+    heads = re.findall(r'<th class="number">(.*?)<span class="interval">(.*?)</span>', table)
+    assert heads == [("all", "2 data sets"), ("image", "1 data set"), ("sensor", "1 data set")]
+    assert re.findall(r"<tr><th>(.*?)</th>", table.partition("<tbody>")[2]) == ["dmix", "emix"]  # the best over all data sets first
+    means = re.findall(r'<td class="number">(.*?)<span', table)
+    expected = [
+        {one.algorithm: one.mean for one in overview.aggregates[kind]}[name]
+        for name in ("dmix", "emix")
+        for kind in ("all", "image", "sensor")
+    ]
+    assert means == [f"{100 * value:+.1f}" for value in expected]
 
 
 def test_the_gain_of_an_error_metric_is_its_decrease(tmp_path: Path) -> None:
