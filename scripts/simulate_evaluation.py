@@ -3,15 +3,19 @@
     python scripts/simulate_evaluation.py coverage > coverage.md
     python scripts/simulate_evaluation.py equal > equal.md          # Gaussian, unequal seed variances
     python scripts/simulate_evaluation.py aa --domain digits > aa.md  # 90 random encoders, real probes
+    python scripts/simulate_evaluation.py rounding --pool 5 > rounding.md   # features with other last digits
 
 Its output is in docs/evaluation.md, each table with the commit that computed it. The tables of coverage and of real
 encoders compare the former estimators with the present ones.
 """
 
+from __future__ import annotations
+
 import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +26,12 @@ from dabsmix.run import commit
 from dabsmix.scoring.influence import influence
 from dabsmix.scoring.intervals import Measured, compare, holm, interval, measure
 from dabsmix.scoring.metrics import Label, Metric, Scores, Undefined, metric
+
+if TYPE_CHECKING:  # torch takes seconds, and two of the studies do without
+    from torch import Tensor
+
+    from dabsmix.data.domain import Labelled
+    from dabsmix.scoring.heads import Features
 
 TRIALS = 2000
 BLOCK = 9  # equal rows of a block; the first plays the part of `none`
@@ -317,46 +327,96 @@ def random_encoders(domain: str, label: str, pool: int, folder: Path | None) -> 
 
     Each seed's predictions are stored in ``folder`` if there is one, so that a study that was stopped can go on.
     """
-    import torch
-    from accelerate import Accelerator
-
-    from dabsmix.model.encoder import Transformer, make_encoder
-    from dabsmix.scoring.evaluate import choose
-    from dabsmix.scoring.features import all_poolings
-    from dabsmix.scoring.heads import Features
-    from dabsmix.scoring.protocols import v2
-    from dabsmix.source import Source, load
-
-    data, accelerator = load(Source(domain)), Accelerator(cpu=True)
-    labelled = data.require_labelled()
-    task, accuracy, rules = labelled.task, metric("accuracy"), replace(v2(), neighbours=(), penalties=())
-    test_split = labelled.splits["test"]
-    assert test_split.label is not None
-
-    def predictions(seed: int) -> list[Scores]:
-        torch.manual_seed(seed)
-        encoder = make_encoder("tiny", data.specs)
-        assert isinstance(encoder, Transformer)
-        parts = []
-        for split in labelled.splits.values():
-            assert split.label is not None
-            read = all_poolings(encoder, split, data.normalise, accelerator=accelerator)
-            parts.append(Features(read, split.label, split.group))
-        train, validation, test = parts
-        choices = choose(train, validation, task, rules, (label,))["linear", label]
-        return [choice.head.predict(test) for choice in choices]
-
     measured = []
     for seed in range(pool):
         file = folder and folder / f"{domain}-{label.replace('/', '-')}-{seed}.npy"
         if file and file.exists():
-            scores = list(np.load(file))
-        else:
-            scores = predictions(seed)
-            if file:
-                keep(file, scores)
-        measured.append(measure(accuracy, scores, test_split.label, test_split.group))
+            scores, test = list(np.load(file)), labelled(domain).test
+            assert test.label is not None
+            measured.append(measure(metric("accuracy"), scores, test.label, test.group))
+            continue
+        parts = random_features(domain, seed)
+        scores = linear_probe(domain, label, parts)
+        if file:
+            keep(file, scores)
+        measured.append(measure(metric("accuracy"), scores, parts[-1].label, parts[-1].group))
     return measured
+
+
+def random_features(domain: str, seed: int) -> list[Features]:
+    """Features of train, validation and test from one random encoder."""
+    import torch
+    from accelerate import Accelerator
+
+    from dabsmix.model.encoder import Transformer, make_encoder
+    from dabsmix.scoring.features import all_poolings
+    from dabsmix.scoring.heads import Features
+    from dabsmix.source import Source, load
+
+    data, accelerator = load(Source(domain)), Accelerator(cpu=True)
+    torch.manual_seed(seed)
+    encoder = make_encoder("tiny", data.specs)
+    assert isinstance(encoder, Transformer)
+    parts = []
+    for split in data.require_labelled().splits.values():
+        assert split.label is not None
+        read = all_poolings(encoder, split, data.normalise, accelerator=accelerator)
+        parts.append(Features(read, split.label, split.group))
+    return parts
+
+
+def linear_probe(domain: str, label: str, parts: Sequence[Features]) -> list[Scores]:
+    """Predictions for test, one array for each draw of the labels."""
+    from dabsmix.scoring.evaluate import choose
+    from dabsmix.scoring.protocols import v2
+
+    train, validation, test = parts
+    rules = replace(v2(), neighbours=(), penalties=())
+    choices = choose(train, validation, labelled(domain).task, rules, (label,))["linear", label]
+    return [choice.head.predict(test) for choice in choices]
+
+
+def labelled(domain: str) -> Labelled:
+    """The data set's task and labelled splits."""
+    from dabsmix.source import Source, load
+
+    return load(Source(domain)).require_labelled()
+
+
+# --- the same features, computed by another machine
+
+
+def rounding(domain: str, share: str, pool: int, copies: int) -> list[str]:
+    """How much the linear probe's score depends on the last digits of the features.
+
+    Another processor or number of threads adds in another order, so the features of one encoder differ there. Here each
+    number of the features is multiplied by 1 + 1e-6 z, z standard normal. The standard deviation within an encoder is
+    over its copies, pooled over the encoders; that between encoders is over their means.
+    """
+    values = np.empty((pool, copies))
+    for seed in range(pool):
+        parts, rng = random_features(domain, seed), np.random.default_rng(seed)
+        for copy in range(copies):
+            others = [perturbed(part, rng) for part in parts]
+            scores = linear_probe(domain, share, others)
+            values[seed, copy] = measure(metric("accuracy"), scores, others[-1].label, others[-1].group).value
+    within, between = np.sqrt(values.var(axis=1, ddof=1).mean()), values.mean(axis=1).std(ddof=1)
+    widest = np.ptp(values, axis=1).max()
+    return [
+        "| data | labels | encoders | copies | sd within an encoder, points | widest range | sd between encoders |",
+        "|---|---|---|---|---|---|---|",
+        f"| {domain} | {share} | {pool} | {copies} | {100 * within:.2f} | {100 * widest:.2f} | {100 * between:.2f} |",
+    ]
+
+
+def perturbed(part: Features, rng: np.random.Generator) -> Features:
+    """The features with other last digits."""
+    import torch
+
+    def change(x: Tensor) -> Tensor:
+        return x * (1 + 1e-6 * torch.from_numpy(rng.standard_normal(tuple(x.shape)))).to(x.dtype)
+
+    return replace(part, pooled={name: change(x) for name, x in part.pooled.items()})
 
 
 def keep(file: Path, scores: Sequence[Scores]) -> None:
@@ -371,10 +431,11 @@ def keep(file: Path, scores: Sequence[Scores]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("coverage", "equal", "aa"))
+    parser.add_argument("what", choices=("coverage", "equal", "aa", "rounding"))
     parser.add_argument("--domain", default="digits")
     parser.add_argument("--labels", default="5/class")
     parser.add_argument("--pool", type=int, default=90)
+    parser.add_argument("--copies", type=int, default=8, help="of each encoder's features, for rounding")
     parser.add_argument("--keep", type=Path, help="folder of the encoders' predictions, to go on after a stop")
     parser.add_argument("--trials", type=int, default=TRIALS)
     parser.add_argument("--metric", help="of the tables of coverage; default: all")
@@ -384,6 +445,8 @@ def main() -> None:
         lines = coverage(options.trials, options.former, options.metric)
     elif options.what == "equal":
         lines = equal(options.trials)
+    elif options.what == "rounding":
+        lines = rounding(options.domain, options.labels, options.pool, options.copies)
     else:
         lines = aa(options.domain, options.labels, options.pool, options.trials, options.keep)
     print("\n".join([*lines, "", f"Computed at commit {commit() or 'unknown'}."]))
