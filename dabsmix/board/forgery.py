@@ -27,18 +27,19 @@ from dabsmix.board.record import (
     FAILED,
     ONLINE,
     UNREADABLE,
+    Archive,
     Predictions,
     TransferFile,
     agrees,
-    archive,
     config_of,
     predictions_file,
     predictions_of,
     result_file,
-    scores,
+    scores_of,
+    stored,
+    stored_yardstick,
     transfer_of,
     transfers,
-    yardstick_predictions,
     yardsticks_file,
 )
 from dabsmix.board.row import COLUMNS, Row
@@ -47,9 +48,9 @@ from dabsmix.errors import UserError
 from dabsmix.files import memory, remember
 from dabsmix.registry import algorithm_needs_labels
 from dabsmix.run import RunRecord, read_record
-from dabsmix.scoring.intervals import MIN_GROUPS, Measured, measure
+from dabsmix.scoring.intervals import MIN_GROUPS, Measured, mean_score, measure
 from dabsmix.scoring.metrics import known, metric
-from dabsmix.scoring.results import BY_CLASS, Result, TransferRecord, default_protocol, prediction_key, probes_of
+from dabsmix.scoring.results import BY_CLASS, TransferRecord, default_protocol, prediction_key, probes_of
 from dabsmix.source import Source
 
 __all__ = [
@@ -75,24 +76,33 @@ WIDTHS = 3.0  # no estimator that a version had gives an interval so many times 
 # --- files
 
 
-def check_files(record: Path) -> list[str]:
-    """Files of a record that are not plain, or larger than any that a run writes. To be called before they are read."""
-    faults = []
-    for path in (record, *(record / name for name in _below(record))):
+def check_files(record: Path) -> tuple[list[str], dict[str, Archive]]:
+    """Files of a record that are not plain, or larger than any that a run writes. To be called before they are read.
+
+    Also its archives of arrays by name below the record, each array of which could be read.
+    """
+    faults, archives = [], {}
+    for name in ("", *_below(record)):  # text in place of paths, because a board has tens of thousands of files
+        path = os.path.join(record, name) if name else os.fspath(record)
         try:
-            status = path.lstat()
+            status = os.lstat(path)
         except OSError as error:
-            return [f"no record: {path}: {error.strerror}"]
-        name = path.relative_to(record.parent)
-        limit = MAX_PREDICTIONS if path.name.endswith(".npz") else MAX_FILE
-        folder = path in (record, record / "transfer")
+            return [f"no record: {path}: {error.strerror}"], {}
+        place = os.path.join(record.name, name) if name else record.name
+        limit = MAX_PREDICTIONS if name.endswith(".npz") else MAX_FILE
+        folder = name in ("", "transfer")
         if not (stat.S_ISDIR(status.st_mode) if folder else stat.S_ISREG(status.st_mode)):
-            faults.append(f"{name} is not a plain {'folder' if folder else 'file'}: records hold no links")
+            faults.append(f"{place} is not a plain {'folder' if folder else 'file'}: records hold no links")
         elif stat.S_ISREG(status.st_mode) and status.st_size > limit:
-            faults.append(f"{name} has {status.st_size:,} bytes, more than the {limit:,} that a record may hold")
-        elif path.name.endswith(".npz") and (problem := _npz_problem(path)):
-            faults.append(f"{name} {problem}")
-    return faults
+            faults.append(f"{place} has {status.st_size:,} bytes, more than the {limit:,} that a record may hold")
+        elif name.endswith(".npz"):
+            try:
+                with open(path, "rb", buffering=0) as file:
+                    archives[name] = Archive(file.readall())
+                list(archives[name].values())  # an array is checked when it is read
+            except UNREADABLE as error:
+                faults.append(f"{place} cannot be read ({error})")
+    return faults, archives
 
 
 def _below(record: Path) -> list[str]:
@@ -114,15 +124,6 @@ _OF_ONLINE = tuple(
 )  # beside run.json
 
 
-def _npz_problem(path: Path) -> str:
-    """Why an archive of arrays cannot be what a run wrote; empty if it can."""
-    try:
-        list((archive(path) or {}).values())  # an array is checked when it is read
-    except UNREADABLE as error:
-        return f"cannot be read ({error})"
-    return ""
-
-
 # --- a record by itself
 
 
@@ -138,12 +139,20 @@ def check_record(record: Path, name: str | None = None) -> list[str]:
         run, config, by_stem = read_record(record), config_of(record), transfers(record)
     except UserError as error:
         return [str(error)]
-    of_framework = {field.name for kind in (PretrainConfig, Source) for field in fields(kind)}
+    return _contradictions(record, run, config, by_stem, name)
+
+
+_OF_FRAMEWORK = {field.name for kind in (PretrainConfig, Source) for field in fields(kind)}
+
+
+def _contradictions(
+    record: Path, run: RunRecord, config: Mapping[str, Any], by_stem: Mapping[str, TransferRecord], name: str | None
+) -> list[str]:
     expected: dict[str, Any] = {
         "domain": config.get("domain") or run.domain,
         "algorithm": config.get("algo"),
         "protocol": config.get("protocol"),
-        "hyper": {name: value for name, value in config.items() if name not in of_framework}
+        "hyper": {name: value for name, value in config.items() if name not in _OF_FRAMEWORK}
         | started_from(config.get("init")),
         **{name: config.get(name) for name in ("encoder", "seed", "batch_size", "online")},
     }
@@ -236,19 +245,24 @@ def check_row(row: Row, source: TransferFile | None = None) -> list[str]:
     """
     source = source or transfer_of(row)
     try:
-        stored = predictions_of(row, source)
+        drawn = predictions_of(row, source)
     except UserError as error:
         return [str(error)]
-    if stored is None:
+    if drawn is None:
         return [] if source is None else _missing(row, source)
-    n = len(stored.label)
-    if n != row.n or stored.scores.shape[1:2] != (n,):
+    return _faults(row, drawn)
+
+
+def _faults(row: Row, drawn: Predictions) -> list[str]:
+    """Where a row differs from its predictions."""
+    n = len(drawn.label)
+    if n != row.n or drawn.scores.shape[1:2] != (n,):
         return [f"n is {row.n}, its predictions are of {n} examples"]
-    if stored.group is not None and len(stored.group) != n:
-        return [f"n is {row.n}, its predictions have {len(stored.group)} groups' numbers"]
+    if drawn.group is not None and len(drawn.group) != n:
+        return [f"n is {row.n}, its predictions have {len(drawn.group)} groups' numbers"]
     scale = metric(row.metric)
     try:
-        measured = measure(scale, stored.scores, stored.label, stored.group)
+        measured = measure(scale, drawn.scores, drawn.label, drawn.group)
     except (IndexError, TypeError, ValueError) as error:
         return [f"the predictions in {row.record} have no {row.metric}: {error}"]
     if not agrees(row, measured.value):
@@ -417,28 +431,44 @@ _CELLS = attrgetter(*RECORDED)
 
 def account(record: Path) -> Account:
     """Check a record by itself."""
-    if problems := check_files(record):
+    problems, archives = check_files(record)
+    if problems:
         return Account(unreadable="; ".join(problems))
     try:
-        by_file, sources = scores(record), transfers(record)
+        run, config, by_stem = read_record(record), config_of(record), transfers(record)
+        by_file = scores_of(record, run, config, by_stem)
     except UserError as error:
         return Account(unreadable=str(error))
     stamp: dict[str, Any] = {"run": record.name, "by": "", "date": "", "record": record}
     rows: list[Row] = []
     faults: list[tuple[str, ...]] = []
     compared: list[Scored] = []
-    problems = check_record(record, record.name)
+    problems = _contradictions(record, run, config, by_stem, record.name)
     for stem, of_file in by_file.items():
         results = [Row(**cells, **stamp) for cells in of_file]
         rows += results
         if stem == FAILED:
             faults += [() for _ in results]
             continue
-        source = TransferFile(stem, sources[stem])
-        faults += [tuple(check_row(row, source)) if known(row.metric) else () for row in results]
+        source = TransferFile(stem, by_stem[stem])
+        folder = "" if stem == ONLINE else "transfer/"
+        predictions, yardsticks = (archives.get(f"{folder}{stem}.{kind}.npz") for kind in ("predictions", "yardsticks"))
+        drawn: list[Predictions] = []
+        for row in results:
+            try:
+                of_row = stored(row, source.transfer, predictions)
+            except UserError as error:
+                faults.append((str(error),) if known(row.metric) else ())
+                continue
+            if of_row is not None:
+                drawn.append(of_row)
+            if not known(row.metric):
+                faults.append(())
+            else:
+                faults.append(tuple(_missing(row, source) if of_row is None else _faults(row, of_row)))
         if results:
-            compared.append(_scored(results, source))
-            problems += _yardstick_problems(results[0], source)
+            compared.append(_scored(results, source, drawn))
+            problems += _yardstick_problems(results[0], source, yardsticks, predictions)
     if not rows:
         problems = ["it records no result"]
     return Account("", tuple(problems), tuple(map(_CELLS, rows)), tuple(faults), tuple(compared))
@@ -450,7 +480,7 @@ def label_digest(label: NDArray[Any]) -> str:
     return hashlib.sha256(f"{plain.shape}".encode() + plain.tobytes()).hexdigest()
 
 
-def _scored(rows: Sequence[Row], source: TransferFile) -> Scored:
+def _scored(rows: Sequence[Row], source: TransferFile, drawn: Sequence[Predictions]) -> Scored:
     first = rows[0]
     yardsticks = tuple(
         (f"{name} {result.probe} {result.label_fraction} {result.metric}", result.value)
@@ -458,42 +488,38 @@ def _scored(rows: Sequence[Row], source: TransferFile) -> Scored:
         for result in source.transfer.yardsticks.get(name, ())
     )
     labels = answers = ""
-    try:
-        stored = [predictions for row in rows if (predictions := predictions_of(row, source)) is not None]
-    except UserError:  # reported with the row
-        stored = []
-    if stored:
-        labels = label_digest(stored[0].label)
+    if drawn:
+        labels = label_digest(drawn[0].label)
         if first.probe != ONLINE and first.algorithm != "none" and any(row.value < 1 for row in rows):
-            answers = _answers_digest(stored)
+            answers = _answers_digest(drawn)
     ns = tuple(row.n for row in rows)
     return Scored(f"{first.task} {first.data_fingerprint}", first.protocol, ns, labels, answers, yardsticks)
 
 
-def _answers_digest(stored: Sequence[Predictions]) -> str:
+def _answers_digest(drawn: Sequence[Predictions]) -> str:
     digest = hashlib.sha256()
-    for predictions in stored:  # one integer type, so that the same classes have the same digest
+    for predictions in drawn:  # one integer type, so that the same classes have the same digest
         scores = predictions.scores.astype(np.int32) if predictions.scores.dtype.kind in "iu" else predictions.scores
         digest.update(np.ascontiguousarray(scores).data)
     return digest.hexdigest()
 
 
-def _yardstick_problems(row: Row, source: TransferFile) -> list[str]:
+def _yardstick_problems(
+    row: Row, source: TransferFile, yardsticks: Archive | None, truth: Archive | None
+) -> Iterator[str]:
     """Where a yardstick's stored predictions give another score than the record."""
-    pairs = [(name, result) for name, results in source.transfer.yardsticks.items() for result in results]
-    return [problem for name, result in pairs for problem in _of_yardstick(row, name, result, source)]
-
-
-def _of_yardstick(row: Row, name: str, result: Result, source: TransferFile) -> list[str]:
-    try:
-        stored = yardstick_predictions(row, name, result, source)
-        if stored is None or result.metric != row.metric:
-            return []
-        value = float(np.mean([metric(row.metric)(scores, stored.label) for scores in stored.scores]))
-    except (UserError, IndexError, TypeError, ValueError) as error:
-        return [f"the predictions of the yardstick {name} give no {row.metric}: {error}"]
-    same = agrees(result, value)
-    return [] if same else [f"the yardstick {name} is recorded as {result.value:.6f}, its predictions give {value:.6f}"]
+    for name, results in source.transfer.yardsticks.items():
+        for result in results:
+            try:
+                drawn = stored_yardstick(row, name, result, source.transfer, yardsticks, truth)
+                if drawn is None or result.metric != row.metric:
+                    continue
+                value = mean_score(metric(row.metric), drawn.scores, drawn.label)
+            except (UserError, IndexError, TypeError, ValueError) as error:
+                yield f"the predictions of the yardstick {name} give no {row.metric}: {error}"
+                continue
+            if not agrees(result, value):
+                yield (f"the yardstick {name} is recorded as {result.value:.6f}, its predictions give {value:.6f}")
 
 
 # --- a record beside the others

@@ -1,12 +1,15 @@
 """The files that back a row: a run's folder, or the record that was copied from it. Both hold the same files."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 import math
 import os
+import re
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
@@ -17,7 +20,7 @@ from numpy.typing import NDArray
 
 from dabsmix.board.row import NO_SCORE, Row, typed
 from dabsmix.errors import UserError
-from dabsmix.run import read_record
+from dabsmix.run import RunRecord, read_record
 from dabsmix.scoring.results import (
     BY_CLASS,
     Result,
@@ -42,8 +45,11 @@ __all__ = [
     "predictions_of",
     "result_file",
     "scores",
+    "scores_of",
     "shares",
     "stamp",
+    "stored",
+    "stored_yardstick",
     "transfer_of",
     "transfers",
     "yardstick_predictions",
@@ -119,12 +125,15 @@ def config_of(folder: Path) -> dict[str, Any]:
 
 @lru_cache(maxsize=1024)
 def _config(path: Path, modified: int, size: int) -> dict[str, Any]:
-    """Read once for all the checks of one record, and by the C parser where it was built."""
+    """Read by the C parser where it was built; the plain lines of which nearly all runs' files consist one by one."""
     import yaml
 
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
         text = path.read_text(encoding="utf-8")
+        lines = text.removesuffix("\n").split("\n")
+        if all(map(_PLAIN_LINE, lines)):
+            return {name: value for line in lines for name, value in _plain(line).items()}
         depth = 0
         for event in yaml.parse(text, Loader=loader):
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
@@ -138,7 +147,19 @@ def _config(path: Path, modified: int, size: int) -> dict[str, Any]:
     return content
 
 
-def _recipe(config: dict[str, Any]) -> str:
+_PLAIN_LINE = re.compile(r"[a-z][a-z0-9_]*: [A-Za-z0-9_./+-]+").fullmatch
+
+
+@lru_cache(maxsize=4096)
+def _plain(line: str) -> dict[str, Any]:
+    """One `_PLAIN_LINE`, which has the same meaning beside others: most records have most lines in common."""
+    import yaml
+
+    values: dict[str, Any] = yaml.load(line, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    return values
+
+
+def _recipe(config: Mapping[str, Any]) -> str:
     """12 hex digits that runs share exactly if at most their seeds differ: these may be averaged."""
     values = {name: value for name, value in config.items() if name not in _NOT_IN_RECIPE}
     return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:12]
@@ -156,7 +177,17 @@ def scores(folder: Path, of: Path | None = None) -> dict[str, list[dict[str, Any
     Raises:
         UserError: a file is missing or damaged, or lacks an entry.
     """
-    run, config, results = read_record(of or folder), config_of(of or folder), transfers(folder)
+    return scores_of(folder, read_record(of or folder), config_of(of or folder), transfers(folder))
+
+
+def scores_of(
+    folder: Path, run: RunRecord, config: Mapping[str, Any], results: Mapping[str, TransferRecord]
+) -> dict[str, list[dict[str, Any]]]:
+    """See `scores`; ``folder`` is named in errors.
+
+    Raises:
+        UserError: an entry is missing or malformed.
+    """
     by_stem: dict[str, list[dict[str, Any]]] = {}
     place = "run.json"
     try:
@@ -171,15 +202,16 @@ def scores(folder: Path, of: Path | None = None) -> dict[str, list[dict[str, Any
             of_run |= {"data_fingerprint": run.data_fingerprint, "failure": _reason(run.failure)}
             known = {name: value for name, value in of_run.items() if name not in NO_SCORE}
             return {FAILED: [typed(known) | NO_SCORE]}
+        cells_of_run = typed(of_run) if any(transfer.results for transfer in results.values()) else {}
         for stem, transfer in results.items():
             place = result_file(folder, stem).relative_to(folder).as_posix()
-            of_task = {name: getattr(transfer, name) for name in _OF_TASK}
+            cells = cells_of_run | typed({name: getattr(transfer, name) for name in _OF_TASK})
             of_results = [
                 {name: getattr(result, name) for name in _OF_RESULT}
                 | {"units": result.units or None, "num_features": result.num_features or None}
                 for result in transfer.results
             ]
-            by_stem[stem] = [typed(of_run | of_task | of_result) for of_result in of_results]
+            by_stem[stem] = [cells | typed(of_result) for of_result in of_results]
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{folder / place}: missing or malformed: {error}; was it written by this version?") from None
     return by_stem
@@ -272,9 +304,23 @@ def predictions_of(row: Row, source: TransferFile | None = None) -> Predictions 
     source = source or transfer_of(row)
     if source is None:
         return None
+    path = predictions_file(row.record, source.stem)
+    try:
+        return stored(row, source.transfer, archive(path))
+    except UNREADABLE as error:
+        raise UserError(f"cannot read {path}: {error}") from None
+
+
+def stored(row: Row, transfer: TransferRecord, predictions: Archive | None) -> Predictions | None:
+    """See `predictions_of`; from the archive of predictions that lies beside the transfer's file.
+
+    Raises:
+        UserError: its numbers are not classes where classes belong; `UNREADABLE` where it is damaged.
+    """
     key = prediction_key(row.probe, row.label_fraction)
-    arrays = _arrays(predictions_file(row.record, source.stem), key, "label", "group")
-    return None if arrays is None else _unpacked(arrays, row, source.transfer)
+    if predictions is None or key not in predictions or "label" not in predictions:
+        return None
+    return _unpacked(predictions[key], predictions, row, transfer)
 
 
 def yardstick_predictions(
@@ -288,23 +334,28 @@ def yardstick_predictions(
     source = source or transfer_of(row)
     if source is None:
         return None
-    key = yardstick_key(name, prediction_key(result.probe, result.label_fraction))
-    scores = _arrays(yardsticks_file(row.record, source.stem), key)
-    truth = _arrays(predictions_file(row.record, source.stem), "label", "group")
-    if scores is None or truth is None or scores[0].shape[1:2] != truth[0].shape[:1]:
-        return None
-    return _unpacked([*scores, *truth], row, source.transfer)
-
-
-def _arrays(path: Path, *names: str) -> list[Any] | None:
-    """Arrays of an archive in this order, None for a group that is not there; None where the file or another is not."""
+    path = yardsticks_file(row.record, source.stem)
     try:
-        there = archive(path)
-        if there is None or any(name not in there for name in names if name != "group"):
-            return None
-        return [there.get(name) for name in names]
+        yardsticks = archive(path)
+        path = predictions_file(row.record, source.stem)
+        return stored_yardstick(row, name, result, source.transfer, yardsticks, archive(path))
     except UNREADABLE as error:
         raise UserError(f"cannot read {path}: {error}") from None
+
+
+def stored_yardstick(
+    row: Row, name: str, result: Result, transfer: TransferRecord, yardsticks: Archive | None, truth: Archive | None
+) -> Predictions | None:
+    """See `yardstick_predictions`; from the archives of yardsticks and of predictions beside the transfer's file.
+
+    Raises:
+        UserError: its numbers are not classes where classes belong; `UNREADABLE` where one is damaged.
+    """
+    key = yardstick_key(name, prediction_key(result.probe, result.label_fraction))
+    if yardsticks is None or truth is None or key not in yardsticks or "label" not in truth:
+        return None
+    drawn = yardsticks[key]
+    return _unpacked(drawn, truth, row, transfer) if drawn.shape[1:2] == truth["label"].shape[:1] else None
 
 
 UNREADABLE = (
@@ -312,6 +363,30 @@ UNREADABLE = (
     *(zipfile.BadZipFile, zlib.error),
 )
 """What `archive` and its arrays raise where a file is damaged or forged."""
+
+
+class Packed(NamedTuple):
+    """A member of an archive: its bytes as they lie there, how they are packed, and what they unpack to."""
+
+    content: bytes
+    method: int
+    size: int
+    checksum: int
+
+    def unpacked(self) -> bytes:
+        """Its own bytes; `zipfile` does the same with several objects and locks for each member.
+
+        Raises:
+            ValueError, zlib.error: they are not those that were written.
+        """
+        if self.method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise ValueError(f"it is packed by method {self.method}, as no run packs it")
+        content = self.content
+        if self.method == zipfile.ZIP_DEFLATED:
+            content = zlib.decompressobj(-zlib.MAX_WBITS).decompress(content, self.size + 1)
+        if len(content) != self.size or zlib.crc32(content) != self.checksum:
+            raise ValueError("its bytes are not those that were written")
+        return content
 
 
 class Archive(Mapping[str, NDArray[Any]]):
@@ -324,8 +399,9 @@ class Archive(Mapping[str, NDArray[Any]]):
     """
 
     def __init__(self, content: bytes) -> None:
-        self._zipped = zipfile.ZipFile(BytesIO(content))
-        self._members = {info.filename.removesuffix(".npy"): info for info in self._zipped.infolist()}
+        with zipfile.ZipFile(BytesIO(content)) as zipped:
+            self._members = {info.filename.removesuffix(".npy"): info for info in zipped.infolist()}
+        self._content = content
         self._arrays: dict[str, NDArray[Any]] = {}
         total = sum(info.file_size for info in self._members.values())
         if total > MAX_UNPACKED:
@@ -342,8 +418,25 @@ class Archive(Mapping[str, NDArray[Any]]):
 
     def __getitem__(self, name: str) -> NDArray[Any]:
         if name not in self._arrays:
-            self._arrays[name] = _array(self._zipped.read(self._members[name]))
+            packed = self._packed(self._members[name])
+            self._arrays[name] = (_shared if packed.size <= SHARED else _array_of)(packed)
         return self._arrays[name]
+
+    def _packed(self, info: zipfile.ZipInfo) -> Packed:
+        local = self._content[info.header_offset : info.header_offset + 30]  # its header, before name and extra field
+        if local[:4] != b"PK\3\4" or len(local) < 30:
+            raise ValueError(f"nothing lies where it has {info.filename!r}")
+        start = info.header_offset + 30 + sum(int.from_bytes(local[i : i + 2], "little") for i in (26, 28))
+        content = self._content[start : start + info.compress_size]
+        return Packed(content, info.compress_type, info.file_size, info.CRC)
+
+
+def _array_of(packed: Packed) -> NDArray[Any]:
+    return _array(packed.unpacked())
+
+
+SHARED = 2**20  # bytes
+_shared = lru_cache(maxsize=256)(_array_of)  # all records of the same data have the same labels and yardsticks
 
 
 def _array(content: bytes) -> NDArray[Any]:
@@ -385,9 +478,9 @@ def _archive(path: Path, modified: int, size: int) -> Archive:
     return Archive(path.read_bytes())
 
 
-def _unpacked(arrays: Sequence[Any], row: Row, transfer: TransferRecord) -> Predictions | None:
+def _unpacked(drawn: NDArray[Any], truth: Archive, row: Row, transfer: TransferRecord) -> Predictions | None:
     """Scores, label and group; None where classes are stored and the metric reads more than those."""
-    drawn, label, group = arrays
+    label, group = truth["label"], truth.get("group")
     if drawn.dtype.kind in "iu" and transfer.kind == "classes":
         if row.metric not in BY_CLASS:
             return None

@@ -27,6 +27,7 @@ from dabsmix.scoring.intervals import (
     holm,
     interval,
     measure,
+    student_quantile,
     unpaired,
 )
 from dabsmix.scoring.metrics import Undefined, metric
@@ -407,12 +408,10 @@ def _by_seed(rows: Sequence[Row]) -> list[float]:
 
 def _from_rows(rows: Sequence[Row]) -> tuple[float | None, float | None]:
     """The interval of the mean over seeds without predictions, within what the metric can be."""
-    from scipy.stats import t
-
     estimated = _estimate(rows)
     if estimated is None:
         return None, None
-    half = float(t.ppf(1 - ALPHA / 2, estimated.degrees)) * math.sqrt(estimated.variance)
+    half = student_quantile(estimated.degrees) * math.sqrt(estimated.variance)
     least, most = metric(rows[0].metric).span
     return max(estimated.value - half, least), min(estimated.value + half, most)
 

@@ -7,8 +7,9 @@ random effects: another seed would move a whole row of it, another test set whol
 
 import hashlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +28,9 @@ __all__ = [
     "estimate",
     "holm",
     "interval",
+    "mean_score",
     "measure",
+    "student_quantile",
     "unpaired",
 ]
 
@@ -131,7 +134,9 @@ def measure(
         raise ValueError("no scores to average")
     value, response = _over_draws(metric, draws, label)
     response = response / len(label)
-    wider = 1.0 if group is not None else float(np.mean([widening(metric, scores, label) for scores in draws]))
+    wider = 1.0
+    if group is None and metric.parts is None:  # of ratios it is 1
+        wider = float(np.mean([widening(metric, scores, label) for scores in draws]))
     share, rows = None, hashlib.sha256(np.ascontiguousarray(label).tobytes())
     if group is not None:
         if len(group) != len(label):
@@ -145,26 +150,37 @@ def measure(
 
 def _over_draws(metric: Metric, draws: Sequence[Scores] | Scores, label: Label) -> tuple[float, NDArray[np.float64]]:
     """The mean score and the mean influence of each row; of a ratio many draws at once, for the board measures many."""
-    values: list[float] = []
     total: NDArray[np.float64] = np.zeros(len(label))
-    at_once = max(1, NUMBERS // max(1, len(label)))
-    for start in range(0, len(draws), at_once):
-        chunk = draws[start : start + at_once]
-        if metric.parts is None:
-            values += [metric(scores, label) for scores in chunk]
-            responses: Iterable[NDArray[np.float64]] = (influence(metric, scores, label) for scores in chunk)
-        else:
-            stacked = np.asarray(chunk)
-            metric.check(stacked, label)
-            above, below = metric.parts(stacked, label)
-            if not below.sum():
-                raise Undefined("no token of these rows is scored")
-            shares = above.sum(axis=1) / below.sum()
-            values += shares.tolist()
-            responses = (above - shares[:, None] * below) / below.mean()
-        for response in responses:
+    if metric.parts is None:
+        value = mean_score(metric, draws, label)  # first, because it checks the scores
+        for scores in draws:
+            total += influence(metric, scores, label)
+        return value, total / len(draws)
+    values: list[float] = []
+    for above, below, shares in _ratios(metric, draws, label):
+        values += shares.tolist()
+        for response in (above - shares[:, None] * below) / below.mean():
             total += response
     return float(np.mean(values)), total / len(values)
+
+
+def mean_score(metric: Metric, draws: Sequence[Scores] | Scores, label: Label) -> float:
+    """The score averaged over draws, see `measure`."""
+    if metric.parts is None:
+        return float(np.mean([metric(scores, label) for scores in draws]))
+    return float(np.mean([share for *_, shares in _ratios(metric, draws, label) for share in shares.tolist()]))
+
+
+def _ratios(metric: Metric, draws: Sequence[Scores] | Scores, label: Label) -> Iterator[tuple[Any, Any, Any]]:
+    """Of a metric with parts these, and their ratio of sums, for some draws at a time."""
+    at_once = max(1, NUMBERS // max(1, len(label)))
+    for start in range(0, len(draws), at_once):
+        stacked = np.asarray(draws[start : start + at_once])
+        metric.check(stacked, label)
+        above, below = metric.parts(stacked, label)  # type: ignore[misc]  # the caller has seen that there are parts
+        if not below.sum():
+            raise Undefined("no token of these rows is scored")
+        yield above, below, above.sum(axis=1) / below.sum()
 
 
 def estimate(seeds: Sequence[Measured]) -> Estimate:
@@ -180,15 +196,13 @@ def interval(metric: Metric, seeds: Sequence[Measured]) -> Interval:
     lacks of 1. Where the runs make no error, the data show no variance: Wilson's interval then takes all the units, or
     the rarest class if those are fewer.
     """
-    from scipy.stats import t
-
     pooled, first = estimate(seeds), seeds[0]
     pooled = replace(pooled, variance=pooled.variance * float(np.mean([run.widening for run in seeds])))
     units = len(first.influence)
     if first.share is not None and units < MIN_GROUPS:
         low = high = None
     else:
-        quantile = float(t.ppf(1 - ALPHA / 2, pooled.degrees))
+        quantile = student_quantile(pooled.degrees)
         low, high = _ends(metric, pooled, quantile, min(units, first.rarest))
     return Interval(pooled.value, low, high, first.n, units, len(seeds))
 
@@ -235,12 +249,19 @@ def holm(p: Sequence[float], alpha: float = ALPHA) -> list[bool]:
     return rejected
 
 
+def student_quantile(degrees: float) -> float:
+    """Half the width of a 95 % interval by Student's t, in standard errors. `scipy.stats` takes a second to import."""
+    from scipy.special import stdtrit
+
+    return float(stdtrit(degrees, 1 - ALPHA / 2))
+
+
 def _difference(pooled: Estimate) -> Difference:
-    from scipy.stats import t
+    from scipy.special import stdtr
 
     error = math.sqrt(pooled.variance)
-    half = float(t.ppf(1 - ALPHA / 2, pooled.degrees)) * error
-    p = float(2 * t.sf(abs(pooled.value) / error, pooled.degrees)) if error else float(pooled.value == 0)
+    half = student_quantile(pooled.degrees) * error
+    p = float(2 * stdtr(pooled.degrees, -abs(pooled.value) / error)) if error else float(pooled.value == 0)
     return Difference(pooled.value, pooled.value - half, pooled.value + half, p)
 
 

@@ -102,7 +102,9 @@ class Metric:
         """
         if len(label) == 0 or scores.shape[1 : label.ndim + 1] != label.shape:
             raise ValueError(f"{self.name}: scores {scores.shape[1:]} do not fit labels {label.shape}")
-        if not all(np.isfinite(part).all() for draw in scores for part in row_blocks(draw)):
+        if scores.dtype.kind == "f" and not all(
+            np.isfinite(part).all() for draw in scores for part in row_blocks(draw)
+        ):
             raise ValueError(f"{self.name}: a score is not finite")
 
 
