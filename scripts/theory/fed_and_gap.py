@@ -85,7 +85,7 @@ def main() -> None:
             seeds = fmean(len(points) for points in algorithms.values())
             print(
                 f"{name}; {title.split(',')[0]}: rank correlation {rank:.2f} ({low:.2f} to {high:.2f}), "
-                f"{len(means)} algorithms, {seeds:.1f} seeds each"
+                f"{len(means)} algorithms, {seeds:g} seeds each"
             )
             for points in algorithms.values():
                 values = np.array(points)
