@@ -6,16 +6,13 @@ A record that passes may still be of an encoder that was trained otherwise: lead
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import stat
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from functools import cache
-from multiprocessing import get_context
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,7 +42,6 @@ from dabsmix.board.record import (
 from dabsmix.board.row import COLUMNS, Row
 from dabsmix.config import PretrainConfig, hashes_of, started_from
 from dabsmix.errors import UserError
-from dabsmix.files import memory, remember
 from dabsmix.registry import algorithm_needs_labels
 from dabsmix.run import RunRecord, read_record
 from dabsmix.scoring.intervals import MIN_GROUPS, Measured, mean_score, measure
@@ -59,11 +55,12 @@ __all__ = [
     "RECORDED",
     "Account",
     "Compared",
+    "OfRun",
     "account",
-    "accounts",
     "check_files",
     "check_record",
     "check_row",
+    "digest_of",
     "label_digest",
     "record_name",
 ]
@@ -318,6 +315,26 @@ class Scored(NamedTuple):
     yardsticks: tuple[tuple[str, float], ...]
 
 
+class OfRun(NamedTuple):
+    """What a run has in common with others: its encoder, configuration, algorithm and version, and its scores'."""
+
+    encoder: str
+    configuration: str
+    algorithm: str
+    version: str
+    scored: tuple[Scored, ...]
+
+    @classmethod
+    def from_plain(cls, values: Any) -> OfRun:
+        """From JSON values."""
+        encoder, configuration, algorithm, version, scored = values
+        of_files = tuple(
+            Scored(data, protocol, tuple(n), labels, answers, tuple(map(tuple, yardsticks)))
+            for data, protocol, n, labels, answers, yardsticks in scored
+        )
+        return cls(encoder, configuration, algorithm, version, of_files)
+
+
 @dataclass(frozen=True)
 class Account:
     """What a record says, and what is wrong with it by itself: it depends on the record's files alone.
@@ -326,7 +343,7 @@ class Account:
         unreadable: why it backs no row; empty if it backs some.
         problems: of the record.
         rows: its results, as values of the columns `RECORDED`; ``faults`` of each, by its predictions.
-        scored: what is compared with other records.
+        scored: what is compared with other records, see `compared`.
     """
 
     unreadable: str = ""
@@ -336,76 +353,18 @@ class Account:
     scored: tuple[Scored, ...] = ()
 
     @property
-    def faultless(self) -> bool:
-        """Whether nothing is wrong with the record."""
-        return not (self.unreadable or self.problems or any(self.faults))
-
-    def as_plain(self) -> list[Any]:
-        """JSON values."""
-        return [self.unreadable, self.problems, self.rows, self.faults, self.scored]
-
-    @classmethod
-    def from_plain(cls, values: Any) -> Account:
-        """From those of `as_plain`."""
-        unreadable, problems, rows, faults, scored = values
-        return cls(
-            unreadable,
-            tuple(problems),
-            tuple(map(tuple, rows)),
-            tuple(map(tuple, faults)),
-            tuple(
-                Scored(data, protocol, tuple(n), labels, answers, tuple(map(tuple, yardsticks)))
-                for data, protocol, n, labels, answers, yardsticks in scored
-            ),
-        )
+    def compared(self) -> OfRun | None:
+        """What is compared with other records; None without results, and for a failed run."""
+        of_run = dict(zip(RECORDED, self.rows[0], strict=True)) if self.rows else {}
+        if not of_run.get("encoder_sha256"):
+            return None
+        encoder, configuration = of_run["encoder_sha256"], of_run["config_hash"]
+        return OfRun(encoder, configuration, of_run["algorithm"], of_run["version"], self.scored)
 
 
-def accounts(records: Sequence[Path], *, processes: int = 1, name: str = "accounts") -> list[Account]:
-    """The account of every record.
-
-    An account without a problem is recalled for a record whose files have the same bytes: what it says follows from
-    them and from this package's code. The memory lies in the user's own cache, never beside the records.
-
-    Args:
-        records: folders.
-        processes: how many may share the work where there is much of it.
-        name: the one under which accounts are remembered, by `_digest` of their record.
-    """
-    known, digests = _remembered(name), [_digest(record) for record in records]
-    new = [record for record, digest in zip(records, digests, strict=True) if digest not in known]
-    if processes > 1 and len(new) > MANY:
-        with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-            made = dict(zip(new, pool.map(account, new, chunksize=64), strict=True))
-    else:
-        made = {record: account(record) for record in new}
-    all_accounts = [
-        made.get(record) or Account.from_plain(known[str(digest)])
-        for record, digest in zip(records, digests, strict=True)
-    ]
-    if new or len(known) > len(records):
-        pairs = zip(digests, all_accounts, strict=True)
-        text = json.dumps(
-            {digest: of_record.as_plain() for digest, of_record in pairs if digest and of_record.faultless}
-        )
-        remember(name, lambda path: path.write_text(text, encoding="utf-8"))
-    return all_accounts
-
-
-def _remembered(name: str) -> dict[str, Any]:
-    """Accounts as JSON values; empty where nothing readable is remembered."""
-    try:
-        known = json.loads(memory(name).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return known if isinstance(known, dict) else {}
-
-
-MANY = 500  # records: fewer are read sooner than a process starts
-
-
-def _digest(record: Path) -> str | None:
-    """Hex sha256 of the record's place and of every file that an account depends on; None if they cannot be read."""
-    digest = hashlib.sha256(f"{str(record)!r}\n".encode())
+def digest_of(record: Path, rows: Any) -> str:
+    """Hex sha256 of the record's place and every file that an account depends on, and of rows; empty if unreadable."""
+    digest = hashlib.sha256(f"{str(record)!r}\n{rows!r}\n".encode(errors="surrogatepass"))
     try:
         for name in ("", *_below(record)):  # text in place of paths, because a board has tens of thousands of files
             path = os.path.join(record, name)
@@ -413,14 +372,14 @@ def _digest(record: Path) -> str | None:
             content = b""
             if stat.S_ISREG(status.st_mode):
                 if status.st_size > MAX_FILE:
-                    return None
+                    return ""
                 with open(path, "rb", buffering=0) as file:
                     content = file.readall()
             # a name may hold a line break: quoted, it cannot pass for the end of a file
             digest.update(f"{name!r} {stat.S_IFMT(status.st_mode)} {len(content)}\n".encode())
             digest.update(content)
     except (OSError, UnicodeEncodeError):
-        return None
+        return ""
     return digest.hexdigest()
 
 
@@ -540,20 +499,14 @@ class Compared:
         self._answers: dict[tuple[str, ...], str] = {}
         self._yardsticks: dict[tuple[str, ...], float] = {}
 
-    def problems(self, record: Account) -> list[str]:
+    def problems(self, run: OfRun) -> list[str]:
         """Where a record differs from those before it."""
-        if not record.rows:
-            return []
-        of_run = dict(zip(RECORDED, record.rows[0], strict=True))
-        encoder, configuration = of_run["encoder_sha256"], of_run["config_hash"]
-        if not encoder:  # it failed
-            return []
         problems = []
-        known = self._encoders.setdefault(encoder, configuration)
-        if known != configuration and of_run["algorithm"] != "none":  # no step was taken: many settings, one encoder
+        known = self._encoders.setdefault(run.encoder, run.configuration)
+        if known != run.configuration and run.algorithm != "none":  # no step was taken: many settings, one encoder
             problems.append("another configuration has this very encoder")
-        for scored in record.scored:
-            problems += self._of_task(scored, encoder, of_run["version"])
+        for scored in run.scored:
+            problems += self._of_task(scored, run.encoder, run.version)
         return problems
 
     def _of_task(self, scored: Scored, encoder: str, version: str) -> list[str]:

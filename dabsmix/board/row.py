@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields
 from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache
 from io import StringIO
+from itertools import chain
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,21 @@ from dabsmix.errors import UserError
 from dabsmix.scoring.metrics import METRICS, known
 from dabsmix.scoring.results import PROTOCOLS
 
-__all__ = ["ADDED", "COLUMNS", "KEY", "NO_SCORE", "Row", "lines", "parse", "problems", "read", "same", "text", "typed"]
+__all__ = [
+    "ADDED",
+    "COLUMNS",
+    "KEY",
+    "NO_SCORE",
+    "Row",
+    "faults_of",
+    "lines",
+    "parse",
+    "problems",
+    "read",
+    "same",
+    "text",
+    "typed",
+]
 
 
 @dataclass(frozen=True)
@@ -248,7 +263,7 @@ def problems(row: Row) -> list[str]:
     """What is wrong with a row, without its record."""
     if row.failure:
         return _problems_of_failed(row)
-    messages = [fault for faults in map(_faults, COLUMNS, _VALUES(row)) for fault in faults]
+    messages = list(chain.from_iterable(map(faults_of, COLUMNS, _VALUES(row))))
     scale = known(row.metric)
     least, most = (-math.inf, math.inf) if scale is None else scale.span
     low, high = (row.value if end is None else end for end in (row.low, row.high))
@@ -267,7 +282,7 @@ def problems(row: Row) -> list[str]:
 
 def _problems_of_failed(row: Row) -> list[str]:
     values = dict(zip(COLUMNS, _VALUES(row), strict=True))
-    messages = [fault for name, value in values.items() if name not in NO_SCORE for fault in _faults(name, value)]
+    messages = [fault for name, value in values.items() if name not in NO_SCORE for fault in faults_of(name, value)]
     return messages + [
         f"{name} is {values[name]!r} though the run failed: it has to be empty or 0"
         for name, nothing in NO_SCORE.items()
@@ -276,7 +291,7 @@ def _problems_of_failed(row: Row) -> list[str]:
 
 
 @lru_cache(maxsize=2**16)
-def _faults(name: str, value: Any) -> tuple[str, ...]:
+def faults_of(name: str, value: Any) -> tuple[str, ...]:
     """What is wrong with a value by itself, remembered because most values occur in many rows."""
     checks = [(value != "" or name in ("commit", "failure"), f"{name} is empty")]
     if name in _CHECKS:

@@ -8,20 +8,22 @@ input, majority class) stay in those transfer files: they belong to a task, not 
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from multiprocessing import get_context
 from operator import attrgetter, itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from dabsmix.board import forgery
 from dabsmix.board import record as board_record
 from dabsmix.board import row as board_row
-from dabsmix.board.forgery import MAX_PREDICTIONS, RECORDED, Account
+from dabsmix.board.forgery import MAX_PREDICTIONS, RECORDED, Account, OfRun
 from dabsmix.board.record import FAILED
 from dabsmix.board.row import ADDED, COLUMNS, KEY, Row, read, same
 from dabsmix.errors import UserError
-from dabsmix.files import sha256, sweep, write
+from dabsmix.files import memory, remember, sha256, sweep, write
 from dabsmix.run import read_record
 
 __all__ = ["COLUMNS", "Row", "checked", "keep_labels", "locked", "read", "submit", "validate", "write_record"]
@@ -197,16 +199,24 @@ def locked(csv_path: Path) -> Iterator[None]:
 # --- validating
 
 
+Lines = list[tuple[int, list[str]]]
+"""Lines of the CSV, each with its number and cells."""
+
+
 def validate(csv_path: Path) -> list[str]:
     """Problems of the leaderboard, each with its line; empty if every row is valid. See `checked`."""
     return checked(csv_path)[1]
 
 
-def checked(csv_path: Path, *, processes: int = 1) -> tuple[list[Row], list[str]]:
-    """The rows of the leaderboard that can be read, and its problems, each with its line.
+def checked(csv_path: Path, *, processes: int = 1) -> tuple[int, list[str]]:
+    """How often the test split was read at most for a score, and the problems of the leaderboard, each with its line.
 
     The checks: types and ranges, a score within its interval, duplicate rows, that each row agrees with its record,
     that the stored predictions give its score and interval, that no recorded score is left out, and those of `forgery`.
+
+    The rows of a run that had no problem are not checked again while they and every byte of the run's record are the
+    same: what `_examined` says follows from them and from this package's code. That is remembered in the user's own
+    cache, never beside the records.
 
     Args:
         csv_path: the leaderboard.
@@ -215,52 +225,108 @@ def checked(csv_path: Path, *, processes: int = 1) -> tuple[list[Row], list[str]
     Raises:
         UserError: the file is missing or its header is broken.
     """
-    rows, problems = _parsed(csv_path)
-    records = list(dict.fromkeys(row.record for _, row, of_row in rows if not _names_no_folder(of_row)))
-    name = f"accounts-{hashlib.sha256(str(csv_path.absolute()).encode()).hexdigest()[:16]}"
-    of_records = forgery.accounts(records, processes=processes, name=name)
-    accounts = {record.name: account for record, account in zip(records, of_records, strict=True)}
-    backing = {
-        name: dict(zip(map(_KEY, account.rows), zip(account.rows, account.faults, strict=True), strict=True))
-        for name, account in accounts.items()
-    }
-    compared = forgery.Compared(_stored_labels(csv_path))
-    begun: set[str] = set()
-    lines_of: dict[tuple[str, ...], int] = {}
-    for line, row, of_row in rows:
-        if row.run in accounts and row.run not in begun and not accounts[row.run].unreadable:
-            begun.add(row.run)
-            of_row += [*accounts[row.run].problems, *compared.problems(accounts[row.run])]
-        of_row += _disagreements(row, accounts.get(row.run), backing.get(row.run, {}))
-        if row.key in lines_of:
-            of_row.append(f"the same result as line {lines_of[row.key]}")
-        lines_of.setdefault(row.key, line)
-        problems += [(line, problem) for problem in of_row]
+    lines = list(board_row.lines(csv_path))
+    of_runs: dict[str, Lines] = {}
+    for line, cells in lines:
+        of_runs.setdefault(cells[_RUN] if len(cells) == len(COLUMNS) else "", []).append((line, cells))
+    memory_name = f"accounts-{hashlib.sha256(str(csv_path.absolute()).encode()).hexdigest()[:16]}"
+    known = _remembered(memory_name)
+    work = [
+        (csv_path.parent / "runs", run, of_run, known[run][0] if run in known else "")
+        for run, of_run in of_runs.items()
+    ]
+    if processes > 1 and len(work) > MANY:
+        with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+            examined = list(pool.map(_examined, work, chunksize=64))
+    else:
+        examined = list(map(_examined, work))
+
+    compared, remembered = forgery.Compared(_stored_labels(csv_path)), {}
+    problems = [problem for of_run in examined for problem in of_run.problems]
+    for (run, of_run), result in zip(of_runs.items(), examined, strict=True):
+        others = known[run][1] if result.as_remembered else result.compared
+        if others is not None:
+            problems += [(of_run[0][0], problem) for problem in compared.problems(others)]
+        if result.digest:
+            remembered[run] = result.digest, others
+    first: dict[tuple[str, ...], int] = {}
+    for line, cells in lines:
+        if len(cells) == len(COLUMNS) and first.setdefault(key := _KEY_OF_CELLS(cells), line) != line:
+            problems.append((line, f"the same result as line {first[key]}"))
     messages = [f"{csv_path}:{line}: {problem}" for line, problem in sorted(problems, key=lambda numbered: numbered[0])]
-    for run, results in backing.items():
-        for key in results:
-            if key not in lines_of:  # a score taken off the board would make the others look better
+    for run, result in zip(of_runs, examined, strict=True):
+        for key in result.without_row:
+            if key not in first:  # a score taken off the board would make the others look better
                 of = dict(zip(KEY, key, strict=True))
                 score = f"{of['task']} {of['protocol']} {of['probe']} {of['label_fraction']}"
                 messages.append(f"{csv_path}: no row for {score}, which {run} records")
-    return [row for _, row, _ in rows], messages
+    if remembered != known:
+        remember(memory_name, lambda path: path.write_text(json.dumps(remembered), encoding="utf-8"))
+    return 0 if messages else max((int(cells[_TEST_READS]) for _, cells in lines), default=0), messages
 
 
-def _parsed(csv_path: Path) -> tuple[list[tuple[int, Row, list[str]]], list[tuple[int, str]]]:
-    """Every row that can be read, after its line and with what is wrong with it by itself; and why others cannot."""
-    rows, problems, records = [], [], csv_path.parent / "runs"
-    for line, cells in board_row.lines(csv_path):
+MANY = 500  # runs: the records of fewer are read sooner than a process starts
+_RUN, _TEST_READS = COLUMNS.index("run"), COLUMNS.index("test_reads")
+_KEY_OF_CELLS = itemgetter(*map(COLUMNS.index, KEY))
+
+
+def _remembered(name: str) -> dict[str, tuple[str, OfRun | None]]:
+    """Of each run without a problem the digest of its rows and record, and what is compared with other records."""
+    try:
+        known = json.loads(memory(name).read_text(encoding="utf-8"))
+        return {run: (str(digest), of_run and OfRun.from_plain(of_run)) for run, (digest, of_run) in known.items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}
+
+
+class _Examined(NamedTuple):
+    """What `_examined` found in the rows of a run and its record.
+
+    Attributes:
+        problems: each with its line.
+        digest: of the rows and the record; empty if there is a problem or they cannot be read.
+        as_remembered: the digest is the one that was remembered; all else is then empty.
+        compared: what is compared with other records.
+        without_row: the keys of scores that the record holds and that none of the rows has.
+    """
+
+    problems: list[tuple[int, str]]
+    digest: str = ""
+    as_remembered: bool = False
+    compared: OfRun | None = None
+    without_row: tuple[tuple[str, ...], ...] = ()
+
+
+def _examined(work: tuple[Path, str, Lines, str]) -> _Examined:
+    """Check the rows of one run, and its record by itself.
+
+    Args:
+        work: the folder of the records, the run's name, its lines, and the digest that is remembered of it. One
+            argument, as the map over processes hands it on.
+    """
+    records, run, lines, remembered = work
+    record = None if board_row.faults_of("run", run) else records / run
+    digest = "" if record is None else forgery.digest_of(record, [cells for _, cells in lines])
+    if digest and digest == remembered:
+        return _Examined([], digest, True)
+    rows, problems = [], []
+    for line, cells in lines:
         try:
             row = board_row.parse(cells, records)
         except ValueError as error:
             problems.append((line, str(error)))
             continue
-        rows.append((line, row, board_row.problems(row)))
-    return rows, problems
-
-
-def _names_no_folder(problems: Sequence[str]) -> bool:
-    return any(problem.startswith("run ") for problem in problems)
+        rows.append((line, row))
+        problems += [(line, problem) for problem in board_row.problems(row)]
+    account = None if record is None or not rows else forgery.account(record)
+    backing: Backing = {}
+    if account is not None and not account.unreadable:
+        problems += [(rows[0][0], problem) for problem in account.problems]
+        backing = dict(zip(map(_KEY, account.rows), zip(account.rows, account.faults, strict=True), strict=True))
+    problems += [(line, problem) for line, row in rows for problem in _disagreements(row, account, backing)]
+    without_row = tuple(key for key in backing if key not in {row.key for _, row in rows})
+    compared = None if account is None else account.compared
+    return _Examined(problems, "" if problems or without_row else digest, False, compared, without_row)
 
 
 _KEY = itemgetter(*(RECORDED.index(name) for name in KEY))

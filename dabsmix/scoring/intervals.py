@@ -159,8 +159,7 @@ def _over_draws(metric: Metric, draws: Sequence[Scores] | Scores, label: Label) 
     values: list[float] = []
     for above, below, shares in _ratios(metric, draws, label):
         values += shares.tolist()
-        for response in (above - shares[:, None] * below) / below.mean():
-            total += response
+        total += ((above - shares[:, None] * below) / below.mean()).sum(axis=0)
     return float(np.mean(values)), total / len(values)
 
 

@@ -14,8 +14,10 @@ import numpy as np
 import pytest
 import yaml
 
+from dabsmix.board import forgery
+from dabsmix.board import submit as board_submit
 from dabsmix.board.forgery import check_record
-from dabsmix.board.submit import read, submit, validate
+from dabsmix.board.submit import checked, read, submit, validate
 from dabsmix.board.table import render
 from dabsmix.errors import UserError
 from dabsmix.files import cache_folder
@@ -222,6 +224,29 @@ def test_what_is_remembered_does_not_hide_a_file_that_keeps_its_size_and_time(bo
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert (path.stat().st_size, path.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
     assert "problems" in problems()
+
+
+def test_what_is_remembered_is_examined_once_and_still_compared(board: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert validate(board) == []
+    monkeypatch.setattr(forgery, "account", lambda record: pytest.fail(f"{record} is checked again"))
+    assert validate(board) == []
+    labels = board.parent / "labels.json"
+    labels.write_text(json.dumps(dict.fromkeys(json.loads(labels.read_text()), "0" * 64)))
+    assert any("test labels are not those" in problem for problem in validate(board))
+    board.write_text(board.read_text() + board.read_text().splitlines()[-1] + "\n")
+    monkeypatch.undo()
+    assert any("the same result as line" in problem for problem in validate(board))
+
+
+def test_several_processes_find_the_same_problems(board: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weak_yardstick(board)
+    replace(board, "linear", "knn")
+    lines = board.read_text().splitlines(keepends=True)
+    board.write_text("".join([*lines, "a,line,of,other,length\n"]))
+    of_one = validate(board)
+    assert len(of_one) > 3
+    monkeypatch.setattr(board_submit, "MANY", 0)
+    assert checked(board, processes=2)[1] == of_one
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
