@@ -26,7 +26,7 @@ from dabsmix.board.record import UNREADABLE, stamp
 from dabsmix.board.row import COLUMNS, Row
 from dabsmix.board.standings import Block, Line, Section, by_section, is_random, section_of
 from dabsmix.files import memory, remember
-from dabsmix.scoring.intervals import MIN_SEEDS
+from dabsmix.scoring.intervals import MIN_SEEDS, Measured
 from dabsmix.scoring.metrics import metric
 from dabsmix.scoring.results import in_percent
 
@@ -238,13 +238,14 @@ def _gains(name: str, lines: dict[str, Line], random: Line) -> dict[str, _Gains]
     top = _top(name)
     sign = 1 if metric(name).higher else -1
     rng = np.random.default_rng(0)
-    values, resampled = _resampled(random, rng)
+    moves = _moves([run for line in (random, *lines.values()) for run in line.runs or ()])
+    values, resampled = _resampled(random, moves, rng)
     base, bases = values.mean(), resampled.mean(axis=1, keepdims=True)
     room = top - bases
     room[abs(room) < 1e-9 * abs(top - base)] = np.nan  # the random encoder makes no mistake in these resamples
     gains = {}
     for algorithm, line in lines.items():
-        scores, drawn_scores = _resampled(line, rng)
+        scores, drawn_scores = _resampled(line, moves, rng)
         wins = np.sign(sign * (scores[:, None] - values[None]))
         gains[algorithm] = _Gains(
             (scores - base) / (top - base), (drawn_scores - bases) / room, float((wins + 1).mean() / 2)
@@ -252,7 +253,19 @@ def _gains(name: str, lines: dict[str, Line], random: Line) -> dict[str, _Gains]
     return gains
 
 
-def _resampled(line: Line, rng: np.random.Generator) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _moves(runs: Sequence[Measured]) -> dict[int, NDArray[np.float64]]:
+    """By how much each resample of the test units moves a run's score, ``(RESAMPLES,)`` by `id`, in few products."""
+    moves: dict[int, NDArray[np.float64]] = {}
+    for units in {len(run.influence) for run in runs}:
+        same = [run for run in runs if len(run.influence) == units]
+        products = _weights(units) @ np.stack([run.influence for run in same], axis=1)
+        moves |= zip(map(id, same), products.T, strict=True)
+    return moves
+
+
+def _resampled(
+    line: Line, moves: Mapping[int, NDArray[np.float64]], rng: np.random.Generator
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     runs = line.runs
     if runs is None:  # without predictions the test rows' part comes from the intervals
         values = np.array([row.value for row in line.rows])
@@ -261,7 +274,7 @@ def _resampled(line: Line, rng: np.random.Generator) -> tuple[NDArray[np.float64
         moved = values + rng.normal(size=(RESAMPLES, 1)) * np.array(widths) / (2 * 1.96)
     else:
         values = np.array([run.value for run in runs])
-        moved = values + _weights(len(runs[0].influence)) @ np.stack([run.influence for run in runs], axis=1)
+        moved = values + np.stack([moves[id(run)] for run in runs], axis=1)
     drawn = rng.integers(len(values), size=moved.shape)
     return values, np.take_along_axis(moved, drawn, axis=1)
 
