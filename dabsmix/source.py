@@ -95,7 +95,7 @@ class Source:
         path = self.data.expanduser().resolve()
         if glob.has_magic(path.name) and not path.exists():
             return path.parent.name
-        return path.name if path.is_dir() else path.stem.removesuffix(".csv").removesuffix(".tar")  # of .csv.gz
+        return path.name if path.is_dir() else re.sub(r"\.(csv|tar|json|jsonl|ndjson)$", "", path.stem)  # of .csv.gz
 
     @property
     def revision(self) -> int:
@@ -120,10 +120,10 @@ class Source:
             return
         assert self.data is not None
         packed = _is_packed(self)
-        if self.modality is None and not packed:
-            raise UserError("--data also needs --modality image, spectrogram, sensor, tabular, text or sequence")
         if not packed and not self.data.expanduser().exists():
             raise UserError(f"--data {self.data}: no such file or folder")
+        if self.modality is None and not packed:
+            raise UserError("--data also needs --modality image, spectrogram, sensor, tabular, text or sequence")
         read_options(self.options)
 
     @classmethod

@@ -164,6 +164,8 @@ def own_files(path: Path, suffixes: tuple[str, ...]) -> tuple[Folder, list[str]]
     """
     if path.suffix.lower() == ".zip" and path.is_file():
         return _zipped(path, suffixes)
+    if path.is_file() and not path.name.lower().endswith(suffixes):
+        raise UserError(f"{path}: its name ends in none of {', '.join(suffixes)}; are the file and --modality right?")
     if path.is_file():
         return path.parent, [path.name]
     files = walk(path, suffixes)

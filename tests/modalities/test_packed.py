@@ -220,6 +220,8 @@ def test_names_and_places(tmp_path: Path) -> None:
     assert Source(data=Path("hf:ylecun/mnist")).name == "mnist"
     assert Source(data=Path("hf:nyu-mll/glue:sst2")).name == "glue-sst2"
     assert Source(data=tmp_path / "birds" / "*.tar").name == "birds"
+    for name in ("calls.csv", "calls.csv.gz", "calls.tar.gz", "calls.jsonl.gz", "calls.json"):
+        assert Source(data=tmp_path / name).name == "calls"
     assert absolute(Path("hf:ylecun/mnist")) == Path("hf:ylecun/mnist")
     assert absolute(Path("x.csv")).is_absolute()
 

@@ -220,6 +220,15 @@ def test_implausible_options_are_refused(option: dict[str, str | int], message: 
     assert message in str(caught.value)
 
 
+@pytest.mark.parametrize("modality", ["image", "spectrogram"])
+def test_a_table_in_place_of_media_is_refused_as_what_it_is(modality: Any, tmp_path: Path) -> None:
+    (tmp_path / "table.csv").write_text("a,kind\n1,x\n")
+    with pytest.raises(UserError, match=r"table\.csv: its name ends in none of \.\w+, .*--modality right"):
+        load(Source(data=tmp_path / "table.csv", modality=modality, label="kind"))
+    with pytest.raises(UserError, match=r"nowhere\.csv: no such file"):
+        load(Source(data=tmp_path / "nowhere.csv", label="kind"))
+
+
 def test_unusual_columns_are_reported(tmp_path: Path) -> None:
     table = pd.DataFrame(
         {

@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from filelock import FileLock
@@ -84,6 +85,31 @@ def test_tensorboard_holds_the_lines_of_metrics(tmp_path: Path) -> None:
     events_file.Reload()
     losses = {event.step: event.value for event in events_file.Scalars("loss")}
     assert losses == pytest.approx({line["step"]: line["loss"] for line in run.metrics()})
+
+
+@pytest.mark.slow
+def test_mlflow_holds_the_lines_of_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mlflow: Any = pytest.importorskip("mlflow", reason="needs pip install 'dabsmix[track]'")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    monkeypatch.chdir(tmp_path)
+    run = go(tmp_path, track="mlflow")
+    client = mlflow.MlflowClient()
+    (tracked,) = client.search_runs([client.get_experiment_by_name("dabsmix").experiment_id])
+    assert tracked.info.run_name == run.path.name
+    losses = {point.step: point.value for point in client.get_metric_history(tracked.info.run_id, "loss")}
+    assert losses == pytest.approx({line["step"]: line["loss"] for line in run.metrics()})
+
+
+@pytest.mark.slow
+def test_wandb_writes_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb", reason="needs pip install 'dabsmix[track]'")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    run = go(tmp_path, track="wandb")
+    (written,) = (tmp_path / "wandb").rglob("*.wandb")
+    content = written.read_bytes()
+    assert run.path.name.encode() in content
+    assert b"online_validation" in content
 
 
 @pytest.mark.parametrize(
