@@ -203,9 +203,14 @@ class Run:
         """Refuse a run that has no final encoder.
 
         Raises:
-            UserError: the run is unfinished.
+            UserError: the run is unfinished, or has failed.
         """
         if not self.finished:
+            if self.record.failure:
+                raise UserError(
+                    f"{self.path} has failed ({self.record.failure}): start again, or continue it with "
+                    "`dabsmix pretrain --resume` when the cause is gone"
+                )
             raise UserError(f"{self.path} is unfinished: continue it with `dabsmix pretrain --resume`")
 
     @property

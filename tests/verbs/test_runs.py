@@ -47,6 +47,8 @@ def test_every_state_is_listed(tmp_path: Path) -> None:
     ]
     assert listed[0].scores == {"digits": 0.5}
     assert "lower --lr" in listed[1].failure
+    with pytest.raises(UserError, match=r"second has failed \(training diverged: .* lower --lr .*\): start again"):
+        Run(tmp_path / "second").require_finished()
     assert listed[2].loss == 1.25
 
 
