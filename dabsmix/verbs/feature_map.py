@@ -185,8 +185,8 @@ def _arranged(rows: NDArray[np.float32]) -> tuple[NDArray[np.float32], str]:
     perplexity = min(PERPLEXITY, (len(rows) - 1) / 3)
     points = TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(rows)
     return points, (
-        f"Arranged by t-SNE (perplexity {perplexity:.3g}, started from principal components): neighbours on the map have "
-        "similar features. Distances between far clusters mean nothing, nor do the sizes of clusters."
+        f"Arranged by t-SNE (perplexity {perplexity:.3g}, started from principal components): neighbours on the map "
+        "have similar features. Distances between far clusters mean nothing, nor do the sizes of clusters."
     )
 
 
