@@ -122,6 +122,16 @@ def confused(num_classes: int, per_class: int, accuracy: float) -> tuple[Draw, f
     return draw, true
 
 
+def two_quantities(n: int, correlation: float) -> Draw:
+    """A target and its prediction, normal and so correlated; Spearman's correlation is then 6 / π asin(r / 2)."""
+
+    def draw(rng: np.random.Generator) -> tuple[Scores, Label, None]:
+        target = rng.normal(size=n)
+        return correlation * target + np.sqrt(1 - correlation**2) * rng.normal(size=n), target, None
+
+    return draw
+
+
 def grouped(groups: int, accuracy: float) -> Draw:
     """Accuracy where groups differ in size (10 to 90 rows) and in difficulty."""
 
@@ -187,6 +197,10 @@ def coverage(trials: int, former_trials: int, only: str | None) -> list[str]:
     for number, per_class, p in ((2, 20, 0.8), (5, 20, 0.7), (10, 20, 0.9), (40, 20, 0.6), (40, 20, 0.9)):
         draw, true = confused(number, per_class, p)
         cases.append(("f1_macro", f"{number} classes of {per_class}", true, draw))
+    for n in (50, 200, 1000):
+        for r in (0.5, 0.9, 0.99):
+            cases.append(("pearson", f"{n}", r, two_quantities(n, r)))
+            cases.append(("spearman", f"{n}", 6 / np.pi * np.arcsin(r / 2), two_quantities(n, r)))
     for number in (5, 6, 8, 12, 20, 50):
         cases += [("accuracy", f"{number} groups of 10 to 90", p, grouped(number, p)) for p in (0.67, 0.9)]
     for name, rows, true, draw in cases:

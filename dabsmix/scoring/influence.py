@@ -223,7 +223,7 @@ def _matthews(scores: Scores, label: Label) -> Values:
 
 
 def _correlation(ranked: bool) -> Callable[[Scores, Label], Values]:
-    """Of Pearson's correlation; of Spearman's the ranks' own response is included by their placement."""
+    """Of cov(x, y) / sqrt(cov(x, x) cov(y, y)); of Spearman's x and y are ranks, which each example moves too."""
 
     def function(scores: Scores, label: Label) -> Values:
         from scipy.stats import rankdata
@@ -234,27 +234,29 @@ def _correlation(ranked: bool) -> Callable[[Scores, Label], Values]:
         if np.ptp(x) == 0 or np.ptp(y) == 0:
             return np.zeros(len(label))
         u, v = ((z - z.mean()) / z.std() for z in (x, y))
-        value = float(np.mean(u * v))
-        response: Values = u * v - value * (u**2 + v**2) / 2
-        if ranked:  # example i moves the rank of every example above it
-            scale = len(x) / (x.std() * y.std())
-            response += scale / len(x) ** 2 * (_moved(x, y) + _moved(y, x))
-            response -= response.mean()
+        joint, one, other = u * v, u**2, v**2
+        if ranked:  # in standard deviations of the ranks, as u and v are
+            joint += _above(x, v) / x.std() + _above(y, u) / y.std()
+            one += 2 * _above(x, u) / x.std()
+            other += 2 * _above(y, v) / y.std()
+        response: Values = joint - float(np.mean(u * v)) / 2 * (one + other)
+        response -= response.mean()
         return response
 
     return function
 
 
-def _moved(x: Values, y: Values) -> Values:
-    """Sum over j above i in x (ties half) of y_j minus its mean: how the ranks of x shift under i's weight."""
-    centred = y - y.mean()
-    order = np.argsort(x, kind="stable")
-    _, start, size = np.unique(x[order], return_index=True, return_counts=True)
-    sums = np.add.reduceat(centred[order], start)
-    above = sums[::-1].cumsum()[::-1] - sums + sums / 2
-    moved: Values = np.empty(len(x))
-    moved[order] = np.repeat(above, size)
-    return moved
+def _above(ranks: Values, values: Values) -> Values:
+    """For each example the sum of the values of those ranked above it, and half of those ranked as it is.
+
+    An example of weight ε lifts the ranks of these by ε times their number, and by half of that.
+    """
+    order = np.argsort(ranks, kind="stable")
+    _, start, size = np.unique(ranks[order], return_index=True, return_counts=True)
+    sums = np.add.reduceat(values[order], start)
+    above: Values = np.empty(len(ranks))
+    above[order] = np.repeat(sums[::-1].cumsum()[::-1] - sums / 2, size)
+    return above
 
 
 def _scored(scores: Scores, label: Label) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from dabsmix.scoring.influence import influence, rarest
+from dabsmix.scoring.intervals import interval, measure
 from dabsmix.scoring.metrics import METRICS, Label, Scores, metric
 
 
@@ -28,6 +29,32 @@ def test_influence_equals_leaving_an_example_out(name: str) -> None:
     assert computed.mean() == pytest.approx(0, abs=1e-9)
     assert np.corrcoef(computed, expected)[0, 1] > 0.995
     assert computed.std() == pytest.approx(expected.std(), rel=0.03 if name == "average_precision" else 0.02)
+
+
+@pytest.mark.parametrize("levels", [None, 5])  # distinct numbers, or grades that many examples share
+@pytest.mark.parametrize("noise", [0.1, 1.0])
+@pytest.mark.parametrize("name", ["pearson", "spearman"])
+def test_correlations_of_quantities(name: str, noise: float, levels: int | None) -> None:
+    rng = np.random.default_rng(3)
+    target = rng.normal(size=300)
+    scores = target + noise * rng.normal(size=300)
+    label = target if levels is None else np.digitize(target, [-1.0, -0.3, 0.3, 1.0]).astype(float)
+    left_out = np.array([metric(name)(np.delete(scores, i), np.delete(label, i)) for i in range(300)])
+    computed = influence(metric(name), scores, label)
+    assert np.corrcoef(computed, -left_out)[0, 1] > 0.99
+    assert computed.std() == pytest.approx(299 * left_out.std(), rel=0.05)
+
+
+def test_an_almost_perfect_order_has_a_narrow_interval() -> None:
+    rng = np.random.default_rng(4)
+    target = rng.normal(size=120)
+    found = interval(
+        metric("spearman"), [measure(metric("spearman"), [target + 1e-2 * rng.normal(size=120)], target, None)]
+    )
+    assert found.low is not None
+    assert found.high is not None
+    assert 0.99 < found.low < found.high <= 1
+    assert not influence(metric("spearman"), target**3, target).round(9).any()  # no weight moves a perfect order
 
 
 def test_several_labels_and_tokens() -> None:
