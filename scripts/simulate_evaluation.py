@@ -184,11 +184,11 @@ def coverage(trials: int, former_trials: int, only: str | None) -> list[str]:
         "|---|---|---|---|---|---|---|",
     ]
     cases: list[tuple[str, str, float, Draw]] = []
-    known: dict[tuple[str, float], float] = {}  # coverage by rows and true value where it needs no simulation
+    known: dict[tuple[str, str, float], float] = {}  # coverage where it needs no simulation
     for n in (50, 100, 200, 1000):
         for p in (0.6, 0.8, 0.9, 0.95, 0.98):
             cases.append(("accuracy", f"{n}", p, classes(n, p)))
-            known[f"{n}", p] = exact(n, p)
+            known["accuracy", f"{n}", p] = exact(n, p)
     for sides in ((10, 10), (10, 100), (30, 300)):
         cases += [
             ("auroc_macro", f"{sides[0]} positive, {sides[1]} negative", a, two_normals(*sides, a))
@@ -211,7 +211,7 @@ def coverage(trials: int, former_trials: int, only: str | None) -> list[str]:
         slow = name == "f1_macro"
         hits = {"now": 0, "formerly": 0, "studentised": 0, "bca": 0}
         few = min(former_trials, 300 if slow else 500)  # for what resamples
-        covered = known.get((rows, true))
+        covered = known.get((name, rows, true))
         for trial in range(trials if covered is None else few):
             scores, label, group = draw(rng)
             if covered is None:
