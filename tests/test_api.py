@@ -31,15 +31,12 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 SHORT: dict[str, Any] = dict(encoder="tiny", steps=2, batch_size=8)
 
 
-def test_importing_the_package_is_quick_and_loads_nothing() -> None:
+def test_importing_the_package_loads_nothing_heavy() -> None:
     code = (
-        "import time; t = time.perf_counter(); import dabsmix; t = time.perf_counter() - t\n"
-        "import sys; print(t, [m for m in ('torch', 'numpy', 'pandas', 'sklearn', 'tyro') if m in sys.modules])"
+        "import sys, dabsmix; print([m for m in ('torch', 'numpy', 'pandas', 'sklearn', 'tyro') if m in sys.modules])"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    seconds, loaded = out.split(maxsplit=1)
-    assert float(seconds) < 0.1
-    assert loaded == "[]\n"
+    assert out == "[]\n"
 
 
 def test_every_public_name_is_there_and_no_other() -> None:
