@@ -40,8 +40,10 @@ def load(folder: Path, protocol: str) -> Data:
 def _texts(shards: list[Path]) -> Iterator[str]:
     """The pages of one language in the order of its shards."""
     for shard in shards:
-        for page in json_rows(shard):
-            yield page["text"]
+        for number, page in enumerate(json_rows(shard), start=1):
+            if not isinstance(text := page.get("text"), str):
+                raise UserError(f"{shard}:{number}: a page without a text; fetch it again")
+            yield text
 
 
 DOMAINS = (
