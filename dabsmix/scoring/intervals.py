@@ -172,11 +172,12 @@ def mean_score(metric: Metric, draws: Sequence[Scores] | Scores, label: Label) -
 
 def _ratios(metric: Metric, draws: Sequence[Scores] | Scores, label: Label) -> Iterator[tuple[Any, Any, Any]]:
     """Of a metric with parts these, and their ratio of sums, for some draws at a time."""
+    assert metric.parts is not None
     at_once = max(1, NUMBERS // max(1, len(label)))
     for start in range(0, len(draws), at_once):
         stacked = np.asarray(draws[start : start + at_once])
         metric.check(stacked, label)
-        above, below = metric.parts(stacked, label)  # type: ignore[misc]  # the caller has seen that there are parts
+        above, below = metric.parts(stacked, label)
         if not below.sum():
             raise Undefined("no token of these rows is scored")
         yield above, below, above.sum(axis=1) / below.sum()
