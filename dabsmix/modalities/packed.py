@@ -367,7 +367,7 @@ def json_rows(file: Path) -> Iterator[Row]:
     """The objects of a file with one on each line, gzipped or not, from the first to the last.
 
     Raises:
-        UserError: the file cannot be read or is empty, or a line is no object.
+        UserError: the file cannot be read or is empty, or a line is not a JSON object.
     """
     number = 0
     for number, line in enumerate(_lines(file), start=1):
