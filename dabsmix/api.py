@@ -21,7 +21,7 @@ from dabsmix.files import cache_folder, write
 from dabsmix.modalities import memory
 from dabsmix.registry import algorithm_flags
 from dabsmix.run import Run
-from dabsmix.scoring.results import Protocols, TransferRecord
+from dabsmix.scoring.results import ProtocolName, TransferRecord
 from dabsmix.source import Modality, Source
 from dabsmix.source import load as load_source
 from dabsmix.training import accelerate
@@ -63,12 +63,12 @@ def load(
     if data is None or isinstance(data, str | Path):
         place = None if data is None else Path(data)
     elif memory.is_frame(data):
-        place = _kept_frame(data)
+        place = _frame_file(data)
     else:
         if label is not None or options is not None or modality is None:
             raise UserError("an array needs a modality, and takes no label or options: give a DataFrame for those")
         return replace(memory.whole(data, modality), source=Source(modality=modality))
-    options_file = _kept_options(options) if isinstance(options, Mapping) else options
+    options_file = _options_file(options) if isinstance(options, Mapping) else options
     source = Source(
         domain=domain,
         data=place,
@@ -148,7 +148,7 @@ def transfer(
     label: str | None = None,
     options: str | Path | Mapping[str, Any] | None = None,
     metric: str | None = None,
-    protocol: Protocols | None = None,
+    protocol: ProtocolName | None = None,
     labels: Sequence[str | float] | None = None,
     supervised: bool = False,
     data_root: str | Path | None = None,
@@ -178,11 +178,11 @@ def transfer(
     from dabsmix.verbs import transfer as verb
 
     run = run if isinstance(run, Run) else Run(Path(run))
-    options_file = _kept_options(options) if isinstance(options, Mapping) else options
+    options_file = _options_file(options) if isinstance(options, Mapping) else options
     loaded = data if isinstance(data, Data) else None
     place = None
     if data is not None and loaded is None:
-        place = _kept_frame(cast("pd.DataFrame", data)) if memory.is_frame(data) else Path(cast("str | Path", data))
+        place = _frame_file(cast("pd.DataFrame", data)) if memory.is_frame(data) else Path(cast("str | Path", data))
     config = TransferConfig(
         run=(run.path,),
         task=() if task is None else (task,),
@@ -203,13 +203,13 @@ def transfer(
 # --- data in memory, stored as files that can be read again
 
 
-def _kept_frame(frame: pd.DataFrame) -> Path:
+def _frame_file(frame: pd.DataFrame) -> Path:
     """A DataFrame as Parquet, under the digest of its content."""
     named = frame.set_axis([str(name) for name in frame.columns], axis=1)
     return _stored("frame", ".parquet", lambda path: named.to_parquet(path, index=False))
 
 
-def _kept_options(options: Mapping[str, Any]) -> Path:
+def _options_file(options: Mapping[str, Any]) -> Path:
     content = yaml.safe_dump(json.loads(json.dumps(dict(options))))
     return _stored("options", ".yaml", lambda path: path.write_text(content, encoding="utf-8"))
 

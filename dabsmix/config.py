@@ -22,7 +22,7 @@ from dabsmix.errors import UserError
 from dabsmix.model.shapes import TIMM, encoder_config
 from dabsmix.registry import algorithm_added, algorithm_dabs, algorithm_flags, canonical_algorithm, domain
 from dabsmix.run import Run, finished_runs
-from dabsmix.scoring.results import HeadMixes, MixSchedules, Protocols
+from dabsmix.scoring.results import HeadMixes, MixSchedules, ProtocolName
 from dabsmix.source import Modality, Source, absolute, batch_size, modality_of, read_options
 from dabsmix.tracking import check_tracker
 
@@ -369,7 +369,7 @@ class TransferConfig:
     metric: str | None = None
     """Metric for your own data: accuracy, balanced_accuracy, f1_macro, matthews, auroc_macro, average_precision
     for classes, spearman, r2, mae for quantities [the option `metric`, or by a rule on the training labels]."""
-    protocol: Protocols | None = None
+    protocol: ProtocolName | None = None
     """How features are scored, or the whole network trained (finetune) [v2; for a run of another protocol than v1, that
     one]. Scores of different protocols are never ranked together."""
     labels: tuple[str, ...] | None = None
@@ -617,7 +617,7 @@ class BenchConfig:
     """Precision of the encoder's arithmetic in pretraining."""
     compile: bool = False
     """Apply torch.compile to the transformer's blocks."""
-    protocol: Protocols | None = None
+    protocol: ProtocolName | None = None
     """Transfer's protocol [as `dabsmix transfer` chooses it]."""
     labels: tuple[str, ...] | None = None
     """Shares of the labels to score with [the protocol's]."""

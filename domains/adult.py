@@ -10,7 +10,7 @@ from dabsmix.data.download import Download
 from dabsmix.data.splits import carve
 from dabsmix.errors import UserError
 from dabsmix.modalities.columns import Column, fit, scan, store
-from dabsmix.modalities.tables import Source
+from dabsmix.modalities.tables import TableSource
 from dabsmix.modalities.tabular import supervised
 
 CLASSES = ("<=50K", ">50K")
@@ -64,12 +64,12 @@ def _load(folder: Path, protocol: str) -> Data:
     )
 
 
-def _source(path: Path) -> Source:
+def _source(path: Path) -> TableSource:
     if not path.is_file():
         raise UserError(f"{path} is missing; fetch it from {DOWNLOADS[0].urls[0].rpartition('/')[0]}/")
     with path.open("rb") as stream:
         is_comment = stream.read(1) == b"|"  # adult.test begins with one
-    return Source(path, (*FEATURES, LABEL), skip=int(is_comment))
+    return TableSource(path, (*FEATURES, LABEL), skip=int(is_comment))
 
 
 DOWNLOADS = (

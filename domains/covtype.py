@@ -13,7 +13,7 @@ from dabsmix.data.splits import divide_in_three
 from dabsmix.errors import UserError
 from dabsmix.modalities.augmentation import TableViews
 from dabsmix.modalities.columns import fit
-from dabsmix.modalities.tables import Source
+from dabsmix.modalities.tables import TableSource
 from dabsmix.modalities.tabular import numeric_table, supervised
 
 CLASSES = ("spruce/fir", "lodgepole pine", "ponderosa pine", "cottonwood/willow", "aspen", "Douglas fir", "krummholz")
@@ -63,11 +63,11 @@ def _load(folder: Path, protocol: str) -> Data:
     return replace(data, augment=TableViews(tuple(range(len(MEASURED)))).augment)
 
 
-def _source(folder: Path) -> Source:
+def _source(folder: Path) -> TableSource:
     """The first one that exists: upstream's file, the same file unpacked, or a copy with a header line."""
     for name, header in (("covtype.data.gz", True), ("covtype.data", True), ("covtype.csv", False)):
         if (folder / name).is_file():
-            return Source(folder / name, (*HEADER, LABEL) if header else ())
+            return TableSource(folder / name, (*HEADER, LABEL) if header else ())
     raise UserError(f"{folder}: covtype.data.gz is missing; fetch it from {DOWNLOADS[0].urls[0]}")
 
 

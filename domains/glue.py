@@ -31,7 +31,7 @@ MNLI = ("entailment", "neutral", "contradiction")
 
 
 @dataclass(frozen=True)
-class Table:
+class GlueTable:
     """The columns of a task's texts and labels.
 
     Attributes:
@@ -60,19 +60,19 @@ BINARY = ("0", "1")
 PAIR = ("sentence1", "sentence2")
 
 TABLES = {
-    "cola": Table(
+    "cola": GlueTable(
         *("CoLA", ("sentence",), "label", ("unacceptable", "acceptable"), BINARY, "matthews", "pearson/128"),
         header=("source", "label", "star", "sentence"),
     ),
-    "sst2": Table("SST-2", ("sentence",), "label", ("negative", "positive"), BINARY),
-    "mrpc": Table("MRPC", ("#1 String", "#2 String"), "Quality", ("not_equivalent", "equivalent"), BINARY),
-    "qqp": Table("QQP", ("question1", "question2"), "is_duplicate", ("not_duplicate", "duplicate"), BINARY),
-    "stsb": Table("STS-B", PAIR, "score", metric="spearman", dabs_metric="spearman/128"),
-    "mnli_matched": Table("MNLI", PAIR, "gold_label", MNLI, dev="dev_matched.tsv"),
-    "mnli_mismatched": Table("MNLI", PAIR, "gold_label", MNLI, dev="dev_mismatched.tsv"),
-    "qnli": Table("QNLI", ("question", "sentence"), "label", ENTAILMENT),
-    "rte": Table("RTE", PAIR, "label", ENTAILMENT),
-    "wnli": Table("WNLI", PAIR, "label", ("not_entailment", "entailment"), BINARY),
+    "sst2": GlueTable("SST-2", ("sentence",), "label", ("negative", "positive"), BINARY),
+    "mrpc": GlueTable("MRPC", ("#1 String", "#2 String"), "Quality", ("not_equivalent", "equivalent"), BINARY),
+    "qqp": GlueTable("QQP", ("question1", "question2"), "is_duplicate", ("not_duplicate", "duplicate"), BINARY),
+    "stsb": GlueTable("STS-B", PAIR, "score", metric="spearman", dabs_metric="spearman/128"),
+    "mnli_matched": GlueTable("MNLI", PAIR, "gold_label", MNLI, dev="dev_matched.tsv"),
+    "mnli_mismatched": GlueTable("MNLI", PAIR, "gold_label", MNLI, dev="dev_mismatched.tsv"),
+    "qnli": GlueTable("QNLI", ("question", "sentence"), "label", ENTAILMENT),
+    "rte": GlueTable("RTE", PAIR, "label", ENTAILMENT),
+    "wnli": GlueTable("WNLI", PAIR, "label", ("not_entailment", "entailment"), BINARY),
 }
 
 DATA = "https://dl.fbaipublicfiles.com/glue/data"
@@ -116,16 +116,16 @@ def load(name: str, folder: Path, protocol: str) -> Data:
     )
 
 
-Row = tuple[Path, int, list[str]]
+NumberedCells = tuple[Path, int, list[str]]
 
 
-def _rows(table: Table, files: list[Path], part: str) -> Iterator[Row]:
+def _rows(table: GlueTable, files: list[Path], part: str) -> Iterator[NumberedCells]:
     file = files[0] if part == "train" else files[1]
     for number, cells in read_tsv(file, [*table.texts, table.label], table.header):
         yield file, number, cells
 
 
-def _mrpc(table: Table, files: list[Path], part: str) -> Iterator[Row]:
+def _mrpc(table: GlueTable, files: list[Path], part: str) -> Iterator[NumberedCells]:
     """MRPC as first published: one training file, and GLUE's list of the pairs that belong to dev."""
     dev = {tuple(ids) for _, ids in read_tsv(files[1], ["one", "two"], ["one", "two"])}
     columns = ("Quality", "#1 ID", "#2 ID", "#1 String", "#2 String")
@@ -134,7 +134,7 @@ def _mrpc(table: Table, files: list[Path], part: str) -> Iterator[Row]:
             yield files[0], number, [*texts, label]
 
 
-def _texts(table: Table, rows: Iterator[Row], *, complete: bool) -> Texts:
+def _texts(table: GlueTable, rows: Iterator[NumberedCells], *, complete: bool) -> Texts:
     """The rows of a part; if ``complete``, as under ``dabs``, without rows that lack a text."""
     codes = {value: code for code, value in enumerate(table.values or table.classes)}
     samples: list[Sample] = []
@@ -187,13 +187,13 @@ def _downloads(folder: str) -> tuple[Download, ...]:
     )
 
 
-def _revisions(name: str, table: Table) -> dict[str, int]:
+def _revisions(name: str, table: GlueTable) -> dict[str, int]:
     if name == "sst2":
         return {"v1": 1}  # since then, no validation text lies inside a training text
     return {"dabs": 1} if len(table.texts) == 2 else {}  # since then, rows that lack a text are left out
 
 
-def _needs(table: Table) -> tuple[str, ...]:
+def _needs(table: GlueTable) -> tuple[str, ...]:
     if table.folder == "MRPC":
         return "train.tsv|msr_paraphrase_train.txt", f"{table.dev}|mrpc_dev_ids.tsv"
     return "train.tsv", table.dev

@@ -12,7 +12,7 @@ from dabsmix.data.download import Download
 from dabsmix.data.splits import carve
 from dabsmix.errors import UserError
 from dabsmix.modalities.columns import fit
-from dabsmix.modalities.tables import Source
+from dabsmix.modalities.tables import TableSource
 from dabsmix.modalities.tabular import numeric_table, supervised
 
 CLASSES = ("background", "signal")
@@ -29,7 +29,7 @@ LABEL = "class_label"
 ROWS, TEST_ROWS = 11_000_000, 500_000
 DRAWN = {"higgs_100k": 100_000, "higgs_1m": 1_000_000}
 
-Rows = NDArray[np.int64]
+Indices = NDArray[np.int64]
 
 
 def _load(part: str, folder: Path, protocol: str) -> Data:
@@ -55,7 +55,7 @@ def _load(part: str, folder: Path, protocol: str) -> Data:
     )
 
 
-def _upstream(part: str, n: int) -> tuple[Rows, Rows, str]:
+def _upstream(part: str, n: int) -> tuple[Indices, Indices, str]:
     """Upstream's convention: the last 500,000 rows are the test; for a shortened file, the last fifteenth."""
     rows = np.arange(n)
     held_out = min(TEST_ROWS, n // 15)
@@ -69,7 +69,7 @@ def _upstream(part: str, n: int) -> tuple[Rows, Rows, str]:
     return rows[first : n - held_out], rows[n - held_out :], f"The last {held_out} rows are the test. {whose}{cut}"
 
 
-def _imix(part: str, n: int) -> tuple[Rows, Rows, str]:
+def _imix(part: str, n: int) -> tuple[Indices, Indices, str]:
     """i-Mix (Lee et al. 2021): this many rows from all before the test, drawn with seed 1 as its code draws 100,000."""
     held_out = min(TEST_ROWS, n // 15)
     count = min(DRAWN[part], n - held_out)
@@ -82,7 +82,7 @@ def _imix(part: str, n: int) -> tuple[Rows, Rows, str]:
     return rows, np.arange(n - held_out, n), note
 
 
-def _dabs(part: str, n: int) -> tuple[Rows, Rows, str]:
+def _dabs(part: str, n: int) -> tuple[Indices, Indices, str]:
     """DABS: nine tenths for pretraining and the last for transfer; each is shuffled, and its last tenth is the test."""
     pretrained = int(np.ceil(0.9 * n))
     rows = np.arange(n)[:pretrained] if part == "higgs" else np.arange(n)[n - int(np.floor(0.1 * n)) :]
@@ -97,10 +97,10 @@ def _dabs(part: str, n: int) -> tuple[Rows, Rows, str]:
     return np.sort(rows[:train]), np.sort(rows[len(rows) - test :]), note
 
 
-def _source(folder: Path) -> Source:
+def _source(folder: Path) -> TableSource:
     for name in ("HIGGS.csv.gz", "HIGGS.csv"):
         if (folder / name).is_file():
-            return Source(folder / name, (LABEL, *HEADER))
+            return TableSource(folder / name, (LABEL, *HEADER))
     raise UserError(f"{folder}: HIGGS.csv.gz is missing; fetch it from {DOWNLOADS[0].urls[0]}")
 
 

@@ -102,7 +102,7 @@ def _read(folder: Path, protocol: str) -> Examples:
 
 def folder_note(folder: Path) -> tuple[str, ...]:
     """A note that names the folder, if it is not that of the whole set."""
-    return () if folder.name == FOLDER else (f"Read from the folder {folder.name}, for want of {FOLDER}.",)
+    return () if folder.name == FOLDER else (f"Read from the folder {folder.name}, as {FOLDER} is missing.",)
 
 
 FOLDER = "coco"

@@ -25,11 +25,11 @@ SCRAMBLED = 0.6
 NOISE = 0.3
 WORDS = 4
 
-Parts = NDArray[np.int64]
+PartIds = NDArray[np.int64]
 """The part at each place: ``(n, PLACES)``."""
 
 
-def arrange(rng: np.random.Generator) -> tuple[NDArray[np.int64], Parts, Parts]:
+def arrange(rng: np.random.Generator) -> tuple[NDArray[np.int64], PartIds, PartIds]:
     """Labels ``(n,)``, the examples' parts, and the classes' arrangements ``(CLASSES, PLACES)``."""
     n = TRAIN + VALIDATION + TEST
     label = rng.integers(0, CLASSES, n)
@@ -38,7 +38,7 @@ def arrange(rng: np.random.Generator) -> tuple[NDArray[np.int64], Parts, Parts]:
     return label, np.where(anew, rng.integers(0, PARTS, (n, PLACES)), arrangements[label]), arrangements
 
 
-def _patches(rng: np.random.Generator, parts: Parts, dim: int) -> NDArray[np.float32]:
+def _patches(rng: np.random.Generator, parts: PartIds, dim: int) -> NDArray[np.float32]:
     """Each part a random direction with either sign, in noise: ``(n, PLACES, dim)``."""
     directions = rng.standard_normal((PARTS, dim))
     sign = rng.choice([-1.0, 1.0], (*parts.shape, 1))
@@ -53,11 +53,11 @@ def _grid(patches: NDArray[np.float32], side: int) -> NDArray[np.float32]:
     return np.ascontiguousarray(tiles.reshape(-1, 1, 4 * side, 4 * side))
 
 
-def _image(rng: np.random.Generator, parts: Parts) -> tuple[Spec, NDArray[Any]]:
+def _image(rng: np.random.Generator, parts: PartIds) -> tuple[Spec, NDArray[Any]]:
     return Grid(1, (16, 16), (4, 4)), _grid(_patches(rng, parts, 16), 4)
 
 
-def _spectrogram(rng: np.random.Generator, parts: Parts) -> tuple[Spec, NDArray[Any]]:
+def _spectrogram(rng: np.random.Generator, parts: PartIds) -> tuple[Spec, NDArray[Any]]:
     """Two partials per part, about the mean in decibels; each patch holds eight bands of eight frames."""
     bands = _patches(rng, parts, 8)[..., None]
     fading = np.cos(np.pi * (np.arange(8) - 3.5) / 10)  # along the frames
@@ -65,13 +65,13 @@ def _spectrogram(rng: np.random.Generator, parts: Parts) -> tuple[Spec, NDArray[
     return Grid(1, (32, 32), (8, 8)), _grid((bands * fading + noise).astype(np.float32), 8)
 
 
-def _sensor(rng: np.random.Generator, parts: Parts) -> tuple[Spec, NDArray[Any]]:
+def _sensor(rng: np.random.Generator, parts: PartIds) -> tuple[Spec, NDArray[Any]]:
     """Three channels of 64 readings; each place is a gesture of four."""
     gestures = _patches(rng, parts, 12).reshape(-1, PLACES, 3, 4)
     return Grid(3, (64,), (4,)), np.ascontiguousarray(gestures.transpose(0, 2, 1, 3).reshape(-1, 3, 64))
 
 
-def _tabular(rng: np.random.Generator, parts: Parts) -> tuple[Spec, NDArray[Any]]:
+def _tabular(rng: np.random.Generator, parts: PartIds) -> tuple[Spec, NDArray[Any]]:
     """Twelve numbers whose size is the part and four categories, each part several of them; a cell in 20 is empty."""
     size = (parts + 0.5) * (2.0 / PARTS)
     numbers = size * rng.choice([-1.0, 1.0], parts.shape) + 0.05 * rng.standard_normal(parts.shape)
@@ -80,7 +80,7 @@ def _tabular(rng: np.random.Generator, parts: Parts) -> tuple[Spec, NDArray[Any]
     return Table(PLACES, (0,) * 12 + (PARTS * WORDS,) * 4), table.astype(np.float32)
 
 
-def _text(rng: np.random.Generator, parts: Parts) -> tuple[Spec, NDArray[Any]]:
+def _text(rng: np.random.Generator, parts: PartIds) -> tuple[Spec, NDArray[Any]]:
     """Sentences of 16 words, each part any of four, and up to four words of no meaning after them; 0 pads."""
     words = 1 + parts + PARTS * rng.integers(0, WORDS, parts.shape)
     vocab = 1 + PARTS * WORDS + 4
@@ -89,7 +89,7 @@ def _text(rng: np.random.Generator, parts: Parts) -> tuple[Spec, NDArray[Any]]:
     return Tokens(PLACES + 4, vocab, pad=0), np.concatenate([words, tail], axis=1)
 
 
-Draw = Callable[[np.random.Generator, Parts], tuple[Spec, NDArray[Any]]]
+Draw = Callable[[np.random.Generator, PartIds], tuple[Spec, NDArray[Any]]]
 
 
 def _load(seed: int, draw: Draw, folder: Path, protocol: str) -> Data:

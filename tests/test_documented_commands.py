@@ -32,8 +32,8 @@ def commands(page: Path) -> Iterator[list[str]]:
     ):
         for line in re.sub(r"\$\{.*?\}", "", block.replace("\\\n", " ")).splitlines():
             for part in re.split(r"&&|\|", line) if language in ("", "bash") else ():
-                if found := re.match(r"(?:.* -m (?:-- )?)?\s*dabsmix (.*)", part):
-                    yield shlex.split(found[1], comments=True)
+                if matched := re.match(r"(?:.* -m (?:-- )?)?\s*dabsmix (.*)", part):
+                    yield shlex.split(matched[1], comments=True)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -137,7 +137,21 @@ def test_a_dmix_step_runs_through_nine_files() -> None:
     ]
 
 
-def test_transfer_imports_at_most_eleven_modules() -> None:
+def test_a_transfer_is_twelve_files() -> None:
     """The verb and what it imports."""
     known = modules()
     assert len({"verbs.transfer", *imports(known["verbs.transfer"], set(known))}) <= 12
+
+
+def test_a_name_means_one_thing() -> None:
+    """Classes and aliases of types; what begins with an underscore is seen in its own file only."""
+    homes: dict[str, list[str]] = {}
+    for module, path in modules().items():
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            match node:
+                case ast.ClassDef(name=name):
+                    homes.setdefault(name, []).append(module)
+                case ast.Assign(targets=[ast.Name(id=name)], value=ast.Subscript()) if name[0].isupper():
+                    homes.setdefault(name, []).append(module)
+    twice = {name: where for name, where in homes.items() if len(where) > 1 and not name.isupper()}
+    assert not twice

@@ -14,17 +14,17 @@ from dabsmix.data.domain import Data, Domain, Labelled, Split, Task
 from dabsmix.registry import domain as named
 from dabsmix.run import Run
 from dabsmix.scoring.linear import LinearGrid
-from dabsmix.scoring.protocols import Protocol
+from dabsmix.scoring.protocols import TransferProtocol
 from dabsmix.source import Source
 from dabsmix.spec import Table
 from dabsmix.training import accelerate
 from dabsmix.verbs import transfer
 from dabsmix.verbs.pretrain import pretrain
 
-QUICK = Protocol("v1", "", LinearGrid(rates=(1e-2, 1e-1), epochs=5), neighbours=(5,), penalties=(0.1,), draws=2)
+QUICK = TransferProtocol("v1", "", LinearGrid(rates=(1e-2, 1e-1), epochs=5), neighbours=(5,), penalties=(0.1,), draws=2)
 
 
-def trained(protocol: Protocol) -> LinearGrid:
+def trained(protocol: TransferProtocol) -> LinearGrid:
     """The grid of a protocol whose heads are trained by gradient descent."""
     assert isinstance(protocol.linear, LinearGrid)
     return protocol.linear

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from dabsmix.board.row import Row
-from dabsmix.board.standings import Against, Block, Line, Section, is_random, labels, standings
+from dabsmix.board.standings import Against, Line, Ranking, Section, is_random, labels, standings
 from dabsmix.board.table import place
 from dabsmix.scoring.metrics import metric
 from dabsmix.scoring.results import in_percent
@@ -22,7 +22,7 @@ def advice(rows: Iterable[Row], *, probe: str = "linear", label_fraction: str = 
     return [_sentence(section, block) for section in standings(scored) for block in section.blocks]
 
 
-def _sentence(section: Section, block: Block) -> str:
+def _sentence(section: Section, block: Ranking) -> str:
     sign = 1 if metric(block.metric).higher else -1
     setting = (section.encoder, section.protocol, block.budget, f"{block.probe} probe", labels(block.label_fraction))
     where = f"{place(section)} ({', '.join(filter(None, setting))})"
@@ -52,7 +52,7 @@ def _name(line: Line) -> str:
     return f"{line.name} ({line.setting})" if line.setting else line.name
 
 
-def _gain(block: Block, against: Against | None, sign: int) -> str:
+def _gain(block: Ranking, against: Against | None, sign: int) -> str:
     """How much better than the random encoder, and how certain that is."""
     if against is None:
         return "the same, for it is the random encoder"
@@ -68,7 +68,7 @@ def _gain(block: Block, against: Against | None, sign: int) -> str:
     return f"{text} ({interval}, not shown at 5 % among all algorithms, so it may be chance)"
 
 
-def _yardstick(block: Block, chosen: Line, sign: int) -> str:
+def _yardstick(block: Ranking, chosen: Line, sign: int) -> str:
     """What needs no pretraining and scores no lower, if anything does."""
     others = [line for line in block.lines if line.part == "yardstick" and not is_random(line)]
     best = max(others, key=lambda line: sign * line.mean, default=None)

@@ -294,7 +294,7 @@ def _interval_problems(row: Row, measured: Measured) -> list[str]:
 # --- all that a record says, and what is wrong with it by itself
 
 
-class Scored(NamedTuple):
+class FileSummary(NamedTuple):
     """What one transfer file, or the online score, has in common with those of other records of the same data.
 
     Attributes:
@@ -322,14 +322,14 @@ class OfRun(NamedTuple):
     configuration: str
     algorithm: str
     version: str
-    scored: tuple[Scored, ...]
+    scored: tuple[FileSummary, ...]
 
     @classmethod
     def from_plain(cls, values: Any) -> OfRun:
         """From JSON values."""
         encoder, configuration, algorithm, version, scored = values
         of_files = tuple(
-            Scored(data, protocol, tuple(n), labels, answers, tuple(map(tuple, yardsticks)))
+            FileSummary(data, protocol, tuple(n), labels, answers, tuple(map(tuple, yardsticks)))
             for data, protocol, n, labels, answers, yardsticks in scored
         )
         return cls(encoder, configuration, algorithm, version, of_files)
@@ -350,7 +350,7 @@ class Account:
     problems: tuple[str, ...] = ()
     rows: tuple[tuple[Any, ...], ...] = ()
     faults: tuple[tuple[str, ...], ...] = ()
-    scored: tuple[Scored, ...] = ()
+    scored: tuple[FileSummary, ...] = ()
 
     @property
     def compared(self) -> OfRun | None:
@@ -401,7 +401,7 @@ def account(record: Path) -> Account:
     stamp: dict[str, Any] = {"run": record.name, "by": "", "date": "", "record": record}
     rows: list[Row] = []
     faults: list[tuple[str, ...]] = []
-    compared: list[Scored] = []
+    compared: list[FileSummary] = []
     problems = _contradictions(record, run, config, by_stem, record.name)
     for stem, of_file in by_file.items():
         results = [Row(**cells, **stamp) for cells in of_file]
@@ -439,7 +439,7 @@ def label_digest(label: NDArray[Any]) -> str:
     return hashlib.sha256(f"{plain.shape}".encode() + plain.tobytes()).hexdigest()
 
 
-def _scored(rows: Sequence[Row], source: TransferFile, drawn: Sequence[Predictions]) -> Scored:
+def _scored(rows: Sequence[Row], source: TransferFile, drawn: Sequence[Predictions]) -> FileSummary:
     first = rows[0]
     yardsticks = tuple(
         (f"{name} {result.probe} {result.label_fraction} {result.metric}", result.value)
@@ -452,7 +452,7 @@ def _scored(rows: Sequence[Row], source: TransferFile, drawn: Sequence[Predictio
         if first.probe != ONLINE and first.algorithm != "none" and any(row.value < 1 for row in rows):
             answers = _answers_digest(drawn)
     ns = tuple(row.n for row in rows)
-    return Scored(f"{first.task} {first.data_fingerprint}", first.protocol, ns, labels, answers, yardsticks)
+    return FileSummary(f"{first.task} {first.data_fingerprint}", first.protocol, ns, labels, answers, yardsticks)
 
 
 def _answers_digest(drawn: Sequence[Predictions]) -> str:
@@ -509,7 +509,7 @@ class Compared:
             problems += self._of_task(scored, run.encoder, run.version)
         return problems
 
-    def _of_task(self, scored: Scored, encoder: str, version: str) -> list[str]:
+    def _of_task(self, scored: FileSummary, encoder: str, version: str) -> list[str]:
         problems = []
         data, protocol = scored.data, scored.protocol
         n = self._n.setdefault(data, scored.n[0])

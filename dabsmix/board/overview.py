@@ -24,19 +24,29 @@ from numpy.typing import NDArray
 
 from dabsmix.board.record import UNREADABLE, stamp
 from dabsmix.board.row import COLUMNS, Row
-from dabsmix.board.standings import Block, Line, Section, by_section, is_random, section_of
+from dabsmix.board.standings import Line, Ranking, Section, by_section, is_random, section_of
 from dabsmix.files import memory, remember
 from dabsmix.scoring.intervals import MIN_SEEDS, Measured
 from dabsmix.scoring.metrics import metric
 from dabsmix.scoring.results import in_percent
 
-__all__ = ["Aggregate", "Cell", "Column", "Overview", "as_plain", "cell_text", "gain_text", "overviews", "text"]
+__all__ = [
+    "Aggregate",
+    "Overview",
+    "OverviewCell",
+    "OverviewColumn",
+    "as_plain",
+    "cell_text",
+    "gain_text",
+    "overviews",
+    "text",
+]
 
 RESAMPLES = 1000
 
 
 @dataclass(frozen=True)
-class Column:
+class OverviewColumn:
     """One block: a data set, its metric, and the random encoder's score there; None if it was not run.
 
     A column in which every run failed has no metric.
@@ -51,7 +61,7 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Cell:
+class OverviewCell:
     """One algorithm in one column, in the metric's unit.
 
     Attributes:
@@ -103,9 +113,9 @@ class Overview:
     protocol: str
     probe: str
     label_fraction: str
-    columns: tuple[Column, ...]
+    columns: tuple[OverviewColumn, ...]
     algorithms: tuple[str, ...]
-    cells: tuple[tuple[Cell | None, ...], ...]
+    cells: tuple[tuple[OverviewCell | None, ...], ...]
     aggregates: dict[str, tuple[Aggregate, ...]]
     over: dict[str, int]
 
@@ -165,13 +175,13 @@ class _Part:
     Attributes:
         column: its modality is left empty, because the caller of `overviews` names it.
         cells: by algorithm.
-        gains: by algorithm; None where the column enters no aggregate, for want of seeds or of anything to gain.
+        gains: by algorithm; None if the column enters no aggregate: too few seeds, or nothing to gain.
     """
 
     encoder: str
     protocol: str
-    column: Column
-    cells: Mapping[str, Cell]
+    column: OverviewColumn
+    cells: Mapping[str, OverviewCell]
     gains: Mapping[str, _Gains] | None
 
 
@@ -181,25 +191,25 @@ def _parts(rows: list[Row]) -> list[_Part]:
     return [_part(section, block) for block in (*section.blocks, *_without_lines(section))]
 
 
-def _without_lines(section: Section) -> list[Block]:
+def _without_lines(section: Section) -> list[Ranking]:
     """A block without lines for each budget with which every run failed."""
     scored = {block.budget for block in section.blocks}
     budgets = dict.fromkeys(budget for _, budget in section.failures())
-    return [Block("", "", "", (), budget) for budget in budgets if budget not in scored]
+    return [Ranking("", "", "", (), budget) for budget in budgets if budget not in scored]
 
 
-def _part(section: Section, block: Block) -> _Part:
+def _part(section: Section, block: Ranking) -> _Part:
     best, random = _best(block), _random(block)
     failed = {name: count for (name, budget), count in section.failures().items() if budget == block.budget}
     none = None if random is None else random.mean
     # the budget is steps and batch; each algorithm has its own rate
-    column = Column(section.domain, section.task, "", block.metric, block.budget, none)
+    column = OverviewColumn(section.domain, section.task, "", block.metric, block.budget, none)
     cells = {name: _cell(best.get(name), failed.get(name, 0)) for name in (*best, *failed)}
     gains = _gains(block.metric, best, random) if random and _comparable(block, random, best) else None
     return _Part(section.encoder, section.protocol, column, cells, gains)
 
 
-def _best(block: Block) -> dict[str, Line]:
+def _best(block: Ranking) -> dict[str, Line]:
     """Of each ranked algorithm the recipe with the most seeds: which one must not depend on the score."""
     lines: dict[str, Line] = {}
     for line in sorted(block.lines, key=lambda line: (-line.seeds, line.setting)):
@@ -208,12 +218,12 @@ def _best(block: Block) -> dict[str, Line]:
     return lines
 
 
-def _random(block: Block) -> Line | None:
+def _random(block: Ranking) -> Line | None:
     lines = [line for line in block.lines if is_random(line)]
     return max(lines, key=lambda line: line.seeds, default=None)
 
 
-def _comparable(block: Block, random: Line, lines: dict[str, Line]) -> bool:
+def _comparable(block: Ranking, random: Line, lines: dict[str, Line]) -> bool:
     """Whether all have enough seeds, and the random encoder leaves something to gain."""
     return all(line.seeds >= MIN_SEEDS for line in (random, *lines.values())) and random.mean != _top(block.metric)
 
@@ -224,13 +234,13 @@ def _top(name: str) -> float:
     return scale.span[1] if scale.higher else scale.span[0]
 
 
-def _cell(line: Line | None, failed: int) -> Cell:
+def _cell(line: Line | None, failed: int) -> OverviewCell:
     if line is None:
-        return Cell(None, None, None, None, False, 0, failed)
+        return OverviewCell(None, None, None, None, False, 0, failed)
     against = line.against
     if against is None:
-        return Cell(line.mean, None, None, None, False, line.seeds, failed)
-    return Cell(line.mean, against.difference, against.low, against.high, against.shown, line.seeds, failed)
+        return OverviewCell(line.mean, None, None, None, False, line.seeds, failed)
+    return OverviewCell(line.mean, against.difference, against.low, against.high, against.shown, line.seeds, failed)
 
 
 def _gains(name: str, lines: dict[str, Line], random: Line) -> dict[str, _Gains]:
@@ -357,8 +367,8 @@ def _as_plain(part: _Part) -> dict[str, Any]:
 
 def _from_plain(plain: Mapping[str, Any], resampled: Iterator[NDArray[np.float64]]) -> _Part:
     """From those of `_as_plain` and the resampled gains in their order."""
-    values = {**plain, "column": Column(**plain["column"])}
-    values["cells"] = {name: Cell(**cell) for name, cell in plain["cells"].items()}
+    values = {**plain, "column": OverviewColumn(**plain["column"])}
+    values["cells"] = {name: OverviewCell(**cell) for name, cell in plain["cells"].items()}
     if plain["gains"] is not None:
         values["gains"] = {
             name: _Gains(np.array(measured), next(resampled).reshape(RESAMPLES, len(measured)), improvement)
@@ -377,15 +387,15 @@ def _overview(parts: list[_Part], probe: str, label_fraction: str) -> Overview:
     scored = sorted({name for part in parts for name, cell in part.cells.items() if cell.score is not None})
     cells = tuple(tuple(part.cells.get(name) for part in parts) for name in names)
     common = [part for part in parts if scored and part.gains is not None and sorted(part.gains) == scored]
-    places = {"all": common}
+    parts_of = {"all": common}
     for kind in dict.fromkeys(column.modality for column in columns):
-        places[kind] = [part for part in common if part.column.modality == kind]
+        parts_of[kind] = [part for part in common if part.column.modality == kind]
     aggregates = {
         kind: tuple(_aggregate(name, [part.gains[name] for part in of_kind if part.gains]) for name in scored)
-        for kind, of_kind in places.items()
+        for kind, of_kind in parts_of.items()
         if of_kind
     }
-    over = {kind: len(of_kind) for kind, of_kind in places.items() if of_kind}
+    over = {kind: len(of_kind) for kind, of_kind in parts_of.items() if of_kind}
     first = parts[0]
     return Overview(first.encoder, first.protocol, probe, label_fraction, columns, names, cells, aggregates, over)
 
@@ -467,7 +477,7 @@ def cell_text(name: str, value: float | None, sign: str | None) -> str:
     return f"{value * scale:{sign or ''}.{digits}f}"
 
 
-def gain_text(name: str, cell: Cell | None) -> str:
+def gain_text(name: str, cell: OverviewCell | None) -> str:
     """A gain with its interval; starred where it is shown; the bare score without a random encoder."""
     if cell is None:
         return "–"

@@ -12,7 +12,7 @@ from dabsmix.board import averages
 from dabsmix.board.overview import Aggregate, Overview, cell_text, gain_text, overviews
 from dabsmix.board.record import shares
 from dabsmix.board.row import Row
-from dabsmix.board.standings import Block, Line, Section, standings
+from dabsmix.board.standings import Line, Ranking, Section, standings
 from dabsmix.board.table import HEADINGS, PUBLISHED_COLUMNS, cells, label_text, legend, of_tasks, place
 from dabsmix.scoring.results import in_percent
 
@@ -67,7 +67,7 @@ def page(
     )
 
 
-def _line(section: Section, block: Block, line: Line, modality: str) -> dict[str, Any]:
+def _line(section: Section, block: Ranking, line: Line, modality: str) -> dict[str, Any]:
     """What the template and its script need of one line."""
     labels = label_text(block.label_fraction)
     texts = dict(zip(HEADINGS, cells(block, line), strict=True)) | {

@@ -143,10 +143,10 @@ def read(csv_path: Path, **only: str) -> list[Row]:
         UserError: the file does not exist, its header is broken, or a cell cannot be read; the message names the line.
     """
     rows, records = [], csv_path.parent / "runs"
-    wanted = [(COLUMNS.index(name), cell) for name, cell in only.items()]
+    required = [(COLUMNS.index(name), cell) for name, cell in only.items()]
     failure = COLUMNS.index("failure")
     for line, cells in lines(csv_path):
-        if len(cells) == len(COLUMNS) and not cells[failure] and any(cells[i] != cell for i, cell in wanted):
+        if len(cells) == len(COLUMNS) and not cells[failure] and any(cells[i] != cell for i, cell in required):
             continue
         try:
             row = parse(cells, records)

@@ -33,7 +33,7 @@ from dabsmix.scoring.intervals import (
 from dabsmix.scoring.metrics import Undefined, metric
 from dabsmix.scoring.results import Result
 
-__all__ = ["Against", "Block", "Line", "Section", "by_section", "is_random", "labels", "section_of", "standings"]
+__all__ = ["Against", "Line", "Ranking", "Section", "by_section", "is_random", "labels", "section_of", "standings"]
 
 YARDSTICKS = {
     "raw": "raw input",
@@ -114,7 +114,7 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Block:
+class Ranking:
     """Lines that may be compared with each other: ranked ones first, best on top, then those apart, then yardsticks."""
 
     probe: str
@@ -133,7 +133,7 @@ class Section:
     encoder: str
     protocol: str
     data: str
-    blocks: tuple[Block, ...]
+    blocks: tuple[Ranking, ...]
     notes: tuple[str, ...]
     failed: tuple[Row, ...] = ()
 
@@ -209,7 +209,7 @@ def _random_once(rows: list[Row]) -> list[Row]:
     return [replace(row, recipe=same.get(row.recipe, row.recipe)) if _is_untrained(row) else row for row in rows]
 
 
-def _notes(rows: list[Row], blocks: tuple[Block, ...], sources: Sources) -> tuple[str, ...]:
+def _notes(rows: list[Row], blocks: tuple[Ranking, ...], sources: Sources) -> tuple[str, ...]:
     notes: list[str] = []
     lines = [line for block in blocks for line in block.lines if line.rows]
     if any(0 < line.seeds < MIN_SEEDS for line in lines):
@@ -232,7 +232,7 @@ def _notes(rows: list[Row], blocks: tuple[Block, ...], sources: Sources) -> tupl
     return tuple(dict.fromkeys([*notes, *of_records]))
 
 
-def _unbeaten(blocks: Sequence[Block]) -> list[str]:
+def _unbeaten(blocks: Sequence[Ranking]) -> list[str]:
     """Where algorithms score no higher than the best yardstick, in one line for all of them and one for some."""
     every, some = [], []
     for block in blocks:
@@ -278,7 +278,7 @@ def _budgets(rows: list[Row]) -> list[list[Row]]:
     return [others[key] + exempt for key in sorted(others)] or [exempt]
 
 
-def _block(rows: list[Row], settings: dict[tuple[str, str, str], str], sources: Sources, for_overview: bool) -> Block:
+def _block(rows: list[Row], settings: dict[tuple[str, str, str], str], sources: Sources, for_overview: bool) -> Ranking:
     scale = metric(rows[0].metric)
     sign = 1 if scale.higher else -1
     lines = [replace(_line(of_line, sources), setting=settings[key]) for key, of_line in _grouped(rows, _entry).items()]
@@ -291,7 +291,7 @@ def _block(rows: list[Row], settings: dict[tuple[str, str, str], str], sources: 
     if first.part == "ranked" and _leads(first, lines[1:], sign):
         lines[0] = replace(first, best=True)
     budget = next((_budget(line.rows[0]) for line in lines if line.part == "ranked"), "")
-    return Block(rows[0].probe, rows[0].label_fraction, rows[0].metric, tuple(lines), budget)
+    return Ranking(rows[0].probe, rows[0].label_fraction, rows[0].metric, tuple(lines), budget)
 
 
 def _budget(row: Row) -> str:
@@ -482,7 +482,7 @@ def _measured_yardstick(row: Row, kind: str, result: Result, source: TransferFil
 def _nearest(row: Row, results: Sequence[Result]) -> Result | None:
     """A yardstick's result for a row: of the same probe where it was measured with that, else of another.
 
-    The share of the labels has to be the same, save for the majority class, which takes none.
+    The share of the labels has to be the same, except for the majority class, which takes none.
     """
     same = [result for result in results if result.metric == row.metric]
     same = [result for result in same if result.label_fraction == row.label_fraction or result.probe == "majority"]

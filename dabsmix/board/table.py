@@ -10,9 +10,9 @@ from dabsmix.board.averages import HEADINGS as AVERAGE_HEADINGS
 from dabsmix.board.averages import TITLE as AVERAGED
 from dabsmix.board.averages import Average, averages
 from dabsmix.board.averages import cells as average_cells
-from dabsmix.board.overview import Column
+from dabsmix.board.overview import OverviewColumn
 from dabsmix.board.row import Row
-from dabsmix.board.standings import Block, Line, Section, standings
+from dabsmix.board.standings import Line, Ranking, Section, standings
 from dabsmix.errors import UserError
 from dabsmix.scoring.results import in_percent
 
@@ -78,7 +78,7 @@ def render(rows: Iterable[Row], format: Format, published: Sequence[dict[str, st
 
 
 def show(rows: Iterable[Row]) -> None:
-    """Print the leaderboard: in colour and fitted to the terminal, or as plain text where the output is no terminal."""
+    """Print the leaderboard: in colour and fitted to the terminal, or as plain text if the output is not a terminal."""
     import sys
 
     from rich.console import Console
@@ -113,7 +113,7 @@ def of_tasks(published: Sequence[dict[str, str]], sections: Sequence[Section]) -
 # --- what a table says, whatever it is drawn with
 
 
-def place(of: Section | Column) -> str:
+def place(of: Section | OverviewColumn) -> str:
     """What was scored on, after what was pretrained on where that is another data set."""
     return of.task if of.task == of.domain else f"{of.domain} → {of.task}"
 
@@ -134,7 +134,7 @@ def score_heading(section: Section) -> str:
     return " / ".join(names)
 
 
-def cells(block: Block, line: Line) -> tuple[str, ...]:
+def cells(block: Ranking, line: Line) -> tuple[str, ...]:
     """A line in the order of `HEADINGS`."""
     scale, digits = (100, 1) if in_percent(block.metric) else (1, 4)
     spread = "" if line.std is None else f" ± {line.std * scale:.{digits}f}"

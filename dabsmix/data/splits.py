@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from dabsmix.errors import UserError
 
-__all__ = ["Parts", "carve", "divide", "divide_in_three", "divide_labelled"]
+__all__ = ["LabelledParts", "carve", "divide", "divide_in_three", "divide_labelled"]
 
 
 def carve(
@@ -121,7 +121,7 @@ def divide_in_three(
     return remaining[fitted], remaining[held_out], tested
 
 
-class Parts(NamedTuple):
+class LabelledParts(NamedTuple):
     """Rows of a set in which some have a label: those that pretraining sees, and those of the three labelled parts."""
 
     pretrain: NDArray[np.int64]
@@ -136,7 +136,7 @@ def divide_labelled(
     label: NDArray[np.int64] | None = None,
     group: NDArray[np.int64] | None = None,
     seeds: tuple[int, int] = (0, 1),
-) -> Parts:
+) -> LabelledParts:
     """Divide the labelled rows in three; pretraining sees the training part and the rows without a label.
 
     Pretraining does not see rows without a label whose group is in validation or test, because they are not independent
@@ -164,4 +164,4 @@ def divide_labelled(
     )
     if group is not None:
         others = others[~np.isin(group[others], group[np.concatenate([validation, test])])]
-    return Parts(np.sort(np.concatenate([train, others])), train, validation, test)
+    return LabelledParts(np.sort(np.concatenate([train, others])), train, validation, test)

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from dabsmix.data.cache import prepared
 from dabsmix.data.standardise import Standardise, is_constant
 from dabsmix.errors import UserError
-from dabsmix.modalities.tables import DECIMAL_COMMA, Block, Refuse, Source, blocks
+from dabsmix.modalities.tables import DECIMAL_COMMA, Refuse, TableSource, TextBlock, blocks
 from dabsmix.spec import Table
 
 if TYPE_CHECKING:
@@ -181,7 +181,7 @@ def _days(text: Any, *, day_first: bool) -> tuple[NDArray[np.float64], NDArray[n
     return days, np.isnan(days) & ~text.is_null().to_numpy(zero_copy_only=False)
 
 
-def date_columns(sources: Sequence[Source], missing: tuple[str, ...] = ()) -> dict[str, Column]:
+def date_columns(sources: Sequence[TableSource], missing: tuple[str, ...] = ()) -> dict[str, Column]:
     """Columns that hold dates by their names, judged by the beginning of the first file.
 
     Raises:
@@ -223,7 +223,7 @@ def _codes(text: Any, categories: tuple[str, ...]) -> tuple[NDArray[np.float64],
 
 
 def _encode(
-    block: Block, columns: Iterable[Column], filled: frozenset[str]
+    block: TextBlock, columns: Iterable[Column], filled: frozenset[str]
 ) -> tuple[NDArray[np.float64], dict[int, str], Counter[str]]:
     """A block's values ``(n, columns)``, what is wrong in which row, and each column's cells of unknown categories.
 
@@ -261,7 +261,7 @@ def _encode(
 
 
 def scan(
-    sources: Sequence[Source],
+    sources: Sequence[TableSource],
     missing: tuple[str, ...] = (),
     *,
     leave_out: frozenset[str] = frozenset(),
@@ -349,7 +349,7 @@ def _most(pattern: str, texts: Sequence[str]) -> bool:
 
 
 def encoded(
-    source: Source,
+    source: TableSource,
     columns: tuple[Column, ...],
     on_row: Refuse,
     missing: tuple[str, ...] = (),
@@ -372,7 +372,7 @@ def encoded(
 def store(
     name: str,
     key: str,
-    sources: tuple[Source, ...],
+    sources: tuple[TableSource, ...],
     columns: Callable[[], tuple[tuple[Column, ...], tuple[Column, ...]]],
     *,
     on_bad: Literal["error", "skip"] = "error",

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 from dabsmix.data.cache import fingerprint
 from dabsmix.data.domain import Data, Labelled, Task
-from dabsmix.data.splits import Parts, divide_labelled
+from dabsmix.data.splits import LabelledParts, divide_labelled
 from dabsmix.errors import UserError, did_you_mean
-from dabsmix.modalities.tables import Source, blocks, column_names
+from dabsmix.modalities.tables import TableSource, blocks, column_names
 
 __all__ = [
     "LISTED",
@@ -269,7 +269,7 @@ class OwnSplit:
         skipped: what was wrong with each skipped file.
     """
 
-    parts: Parts
+    parts: LabelledParts
     label: NDArray[np.int64] | None
     task: Task | None
     group: NDArray[np.int64] | None
@@ -306,7 +306,7 @@ def own_split(
     rows = usable_rows(noun, len(files), bad, on_bad)
     skipped = tuple(bad[row] for row in sorted(bad))
     if named is None:
-        parts = Parts(rows, rows[:0], rows[:0], rows[:0])
+        parts = LabelledParts(rows, rows[:0], rows[:0], rows[:0])
         return OwnSplit(parts, None, None, None, skipped_note(noun, skipped, len(files)), skipped)
     label, group = np.full(len(files), -1, dtype=np.int64), np.full(len(files), -1, dtype=np.int64)
     of_class = [named[files[row]][0] if files[row] in named else "" for row in rows]
@@ -315,7 +315,7 @@ def own_split(
     # a file that the table does not name is a group by itself
     group[rows] = codes([named[files[row]][1] if files[row] in named else f"/{files[row]}" for row in rows])
     indices = divide_labelled(label[rows] >= 0, label=label[rows], group=group[rows] if grouped else None, seeds=(0, 0))
-    parts = Parts(*(rows[part] for part in indices))
+    parts = LabelledParts(*(rows[part] for part in indices))
     task = Task("classes", "accuracy", classes)
     notes = (
         *division_notes(noun, task, parts, label, len(rows), group=group if grouped else None),
@@ -450,7 +450,7 @@ def class_names(labels: Iterable[str], path: Folder, noun: str) -> tuple[str, ..
 def division_notes(
     noun: str,
     task: Task,
-    parts: Parts,
+    parts: LabelledParts,
     label: NDArray[Any],
     total: int,
     *,
@@ -557,7 +557,10 @@ def read_labels(
         UserError: a column is missing; a row has another number of cells, has no group, or names a file that is not
             below the folder or has another row; or as `blocks`.
     """
-    source, existing = Source(path) if isinstance(path, Path) else Source(Path(str(path)), archived=path), set(files)
+    source, existing = (
+        TableSource(path) if isinstance(path, Path) else TableSource(Path(str(path)), archived=path),
+        set(files),
+    )
     columns = column_names(source)
     needed = ["file", label, *([group] if group else [])]
     if missing := [name for name in needed if name not in columns]:

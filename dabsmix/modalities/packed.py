@@ -47,7 +47,7 @@ PROSE = 30
 # Part of the cache key: raise it when the same data would be unpacked into other files.
 PREPARATION = 1
 
-Row = Mapping[str, Any]
+Fields = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class _Packed:
 
     name: str
     key: str
-    rows: Callable[[], Iterator[Row]]
+    rows: Callable[[], Iterator[Fields]]
     media: Mapping[str, str | None]
     notes: tuple[str, ...] = ()
 
@@ -220,7 +220,7 @@ def _hub(path: Path) -> _Packed:
             dataset = dataset.cast_column(column, type(feature)(decode=False))
     class_names = _class_names(dataset.features)
 
-    def rows() -> Iterator[Row]:
+    def rows() -> Iterator[Fields]:
         for row in progress(f"reading {name}", dataset, len(dataset)):
             yield _with_names(row, class_names)
 
@@ -234,7 +234,7 @@ def _class_names(features: Any) -> dict[str, Sequence[str]]:
     return {column: feature.names for column, feature in features.items() if isinstance(feature, datasets.ClassLabel)}
 
 
-def _with_names(row: Row, class_names: Mapping[str, Sequence[str]]) -> Row:
+def _with_names(row: Fields, class_names: Mapping[str, Sequence[str]]) -> Fields:
     """The row with class names for class numbers; None for -1, which test splits with hidden labels have."""
     if not class_names:
         return row
@@ -270,7 +270,7 @@ def _parquets(path: Path, files: Sequence[Path]) -> _Packed:
         elif _holds_files(field.type):
             media[field.name] = None
 
-    def rows() -> Iterator[Row]:
+    def rows() -> Iterator[Fields]:
         for file in progress(f"reading {path.name}", files):
             table = opened(file)
             if set(table.schema_arrow.names) != set(schema.names):
@@ -297,7 +297,7 @@ def _holds_files(kind: Any) -> bool:
 
 
 def _tars(path: Path, files: Sequence[Path]) -> _Packed:
-    def rows() -> Iterator[Row]:
+    def rows() -> Iterator[Fields]:
         for file in progress(f"reading {path.name}", files):
             yield from _samples(file)
 
@@ -309,7 +309,7 @@ def _tars(path: Path, files: Sequence[Path]) -> _Packed:
     return _Packed(str(path), f"tar {_identity(files)}", rows, media)
 
 
-def _samples(file: Path) -> Iterator[Row]:
+def _samples(file: Path) -> Iterator[Fields]:
     """Columns ``image`` or ``sound``, ``text``, ``cls``, and those of the JSON; ``key`` is the name in the archive."""
     try:
         with tarfile.open(file, mode="r|*") as archive:
@@ -356,14 +356,14 @@ def _entry(file: Path, name: str, ending: str, content: bytes) -> dict[str, Any]
 
 
 def _json_lines(path: Path, files: Sequence[Path]) -> _Packed:
-    def rows() -> Iterator[Row]:
+    def rows() -> Iterator[Fields]:
         for file in progress(f"reading {path.name}", files):
             yield from json_rows(file)
 
     return _Packed(str(path), f"json {_identity(files)}", rows, {})
 
 
-def json_rows(file: Path) -> Iterator[Row]:
+def json_rows(file: Path) -> Iterator[Fields]:
     """The objects of a file with one on each line, gzipped or not, from the first to the last.
 
     Raises:

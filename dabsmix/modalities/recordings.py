@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from dabsmix.data.cache import prepared
 from dabsmix.errors import UserError, did_you_mean
 from dabsmix.modalities.columns import Column, date_columns, dates_of, encoded, listed, mistaken, refuse, scan
-from dabsmix.modalities.tables import Source, blocks, column_names
+from dabsmix.modalities.tables import TableSource, blocks, column_names
 
 __all__ = [
     "TOKENS",
@@ -94,7 +94,7 @@ class Recordings:
 ARRAYS = ("readings", "file", "row", "seconds", "group", "label")
 
 
-def read_once(key: str, sources: Sequence[Source], roles: Roles, on_bad: Literal["error", "skip"]) -> Recordings:
+def read_once(key: str, sources: Sequence[TableSource], roles: Roles, on_bad: Literal["error", "skip"]) -> Recordings:
     """The result of `read`, stored in the cache; ``key`` is the files' fingerprint."""
     plain = roles == Roles(roles.channels, roles.time, roles.group, roles.label)
     names = ARRAYS if plain else (*ARRAYS, "recording")
@@ -117,7 +117,7 @@ def read_once(key: str, sources: Sequence[Source], roles: Roles, on_bad: Literal
     return Recordings(**arrays, classes=tuple(text["classes"]), skipped=tuple(text["skipped"]))
 
 
-def read(sources: Sequence[Source], roles: Roles, on_bad: Literal["error", "skip"]) -> Recordings:
+def read(sources: Sequence[TableSource], roles: Roles, on_bad: Literal["error", "skip"]) -> Recordings:
     """The readings of these files, which have the same columns. Only cells of the label, and in gaps, may be empty.
 
     Args:
@@ -193,12 +193,12 @@ def read(sources: Sequence[Source], roles: Roles, on_bad: Literal["error", "skip
     )
 
 
-def without_rows(recordings: Recordings, sources: Sequence[Source]) -> list[int]:
+def without_rows(recordings: Recordings, sources: Sequence[TableSource]) -> list[int]:
     """The files of which no row was read."""
     return [int(file) for file in np.setdiff1d(np.arange(len(sources)), recordings.file)]
 
 
-def _holds_numbers(source: Source, column: str) -> bool:
+def _holds_numbers(source: TableSource, column: str) -> bool:
     """Whether the first cell of a column is a number."""
     for block in blocks(source, lambda *bad: None):
         for cell in block.cells[column]:
@@ -211,7 +211,7 @@ def _holds_numbers(source: Source, column: str) -> bool:
 
 
 def _seconds(
-    values: NDArray[np.float64], column: Column, sources: Sequence[Source], origin: NDArray[np.int64]
+    values: NDArray[np.float64], column: Column, sources: Sequence[TableSource], origin: NDArray[np.int64]
 ) -> NDArray[np.float64]:
     """Numbers as they are; dates as seconds. ``origin`` is the file and row of each value."""
     if column.categories is None:
@@ -271,7 +271,13 @@ def check_classes(label: str, classes: Sequence[str]) -> None:
 
 
 def stretches(
-    recordings: Recordings, sources: Sequence[Source], time: str, window: int, max_gap: float | None, *, by_label: bool
+    recordings: Recordings,
+    sources: Sequence[TableSource],
+    time: str,
+    window: int,
+    max_gap: float | None,
+    *,
+    by_label: bool,
 ) -> NDArray[np.int64]:
     """Where each stretch of consecutive readings begins, followed by the number of readings: ``(stretches + 1,)``.
 

@@ -33,7 +33,7 @@ from dabsmix.modalities.recordings import (
     summarise,
     without_rows,
 )
-from dabsmix.modalities.tables import Source, column_names, table_files, table_sources
+from dabsmix.modalities.tables import TableSource, column_names, table_files, table_sources
 from dabsmix.spec import Grid, PaddedGrid
 
 if TYPE_CHECKING:
@@ -200,7 +200,7 @@ def load_own(
         recording: the column that tells recordings apart, or ``file`` if each file is one.
         labels: with ``recording: file``, a CSV of the files' classes, as for images.
         gaps: ``mask`` allows empty cells in a channel.
-        separator, decimal, encoding: of CSV files, see `Source`.
+        separator, decimal, encoding: of CSV files, see `TableSource`.
 
     Raises:
         UserError: a column is unknown, a row is bad, time does not ascend, the label is constant, or there are not two
@@ -233,7 +233,7 @@ def load_own(
     stride = window if stride is None else stride
     patch = patch or token_length(window)
     _check_options(window, stride, patch, rate, max_gap)
-    sources = tuple(Source(file, **reading) for file in table_files(path))
+    sources = tuple(TableSource(file, **reading) for file in table_files(path))
     names = column_names(sources[0])
     by_file = group == "group" and group not in names and len(sources) > 1
     roles = Roles((), time, None if by_file else group, label, gaps=gaps == "mask")
@@ -290,7 +290,7 @@ def load_own(
 
 
 def _cut(
-    recordings: Recordings, sources: Sequence[Source], state: Mapping[str, Any], *, by_label: bool
+    recordings: Recordings, sources: Sequence[TableSource], state: Mapping[str, Any], *, by_label: bool
 ) -> tuple[Recordings, NDArray[np.int64]]:
     """Recordings at the rate that the state asks for, and the bounds that no window may cross (see `stretches`)."""
     bounds = stretches(recordings, sources, state["time"], state["window"], state.get("max_gap"), by_label=by_label)
@@ -335,7 +335,7 @@ def _divided(data: Data, label: NDArray[np.int64], classes: tuple[str, ...]) -> 
     )
 
 
-def _keys(recordings: Recordings, sources: Sequence[Source], starts: NDArray[np.int64]) -> list[str]:
+def _keys(recordings: Recordings, sources: Sequence[TableSource], starts: NDArray[np.int64]) -> list[str]:
     """``file:row`` of each window's first reading."""
     first = zip(recordings.file[starts], recordings.row[starts], strict=True)
     return [f"{sources[file].path.name}:{row}" for file, row in first]

@@ -152,12 +152,12 @@ class Clips:
     notes: tuple[str, ...] = ()
 
 
-Read = Callable[[Path, str], Clips]
+ReadClips = Callable[[Path, str], Clips]
 
 
 def sized_domains(
     name: str,
-    read: Read,
+    read: ReadClips,
     *,
     title: str,
     licence: str,
@@ -199,7 +199,9 @@ def sized_domains(
     )
 
 
-def _load(name: str, read: Read, form: Form, dabs: tuple[float, float] | None, folder: Path, protocol: str) -> Data:
+def _load(
+    name: str, read: ReadClips, form: Form, dabs: tuple[float, float] | None, folder: Path, protocol: str
+) -> Data:
     return load(name, read(folder, protocol), form, protocol, dabs)
 
 

@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DECIMAL_COMMA",
-    "Block",
     "Refuse",
-    "Source",
+    "TableSource",
+    "TextBlock",
     "blocks",
     "codec",
     "column_names",
@@ -58,7 +58,7 @@ Refuse = Callable[[Path, int, str], None]
 
 
 @dataclass(frozen=True)
-class Source:
+class TableSource:
     """One table file.
 
     Attributes:
@@ -91,7 +91,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Block:
+class TextBlock:
     """Consecutive rows of one file.
 
     Attributes:
@@ -105,15 +105,15 @@ class Block:
     cells: dict[str, pa.Array]
 
 
-def table_sources(data: Path | pd.DataFrame, reading: Mapping[str, Any] | None = None) -> tuple[Source, ...]:
-    """The tables of a file or a folder, or the one in memory; ``reading`` are fields of `Source` for CSV files.
+def table_sources(data: Path | pd.DataFrame, reading: Mapping[str, Any] | None = None) -> tuple[TableSource, ...]:
+    """The tables of a file or a folder, or the one in memory; ``reading`` are fields of `TableSource` for CSV files.
 
     Raises:
         UserError: see `table_files`.
     """
     if isinstance(data, Path):
-        return tuple(Source(file, **(reading or {})) for file in table_files(data))
-    return (Source(Path("the DataFrame"), frame=data),)
+        return tuple(TableSource(file, **(reading or {})) for file in table_files(data))
+    return (TableSource(Path("the DataFrame"), frame=data),)
 
 
 def table_files(path: Path) -> list[Path]:
@@ -135,7 +135,7 @@ def table_files(path: Path) -> list[Path]:
     return [path]
 
 
-def column_names(source: Source) -> tuple[str, ...]:
+def column_names(source: TableSource) -> tuple[str, ...]:
     """The columns of a file, in its order.
 
     Raises:
@@ -153,16 +153,16 @@ def column_names(source: Source) -> tuple[str, ...]:
     return names
 
 
-def first_row(source: Source) -> int:
-    """The number of the first row of cells, as `Block` counts rows."""
+def first_row(source: TableSource) -> int:
+    """The number of the first row of cells, as `TextBlock` counts rows."""
     if source.frame is not None or source.path.name.lower().endswith(PARQUET):
         return 1
     return 1 + source.skip + (not source.header)
 
 
 def blocks(
-    source: Source, refuse: Refuse, missing: tuple[str, ...] = (), *, always: tuple[str, ...] = EMPTY
-) -> Iterator[Block]:
+    source: TableSource, refuse: Refuse, missing: tuple[str, ...] = (), *, always: tuple[str, ...] = EMPTY
+) -> Iterator[TextBlock]:
     """The rows of a file, a bounded number at a time; ``refuse`` is called for rows with the wrong number of cells.
 
     Args:
@@ -192,12 +192,12 @@ def blocks(
                     with_comma = pc.match_substring_regex(text, DECIMAL_COMMA, ignore_case=True)
                     text = pc.if_else(with_comma, pc.replace_substring(text, ",", "."), text)
                 cells[name] = pc.if_else(pc.is_in(text, empty), pa.scalar(None, pa.string()), text)
-            yield Block(source.path, rows, cells)
+            yield TextBlock(source.path, rows, cells)
     except (pa.ArrowException, OSError, EOFError, UnicodeError) as error:
         raise _unreadable(source, error) from error
 
 
-def _csv_batches(source: Source, refuse: Refuse) -> Iterator[tuple[NDArray[np.int64], Any]]:
+def _csv_batches(source: TableSource, refuse: Refuse) -> Iterator[tuple[NDArray[np.int64], Any]]:
     import pyarrow as pa
     import pyarrow.csv
 
@@ -251,7 +251,7 @@ def _csv_batches(source: Source, refuse: Refuse) -> Iterator[tuple[NDArray[np.in
         report()
 
 
-def _parquet_batches(source: Source, refuse: Refuse) -> Iterator[tuple[NDArray[np.int64], Any]]:
+def _parquet_batches(source: TableSource, refuse: Refuse) -> Iterator[tuple[NDArray[np.int64], Any]]:
     import pyarrow as pa
 
     first = first_row(source)
@@ -261,7 +261,7 @@ def _parquet_batches(source: Source, refuse: Refuse) -> Iterator[tuple[NDArray[n
         yield rows, batch.cast(pa.schema([(name, pa.string()) for name in batch.schema.names]))
 
 
-def _frame_batches(source: Source, refuse: Refuse) -> Iterator[tuple[NDArray[np.int64], Any]]:
+def _frame_batches(source: TableSource, refuse: Refuse) -> Iterator[tuple[NDArray[np.int64], Any]]:
     import pyarrow as pa
 
     assert source.frame is not None
@@ -285,7 +285,7 @@ def _parquet(path: Path) -> Any:
         raise UserError(f"{path}: cannot be read as Parquet ({_one_line(error)}); fix it or fetch it again") from error
 
 
-def _header(source: Source) -> tuple[tuple[str, ...], str, str]:
+def _header(source: TableSource) -> tuple[tuple[str, ...], str, str]:
     """The cells of the first line after ``skip``, their separator, and the file's codec."""
     try:
         with opened(source.archived or source.path, source.encoding, newline="") as stream:
@@ -300,7 +300,7 @@ def _header(source: Source) -> tuple[tuple[str, ...], str, str]:
     return tuple(name.strip() for name in next(csv.reader([line], delimiter=delimiter))), delimiter, encoding
 
 
-def _unreadable(source: Source, error: BaseException) -> UserError:
+def _unreadable(source: TableSource, error: BaseException) -> UserError:
     """One line with the remedy; another encoding is recognised by the reader's own message."""
     if isinstance(error, UnicodeError) or "utf8" in str(error).lower():
         return UserError(f"{source.path}: {encoding_fault(source.encoding, error)}")

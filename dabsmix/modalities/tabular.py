@@ -39,7 +39,7 @@ from dabsmix.modalities.columns import (
 )
 from dabsmix.modalities.files import LISTED, Marked, codes, digest, division_notes, empty_files_note, skipped_note
 from dabsmix.modalities.summary import summarise
-from dabsmix.modalities.tables import Source, column_names, first_row, table_files, table_sources
+from dabsmix.modalities.tables import TableSource, column_names, first_row, table_files, table_sources
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -50,7 +50,7 @@ MANY = 20
 """A label with more different numbers is taken for a quantity, unless they are 0, 1, 2, ... or 1, 2, 3, ..."""
 
 
-def numeric_table(name: str, key: str, source: Source, label: str, classes: int, first: int) -> Matrix:
+def numeric_table(name: str, key: str, source: TableSource, label: str, classes: int, first: int) -> Matrix:
     """Read a table in which every cell is a number, and store it in the cache.
 
     Args:
@@ -159,13 +159,13 @@ def load_own(
         ignore: columns to leave out.
         missing: texts that stand for an empty cell, such as ``?``.
         task: what the label is; ``auto`` treats a number with many different values as a quantity.
-        separator, decimal, encoding: of CSV files, see `Source`.
+        separator, decimal, encoding: of CSV files, see `TableSource`.
 
     Raises:
         UserError: an unknown column, a bad row, a label that is constant, or too few rows to divide.
     """
     reading: dict[str, Any] = {"separator": separator, "decimal": decimal, "encoding": encoding}
-    sources = tuple(Source(file, **reading) for file in table_files(path))
+    sources = tuple(TableSource(file, **reading) for file in table_files(path))
     coded, ignored, empty = _listed(categorical), _listed(ignore), _listed(missing)
     features = _features(path, _same_columns(sources), label, group, coded, ignored)
     others = tuple(name for name in (label, group) if name is not None)
@@ -207,7 +207,7 @@ def load_own(
 
 
 def _identity(
-    path: Path, sources: Sequence[Source], dates: Collection[str], reading: Mapping[str, Any], options: list[Any]
+    path: Path, sources: Sequence[TableSource], dates: Collection[str], reading: Mapping[str, Any], options: list[Any]
 ) -> tuple[str, str]:
     """The fingerprint of the files as they are read, and the cache key of the matrix made from them.
 
@@ -313,7 +313,7 @@ class RowKeys(Sequence[str]):
     left_out: tuple[NDArray[np.int64], ...]
 
     @staticmethod
-    def of(sources: Sequence[Source], lengths: Sequence[int], left_out: Sequence[Iterable[int]]) -> RowKeys:
+    def of(sources: Sequence[TableSource], lengths: Sequence[int], left_out: Sequence[Iterable[int]]) -> RowKeys:
         """The keys of files of which so many rows were read, and these left out."""
         in_order = tuple(np.array(sorted(set(rows)), np.int64) for rows in left_out)
         ends = tuple(np.cumsum(lengths).tolist())
@@ -335,10 +335,10 @@ class RowKeys(Sequence[str]):
 
     def of_rows(self, rows: NDArray[np.int64]) -> list[str]:
         """The keys of these rows, which are counted over all files from 0."""
-        places = np.searchsorted(self.ends, rows, side="right")
-        return [f"{self.files[file]}:{row}" for file, row in zip(places, self._numbers(places, rows), strict=True)]
+        files = np.searchsorted(self.ends, rows, side="right")
+        return [f"{self.files[file]}:{row}" for file, row in zip(files, self._numbers(files, rows), strict=True)]
 
-    def places(self, file: int, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+    def rows_of(self, file: int, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
         """The row over all files of each number in a file; -1 for one that was left out."""
         left_out = self.left_out[file]
         row = numbers - self.first[file] - np.searchsorted(left_out, numbers)
@@ -348,15 +348,15 @@ class RowKeys(Sequence[str]):
         """The number of each row in its file."""
         numbers = np.empty(len(rows), np.int64)
         for file in np.unique(files):
-            here = files == file
-            row = rows[here] - (self.ends[file - 1] if file else 0)  # counted over the rows of this file that were read
+            in_file = files == file
+            row = rows[in_file] - (self.ends[file - 1] if file else 0)  # among the rows of this file that were read
             left_out = self.left_out[file]
             before = left_out - self.first[file] - np.arange(len(left_out))  # how many were read before each of them
-            numbers[here] = self.first[file] + row + np.searchsorted(before, row, side="right")
+            numbers[in_file] = self.first[file] + row + np.searchsorted(before, row, side="right")
         return numbers
 
 
-def _named_rows(matrix: Matrix, sources: Sequence[Source]) -> RowKeys:
+def _named_rows(matrix: Matrix, sources: Sequence[TableSource]) -> RowKeys:
     """The keys of the rows of a matrix, from which bad ones were left out."""
     left_out: list[list[int]] = [[] for _ in sources]
     number = {source.path.name: i for i, source in enumerate(sources)}
@@ -480,8 +480,8 @@ def load_further_labelled(
     extra = np.full((len(keys), len(others)), np.nan)
     for number, source in enumerate(sources):
         for rows, values, _ in encoded(source, columns, refuse if on_bad == "error" else _reported, missing):
-            places = keys.places(number, rows)
-            extra[places[places >= 0]] = values[places >= 0]
+            targets = keys.rows_of(number, rows)
+            extra[targets[targets >= 0]] = values[targets >= 0]
     empty = np.empty((len(keys), 0), np.float32)
     target, target_task, decided = _target(Matrix(empty, extra, (), columns, (), ()), label, task)
     if group is not None and (ungrouped := np.flatnonzero(np.isnan(extra[:, 1]))).size:
@@ -528,7 +528,7 @@ def _check_names(names: tuple[str, ...], path: Path, options: Mapping[str, Itera
                 )
 
 
-def _same_columns(sources: tuple[Source, ...]) -> tuple[str, ...]:
+def _same_columns(sources: tuple[TableSource, ...]) -> tuple[str, ...]:
     first, *others = sources
     names = column_names(first)
     for other in others:

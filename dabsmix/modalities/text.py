@@ -19,7 +19,7 @@ from dabsmix.data.cache import allocate, fingerprint, prepared
 from dabsmix.data.containment import SEVERAL, Sequences, roots
 from dabsmix.data.domain import Data, Labelled, Split, Task
 from dabsmix.data.download import Download
-from dabsmix.data.splits import Parts, carve, divide_labelled
+from dabsmix.data.splits import LabelledParts, carve, divide_labelled
 from dabsmix.errors import UserError, did_you_mean
 from dabsmix.files import data_root
 from dabsmix.modalities.files import (
@@ -506,7 +506,7 @@ class TextDivision(NamedTuple):
     task: Task
     label: NDArray[np.int64]
     group: NDArray[np.int64] | None
-    parts: Parts
+    parts: LabelledParts
     notes: tuple[str, ...]
 
     @classmethod

@@ -40,7 +40,7 @@ from dabsmix.modalities.recordings import (
     summarise,
     without_rows,
 )
-from dabsmix.modalities.tables import CSV, PARQUET, Source, column_names, table_files, table_sources
+from dabsmix.modalities.tables import CSV, PARQUET, TableSource, column_names, table_files, table_sources
 from dabsmix.spec import PaddedGrid
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def load_own(
         UserError: an unknown column, a bad row, a recording in two pieces or with two labels, or a single one.
     """
     folder, files = _files(path, recording, labels)
-    sources = tuple(Source(folder / file, **reading) for file in files)
+    sources = tuple(TableSource(folder / file, **reading) for file in files)
     by_file = _is_by_file(label, labels, recording)
     names = column_names(sources[0])
     roles = Roles(
@@ -234,11 +234,11 @@ def _further(
     group: str | None,
     labels: str,
     on_bad: Literal["error", "skip"],
-) -> tuple[Data, list[str], _Cut, Sequence[Source]]:
+) -> tuple[Data, list[str], _Cut, Sequence[TableSource]]:
     recording = state["recording"]
     if isinstance(data, Path):
         folder, files = _files(data, recording, labels)
-        sources = tuple(Source(folder / file, **state["reading"]) for file in files)
+        sources = tuple(TableSource(folder / file, **state["reading"]) for file in files)
     else:
         sources, files = table_sources(data), ["the DataFrame"]
     by_column = None if recording == FILE else recording
@@ -282,7 +282,7 @@ def _files(path: Path, recording: str, labels: str) -> tuple[Path, list[str]]:
 
 def _cut(
     recordings: Recordings,
-    sources: Sequence[Source],
+    sources: Sequence[TableSource],
     roles: Roles,
     rate: float | None,
     on_bad: Literal["error", "skip"],
@@ -311,23 +311,23 @@ def _cut(
     if rate is not None:
         recordings, bounds = resampled(recordings, bounds, rate)
     starts, ends = bounds[:-1], bounds[1:]
-    read_so_far = np.concatenate([[0], np.cumsum(~np.isnan(recordings.readings).all(axis=1))])
-    silent = np.flatnonzero(read_so_far[ends] == read_so_far[starts])
-    places = [_row(recordings, sources, starts[place]) for place in silent]
+    readings_before = np.concatenate([[0], np.cumsum(~np.isnan(recordings.readings).all(axis=1))])
+    silent = np.flatnonzero(readings_before[ends] == readings_before[starts])
+    names = [_row(recordings, sources, starts[recording]) for recording in silent]
     if roles.recording is None:
-        places += [str(sources[file].path) for file in without_rows(recordings, sources)]
-    faults = tuple(f"{place}: a recording without any reading" for place in places)
+        names += [str(sources[file].path) for file in without_rows(recordings, sources)]
+    faults = tuple(f"{name}: a recording without any reading" for name in names)
     if faults and on_bad == "error":
         raise UserError(f"{faults[0]}; remove it, or leave such recordings out with --on-bad skip")
     present = np.setdiff1d(np.arange(len(starts)), silent)
     return _Cut(recordings, starts[present], ends[present], faults)
 
 
-def _row(recordings: Recordings, sources: Sequence[Source], place: int) -> str:
+def _row(recordings: Recordings, sources: Sequence[TableSource], place: int) -> str:
     return f"{sources[recordings.file[place]].path}: row {recordings.row[place]}"
 
 
-def _one_label(cut: _Cut, sources: Sequence[Source], label: str) -> NDArray[np.int64]:
+def _one_label(cut: _Cut, sources: Sequence[TableSource], label: str) -> NDArray[np.int64]:
     """The label of each recording, -1 for none.
 
     Raises:
@@ -352,7 +352,7 @@ def _is_by_file(label: str | None, labels: str, recording: str) -> bool:
 
 def _group_of_labels(table: Path, group: str) -> str | None:
     """The column of groups in a table of labels; None where it has none under the default name."""
-    return None if group == "group" and group not in column_names(Source(table)) else group
+    return None if group == "group" and group not in column_names(TableSource(table)) else group
 
 
 def _of_files(

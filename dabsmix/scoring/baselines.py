@@ -22,11 +22,11 @@ import dabsmix
 from dabsmix.data.domain import Data, Labelled, Split, Task
 from dabsmix.files import cache_folder, write
 from dabsmix.scoring.classical import Classical, classical
-from dabsmix.scoring.evaluate import Chosen, choose, score, share
+from dabsmix.scoring.evaluate import SelectedHeads, choose, score, share
 from dabsmix.scoring.heads import Features, collected, fit_constant
 from dabsmix.scoring.logistic import LogisticGrid
 from dabsmix.scoring.metrics import metric
-from dabsmix.scoring.protocols import Fit, Protocol, fits, quicker, refit
+from dabsmix.scoring.protocols import Fit, TransferProtocol, fits, quicker, refit
 from dabsmix.scoring.results import Result, yardstick_key
 from dabsmix.scoring.selection import Selected, select
 from dabsmix.spec import Grid, Spec, Table, Tokens, describe
@@ -46,7 +46,9 @@ class Yardsticks(NamedTuple):
     predictions: Mapping[str, NDArray[Any]]
 
 
-def yardsticks(data: Data, rules: Protocol, labels: tuple[str, ...], device: torch.device, width: int) -> Yardsticks:
+def yardsticks(
+    data: Data, rules: TransferProtocol, labels: tuple[str, ...], device: torch.device, width: int
+) -> Yardsticks:
     """The scores and predictions of each yardstick.
 
     - ``raw``: the protocol's linear probe on the raw input, cut down to 768 numbers, see `RawReader`.
@@ -121,12 +123,14 @@ def _read_stored(path: Path) -> Yardsticks | None:
     return Yardsticks(results, predictions)
 
 
-def _yardsticks(data: Data, rules: Protocol, labels: tuple[str, ...], device: torch.device, width: int) -> Yardsticks:
+def _yardsticks(
+    data: Data, rules: TransferProtocol, labels: tuple[str, ...], device: torch.device, width: int
+) -> Yardsticks:
     labelled, task = data.require_labelled(), data.require_labelled().task
     results_of: dict[str, tuple[Result, ...]] = {}
     predictions: dict[str, NDArray[Any]] = {}
 
-    def score_on_test(name: str, chosen: Chosen, test: Features) -> None:
+    def score_on_test(name: str, chosen: SelectedHeads, test: Features) -> None:
         results, predicted = score(chosen, test, task)
         results_of[name] = (*results_of.get(name, ()), *results)
         predictions.update({yardstick_key(name, key): scores for key, scores in predicted.items()})
@@ -149,8 +153,8 @@ def _yardsticks(data: Data, rules: Protocol, labels: tuple[str, ...], device: to
 
 
 def _of(
-    yardstick: Classical, data: Data, rules: Protocol, labels: tuple[str, ...], device: torch.device
-) -> Iterator[tuple[Chosen, Features]]:
+    yardstick: Classical, data: Data, rules: TransferProtocol, labels: tuple[str, ...], device: torch.device
+) -> Iterator[tuple[SelectedHeads, Features]]:
     """For each share of the labels, the probe that is best on validation and the test features that it reads."""
     labelled, task = data.require_labelled(), data.require_labelled().task
     train, validation, test = (
@@ -170,10 +174,10 @@ def _chosen(
     train: Features,
     validation: Features,
     task: Task,
-    rules: Protocol,
+    rules: TransferProtocol,
     label: str,
     probes: Mapping[str, Fit] | None = None,
-) -> Chosen:
+) -> SelectedHeads:
     """As `choose`; with all labels, settings are compared by rough solutions; the chosen one is solved precisely."""
     if share(label, task).get("fraction") != 1 or not isinstance(rules.linear, LogisticGrid):
         return choose(train, validation, task, rules, (label,), probes=probes)

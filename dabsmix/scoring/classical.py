@@ -21,12 +21,12 @@ from torch import Tensor
 
 from dabsmix.data.domain import Data, Task
 from dabsmix.scoring.heads import Features, Setting, collected, fit_ridge
-from dabsmix.scoring.protocols import Fit, Protocol, fits
+from dabsmix.scoring.protocols import Fit, TransferProtocol, fits
 from dabsmix.spec import Grid, Spec, Table, Tokens
 
 __all__ = ["Classical", "EstimatorHead", "Patches", "classical", "fit_boosting", "fit_words", "random_patches"]
 
-Read = Callable[[tuple[Tensor, ...]], Tensor]
+ReadRows = Callable[[tuple[Tensor, ...]], Tensor]
 
 PATCHES_WIDTH = 2048  # numbers of an example in random patches: more gain little, and ridge costs their cube
 PATCHES_ROWS = 20_000  # training examples at most: 6,000 images of 32×32 are read in half a minute on one core
@@ -48,13 +48,13 @@ class Classical:
     """
 
     name: str
-    read: Read
+    read: ReadRows
     probes: Mapping[str, Fit]
     few: Mapping[str, Fit]
     rows: int = ROWS
 
 
-def classical(data: Data, rules: Protocol, width: int) -> list[Classical]:
+def classical(data: Data, rules: TransferProtocol, width: int) -> list[Classical]:
     """The yardsticks for these data.
 
     - ``patches``, for grids: random whitened patches with 2,048 numbers (Coates and Ng 2012) and ridge regression.
@@ -334,7 +334,7 @@ def _words(specs: tuple[Spec, ...], which: Sequence[int], inputs: tuple[Tensor, 
     return torch.cat(parts, dim=1)
 
 
-def _lsa(ids: Tensor, width: int, read: Read) -> Read:
+def _lsa(ids: Tensor, width: int, read: ReadRows) -> ReadRows:
     """Latent semantic analysis: tf-idf of words along its first singular vectors."""
     from sklearn.decomposition import TruncatedSVD
     from sklearn.feature_extraction.text import TfidfVectorizer

@@ -38,7 +38,7 @@ def frechet_distance(first: NDArray[Any], second: NDArray[Any]) -> float:
     if min(len(first), len(second)) < 2:
         raise ValueError(f"Fréchet distance needs two rows on each side, got {len(first)} and {len(second)}")
     (mean1, cov1), (mean2, cov2) = map(_gaussian, (first, second))
-    # tr (S1 S2)^½ = tr (S1^½ S2 S1^½)^½, whose eigenvalues are real and not negative but for rounding
+    # tr (S1 S2)^½ = tr (S1^½ S2 S1^½)^½, whose eigenvalues are real and, up to rounding, not negative
     values, vectors = np.linalg.eigh(cov1)
     root = vectors * np.sqrt(values.clip(0)) @ vectors.T
     cross = np.sqrt(np.linalg.eigvalsh(root @ cov2 @ root).clip(0)).sum()

@@ -17,25 +17,25 @@ from dabsmix.errors import UserError
 from dabsmix.scoring.heads import Features, Head
 from dabsmix.scoring.intervals import interval, measure
 from dabsmix.scoring.metrics import Scores, Undefined, metric
-from dabsmix.scoring.protocols import Fit, Protocol, fits, quicker, refit
+from dabsmix.scoring.protocols import Fit, TransferProtocol, fits, quicker, refit
 from dabsmix.scoring.results import BY_CLASS, Result, prediction_key
 from dabsmix.scoring.selection import Selected, compare_within, few_labels, label_subsets, select
 
-__all__ = ["Chosen", "choose", "compact", "result", "score", "share"]
+__all__ = ["SelectedHeads", "choose", "compact", "result", "score", "share"]
 
-Chosen = Mapping[tuple[str, str], list[Selected]]  # by probe and share of the labels: one head per draw
+SelectedHeads = Mapping[tuple[str, str], list[Selected]]  # by probe and share of the labels: one head per draw
 
 
 def choose(
     train: Features,
     validation: Features,
     task: Task,
-    rules: Protocol,
+    rules: TransferProtocol,
     labels: tuple[str, ...],
     *,
     redraw: Callable[[int], Features] | None = None,
     probes: Mapping[str, Fit] | None = None,
-) -> Chosen:
+) -> SelectedHeads:
     """Every probe of a protocol at every share of the labels, fitted on train and chosen on validation.
 
     Args:
@@ -75,7 +75,7 @@ def choose(
 
 
 def score(
-    chosen: Chosen, test: Features, task: Task, others: Sequence[str] = ()
+    chosen: SelectedHeads, test: Features, task: Task, others: Sequence[str] = ()
 ) -> tuple[list[Result], dict[str, NDArray[Any]]]:
     """One result per probe and share of the labels, and every test example's prediction by ``probe@share``.
 

@@ -24,7 +24,7 @@ __all__ = ["all_poolings", "each_row", "features", "token_features"]
 
 Inputs = tuple[Tensor, ...]
 Normalise = Callable[[Inputs], Inputs]
-Watch = Callable[[Iterable[int]], Iterable[int]]
+WatchBatches = Callable[[Iterable[int]], Iterable[int]]
 
 
 def features(
@@ -36,7 +36,7 @@ def features(
     batch_size: int = 256,
     autocast: bool = False,
     dropout: bool = False,
-    watch: Watch = iter,
+    watch: WatchBatches = iter,
 ) -> Pooled:
     """Mean and CLS features of every example of a split, in its order, on every process: float32 ``(n, D)``, CPU.
 
@@ -65,7 +65,7 @@ def all_poolings(
     *,
     accelerator: Accelerator,
     batch_size: int = 256,
-    watch: Watch = iter,
+    watch: WatchBatches = iter,
 ) -> dict[str, Tensor]:
     """``mean`` and ``cls`` as `features` gives them, and ``blocks``, the means of all blocks: ``(n, depth · D)``."""
 
@@ -87,7 +87,7 @@ def token_features(
     batch_size: int = 256,
     autocast: bool = False,
     dropout: bool = False,
-    watch: Watch = iter,
+    watch: WatchBatches = iter,
 ) -> Tensor:
     """The features of every token but CLS, ``(n, L, D)``, for tasks of one label per token; else as `features`."""
 
@@ -108,7 +108,7 @@ def each_row(
     batch_size: int = 256,
     autocast: bool = False,
     dropout: bool = False,
-    watch: Watch = iter,
+    watch: WatchBatches = iter,
 ) -> Tensor:
     """What ``read`` makes of every example of a split, in its order, on every process: float32 ``(n, *shape)``, CPU.
 
@@ -143,7 +143,7 @@ def _batches(
     batch_size: int = 256,
     autocast: bool = False,
     dropout: bool = False,
-    watch: Watch = iter,
+    watch: WatchBatches = iter,
 ) -> Iterator[tuple[slice, Tensor]]:
     """As `each_row`, a batch at a time: its place in the split, and float32 ``(B, *shape)`` on the CPU.
 
@@ -155,17 +155,17 @@ def _batches(
     network.train(dropout)
     try:
         for start in watch(range(0, ends[1], batch_size)):  # the first share is as long as any
-            places = [slice(min(a + start, b), min(a + start + batch_size, b)) for a, b in itertools.pairwise(ends)]
-            sizes = [place.stop - place.start for place in places]
+            spans = [slice(min(a + start, b), min(a + start + batch_size, b)) for a, b in itertools.pairwise(ends)]
+            sizes = [span.stop - span.start for span in spans]
             # a process whose share has ended encodes example 0 once more, so that all have rows of one shape to gather
-            index = np.arange(places[rank].start, places[rank].stop) if sizes[rank] else np.zeros(1, np.int64)
+            index = np.arange(spans[rank].start, spans[rank].stop) if sizes[rank] else np.zeros(1, np.int64)
             with accelerator.autocast() if autocast else nullcontext():
                 rows = read(normalise(tuple(x.to(device, non_blocking=True) for x in split.batch(index)))).float()
             if world > 1:
                 padded = rows.new_zeros(sizes[0], *rows.shape[1:])
                 padded[: sizes[rank]] = rows[: sizes[rank]]
                 rows = accelerator.gather(padded)
-            for place, part, size in zip(places, torch.split(rows.cpu(), sizes[0]), sizes, strict=True):
-                yield place, part[:size]
+            for span, part, size in zip(spans, torch.split(rows.cpu(), sizes[0]), sizes, strict=True):
+                yield span, part[:size]
     finally:
         network.train(was_training)

@@ -38,13 +38,13 @@ from dabsmix.scoring.selection import few_labels
 from dabsmix.spec import Table, describe
 from dabsmix.training import learning_rate
 
-__all__ = ["FINETUNE", "SUPERVISED", "Finetuned", "Network", "Recipe", "finetune", "layer_groups", "supervised"]
+__all__ = ["FINETUNE", "SUPERVISED", "FinetuneRecipe", "Finetuned", "Network", "finetune", "layer_groups", "supervised"]
 
-Watch = Callable[[str, Iterable[int]], Iterable[int]]
+WatchSteps = Callable[[str, Iterable[int]], Iterable[int]]
 
 
 @dataclass(frozen=True)
-class Recipe:
+class FinetuneRecipe:
     """How a network is trained: AdamW with warm-up (5 % of the steps) and cosine, as ViTs are (MAE, He et al. 2022).
 
     Attributes:
@@ -66,7 +66,7 @@ class Recipe:
     draws: int = 3
 
 
-FINETUNE = Recipe()
+FINETUNE = FinetuneRecipe()
 SUPERVISED = replace(FINETUNE, layer_decay=1.0, epochs=100)
 LINEAR = replace(SUPERVISED, rates=(1e-3, 1e-2, 1e-1))
 """Of a linear head that is trained with mixing on frozen features."""
@@ -95,11 +95,11 @@ def finetune(
     encoder: Encoder,
     data: Data,
     labels: tuple[str, ...],
-    recipe: Recipe,
+    recipe: FinetuneRecipe,
     *,
     accelerator: Accelerator,
     seed: int = 0,
-    watch: Watch = lambda title, items: items,
+    watch: WatchSteps = lambda title, items: items,
     others: Sequence[str] = (),
     mix: HeadMix = UNMIXED,
 ) -> Finetuned:
@@ -161,7 +161,7 @@ def supervised(
     data: Data,
     *,
     accelerator: Accelerator,
-    watch: Watch = lambda title, items: items,
+    watch: WatchSteps = lambda title, items: items,
     mix: HeadMix = UNMIXED,
 ) -> Yardsticks:
     """The same encoder trained with all labels from random weights: a yardstick, cached by data set and encoder."""
@@ -281,7 +281,7 @@ def _train(
     encoder: Encoder,
     part: Split,
     data: Data,
-    recipe: Recipe,
+    recipe: FinetuneRecipe,
     rate: float,
     accelerator: Accelerator,
     seed: int,

@@ -27,16 +27,16 @@ from dabsmix.scoring.features import all_poolings, features, token_features
 from dabsmix.scoring.heads import Features
 from dabsmix.scoring.heads import scored as scored_rows
 from dabsmix.scoring.metrics import OFFERED, metric
-from dabsmix.scoring.protocols import Protocol
+from dabsmix.scoring.protocols import TransferProtocol
 from dabsmix.scoring.results import Result, prediction_key
 from dabsmix.terminal import progress, stage
 
-__all__ = ["FeatureStore", "Scored", "encoding", "notes_on", "other_metrics", "score_frozen", "truth"]
+__all__ = ["FeatureStore", "TaskScores", "encoding", "notes_on", "other_metrics", "score_frozen", "truth"]
 
 log = logging.getLogger(__name__)
 
 
-class Scored(NamedTuple):
+class TaskScores(NamedTuple):
     """The scores of one reading of the test split, and the predictions behind them."""
 
     results: list[Result]
@@ -56,13 +56,13 @@ class FeatureStore(NamedTuple):
 def score_frozen(
     encoder: Encoder,
     data: Data,
-    rules: Protocol,
+    rules: TransferProtocol,
     labels: tuple[str, ...],
     accelerator: Accelerator,
     *,
     title: str,
     keep: FeatureStore | None = None,
-) -> Scored:
+) -> TaskScores:
     """Features of the frozen encoder, once per split; every probe is chosen, then scored.
 
     Args:
@@ -87,7 +87,7 @@ def score_frozen(
     test = encode(labelled.test, "test")
     results, predictions = score(chosen, test, labelled.task, other_metrics(data))
     full = chosen.get(("linear", "1"))
-    return Scored(
+    return TaskScores(
         results,
         predictions | truth(labelled.test),
         metric(labelled.task.metric)(full[0].head.predict(train), train.label) if full else None,
@@ -99,7 +99,7 @@ def score_frozen(
 def encoding(
     encoder: Encoder,
     data: Data,
-    rules: Protocol,
+    rules: TransferProtocol,
     accelerator: Accelerator,
     *,
     title: str,
@@ -143,7 +143,7 @@ HOW_CHOSEN = ("validation", "candidates", "at_edge")
 """Entries of ``Result.selected`` that are not part of the setting."""
 
 
-def notes_on(scored: Scored, labelled: Labelled) -> tuple[str, ...]:
+def notes_on(scored: TaskScores, labelled: Labelled) -> tuple[str, ...]:
     """What a reader of the scores has to know about them, in complete sentences."""
     edges = [
         f"The {result.probe} probe with labels {result.label_fraction} chose the edge of its grid: "
@@ -154,7 +154,7 @@ def notes_on(scored: Scored, labelled: Labelled) -> tuple[str, ...]:
     return (*edges, *_over_all_examples(scored, labelled))
 
 
-def _over_all_examples(scored: Scored, labelled: Labelled) -> tuple[str, ...]:
+def _over_all_examples(scored: TaskScores, labelled: Labelled) -> tuple[str, ...]:
     """A note with the value over all examples, if the metric is DABS's mean over batches."""
     base, slash, rows = labelled.task.metric.partition("/")
     if not slash:

@@ -79,8 +79,8 @@ def rarest(metric: Metric, label: Label) -> int:
 def widening(metric: Metric, scores: Scores, label: Label) -> float:
     """The factor by which to multiply the variance from the influence, for one run on independent rows.
 
-    1 but for AUROC. There DeLong's variance is itself uncertain where a class has few positives (or negatives), k, and
-    too small where they rank alike by chance. It is averaged with Hanley and McNeil's (1982), which needs the area
+    1 except for AUROC. There DeLong's variance is itself uncertain if a class has few positives (or negatives), k, and
+    too small if they rank alike by chance. It is averaged with Hanley and McNeil's (1982), which needs the area
     alone, with weights of k - 1 and `STEADY`.
     """
     if metric.name != "auroc_macro":

@@ -23,7 +23,7 @@ class LinearGrid:
     """How a grid of linear heads is trained: one head per pooling, rate and decay.
 
     Attributes:
-        poolings: which features to read; those that are there of ``mean`` and ``cls`` (``tokens`` and ``raw`` always).
+        poolings: which features to read: whichever of ``mean`` and ``cls`` are present (``tokens`` and ``raw`` always).
         rates: learning rates.
         decays: weight decays; outside the gradient for AdamW, in it for Adam and SGD, where a decay d means the penalty
             ``d/2 |W|²`` on the mean loss (scikit-learn's ``C = 1/(d n)``). Biases never decay.

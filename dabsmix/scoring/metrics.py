@@ -50,7 +50,7 @@ Label = NDArray[Any]
 NUMBERS = 1 << 20
 """Scores that are expanded to float64 at a time."""
 
-Parts = tuple[NDArray[np.float64], NDArray[np.float64]]
+Terms = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
 class Undefined(UserError):
@@ -81,7 +81,7 @@ class Metric:
     higher: bool = True
     span: tuple[float, float] = (0.0, 1.0)
     chance: float | None = None
-    parts: Callable[[Scores, Label], Parts] | None = None
+    parts: Callable[[Scores, Label], Terms] | None = None
     batch: int = 0
 
     def __call__(self, scores: Scores, label: Label) -> float:
@@ -167,7 +167,7 @@ def _classes(scores: Scores, label: Label) -> tuple[NDArray[np.int64], NDArray[n
     return classes_of(scores)[scored], label[scored]
 
 
-def _accuracy_parts(scores: Scores, label: Label) -> Parts:
+def _accuracy_parts(scores: Scores, label: Label) -> Terms:
     scored = label >= 0
     right = (classes_of(scores) == label) & scored
     if label.ndim == 1:
@@ -176,11 +176,11 @@ def _accuracy_parts(scores: Scores, label: Label) -> Parts:
     return right.sum(axis=tokens, dtype=float), scored.sum(axis=tokens, dtype=float)
 
 
-def _mse_parts(scores: Scores, label: Label) -> Parts:
+def _mse_parts(scores: Scores, label: Label) -> Terms:
     return (scores.astype(float) - label) ** 2, np.ones(len(label))
 
 
-def _ratio(parts: Callable[[Scores, Label], Parts]) -> Callable[[Scores, Label], float]:
+def _ratio(parts: Callable[[Scores, Label], Terms]) -> Callable[[Scores, Label], float]:
     def function(scores: Scores, label: Label) -> float:
         above, below = parts(scores, label)
         if not below.sum():
@@ -190,7 +190,7 @@ def _ratio(parts: Callable[[Scores, Label], Parts]) -> Callable[[Scores, Label],
     return function
 
 
-def _mae_parts(scores: Scores, label: Label) -> Parts:
+def _mae_parts(scores: Scores, label: Label) -> Terms:
     return np.abs(scores.astype(float) - label), np.ones(len(label))
 
 

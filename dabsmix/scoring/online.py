@@ -34,7 +34,7 @@ NOTE = (
 EVERY = {"v1": 10, "dabs": 1, "imix": 10}
 
 
-class Scored(NamedTuple):
+class OnlineScores(NamedTuple):
     """The online score on the test split as the leaderboard reads it, and every test example's prediction."""
 
     record: TransferRecord
@@ -111,7 +111,9 @@ class Online:
         assert split.label is not None
         return self.probe.score(self._features(encoder, split, accelerator), split.label)
 
-    def test(self, encoder: Encoder, task: str, protocol: str, accelerator: Accelerator) -> tuple[float, Scored | None]:
+    def test(
+        self, encoder: Encoder, task: str, protocol: str, accelerator: Accelerator
+    ) -> tuple[float, OnlineScores | None]:
         """The score on the test split, which is read here once, and what the leaderboard keeps of it.
 
         Args:
@@ -141,7 +143,7 @@ class Online:
             asked=(key,),
         )
         arrays = {key: compact([predicted], probed), "label": split.label}
-        return value, Scored(record, arrays if split.group is None else arrays | {"group": split.group})
+        return value, OnlineScores(record, arrays if split.group is None else arrays | {"group": split.group})
 
 
 def watch_online(

@@ -15,13 +15,25 @@ from dabsmix.scoring.linear import LinearGrid, fit_linear
 from dabsmix.scoring.logistic import LogisticGrid, fit_logistic
 from dabsmix.spec import Grid, Spec, Table
 
-__all__ = ["PROTOCOLS", "Fit", "Protocol", "dabs", "fits", "imix", "protocol", "quicker", "refit", "v1", "v2"]
+__all__ = [
+    "PROBED",
+    "Fit",
+    "TransferProtocol",
+    "dabs",
+    "fits",
+    "imix",
+    "protocol",
+    "quicker",
+    "refit",
+    "v1",
+    "v2",
+]
 
 Fit = Callable[[Features], Sequence[Head]]
 
 
 @dataclass(frozen=True)
-class Protocol:
+class TransferProtocol:
     """What is fitted on frozen features, and how.
 
     Attributes:
@@ -55,7 +67,7 @@ class Protocol:
 
 
 def fits(
-    protocol: Protocol, task: Task, *, seed: int = 0, redraw: Callable[[int], Features] | None = None
+    protocol: TransferProtocol, task: Task, *, seed: int = 0, redraw: Callable[[int], Features] | None = None
 ) -> Mapping[str, Fit]:
     """The protocol's probes for a task: by name, a function from training features to one head per setting.
 
@@ -78,14 +90,14 @@ def fits(
     return probes
 
 
-def quicker(protocol: Protocol) -> Protocol:
+def quicker(protocol: TransferProtocol) -> TransferProtocol:
     """The protocol with linear heads solved less precisely, which is enough to compare settings over many draws."""
     if not isinstance(protocol.linear, LogisticGrid):
         return protocol
     return replace(protocol, linear=replace(protocol.linear, tolerance=1e-3))
 
 
-def refit(protocol: Protocol, task: Task, probe: str, fit: Fit, train: Features, setting: Setting) -> Head:
+def refit(protocol: TransferProtocol, task: Task, probe: str, fit: Fit, train: Features, setting: Setting) -> Head:
     """The head of a probe with this setting, or with its first setting if it does not have this one.
 
     Args:
@@ -103,13 +115,13 @@ def refit(protocol: Protocol, task: Task, probe: str, fit: Fit, train: Features,
     return next((head for head in heads if head.setting == setting), heads[0])
 
 
-def v2() -> Protocol:
+def v2() -> TransferProtocol:
     """Our current protocol: solvers converge, few labels are cross-validated, and encoders are read at every depth.
 
     Features are standardised and come from one pass in eval mode. With all labels every choice is made on validation.
     The test split is read once.
     """
-    return Protocol(
+    return TransferProtocol(
         name="v2",
         note="",
         linear=LogisticGrid(),
@@ -126,12 +138,12 @@ def v2() -> Protocol:
     )
 
 
-def v1() -> Protocol:
+def v1() -> TransferProtocol:
     """Our first protocol, retained for its existing rows; its linear heads stop before they have converged.
 
     It has standardised eval-mode features and three probes. Every choice is made on validation; test is read once.
     """
-    return Protocol(
+    return TransferProtocol(
         name="v1",
         note="",
         linear=LinearGrid(
@@ -147,13 +159,13 @@ def v1() -> Protocol:
     )
 
 
-def dabs(batch_size: int) -> Protocol:
+def dabs(batch_size: int) -> TransferProtocol:
     """The protocol of DABS (Tamkin et al. 2021, its reference code), to compare with its published numbers.
 
     One head on raw mean features, AdamW at a constant rate of 1e-4, 100 epochs, the data set's batch, binary tasks
     with one logit. Differs in the bias, which decays there by 1e-8 a step and here not at all.
     """
-    return Protocol(
+    return TransferProtocol(
         name="dabs",
         note="The reported split is also the one that DABS watches during training; dropout is on in the frozen "
         "encoder while the head is trained.",
@@ -171,7 +183,7 @@ def dabs(batch_size: int) -> Protocol:
     )
 
 
-def imix(specs: tuple[Spec, ...] = ()) -> Protocol:
+def imix(specs: tuple[Spec, ...] = ()) -> TransferProtocol:
     """The protocol of i-Mix (Lee et al. 2021, its reference code): SGD, seven rates, 100 epochs, drops at 80, 90, 95.
 
     Tables have batches of 512 with the rates for 256, as in the reference. Images of 224x224 have its ImageNet recipe:
@@ -189,7 +201,7 @@ def imix(specs: tuple[Spec, ...] = ()) -> Protocol:
         note = "The rate, 30, and its drops are those that the i-Mix reference has for ImageNet."
     if image:
         note += " The head is trained on the images as they are; the reference crops and mirrors them."
-    return Protocol(
+    return TransferProtocol(
         name="imix",
         note=note,
         linear=LinearGrid(
@@ -206,7 +218,7 @@ def imix(specs: tuple[Spec, ...] = ()) -> Protocol:
 
 
 # Each is made from the batch size with which the data set's source trains, and from the specs of the inputs.
-PROTOCOLS: Mapping[str, Callable[[int, tuple[Spec, ...]], Protocol]] = {
+PROBED: Mapping[str, Callable[[int, tuple[Spec, ...]], TransferProtocol]] = {
     "v2": lambda batch_size, specs: v2(),
     "v1": lambda batch_size, specs: v1(),
     "dabs": lambda batch_size, specs: dabs(batch_size),
@@ -214,15 +226,15 @@ PROTOCOLS: Mapping[str, Callable[[int, tuple[Spec, ...]], Protocol]] = {
 }
 
 
-def protocol(name: str, batch_size: int, specs: tuple[Spec, ...] = ()) -> Protocol:
+def protocol(name: str, batch_size: int, specs: tuple[Spec, ...] = ()) -> TransferProtocol:
     """The protocol of this name, for a data set of these inputs whose source trains with this batch size.
 
     Raises:
         UserError: no protocol for frozen features has this name.
     """
-    if name not in PROTOCOLS:
-        raise UserError(f"unknown protocol {name!r}{did_you_mean(name, PROTOCOLS)}; there are: {', '.join(PROTOCOLS)}")
-    return PROTOCOLS[name](batch_size, specs)
+    if name not in PROBED:
+        raise UserError(f"unknown protocol {name!r}{did_you_mean(name, PROBED)}; there are: {', '.join(PROBED)}")
+    return PROBED[name](batch_size, specs)
 
 
 def _cosine(progress: float) -> float:

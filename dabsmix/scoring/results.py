@@ -28,7 +28,7 @@ __all__ = [
     "HeadMix",
     "HeadMixes",
     "MixSchedules",
-    "Protocols",
+    "ProtocolName",
     "Result",
     "TransferRecord",
     "by_example",
@@ -45,10 +45,10 @@ __all__ = [
     "yardstick_key",
 ]
 
-Protocols = Literal["v2", "v1", "dabs", "imix", "finetune"]
+ProtocolName = Literal["v2", "v1", "dabs", "imix", "finetune"]
 """How a run may be scored. Scores of two protocols are never ranked together."""
 
-PROTOCOLS: tuple[str, ...] = get_args(Protocols)
+PROTOCOLS: tuple[str, ...] = get_args(ProtocolName)
 
 HeadMixes = Literal["none", "mixup", "cutmix", "manifold", "mixupe", "regmixup", "guided"]
 """What may be mixed while labels are learned, see ``head_mix.py``."""

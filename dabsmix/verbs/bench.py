@@ -164,7 +164,7 @@ def _hyper(algo: str, text: str) -> tuple[str, Any]:
 # --- rates and steps, chosen once and stored in a small file
 
 
-class Chosen:
+class ChosenSettings:
     """The file of tried rates and counted steps: by `Cell.setting`, ``validation`` scores by rate, and ``steps``."""
 
     def __init__(self, path: Path) -> None:
@@ -227,7 +227,7 @@ def _budgeted_steps(cell: Cell) -> int:
     return max(1, round(steps * reference.flops / cost.flops))
 
 
-def _settled(cell: Cell, chosen: Chosen) -> PretrainConfig:
+def _settled(cell: Cell, chosen: ChosenSettings) -> PretrainConfig:
     """The cell's configuration with its rate, its steps and every open field filled in, as its hash needs it."""
     pretraining = replace(cell.pretraining, steps=chosen.steps(cell), lr=chosen.lr(cell))
     return resolve(pretraining, _usual_batch(pretraining.source))[0]
@@ -333,7 +333,7 @@ def bench(
     Raises:
         UserError: a mistake in the plan.
     """
-    all_cells, chosen, failures = cells(plans), Chosen(chosen_path), Failures(plans[0].leaderboard)
+    all_cells, chosen, failures = cells(plans), ChosenSettings(chosen_path), Failures(plans[0].leaderboard)
     if plans[0].retry:
         for key in [_key(cell, chosen) for cell in all_cells if not chosen.untried(cell)]:
             failures.clear(key)
@@ -352,7 +352,7 @@ def bench(
     return {key: known[key] for key in (_key(cell, chosen) for cell in all_cells) if key in known}
 
 
-def _outstanding(all_cells: Sequence[Cell], chosen: Chosen, failures: Failures) -> Iterator[Cell | Trial]:
+def _outstanding(all_cells: Sequence[Cell], chosen: ChosenSettings, failures: Failures) -> Iterator[Cell | Trial]:
     """The cells that are neither on the board nor failed, or the trials that they wait for."""
     board = all_cells[0].plan.leaderboard
     rows, failed = read(board) if board.exists() else [], failures.read()
@@ -371,7 +371,7 @@ def _cell_of(job: Cell | Trial) -> Cell:
     return job if isinstance(job, Cell) else job.cell
 
 
-def _key(cell: Cell, chosen: Chosen) -> str:
+def _key(cell: Cell, chosen: ChosenSettings) -> str:
     """The hash of the cell's configuration; that of the plan's configuration if every rate failed."""
     if chosen.untried(cell):
         return ""
@@ -382,7 +382,7 @@ def _key(cell: Cell, chosen: Chosen) -> str:
 
 
 @contextmanager
-def _claimed(job: Cell | Trial, chosen: Chosen) -> Iterator[bool]:
+def _claimed(job: Cell | Trial, chosen: ChosenSettings) -> Iterator[bool]:
     """Try to claim the cell for the duration of the block; yields whether this worker holds it."""
     cell = _cell_of(job)
     name = _key(cell, chosen) if isinstance(job, Cell) else config_hash(_tried(job, chosen))
@@ -400,7 +400,7 @@ def _claimed(job: Cell | Trial, chosen: Chosen) -> Iterator[bool]:
         lock.release()
 
 
-def _do(job: Cell | Trial, chosen: Chosen, failures: Failures, say: Callable[[str], None]) -> None:
+def _do(job: Cell | Trial, chosen: ChosenSettings, failures: Failures, say: Callable[[str], None]) -> None:
     """Do one piece of work; an error is recorded, and the other work continues."""
     began = time.perf_counter()
     reason, outcome = "", ""
@@ -437,7 +437,7 @@ def _submit_failure(cell: Cell, key: str) -> None:
             return
 
 
-def _tried(trial: Trial, chosen: Chosen) -> PretrainConfig:
+def _tried(trial: Trial, chosen: ChosenSettings) -> PretrainConfig:
     cell = trial.cell
     steps = max(1, chosen.steps(cell) // 3)
     trial_config = replace(
@@ -446,7 +446,7 @@ def _tried(trial: Trial, chosen: Chosen) -> PretrainConfig:
     return resolve(trial_config, _usual_batch(trial_config.source))[0]
 
 
-def _try(trial: Trial, chosen: Chosen) -> str:
+def _try(trial: Trial, chosen: ChosenSettings) -> str:
     """Pretrain briefly with one rate, and score on validation: the test split is not read."""
     config = _tried(trial, chosen)
     run = _pretrained(config, trial.cell.plan)
@@ -455,7 +455,7 @@ def _try(trial: Trial, chosen: Chosen) -> str:
     return f"validation {score:.4f}"
 
 
-def _note_rate(trial: Trial, score: float | None, chosen: Chosen) -> None:
+def _note_rate(trial: Trial, score: float | None, chosen: ChosenSettings) -> None:
     def change(entry: dict[str, Any]) -> None:
         tried = entry.setdefault("validation", {})
         tried[f"{trial.lr:g}"] = score
@@ -497,7 +497,7 @@ def _validation_score(run: Run, source: Source) -> float:
     return max(sign * scale(head.predict(validation), validation.label) for head in heads)
 
 
-def _fill(cell: Cell, chosen: Chosen) -> str:
+def _fill(cell: Cell, chosen: ChosenSettings) -> str:
     """Pretrain, transfer, submit: as the three commands do."""
     plan, config = cell.plan, _settled(cell, chosen)
     run = _pretrained(config, plan)
@@ -583,7 +583,7 @@ def _log_time(cell: Cell, config: PretrainConfig, run: Run, seconds: Mapping[str
 
 
 @dataclass(frozen=True)
-class Estimate:
+class CellTime:
     """The state of a cell and its estimated seconds; None if no similar cell was measured."""
 
     cell: Cell
@@ -591,14 +591,14 @@ class Estimate:
     seconds: float | None
 
 
-def dry_run(plans: Sequence[BenchConfig], *, chosen_path: Path) -> list[Estimate]:
+def dry_run(plans: Sequence[BenchConfig], *, chosen_path: Path) -> list[CellTime]:
     """Every cell, whether it is done, and its time by the finished cells of the same data set and algorithm.
 
     Times come from ``times.jsonl`` in the folder of the runs; a cell of another algorithm on the same data set stands
     in where the algorithm was not measured. Steps count in proportion, transfer as it was. Trials of rates are
     included with the first cell that waits for them.
     """
-    all_cells, chosen = cells(plans), Chosen(chosen_path)
+    all_cells, chosen = cells(plans), ChosenSettings(chosen_path)
     failures, board = Failures(plans[0].leaderboard).read(), plans[0].leaderboard
     rows, times = read(board) if board.exists() else [], _times(plans[0].out)
     estimates, counted = [], set()
@@ -608,7 +608,7 @@ def dry_run(plans: Sequence[BenchConfig], *, chosen_path: Path) -> list[Estimate
         state = "failed" if key in failures else "done" if key and _on_board(cell, key, rows) else "missing"
         trials = 0 if cell.setting in counted else len(untried)
         counted.add(cell.setting)
-        estimates.append(Estimate(cell, state, _seconds(cell, chosen, times, trials) if state == "missing" else None))
+        estimates.append(CellTime(cell, state, _seconds(cell, chosen, times, trials) if state == "missing" else None))
     return estimates
 
 
@@ -621,7 +621,7 @@ def _times(out: Path) -> list[dict[str, Any]]:
     return times
 
 
-def _seconds(cell: Cell, chosen: Chosen, times: Sequence[dict[str, Any]], trials: int) -> float | None:
+def _seconds(cell: Cell, chosen: ChosenSettings, times: Sequence[dict[str, Any]], trials: int) -> float | None:
     pretraining = cell.pretraining
     name, usual = pretraining.source.name, pretraining.batch_size or _usual_batch(pretraining.source)
     comparable = [entry for entry in times if entry["setting"] == [name, cell.row, pretraining.encoder, usual]]

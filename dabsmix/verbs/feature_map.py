@@ -103,8 +103,8 @@ def feature_map(
         raise UserError(f"{record.task} has {len(labelled.test)} test examples, and a map needs three: leave out --map")
     order = np.random.default_rng(0).permutation(len(labelled.test))
     at_random = order[:RANDOM].tolist()
-    places = [*at_random, *[place for place in mistakes if place not in at_random][:MISTAKES]]
-    on_map, queries = labelled.test.take(order[:TEST]), labelled.test.take(np.array(places))
+    shown = [*at_random, *[i for i in mistakes if i not in at_random][:MISTAKES]]
+    on_map, queries = labelled.test.take(order[:TEST]), labelled.test.take(np.array(shown))
     train = labelled.train.take(np.random.default_rng(0).permutation(len(labelled.train))[:TRAIN])
 
     encoder = run.encoder(data.specs).to(accelerator.device)
@@ -120,7 +120,7 @@ def feature_map(
 
     rows = []
     for i, near in enumerate(nearest.numpy()):
-        predicted = "" if predictions is None else f"predicted {_plain(predictions['prediction'].iloc[places[i]])}"
+        predicted = "" if predictions is None else f"predicted {_plain(predictions['prediction'].iloc[shown[i]])}"
         notes = [predicted, *(f"similarity {value:.2f}" for value in similarity[i].tolist())]
         rows.append(_row(data, run, queries.take(np.array([i])), train.take(near), notes))
     return FeatureMap(
@@ -129,7 +129,7 @@ def feature_map(
         caption=f"{_sample(on_map, labelled.test, 'test')}, by the frozen encoder's "
         f"{POOLINGS[pooling] if encoder.has_tokens else 'features'}, standardised and scaled to length 1. {method}",
         neighbours=tuple(rows),
-        among=_among(data, train, len(places)),
+        among=_among(data, train, len(shown)),
     )
 
 

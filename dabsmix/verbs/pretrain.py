@@ -110,7 +110,9 @@ def pretrain(
     algorithm = algorithm_class(config.algo)(encoder, **config.hyper)
     check_fit(algorithm, recipe.batch_size, encoder.num_tokens)
     if source.protocol == "dabs" and not encoder.has_tokens:
-        raise UserError(f"--protocol dabs trains DABS's transformer, and --encoder {config.encoder} is none: use imix")
+        raise UserError(
+            f"--protocol dabs trains DABS's transformer, and --encoder {config.encoder} is another: use imix"
+        )
     if algorithm.needs_labels and (
         data.pretrain.label is None or data.labelled is None or data.labelled.task.kind != "classes"
     ):

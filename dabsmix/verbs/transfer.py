@@ -22,8 +22,8 @@ from dabsmix.run import Run
 from dabsmix.scoring.baselines import yardsticks
 from dabsmix.scoring.evaluate import share
 from dabsmix.scoring.finetune import FINETUNE, LINEAR, Finetuned, Network, features_as_data, finetune, supervised
-from dabsmix.scoring.frozen import FeatureStore, Scored, encoding, notes_on, other_metrics, score_frozen, truth
-from dabsmix.scoring.protocols import Protocol, protocol, v2
+from dabsmix.scoring.frozen import FeatureStore, TaskScores, encoding, notes_on, other_metrics, score_frozen, truth
+from dabsmix.scoring.protocols import TransferProtocol, protocol, v2
 from dabsmix.scoring.random_init import gain, random_encoders
 from dabsmix.scoring.results import (
     Gain,
@@ -255,7 +255,7 @@ def _gains(
     run: Run,
     encoder: Encoder,
     data: Data,
-    rules: Protocol,
+    rules: TransferProtocol,
     accelerator: Accelerator,
 ) -> tuple[Gain, ...]:
     """The headline's probe against random encoders, for every share of the labels.
@@ -308,7 +308,7 @@ def _finetuned(
 def _mixed_head(
     encoder: Encoder,
     data: Data,
-    rules: Protocol,
+    rules: TransferProtocol,
     labels: tuple[str, ...],
     accelerator: Accelerator,
     mix: HeadMix,
@@ -323,10 +323,10 @@ def _mixed_head(
     return finetune(head, features, labels, LINEAR, accelerator=accelerator, watch=progress, others=others, mix=mix)
 
 
-def _of(trained: Finetuned, data: Data) -> Scored:
+def _of(trained: Finetuned, data: Data) -> TaskScores:
     """Scores of a trained network, which has no frozen features to compare."""
     predictions = trained.predictions | truth(data.require_labelled().test)
-    return Scored(trained.results, predictions, trained.train_value, None, trained.outputs)
+    return TaskScores(trained.results, predictions, trained.train_value, None, trained.outputs)
 
 
 # --- pieces

@@ -20,7 +20,7 @@ __all__ = ["Verified", "rows_of", "verify"]
 
 
 class Verified(NamedTuple):
-    """A row beside its score computed again: ``equal`` but for rounding, ``inside`` its interval, or ``outside``."""
+    """A row beside its score computed again: ``equal`` up to rounding, ``inside`` its interval, or ``outside``."""
 
     row: Row
     value: float

@@ -235,32 +235,32 @@ def test_a_forged_failure_is_found(tmp_path: Path) -> None:
     assert validate(board) == []
     honest, run_json = board.read_text(), (record / "run.json").read_text()
 
-    def found(says: str) -> None:
+    def reports(says: str) -> None:
         problems = "\n".join(validate(board))
         assert re.search(says, problems), problems
         board.write_text(honest)
         (record / "run.json").write_text(run_json)
 
     set_cell(board, 5, "failure", "no memory")
-    found("failure is 'no memory', .* records 'the loss is nan")
+    reports("failure is 'no memory', .* records 'the loss is nan")
     set_cell(board, 5, "failure", "")
-    found("probe is empty")
+    reports("probe is empty")
     set_cell(board, 5, "value", "0.1")
-    found("value is 0.1 though the run failed")
+    reports("value is 0.1 though the run failed")
     set_cell(board, 2, "failure", "hides a score")
-    found("value is 0.9 though the run failed")
+    reports("value is 0.9 though the run failed")
     for status in ("finished", "running"):
         edit(record / "run.json", status=status)
-        found("records no such result")
+        reports("records no such result")
     edit(record / "run.json", encoder_sha256="ab" * 32)
-    found("it has an encoder or scores")
+    reports("it has an encoder or scores")
     edit(record / "run.json", failure="")
-    found("does not say why it failed")
+    reports("does not say why it failed")
     (other,) = {row.record for row in read(board) if not row.failure}
     of_rival = (other / "run.json").read_text()
     for status, says in (("failed", "records no such result"), ("running", "neither 'finished' nor 'failed'")):
         edit(other / "run.json", status=status, failure="a poor score")
-        found(says)
+        reports(says)
         (other / "run.json").write_text(of_rival)
 
 

@@ -274,8 +274,8 @@ def test_draws_of_labels_are_averaged_within_their_seed(tmp_path: Path) -> None:
     assert not against.shown
 
 
-@pytest.mark.parametrize(("kept", "wrong", "best"), [(True, 100, True), (False, 100, False), (True, 99, False)])
-def test_a_yardstick_is_compared_on_the_same_examples(tmp_path: Path, kept: bool, wrong: int, best: bool) -> None:
+@pytest.mark.parametrize(("stored", "wrong", "best"), [(True, 100, True), (False, 100, False), (True, 99, False)])
+def test_a_yardstick_is_compared_on_the_same_examples(tmp_path: Path, stored: bool, wrong: int, best: bool) -> None:
     """If its predictions are stored and reproduce its score."""
     label = np.arange(400) % 4
 
@@ -286,7 +286,7 @@ def test_a_yardstick_is_compared_on_the_same_examples(tmp_path: Path, kept: bool
         for seed in range(3):
             run = row(tmp_path, 1 - (errors + seed) / 400, half=0.04, algorithm=algorithm, seed=seed, steps=steps)
             raw = yardstick(0.75, low=0.71, high=0.79)
-            archive = {"raw linear@1": predicted(wrong)} if kept else None
+            archive = {"raw linear@1": predicted(wrong)} if stored else None
             scores = predicted(errors + seed)
             write_record(run, scores=scores, label=label, yardsticks={"raw": [raw]}, of_yardsticks=archive)
     rows = [row(tmp_path, 1 - (80 + seed) / 400, half=0.04, seed=seed) for seed in range(3)]

@@ -23,7 +23,7 @@ from dabsmix.source import Source, load
 N = 60
 
 
-def said(data: Data, *words: str) -> bool:
+def noted(data: Data, *words: str) -> bool:
     return any(all(word in note for word in words) for note in data.notes)
 
 
@@ -42,7 +42,7 @@ def test_dates_become_days_since_1970(tmp_path: Path) -> None:
     expected = (when - pd.Timestamp(0)) / pd.Timedelta(days=1)
     assert np.isnan(column(data, 0)[3])
     np.testing.assert_allclose(np.delete(column(data, 0), 3), expected.drop(3), atol=3 / 1440)
-    assert said(data, "Column 'when' holds dates", "days since 1970-01-01")
+    assert noted(data, "Column 'when' holds dates", "days since 1970-01-01")
     # further rows, of a Parquet file with real timestamps, are read alike
     frame = pd.DataFrame({"when": when, "x": range(1, 2 * N, 2)})
     frame.to_parquet(tmp_path / "more.parquet")
@@ -82,8 +82,8 @@ def test_dates_with_dots_are_read_day_first(tmp_path: Path) -> None:
         name in ("impossible", "version", "year", "slashes", "either") for name in table.columns[:-1]
     ]
     assert column(data, 3) == [np.float32(f"{date:%d.%m}") for date in when]
-    assert said(data, "Column 'when' holds dates, day first", "days since 1970-01-01")
-    assert said(data, "Column 'impossible' is read as categories, but looks like dates", "write them as 2024-12-31")
+    assert noted(data, "Column 'when' holds dates, day first", "days since 1970-01-01")
+    assert noted(data, "Column 'impossible' is read as categories, but looks like dates", "write them as 2024-12-31")
 
     # such columns make other data than before, when they were categories; any other column leaves the data as they were
     assert data.fingerprint != fingerprint(tmp_path, [path])
@@ -114,16 +114,16 @@ def test_semicolons_and_decimal_commas(tmp_path: Path) -> None:
     ]
     (tmp_path / "t.csv").write_text("\n".join(lines) + "\n")
     unaware = tabular.load_own(tmp_path / "t.csv", label="y")
-    assert said(
+    assert noted(
         unaware, "Column 'price' is read as categories, but looks like numbers with a decimal comma", 'decimal: ","'
     )
     data = tabular.load_own(tmp_path / "t.csv", label="y", decimal=",")
     np.testing.assert_allclose(column(data, 0), numbers, rtol=1e-6)
-    assert not said(data, "decimal comma")
+    assert not noted(data, "decimal comma")
     further, _ = tabular.load_further(tmp_path / "t.csv", data.state)
     np.testing.assert_allclose(column(further, 0), numbers, rtol=1e-6)
     (tmp_path / "u.csv").write_text("income,y\n" + "".join(f'"{1000 + 7 * i:,}",{"ab"[i % 2]}\n' for i in range(N)))
-    assert said(tabular.load_own(tmp_path / "u.csv", label="y"), "'income'", "numbers with commas between thousands")
+    assert noted(tabular.load_own(tmp_path / "u.csv", label="y"), "'income'", "numbers with commas between thousands")
     (tmp_path / "o.yaml").write_text("group: kind\ndecimal: ,\n")
     with pytest.raises(UserError, match=r"o\.yaml, line 2: not YAML .* needs quotes: `decimal: \",\"`"):
         load(Source(data=tmp_path / "t.csv", modality="tabular", options=tmp_path / "o.yaml"))
@@ -166,10 +166,10 @@ def test_utf_16_is_recognised_and_read(kind: str, written: str, tmp_path: Path) 
         file.parent.mkdir(parents=True)
         with gzip.open(file, "wb") if name.endswith(".gz") else file.open("wb") as stream:
             stream.write(content.encode(encoding))
-    for said_to_be in ("utf-8", "latin-1"):
-        remedy = f"convert the file to {said_to_be}, or name .* option `encoding: {WIDE[written]}`"
+    for stated in ("utf-8", "latin-1"):
+        remedy = f"convert the file to {stated}, or name .* option `encoding: {WIDE[written]}`"
         with pytest.raises(UserError, match=f"encoded as UTF-16; {remedy}"):
-            modality.load_own(wide, encoding=said_to_be)
+            modality.load_own(wide, encoding=stated)
     expected = modality.load_own(plain)
     for encoding in ("utf-16", "utf-16-le"):  # with or without its mark, in either order
         data = modality.load_own(wide, encoding=encoding)
@@ -244,17 +244,19 @@ def test_unusual_columns_are_reported(tmp_path: Path) -> None:
     )
     table.to_csv(tmp_path / "t.csv", index=False)
     data = load(Source(data=tmp_path / "t.csv", modality="tabular", label="y"))
-    assert said(data, "Column 'number' counts the rows", "`ignore`")
-    assert said(data, "Column 'constant' has one value")
-    assert said(data, "Column 'empty' is empty")
-    assert said(data, "Column 'code' has a different category in nearly every row")
-    assert said(data, "Column 'day' is read as categories, but looks like dates ('1/1/2023'); write them as 2024-12-31")
-    assert said(data, "Column 'share' is read as categories, but looks like numbers with a unit ('0 %')")
-    assert said(data, "95% of the labels are 'a'")
-    assert not said(data, "'fine'")
+    assert noted(data, "Column 'number' counts the rows", "`ignore`")
+    assert noted(data, "Column 'constant' has one value")
+    assert noted(data, "Column 'empty' is empty")
+    assert noted(data, "Column 'code' has a different category in nearly every row")
+    assert noted(
+        data, "Column 'day' is read as categories, but looks like dates ('1/1/2023'); write them as 2024-12-31"
+    )
+    assert noted(data, "Column 'share' is read as categories, but looks like numbers with a unit ('0 %')")
+    assert noted(data, "95% of the labels are 'a'")
+    assert not noted(data, "'fine'")
     table.to_csv(tmp_path / "t.csv")  # with the index, whose column has no name
     indexed = tabular.load_own(tmp_path / "t.csv", label="y")
-    assert said(indexed, "Column '' counts the rows", '`ignore: [""]`')
+    assert noted(indexed, "Column '' counts the rows", '`ignore: [""]`')
     assert tabular.load_own(tmp_path / "t.csv", label="y", ignore=[""]).state["columns"] == data.state["columns"]
     first, *lines, labels = data.summary
     assert first == "60 rows, 7 columns:"
@@ -292,16 +294,16 @@ def test_jittered_times_and_gaps_are_reported_and_resampling_removes_them(tmp_pa
     jittered[1][150:] += 0.5
     path = recordings(tmp_path / "r.csv", jittered)
     data = sensor.load_own(path, window=16)
-    assert said(data, "Readings are not evenly spaced", "`rate: ")
-    assert said(data, "Gaps of more than 1.5 times the usual step within a group: 1.", "`max_gap`")
+    assert noted(data, "Readings are not evenly spaced", "`rate: ")
+    assert noted(data, "Gaps of more than 1.5 times the usual step within a group: 1.", "`max_gap`")
     assert data.summary[0] == "900 readings of 1 channel in 3 groups:"
     even = sensor.load_own(path, window=16, rate=20)
     stored = np.asarray(even.pretrain.inputs[0][np.arange(4)])[:, 0]  # 4 windows of the first person
     at = jittered[0][0] + np.arange(64) / 20
     expected = np.interp(at, jittered[0], np.sin(jittered[0]))
     np.testing.assert_allclose(stored.ravel(), expected, atol=1e-6)
-    assert not said(even, "evenly spaced")
-    assert said(even, "Readings are interpolated over those that are shorter than a window")
+    assert not noted(even, "evenly spaced")
+    assert noted(even, "Readings are interpolated over those that are shorter than a window")
     _, keys = sensor.load_further(path, even.state)
     assert len(keys) == len(even.pretrain)
     rows = [int(key.rsplit(":", 1)[1]) for key in keys[:3]]
@@ -331,8 +333,8 @@ def test_files_without_a_column_of_groups_are_groups(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no column 'group'.*; the option `group` names another column"):
         sensor.load_own(tmp_path / "0.csv", label="y", time="t")
     data = sensor.load_own(tmp_path, label="y", time="t", window=16)
-    assert said(data, "no column 'group', so each file is a group")
-    assert said(data, "Channel '' counts the rows", '`ignore: [""]`')
+    assert noted(data, "no column 'group', so each file is a group")
+    assert noted(data, "Channel '' counts the rows", '`ignore: [""]`')
     assert sensor.load_own(tmp_path, label="y", time="t", window=16, ignore=[""]).state["channels"] == ["x"]
     assert data.names is not None
     for split in (data.pretrain, data.require_labelled().test):
@@ -340,8 +342,8 @@ def test_files_without_a_column_of_groups_are_groups(tmp_path: Path) -> None:
         assert split.group is not None
         assert [f"{group}.csv" for group in split.group] == files
     (tmp_path / "9.csv").write_text(",t,x,y\n")
-    assert said(sensor.load_own(tmp_path, label="y", time="t", window=16), "No row was read of the files '9.csv'")
-    assert said(tabular.load_own(tmp_path, label="y"), "No row was read of the files '9.csv'")
+    assert noted(sensor.load_own(tmp_path, label="y", time="t", window=16), "No row was read of the files '9.csv'")
+    assert noted(tabular.load_own(tmp_path, label="y"), "No row was read of the files '9.csv'")
     (tmp_path / "9.csv").unlink()
     further = sensor.load_further_labelled(tmp_path, data.state, label="y")
     assert further.group is not None
@@ -352,8 +354,8 @@ def test_files_without_a_column_of_groups_are_groups(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"2\.csv: row 7: column 'x' is empty, which the option `gaps: mask` allows"):
         sensor.load_own(tmp_path, label="y", time="t")
     skipped = sensor.load_own(tmp_path, label="y", time="t", window=16, on_bad="skip")
-    assert said(skipped, "Rows with empty cells end a stretch", "`gaps: mask` keeps them")
-    assert not said(skipped, "Gaps of more")
+    assert noted(skipped, "Rows with empty cells end a stretch", "`gaps: mask` keeps them")
+    assert not noted(skipped, "Gaps of more")
     for file in range(4):
         form = WITH_SLASHES if file == 2 else "%F %T"
         table["when"] = pd.date_range("2024-05-01", periods=64, freq="s").strftime(form)
@@ -416,14 +418,14 @@ def test_images_sounds_and_texts_are_summed_up_as_tables_are(tmp_path: Path) -> 
         "  size in pixels: 10x20 to 21x20, median 16x20",
         "labels of 2 classes: 'a' 6 (50%), 'b' 6 (50%)",
     )
-    assert said(pictures, "1 of 13 images was skipped", "torn.png")
+    assert noted(pictures, "1 of 13 images was skipped", "torn.png")
     sounds = load(Source(data=tmp_path / "sounds", modality="spectrogram", label="folder"))
     assert sounds.summary[:3] == (
         "12 sounds:",
         "  WAV 8000 Hz mono: 12",
         "  duration: 0.10 s to 1.20 s, median 0.70 s",
     )
-    assert said(sounds, "12 of 12 sounds", "a lower sampling rate than 16000 Hz", "`rate: 8000`")
+    assert noted(sounds, "12 of 12 sounds", "a lower sampling rate than 16000 Hz", "`rate: 8000`")
     words = [" ".join(["word"] * (1 + n)) for n in range(20)]
     pd.DataFrame({"text": words, "y": ["a"] * 19 + ["b"] * 1}).to_csv(tmp_path / "t.csv", index=False)
     options = tmp_path / "o.yaml"
@@ -435,4 +437,4 @@ def test_images_sounds_and_texts_are_summed_up_as_tables_are(tmp_path: Path) -> 
     assert "55.0% fill all 12" in lengths
     assert examples == ["  'word'", "  'word word'", "  'word word word'"]
     assert labels == "labels of 2 classes: 'a' 19 (95%), 'b' 1 (5%)"
-    assert said(texts, "95% of the labels are 'a'")
+    assert noted(texts, "95% of the labels are 'a'")

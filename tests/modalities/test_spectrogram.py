@@ -148,7 +148,7 @@ def damage(path: Path, kind: str) -> None:
     content = path.read_bytes()
     match kind:
         case "text":
-            path.write_text("this is no sound")
+            path.write_text("this is not a sound")
         case "cut":
             path.write_bytes(content[: len(content) // 2])
         case "header only":

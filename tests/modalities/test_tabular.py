@@ -19,7 +19,7 @@ from dabsmix.errors import UserError
 from dabsmix.modalities import columns as columns_module
 from dabsmix.modalities import tables, tabular
 from dabsmix.modalities.columns import scan
-from dabsmix.modalities.tables import Source
+from dabsmix.modalities.tables import TableSource
 from dabsmix.modalities.tabular import load_further, load_own
 from dabsmix.spec import Table
 
@@ -155,7 +155,7 @@ def test_categories_unseen_in_training_are_missing_and_counted(tmp_path: Path) -
     ],
 )
 def test_kinds(lines: list[str], kinds: list[tuple[str, ...] | None], tmp_path: Path) -> None:
-    table = scan([Source(write(tmp_path / "t.csv", lines))])
+    table = scan([TableSource(write(tmp_path / "t.csv", lines))])
     assert [table[name].categories for name in lines[0].split(",")] == kinds
 
 
@@ -430,8 +430,8 @@ def test_the_keys_of_further_rows_leave_out_what_was_left_out(tmp_path: Path) ->
     assert list(keys) == expected == keys[:]
     assert [keys.of_rows(np.array([row]))[0] for row in range(4)] == expected
     assert data.pretrain.batch(np.arange(4))[0][:, 0].tolist() == [1, 3, 4, 5]
-    assert keys.places(0, np.array([2, 3, 4, 5, 6, 7])).tolist() == [-1, 0, -1, -1, 1, -1]
-    assert keys.places(1, np.array([2, 3, 4])).tolist() == [2, -1, 3]
+    assert keys.rows_of(0, np.array([2, 3, 4, 5, 6, 7])).tolist() == [-1, 0, -1, -1, 1, -1]
+    assert keys.rows_of(1, np.array([2, 3, 4])).tolist() == [2, -1, 3]
 
 
 def test_further_rows_that_do_not_fit_are_refused(table: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from dabsmix.data.domain import Data, Labelled, Split, Task
 from dabsmix.scoring import baselines as yardsticks
 from dabsmix.scoring.baselines import raw_reader
 from dabsmix.scoring.linear import LinearGrid
-from dabsmix.scoring.protocols import Protocol, v1
+from dabsmix.scoring.protocols import TransferProtocol, v1
 from dabsmix.scoring.results import prediction_key, yardstick_key
 from dabsmix.spec import Grid, Table, Tokens
 
@@ -100,7 +100,7 @@ def test_raw_input_and_majority_class_are_scored_and_stored(tmp_path: Path, monk
         yardsticks.yardsticks(divided, rules, ("1", "0.5"), torch.device("cpu"), 4)
 
 
-def v1_like(rules: Protocol) -> Protocol:
+def v1_like(rules: TransferProtocol) -> TransferProtocol:
     """The same rules with an equal but distinct schedule."""
     return replace(rules, linear=replace(trained(rules), schedule=lambda progress: 1.0))
 

@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from dabsmix.data.domain import Data, Labelled, Split, Task
 from dabsmix.model.encoder import Encoder, EncoderConfig, Transformer, build_encoder
 from dabsmix.scoring import finetune as module
-from dabsmix.scoring.finetune import FINETUNE, Network, Recipe, finetune, layer_groups, supervised
+from dabsmix.scoring.finetune import FINETUNE, FinetuneRecipe, Network, finetune, layer_groups, supervised
 from dabsmix.spec import Table
 from dabsmix.training import accelerate
 
-SHORT = Recipe(rates=(1e-3, 3e-3), batch_size=32, epochs=3, steps=(30, 30), draws=2)
+SHORT = FinetuneRecipe(rates=(1e-3, 3e-3), batch_size=32, epochs=3, steps=(30, 30), draws=2)
 CLASSES = Task("classes", "accuracy", ("a", "b"))
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from dabsmix.data.domain import Data, Labelled, Split, Task
 from dabsmix.errors import UserError
 from dabsmix.model.encoder import EncoderConfig, Transformer
-from dabsmix.scoring.finetune import Network, Recipe, finetune
+from dabsmix.scoring.finetune import FinetuneRecipe, Network, finetune
 from dabsmix.scoring.head_mix import (
     Drawn,
     MixedLoss,
@@ -236,7 +236,7 @@ def table(n: int = 400) -> Data:
 
 
 def test_finetuning_with_mixing_is_a_separate_probe_and_stops_mixing_on_request() -> None:
-    recipe = Recipe(rates=(3e-3,), batch_size=50, epochs=5, steps=(20, 20))
+    recipe = FinetuneRecipe(rates=(3e-3,), batch_size=50, epochs=5, steps=(20, 20))
     plain = finetune(encoder(), table(), ("1",), recipe, accelerator=accelerate())
     guided = finetune(encoder(), table(), ("1",), recipe, accelerator=accelerate(), mix=HeadMix("guided"))
     stopped = finetune(encoder(), table(), ("1",), recipe, accelerator=accelerate(), mix=HeadMix("mixup", 1e-9))

@@ -48,12 +48,12 @@ def test_correlations_of_quantities(name: str, noise: float, levels: int | None)
 def test_an_almost_perfect_order_has_a_narrow_interval() -> None:
     rng = np.random.default_rng(4)
     target = rng.normal(size=120)
-    found = interval(
+    estimated = interval(
         metric("spearman"), [measure(metric("spearman"), [target + 1e-2 * rng.normal(size=120)], target, None)]
     )
-    assert found.low is not None
-    assert found.high is not None
-    assert 0.99 < found.low < found.high <= 1
+    assert estimated.low is not None
+    assert estimated.high is not None
+    assert 0.99 < estimated.low < estimated.high <= 1
     assert not influence(metric("spearman"), target**3, target).round(9).any()  # no weight moves a perfect order
 
 

@@ -10,7 +10,7 @@ from dabsmix.data.domain import Task
 from dabsmix.errors import UserError
 from dabsmix.scoring.heads import Features
 from dabsmix.scoring.linear import fit_linear
-from dabsmix.scoring.protocols import PROTOCOLS, dabs, fits, imix, protocol, v1
+from dabsmix.scoring.protocols import PROBED, dabs, fits, imix, protocol, v1
 from dabsmix.scoring.results import probes_of
 from dabsmix.spec import Grid, Table
 
@@ -66,13 +66,13 @@ def test_probes_that_are_not_defined_for_a_task_are_left_out() -> None:
     assert set(fits(v1(), tokens)) == {"linear", "ridge"}
     assert set(fits(imix(), classes)) == {"linear", "pinv"}
     assert set(fits(imix(), Task("regression", "mse"))) == {"linear"}
-    for name, build in PROTOCOLS.items():  # results that a record must have
+    for name, build in PROBED.items():  # results that a record must have
         for task in (classes, tokens, Task("regression", "mse")):
             assert tuple(fits(build(64, ()), task)) == probes_of(name, task.kind)
 
 
 def test_a_protocol_has_its_name_and_note() -> None:
-    assert [protocol(name, 64).name for name in PROTOCOLS] == list(PROTOCOLS)
+    assert [protocol(name, 64).name for name in PROBED] == list(PROBED)
     assert "watches during training" in dabs(64).note
     assert trained(dabs(64)).batch_size == 64
     with pytest.raises(UserError, match="did you mean 'dabs'"):

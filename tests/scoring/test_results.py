@@ -9,7 +9,7 @@ import pytest
 
 from dabsmix.errors import UserError
 from dabsmix.scoring.metrics import METRICS
-from dabsmix.scoring.protocols import PROTOCOLS as PROBED
+from dabsmix.scoring.protocols import PROBED
 from dabsmix.scoring.results import BY_CLASS, PROTOCOLS, Result, TransferRecord, prediction_key, read_transfer
 
 FIRST = Result("linear", "1", "accuracy", 0.9, 0.88, 0.92, 360, 360, 1, {"rate": 0.1, "validation": 0.91})

@@ -14,7 +14,7 @@ from dabsmix.data.domain import Task
 from dabsmix.scoring.heads import Features, Setting
 from dabsmix.scoring.intervals import interval, measure
 from dabsmix.scoring.metrics import Undefined, metric
-from dabsmix.scoring.protocols import PROTOCOLS, fits, protocol
+from dabsmix.scoring.protocols import PROBED, fits, protocol
 from dabsmix.scoring.selection import few_labels, label_subsets, select
 
 CLASSES = Task("classes", "accuracy", tuple("0123456789"))
@@ -98,7 +98,7 @@ def test_no_function_of_selection_can_be_given_the_test_split() -> None:
         assert not any("test" in name for name in inspect.signature(function).parameters)
 
 
-@pytest.mark.parametrize("name", PROTOCOLS)
+@pytest.mark.parametrize("name", PROBED)
 def test_every_probe_of_a_protocol_learns_and_permuted_labels_give_chance(
     name: str, digits: tuple[Features, Features, Features]
 ) -> None:

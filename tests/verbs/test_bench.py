@@ -22,7 +22,7 @@ from dabsmix.interrupt import Interrupted
 from dabsmix.source import Source
 from dabsmix.training import accelerate
 from dabsmix.verbs import bench as module
-from dabsmix.verbs.bench import Cell, Chosen, bench, cells, dry_run
+from dabsmix.verbs.bench import Cell, ChosenSettings, bench, cells, dry_run
 from dabsmix.verbs.budget import step_cost
 from dabsmix.verbs.pretrain import pretrain
 
@@ -57,7 +57,7 @@ def filled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     messages: list[str] = []
     fill = module._fill
 
-    def noted(cell: Cell, chosen: Chosen) -> str:
+    def noted(cell: Cell, chosen: ChosenSettings) -> str:
         messages.append(str(cell))
         return fill(cell, chosen)
 
@@ -143,7 +143,7 @@ def test_an_online_score_alone_does_not_complete_a_cell(tmp_path: Path) -> None:
 def test_a_failure_is_recorded_and_the_other_cells_continue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     broken = True
 
-    def fill(cell: Cell, chosen: Chosen) -> str:
+    def fill(cell: Cell, chosen: ChosenSettings) -> str:
         if cell.row == "emix" and broken:
             raise RuntimeError("out of memory")
         return original(cell, chosen)
@@ -179,7 +179,7 @@ def test_a_run_that_crashes_has_a_row_without_a_score(tmp_path: Path) -> None:
 
 
 def test_an_interrupted_cell_is_not_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fill(cell: Cell, chosen: Chosen) -> str:
+    def fill(cell: Cell, chosen: ChosenSettings) -> str:
         raise Interrupted("asked to stop")
 
     monkeypatch.setattr(module, "_fill", fill)
@@ -209,7 +209,7 @@ def test_damage_beside_a_cell_stops_nothing(tmp_path: Path, monkeypatch: pytest.
     (tmp_path / "runs" / "times.jsonl").write_text('{"setting": ["dig')
     (estimate,) = dry_run([matrix], chosen_path=tmp_path / "c.json")
     assert (estimate.state, estimate.seconds) == ("missing", None)
-    config = module._settled(estimate.cell, Chosen(tmp_path / "c.json"))
+    config = module._settled(estimate.cell, ChosenSettings(tmp_path / "c.json"))
     trained = transferring.pretrained(tmp_path / "elsewhere")
     monkeypatch.setattr(module, "_child", lambda command: f"{trained.path}\n")
     assert module._pretrained(config, matrix).path == trained.path
@@ -225,7 +225,7 @@ def test_the_rate_is_chosen_on_validation(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(module, "_pretrained", pretrained)
     monkeypatch.setattr(module, "_validation_score", lambda run, source: scores[run.lr])
-    chosen = Chosen(tmp_path / "c.json")
+    chosen = ChosenSettings(tmp_path / "c.json")
     matrix = plan(tmp_path, algos=("none", "emix"), rates=tuple(scores), seeds=(3, 4), steps=9)
     for lr in scores:
         module._try(module.Trial(cells([matrix])[1], lr), chosen)
@@ -243,7 +243,7 @@ def test_the_rate_is_chosen_on_validation(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_rate_that_diverges_is_not_chosen(tmp_path: Path) -> None:
     matrix = plan(tmp_path, algos=("emix",), rates=(1e-3, 1e-2))
     (cell,) = cells([matrix])
-    chosen = Chosen(tmp_path / "c.json")
+    chosen = ChosenSettings(tmp_path / "c.json")
     module._note_rate(module.Trial(cell, 1e-3), None, chosen)
     module._note_rate(module.Trial(cell, 1e-2), None, chosen)
     with pytest.raises(UserError, match=r"every one of the rates 0.001, 0.01 failed"):
@@ -280,7 +280,7 @@ def test_after_a_killed_worker_only_missing_cells_are_done(tmp_path: Path) -> No
 
 def test_a_claimed_cell_is_skipped(tmp_path: Path) -> None:
     (cell,) = cells([plan(tmp_path, algos=("none",))])
-    chosen = Chosen(tmp_path / "c.json")
+    chosen = ChosenSettings(tmp_path / "c.json")
     with module._claimed(cell, chosen) as first, module._claimed(cell, chosen) as second:
         assert (first, second) == (True, False)
 
@@ -314,7 +314,7 @@ def test_a_run_records_the_flops_of_all_its_steps(tmp_path: Path) -> None:
 
 def test_equal_compute_gives_costly_algorithms_fewer_steps(tmp_path: Path) -> None:
     matrix = plan(tmp_path, algos=("emix", "shed", "none"), steps=100, budget="equal-compute")
-    chosen = Chosen(tmp_path / "c.json")
+    chosen = ChosenSettings(tmp_path / "c.json")
     emix, shed, none = (module._settled(cell, chosen).steps for cell in cells([matrix]))
     assert (emix, none) == (100, 100)
     ratio = step_cost(cells([matrix])[0].pretraining).flops / step_cost(cells([matrix])[1].pretraining).flops

@@ -116,8 +116,8 @@ def test_a_preempted_job_is_queued_again_and_equals_an_uninterrupted_one(tmp_pat
     )
 
     def command(name: str, *more: str) -> list[str]:
-        places = ["--out", str(tmp_path / name), "--leaderboard", str(tmp_path / name / "board" / "results.csv")]
-        return [sys.executable, "-m", "dabsmix", *line.split(), *places, *more]
+        folders = ["--out", str(tmp_path / name), "--leaderboard", str(tmp_path / name / "board" / "results.csv")]
+        return [sys.executable, "-m", "dabsmix", *line.split(), *folders, *more]
 
     queued = subprocess.run(command("slurm", "--on", "slurm"), check=True, capture_output=True, text=True)
     job, run = queued.stdout.strip(), tmp_path / "slurm" / "digits-emix-s0"

@@ -215,14 +215,14 @@ torch.manual_seed(0)
 encoder = make_encoder("tiny", (Table(3),))
 store = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)
 accelerator = accelerate()
-found = {}
+encoded = {}
 for n in (1, 2, 37):  # fewer rows than processes, too
     split = Split((store,), np.arange(n))
     how = dict(accelerator=accelerator, batch_size=5)
     pooled = features(encoder, split, lambda x: x, **how)
-    found |= {f"mean{n}": pooled.mean, f"cls{n}": pooled.cls}
-    found[f"tokens{n}"] = token_features(encoder, split, lambda x: x, **how)
-np.savez(f"{sys.argv[1]}-{accelerator.process_index}.npz", **{k: v.numpy() for k, v in found.items()})
+    encoded |= {f"mean{n}": pooled.mean, f"cls{n}": pooled.cls}
+    encoded[f"tokens{n}"] = token_features(encoder, split, lambda x: x, **how)
+np.savez(f"{sys.argv[1]}-{accelerator.process_index}.npz", **{k: v.numpy() for k, v in encoded.items()})
 accelerator.end_training()
 """
 
