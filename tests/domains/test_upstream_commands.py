@@ -1,4 +1,4 @@
-"""The data sets of DABS 2.0 by command: a damaged file is one line; twenty steps are pretrained and scored.
+"""Data sets of DABS 2.0 and i-Mix by command: a damaged file is one line; twenty steps are pretrained and scored.
 
 tests/domains/test_domains_sequence.py pretrains and scores proteins, DNA and wafers.
 """
@@ -13,8 +13,10 @@ import upstream
 import upstream_image
 import upstream_sequence
 import upstream_speech
+import upstream_tabular
 
 from dabsmix.cli import main
+from dabsmix.domains.speech_commands import COMMANDS
 from dabsmix.registry import domain
 
 WRITERS: dict[str, tuple[Callable[[Path], object], str]] = {
@@ -37,7 +39,14 @@ WRITERS: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda root: upstream_speech.write_speech_commands(root, "v0.02", ["yes", "no", "cat"]),
         "yes/*_nohash_0.wav",
     ),
+    "speech_commands_12_32": (
+        lambda root: upstream_speech.write_speech_commands(root, "v0.01", (*COMMANDS, "cat"), noise=[10]),
+        "yes/*_nohash_0.wav",
+    ),
+    "higgs_100k": (lambda root: upstream_tabular.write_higgs(root / "higgs" / "HIGGS.csv"), "HIGGS.csv"),
+    "higgs_1m": (lambda root: upstream_tabular.write_higgs(root / "higgs" / "HIGGS.csv"), "HIGGS.csv"),
 }
+SCORED = ["pamap2_spectrogram", "eurosat_transfer", "google_speech", "speech_commands_12_32", "higgs_100k", "higgs_1m"]
 
 
 def command(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
@@ -66,7 +75,7 @@ def test_a_damaged_file_is_one_line(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["pamap2_spectrogram", "eurosat_transfer", "google_speech"])
+@pytest.mark.parametrize("name", SCORED)
 def test_twenty_steps_are_pretrained_and_scored(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     WRITERS[name][0](tmp_path)
     common = ["--data-root", str(tmp_path), "--out", str(tmp_path / "runs")]
