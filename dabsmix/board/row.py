@@ -4,7 +4,7 @@ import csv
 import json
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache
@@ -159,20 +159,38 @@ def read(csv_path: Path, **only: str) -> list[Row]:
 
 
 def lines(csv_path: Path) -> Iterator[tuple[int, list[str]]]:
-    """The line number and the cells of each row, after a check of the header."""
+    """The line number and the cells of each row, after a check of the header.
+
+    Equal cells of neighbouring rows are one string: the rows of a run agree in most columns.
+    """
     try:
         if not csv_path.is_file() and csv_path.exists():
             raise UserError(f"{csv_path} is not a file: name a CSV file")
-        content = csv_path.read_text(encoding="utf-8-sig")
+        with csv_path.open(encoding="utf-8-sig") as file:
+            reader = csv.reader(file, strict=True)
+            try:
+                header = next(reader, [])
+            except csv.Error as error:
+                raise UserError(f"{csv_path}:1: {error}; a row is one that `dabsmix submit` wrote") from None
+            later = [""] * (len(COLUMNS) - _known_columns(header, csv_path))  # columns that are younger than the file
+            before: list[str] = []
+            try:
+                for cells in reader:
+                    cells += later
+                    if len(cells) == len(before):
+                        cells = [old if old == new else new for old, new in zip(before, cells, strict=True)]
+                    before = cells
+                    yield reader.line_num, cells
+            except csv.Error as error:
+                raise UserError(f"{csv_path}:{reader.line_num}: {error}; fix the line by hand") from None
     except FileNotFoundError:
         raise UserError(f"no leaderboard at {csv_path}: submit a run to it, or name another CSV file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {csv_path}: {error}") from None
-    reader = csv.reader(StringIO(content, newline=""), strict=True)
-    try:
-        header = next(reader, [])
-    except csv.Error as error:
-        raise UserError(f"{csv_path}:1: {error}; a row is one that `dabsmix submit` wrote") from None
+
+
+def _known_columns(header: Sequence[str], csv_path: Path) -> int:
+    """The number of columns, which are the first ones of `COLUMNS`; at most those in `ADDED` may be missing."""
     if tuple(header) not in (COLUMNS[: len(COLUMNS) - missing] for missing in range(len(ADDED) + 1)):
         missing = [name for name in COLUMNS if name not in (*header, *ADDED)]
         unknown = [name for name in header if name not in COLUMNS]
@@ -185,12 +203,7 @@ def lines(csv_path: Path) -> Iterator[tuple[int, list[str]]]:
         raise UserError(
             f"{csv_path}:1: broken header: {'; '.join(faults) or order}; a row is one that `dabsmix submit` wrote"
         )
-    try:
-        later = [""] * (len(COLUMNS) - len(header))  # columns that are younger than the file
-        for cells in reader:
-            yield reader.line_num, cells + later
-    except csv.Error as error:
-        raise UserError(f"{csv_path}:{reader.line_num}: {error}; fix the line by hand") from None
+    return len(header)
 
 
 def parse(cells: list[str], records: Path) -> Row:
