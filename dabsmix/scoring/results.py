@@ -431,7 +431,7 @@ class TransferRecord:
         return pd.DataFrame(rows).assign(run=self.run, task=self.task, protocol=self.protocol)
 
     def __str__(self) -> str:
-        """Plain lines for a person: one per score, the yardsticks beneath."""
+        """Plain lines for a person: one per score, the yardsticks beneath, and what a reader has to know."""
         first = self.headline
         groups = f" in {first.units} groups" if 0 < first.units < first.n else ""
         lines = [f"{self.run}  {self.task}  {first.metric}  protocol {self.protocol}  n {first.n}{groups}"]
@@ -449,6 +449,7 @@ class TransferRecord:
                 f"  The test split holds {first.units} of the groups. With fewer than 5 there is no interval, because "
                 "so few do not show how groups differ."
             )
+        lines += [f"  {note}" for note in self.notes]
         if first.others:
             further = (
                 f"{name} {f'{100 * value:.4g} %' if in_percent(name) else f'{value:.4g}'}"

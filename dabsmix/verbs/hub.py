@@ -187,7 +187,7 @@ features = encoder.features(x)  # float32 (n, D)
 
 ## Scores
 
-{_scores(transfers)}
+{_scores(run, transfers)}
 
 ## Licence
 
@@ -215,7 +215,7 @@ def _licence(record: Any, licence: str | None) -> str:
     return stated
 
 
-def _scores(transfers: list[TransferRecord]) -> str:
+def _scores(run: Run, transfers: list[TransferRecord]) -> str:
     if not transfers:
         return "The encoder has not been scored."
     lines = ["| task | metric | probe | labels | score | 95 % interval | n |", "|---|---|---|---|---|---|---|"]
@@ -225,6 +225,10 @@ def _scores(transfers: list[TransferRecord]) -> str:
     lines += ["", "Lines in italics are what needs no pretraining, on the same test examples."]
     for transfer in transfers:
         lines += ["", f"{transfer.task}: {transfer.answer}"] if transfer.answer else []
+        notes = _shared_transfer(run, transfer).notes
+        lines += (
+            ["", f"About {transfer.task} ({transfer.protocol}):", *(f"- {note}" for note in notes)] if notes else []
+        )
     return "\n".join(lines)
 
 
@@ -237,6 +241,6 @@ def _line(transfer: TransferRecord, result: Result, yardstick: str) -> str:
         result.label_fraction,
         f"{scale * result.value:.2f}{unit}",
         " to ".join(f"{scale * end:.2f}" for end in result.ends or ()),
-        result.n,
+        f"{result.n} in {result.units} groups" if 0 < result.units < result.n else result.n,
     )
     return f"| {' | '.join(map(str, cells))} |"

@@ -221,8 +221,6 @@ def _transfer_to(
             path, record, predictions, beside_predictions, by_example(scored.outputs, data) if first else None, el2n
         )
     accelerator.wait_for_everyone()
-    for note in notes:
-        say(note)
     return record
 
 

@@ -94,6 +94,7 @@ def test_pamap2_has_the_shape_and_subjects_of_the_protocol(generated: Path) -> N
     # each person did 14 bouts of 3.6 s: one window of 3.2 s each, or two if a window begins every 0.32 s
     assert [len(part) for part in splits(data)] == [6 * 14, 14, 2 * 14]
     assert len(data.pretrain) == 2 * 6 * 14
+    assert "Intervals are over bouts of activity, for these 2 people in the test, not for others." in data.notes
 
 
 def test_pamap2_windows_are_the_readings_of_one_bout(generated: Path) -> None:

@@ -72,10 +72,11 @@ def test_a_file_that_is_not_a_record_is_one_line(content: str, says: str, tmp_pa
 def test_a_record_prints_as_lines_and_converts_to_a_frame() -> None:
     lines = str(RECORD).splitlines()
     assert lines[0] == "digits-dmix-s0  digits  accuracy  protocol v1  n 360"
-    assert [line.split()[:2] for line in lines[1:]] == [["encoder", "linear"]] * 2 + [["majority", "majority"]]
+    assert [line.split()[:2] for line in lines[1:-1]] == [["encoder", "linear"]] * 2 + [["majority", "majority"]]
     assert lines[1].endswith("90.00  [88.0, 92.0]")
     assert lines[2].endswith(" 60.00")
     assert lines[3].endswith(" 10.00  [88.0, 92.0]")
+    assert lines[4] == "  The splits are ours."  # what is said of the intervals stands below them
     balanced = replace(RECORD, yardsticks={"majority": (replace(FIRST, probe="majority", metric="balanced_accuracy"),)})
     assert str(balanced).splitlines()[3].endswith(" 90.00"), "the same on all data"
     read = replace(RECORD, results=(replace(FIRST, num_features=256),))

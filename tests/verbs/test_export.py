@@ -31,8 +31,9 @@ def encoded(out: Path, source: Source) -> Run:
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Run:
     run = encoded(tmp_path_factory.mktemp("runs"), Source("digits"))
     (run.path / "transfer").mkdir()
-    result = dict(probe="linear", label_fraction="1", metric="accuracy", value=0.5, low=0.4, high=0.6, n=539)
+    result = dict(probe="linear", label_fraction="1", metric="accuracy", value=0.5, low=0.4, high=0.6, n=539, units=12)
     scored = dict(run=run.path.name, task="digits", protocol="v2", results=[result], yardsticks={"raw": [result]})
+    scored["notes"] = ["Intervals are for these two people."]
     (run.path / "transfer" / "digits.json").write_text(json.dumps(scored))
     return run
 
@@ -109,7 +110,8 @@ def test_a_repository_can_be_loaded_and_its_card_names_data_scores_and_licence(d
     _, head, card = (folder / "README.md").read_text().split("---\n", 2)
     assert yaml.safe_load(head)["license"] == "cc-by-4.0"
     assert yaml.safe_load(head)["model-index"][0]["results"][0]["metrics"][0]["value"] == 0.5
-    assert "| digits (v2) | accuracy | linear | 1 | 50.00 % | 40.00 to 60.00 | 539 |" in card
+    assert "| digits (v2) | accuracy | linear | 1 | 50.00 % | 40.00 to 60.00 | 539 in 12 groups |" in card
+    assert "About digits (v2):\n- Intervals are for these two people." in card
     assert "*raw, linear*" in card
     assert "The data that they were learnt from: CC BY 4.0" in card
 
