@@ -3,6 +3,8 @@
     python scripts/simulate_evaluation.py coverage > coverage.md
     python scripts/simulate_evaluation.py equal > equal.md          # Gaussian, unequal seed variances
     python scripts/simulate_evaluation.py aa --domain digits > aa.md  # 90 random encoders, real probes
+    python scripts/simulate_evaluation.py answer > answer.md        # of transfer, about encoders that were not trained
+    python scripts/simulate_evaluation.py aggregates > aggregates.md  # of the overview, over several data sets
     python scripts/simulate_evaluation.py rounding --pool 5 > rounding.md   # features with other last digits
 
 Its output is in docs/evaluation.md, each table with the commit that computed it. The tables of coverage and of real
@@ -21,10 +23,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import beta, binom, binomtest, norm, t
 
+from dabsmix.board.overview import _aggregate, _gains
+from dabsmix.board.standings import Line
 from dabsmix.files import write
 from dabsmix.run import commit
 from dabsmix.scoring.influence import influence
-from dabsmix.scoring.intervals import Measured, compare, holm, interval, measure
+from dabsmix.scoring.intervals import ALPHA, MIN_SEEDS, Measured, compare, holm, interval, measure
 from dabsmix.scoring.metrics import Label, Metric, Scores, Undefined, metric
 
 if TYPE_CHECKING:  # torch takes seconds, and two of the studies do without
@@ -34,6 +38,7 @@ if TYPE_CHECKING:  # torch takes seconds, and two of the studies do without
     from dabsmix.scoring.heads import Features
 
 TRIALS = 2000
+RANDOM = 3  # encoders that a transfer scores beside each run
 BLOCK = 9  # equal rows of a block; the first plays the part of `none`
 Ends = tuple[float, float] | None
 Draw = Callable[[np.random.Generator], tuple[Scores, Label, NDArray[np.int64] | None]]
@@ -94,7 +99,7 @@ def exact(n: int, accuracy: float) -> float:
 
 
 def two_normals(positives: int, negatives: int, area: float) -> Draw:
-    """AUROC where scores are normal."""
+    """AUROC and average precision where scores are normal."""
     distance = np.sqrt(2) * norm.ppf(area)
 
     def draw(rng: np.random.Generator) -> tuple[Scores, Label, None]:
@@ -103,6 +108,27 @@ def two_normals(positives: int, negatives: int, area: float) -> Draw:
         return np.stack([-score, score], axis=1) / 2, label, None
 
     return draw
+
+
+def precise(positives: int, negatives: int, area: float) -> float:
+    """Average precision on infinitely many rows as `two_normals` draws them: on quantiles in place of draws."""
+    label = np.repeat([1, 0], [200 * positives, 200 * negatives])
+    ranks = np.concatenate([(np.arange(200 * side) + 0.5) / (200 * side) for side in (positives, negatives)])
+    score = norm.ppf(ranks) + np.sqrt(2) * norm.ppf(area) * label
+    return metric("average_precision")(np.stack([-score, score], axis=1) / 2, label)
+
+
+def uneven(name: str, sizes: Sequence[int], accuracy: Sequence[float]) -> tuple[Draw, float]:
+    """Classes of these sizes and accuracies, mistakes spread evenly over the others; and a metric's true value."""
+    label, others = np.repeat(np.arange(len(sizes)), sizes), len(sizes) - 1
+    share = np.array([[p if i == j else (1 - p) / others for j in range(len(sizes))] for i, p in enumerate(accuracy)])
+
+    def draw(rng: np.random.Generator) -> tuple[Scores, Label, None]:
+        return (rng.random((len(label), 1)) > share.cumsum(axis=1)[label]).sum(axis=1).clip(0, others), label, None
+
+    counts = np.rint(share * np.array(sizes)[:, None] * 1000).astype(int)
+    true, predicted = (np.repeat(codes.ravel(), counts.ravel()) for codes in np.indices(counts.shape))
+    return draw, metric(name)(predicted, true)
 
 
 def confused(num_classes: int, per_class: int, accuracy: float) -> tuple[Draw, float]:
@@ -128,6 +154,16 @@ def two_quantities(n: int, correlation: float) -> Draw:
     def draw(rng: np.random.Generator) -> tuple[Scores, Label, None]:
         target = rng.normal(size=n)
         return correlation * target + np.sqrt(1 - correlation**2) * rng.normal(size=n), target, None
+
+    return draw
+
+
+def explained(n: int, share: float) -> Draw:
+    """A target of which a prediction explains this share of the variance; both normal."""
+
+    def draw(rng: np.random.Generator) -> tuple[Scores, Label, None]:
+        prediction = np.sqrt(share) * rng.normal(size=n)
+        return prediction, prediction + np.sqrt(1 - share) * rng.normal(size=n), None
 
     return draw
 
@@ -201,6 +237,25 @@ def coverage(trials: int, former_trials: int, only: str | None) -> list[str]:
         for r in (0.5, 0.9, 0.99):
             cases.append(("pearson", f"{n}", r, two_quantities(n, r)))
             cases.append(("spearman", f"{n}", 6 / np.pi * np.arcsin(r / 2), two_quantities(n, r)))
+    for sides in ((10, 10), (10, 100), (30, 300)):
+        cases += [
+            (
+                "average_precision",
+                f"{sides[0]} positive, {sides[1]} negative",
+                precise(*sides, a),
+                two_normals(*sides, a),
+            )
+            for a in (0.6, 0.8, 0.95)
+        ]
+    for name in ("balanced_accuracy", "f1_weighted", "matthews"):
+        for sizes in ((20, 60), (20, 60, 200)):
+            for p in (0.6, 0.8, 0.95):
+                draw, true = uneven(name, sizes, [p, p, (1 + p) / 2][: len(sizes)])
+                cases.append((name, f"classes of {', '.join(map(str, sizes))}", true, draw))
+    for n in (50, 200, 1000):
+        for r2 in (0.2, 0.8):
+            cases.append(("r2", f"{n}", r2, explained(n, r2)))
+            cases.append(("mae", f"{n}", float(np.sqrt(2 * (1 - r2) / np.pi)), explained(n, r2)))
     for number in (5, 6, 8, 12, 20, 50):
         cases += [("accuracy", f"{number} groups of 10 to 90", p, grouped(number, p)) for p in (0.67, 0.9)]
     for name, rows, true, draw in cases:
@@ -302,6 +357,73 @@ def equal(trials: int) -> list[str]:
                         block.append(runs)
                     wrong += claims(block)
                 lines.append(f"| {seeds} | {name} | {residual} | {rate(wrong, trials)} |")
+    return lines
+
+
+SPREADS = (0.0, 0.5, 2.0, 4.0)  # of seeds, in standard deviations of the test rows' part
+
+
+def run_of(rng: np.random.Generator, common: NDArray[np.float64], residual: float, spread: float) -> Measured:
+    """One seed: what its test rows add to the common part, and a shift of its own."""
+    units = len(common)
+    outcomes = common + rng.normal(size=units) * residual / units**0.5
+    value = float(outcomes.sum()) + rng.normal() * spread
+    return Measured(value, outcomes - outcomes.mean(), None, units, units)
+
+
+def answer(trials: int) -> list[str]:
+    """How often a transfer calls an untrained encoder better or worse than the three random ones, Gaussian."""
+    lines = ["| sd of seeds | residual sd | called better or worse, % |", "|---|---|---|"]
+    for spread in SPREADS:
+        for residual in (0.3, 1.0):
+            rng, wrong = np.random.default_rng(13), 0
+            for _ in range(trials):
+                common = rng.normal(size=100) / 10
+                *random, one = (run_of(rng, common, residual, spread) for _ in range(RANDOM + 1))
+                wrong += compare(random, [one], fixed=True).p < ALPHA
+            lines.append(f"| {spread:g} | {residual} | {rate(wrong, trials)} |")
+    return lines
+
+
+def real_answer(domain: str, share: str, pool: int, trials: int, folder: Path | None) -> list[str]:
+    """The same of real encoders, four of the pool at a time."""
+    runs = random_encoders(domain, share, pool, folder)
+    rng, wrong = np.random.default_rng(13), 0
+    for _ in range(trials):
+        one, *random = (runs[i] for i in rng.permutation(pool)[: RANDOM + 1])
+        wrong += compare(random, [one], fixed=True).p < ALPHA
+    return [
+        "| data | labels | encoders | called better or worse, % |",
+        "|---|---|---|---|",
+        f"| {domain} | {share} | {pool} | {rate(wrong, trials)} |",
+    ]
+
+
+def aggregates(trials: int) -> list[str]:
+    """How often the overview's interval of the interquartile mean excludes 0 for an algorithm equal to `none`."""
+    lines = ["| data sets | sd of seeds | residual sd | intervals that exclude 0, % |", "|---|---|---|---|"]
+    part = 0.03  # the test rows' part of an accuracy of about 0.7
+
+    def line(name: str, rng: np.random.Generator, common: NDArray[np.float64], residual: float, spread: float) -> Line:
+        own = common + rng.normal(size=len(common)) / len(common) ** 0.5
+        runs = (run_of(rng, own, residual, spread) for _ in range(MIN_SEEDS))
+        scaled = [replace(run, value=0.7 + part * run.value, influence=part * run.influence) for run in runs]
+        mean = float(np.mean([run.value for run in scaled]))
+        return Line(name, "ranked", MIN_SEEDS, mean, None, None, None, len(common), runs=tuple(scaled))
+
+    for data_sets in (1, 3, 7):
+        for spread in SPREADS:
+            for residual in (0.3, 1.0):
+                rng, wrong = np.random.default_rng(17), 0
+                for _ in range(trials):
+                    gains = []
+                    for _ in range(data_sets):
+                        common = rng.normal(size=200) / 200**0.5
+                        random, equal = (line(name, rng, common, residual, spread) for name in ("none", "equal"))
+                        gains.append(_gains("accuracy", {"equal": equal}, random)["equal"])
+                    found = _aggregate("equal", gains)
+                    wrong += not found.low <= 0 <= found.high
+                lines.append(f"| {data_sets} | {spread:g} | {residual} | {rate(wrong, trials)} |")
     return lines
 
 
@@ -445,7 +567,7 @@ def keep(file: Path, scores: Sequence[Scores]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("coverage", "equal", "aa", "rounding"))
+    parser.add_argument("what", choices=("coverage", "equal", "answer", "aggregates", "aa", "rounding"))
     parser.add_argument("--domain", default="digits")
     parser.add_argument("--labels", default="5/class")
     parser.add_argument("--pool", type=int, default=90)
@@ -459,6 +581,13 @@ def main() -> None:
         lines = coverage(options.trials, options.former, options.metric)
     elif options.what == "equal":
         lines = equal(options.trials)
+    elif options.what == "answer":
+        lines = answer(options.trials)
+        if options.pool < RANDOM + 1:
+            parser.error("--pool: four encoders are compared at a time")
+        lines += ["", *real_answer(options.domain, options.labels, options.pool, options.trials, options.keep)]
+    elif options.what == "aggregates":
+        lines = aggregates(options.trials)
     elif options.what == "rounding":
         lines = rounding(options.domain, options.labels, options.pool, options.copies)
     else:
