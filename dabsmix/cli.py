@@ -149,7 +149,7 @@ def _read_pretrain(args: list[str]) -> tuple[PretrainConfig, tuple[int, ...]]:
     if "--config" in args and known.config is None:
         raise UserError("--config: name a YAML file, such as a run's config.yaml")
     file = {} if known.config is None else _read_fields(Path(known.config), "--config ")
-    algo = known.algo or file.get("algo") or PretrainConfig.algo
+    algo = known.algo or str(file.get("algo") or PretrainConfig.algo)  # a file may hold a list by mistake
     protocol = known.protocol or file.get("protocol") or Source.protocol
 
     hyper = {flag.name: flag for flag in algorithm_flags(algo)}

@@ -247,6 +247,15 @@ def test_a_mistake_in_the_file_names_the_file(
     assert "config.yaml" in message
 
 
+@pytest.mark.parametrize("content", ["algo: [dmix]", "algo: 3"])
+def test_an_algorithm_that_is_not_a_name_is_unknown(
+    content: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.yaml").write_text(content)
+    assert call(monkeypatch, "pretrain --domain digits --config", tmp_path / "config.yaml") == 2
+    assert "unknown algorithm" in one_line(capsys)
+
+
 @pytest.mark.parametrize("content", ["steps: many", "protocol: v2", "lr: [1, 2]", "precision: 7", "schedule: true"])
 def test_a_value_of_another_type_is_refused(
     content: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
