@@ -148,9 +148,11 @@ def _remembered(folder: Path) -> dict[str, list[Any]]:
     """[size, mtime, ctime, sha256] by name, for the files of this folder that were hashed before."""
     try:
         entries = json.loads(_memory(folder).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
-    return entries if isinstance(entries, dict) else {}
+    if not isinstance(entries, dict):
+        return {}
+    return {name: entry for name, entry in entries.items() if isinstance(entry, list) and len(entry) == 4}
 
 
 def _remember(folder: Path, entries: dict[str, list[Any]]) -> None:

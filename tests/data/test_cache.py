@@ -96,6 +96,14 @@ def test_a_cache_that_cannot_be_written_only_costs_time(raw: Path, cache: Path) 
     assert fingerprint(raw, files(raw)) == first
 
 
+@pytest.mark.parametrize("content", ["{", "[1]", '{"a.txt": 1}', '{"a.txt": {}}', '{"a.txt": [1]}', "[" * 100_000])
+def test_damaged_hashes_are_computed_again(raw: Path, cache: Path, content: str) -> None:
+    first = fingerprint(raw, files(raw))
+    (memory,) = (cache / "hashes").glob("*.json")
+    memory.write_text(content)
+    assert fingerprint(raw, files(raw)) == first
+
+
 def test_a_missing_file_is_one_line(raw: Path) -> None:
     with pytest.raises(UserError, match=r"c\.txt: cannot be read"):
         fingerprint(raw, [raw / "c.txt"])
