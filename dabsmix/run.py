@@ -223,7 +223,7 @@ class Run:
         path = self.path / "config.yaml"
         try:
             values = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
             raise UserError(f"{path} is damaged ({' '.join(str(error).split())}): restore it") from error
         if not isinstance(values, dict):
             raise UserError(f"{path} is damaged (it holds no lines `field: value`): restore it")

@@ -135,6 +135,15 @@ def test_a_damaged_record_is_named(tmp_path: Path, content: bytes) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("content", ["a: [", "[1]", "[" * 10_000])
+def test_a_damaged_configuration_is_named(tmp_path: Path, content: str) -> None:
+    run = Run.create(tmp_path, "x", {}, run_record())
+    (run.path / "config.yaml").write_text(content)
+    with pytest.raises(UserError, match=r"config\.yaml is damaged") as caught:
+        _ = run.config
+    assert "\n" not in str(caught.value)
+
+
 def test_updates_are_on_disk(tmp_path: Path) -> None:
     run = make_run(tmp_path, status="running", seed=4)
     assert not run.finished
