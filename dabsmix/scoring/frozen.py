@@ -46,6 +46,11 @@ class TaskScores(NamedTuple):
     outputs: NDArray[Any]  # the headline's scores of every test example, of its first draw
 
 
+POOLINGS = ("mean", "cls", "blocks", "tokens")
+"""The order in which an encoder gives its features. Of equally good settings the first is chosen, so features from a
+file, which has its own order, must be read back in this one."""
+
+
 class FeatureStore(NamedTuple):
     """Where the features of an encoder are stored: the folder, and the digest of the encoder's file."""
 
@@ -212,7 +217,7 @@ def _stored(path: Path, key: str) -> dict[str, Tensor] | None:
             return None
         tensors = load_file(str(path))
         if _digest(tensors) == metadata["sha256"]:
-            return tensors
+            return {name: tensors[name] for name in POOLINGS if name in tensors}
     except (OSError, SafetensorError):
         pass
     log.warning("%s is damaged: its features are computed again", path)

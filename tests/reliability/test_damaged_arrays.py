@@ -11,7 +11,7 @@ import pytest
 from dabsmix.cli import main
 from dabsmix.data import cache
 from dabsmix.data.cache import allocate, check_all, prepared
-from dabsmix.scoring.frozen import _digest, _stored
+from dabsmix.scoring.frozen import _digest, _keep, _stored
 
 VALUES = np.arange(12_000, dtype=np.float32).reshape(3000, 4)
 
@@ -138,6 +138,17 @@ def test_every_flipped_bit_of_stored_features_is_detected(features: Path) -> Non
         damage(features, "flipped", int(rng.integers(len(content))))
         loaded = _stored(features, "k")
         assert loaded is None or all(torch.equal(loaded[name], intact[name]) for name in intact)
+
+
+def test_stored_features_are_read_in_the_order_in_which_they_were_computed(tmp_path: Path) -> None:
+    """The first of equally good settings is chosen: in another order, a second transfer would choose another."""
+    import torch
+
+    computed = {name: torch.randn(5, 2) for name in ("mean", "cls", "blocks")}
+    _keep(tmp_path / "f.safetensors", "k", computed)
+    stored = _stored(tmp_path / "f.safetensors", "k")
+    assert stored is not None
+    assert list(stored) == list(computed)
 
 
 @pytest.mark.parametrize("how", ["zeroed", "truncated", "empty"])

@@ -19,7 +19,7 @@ KILLED = 9
 # A server that has imported everything forks each command: no threads of this process go with it.
 context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(
-    ["dabsmix.cli", "dabsmix.verbs.pretrain", "dabsmix.verbs.transfer", "dabsmix.board.submit"]
+    ["dabsmix.cli", "dabsmix.verbs.pretrain", "dabsmix.verbs.transfer", "dabsmix.board.submit", "sklearn.base"]
 )
 
 
@@ -56,7 +56,7 @@ def run(words: Sequence[str], kill_at: int | None = None) -> int:
 
 
 def pretrain(folder: Path) -> list[str]:
-    line = "pretrain --domain digits --algo dmix --encoder tiny --steps 4 --batch-size 16 --evaluate-every 2"
+    line = "pretrain --domain breast_cancer --algo dmix --encoder tiny --steps 4 --batch-size 16 --evaluate-every 2"
     return [*line.split(), "--checkpoint-every", "2", "--out", str(folder / "runs")]
 
 
