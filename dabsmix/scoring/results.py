@@ -339,13 +339,17 @@ class TransferRecord:
 
     @property
     def answer(self) -> str:
-        """One sentence: did pretraining help? Empty if no random encoders were scored."""
+        """Did pretraining help? One sentence, and a second one where it did or harmed; empty without random encoders.
+
+        Of untrained encoders too, some are better than others: docs/evaluation.md has how many are called so.
+        """
         if not self.gains:
             return ""
         signs = [gain.sign for gain in self.gains]
         verdict = "yes" if 1 in signs and -1 not in signs else "no" if -1 in signs and 1 not in signs else "not shown"
         verdict = "yes and no" if 1 in signs and -1 in signs else verdict
-        return f"Did pretraining help? {verdict.capitalize()}: {'; '.join(map(str, self.gains))}."
+        caution = " One encoder may owe this to its first weights: compare several seeds." if any(signs) else ""
+        return f"Did pretraining help? {verdict.capitalize()}: {'; '.join(map(str, self.gains))}.{caution}"
 
     @property
     def headline(self) -> Result:

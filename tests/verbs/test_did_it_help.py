@@ -101,6 +101,8 @@ def test_the_answer_is_a_plain_sentence(gains: list[Gain], sentence: str) -> Non
     answer = TransferRecord("t", "v2", (), gains=tuple(gains)).answer
     assert sentence in answer
     assert "\n" not in answer
+    claimed = not sentence.startswith("Not shown")
+    assert answer.endswith("One encoder may owe this to its first weights: compare several seeds.") == claimed
 
 
 def test_groups_count_as_they_do_in_every_interval(
