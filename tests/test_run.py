@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import resource
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from recorded import run_record
 from safetensors.torch import load_file, save_file
 
 from dabsmix.errors import UserError
-from dabsmix.files import sha256, write
+from dabsmix.files import cache_folder, sha256, write
 from dabsmix.model.checkpoint import load_encoder, save_encoder
 from dabsmix.model.encoder import ENCODERS, Encoder, build_encoder
 from dabsmix.model.encoder import make_encoder as named
@@ -64,6 +65,24 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"cannot write .*x\.json: .*choose another folder") as caught:
             write(path, lambda p: p.write_text(""))
         assert "\n" not in str(caught.value)
+
+
+def test_a_home_that_cannot_be_written_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "home").write_text("")  # not even root can write in it
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for name in ("DABSMIX_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(UserError, match=r"cannot write .*home/\.cache/dabsmix/x: .*set \$DABSMIX_CACHE") as caught:
+        write(cache_folder() / "x", lambda p: p.write_text(""))
+    assert "\n" not in str(caught.value)
+
+
+def test_what_commands_write_in_the_repository_does_not_make_the_commit_dirty() -> None:
+    repository = Path(__file__).parents[1]
+    if not (repository / ".git").exists():
+        pytest.skip("not a git checkout")
+    for folder in ("runs", "quickstart"):
+        subprocess.run(["git", "check-ignore", "--quiet", f"{folder}/x"], cwd=repository, check=True)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")

@@ -139,10 +139,9 @@ def pretrain(
         online = watch_online(encoder, data, other, source.protocol, config.online_every, batches, accelerator)
         state = _Training(algorithm, online)
         start = health(encoder.to(accelerator.device), data, accelerator) if algorithm.trains else {}
-        if not resumed:
-            flops = training_flops(config, recipe, data, batches, accelerator.device) if algorithm.trains else 0.0
-            if accelerator.is_main_process:
-                run.update(flops=flops)
+        flops = training_flops(config, recipe, data, batches, accelerator.device) if algorithm.trains else 0.0
+        if accelerator.is_main_process and run.record.flops is None:  # also of a run that was killed before this line
+            run.update(flops=flops)
         if algorithm.trains:
             with tracker(config.track if accelerator.is_main_process else None, run.path, as_plain(config)) as track:
                 _train(state, batches, data, config, recipe, accelerator, run, resumed, track, say, observe)

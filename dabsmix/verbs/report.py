@@ -395,8 +395,11 @@ def _predictions(path: Path) -> pd.DataFrame | None:
     import pandas as pd
 
     table = path.with_suffix(".predictions.parquet")
+    if not table.exists():
+        return None
     try:
-        return pd.read_parquet(table) if table.exists() else None
+        with table.open("rb") as file:  # pandas reads a folder of that name as a table without columns
+            return pd.read_parquet(file)
     except (OSError, ValueError) as error:
         raise UserError(
             f"{table} is damaged ({error}): delete it and {path.name} beside it, and transfer again"

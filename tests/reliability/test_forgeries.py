@@ -17,6 +17,7 @@ import yaml
 from dabsmix.board import forgery
 from dabsmix.board import submit as board_submit
 from dabsmix.board.forgery import check_record
+from dabsmix.board.overview import overviews
 from dabsmix.board.submit import checked, read, submit, validate
 from dabsmix.board.table import render
 from dabsmix.errors import UserError
@@ -338,3 +339,35 @@ def test_no_mutation_of_the_csv_is_a_traceback(board: Path, count: int) -> None:
                 look(board)
             except UserError as error:
                 assert "\n" not in str(error)  # noqa: PT017  # what else it raises fails the test
+
+
+DAMAGE: tuple[Callable[[bytes], bytes], ...] = (
+    lambda content: b"",
+    lambda content: content[: len(content) // 2],
+    lambda content: bytes(byte ^ (i % 97 == 0) for i, byte in enumerate(content)),
+    lambda content: b"[" * 50_000,
+    lambda content: b"{}",
+    lambda content: b"\0" * len(content),
+)
+
+
+@pytest.mark.slow
+def test_no_damaged_file_of_a_record_is_a_traceback(board: Path) -> None:
+    looks: tuple[Callable[[], object], ...] = (
+        lambda: render(read(board), "table"),
+        lambda: overviews(read(board), lambda domain: "sensor"),
+    )
+    for file in sorted(path for path in record(board).rglob("*") if path.is_file()):
+        content = file.read_bytes()
+        for damage in (*DAMAGE, None):  # a folder in its place
+            file.unlink()
+            file.mkdir() if damage is None else file.write_bytes(damage(content))
+            assert validate(board) != []
+            for look in looks:
+                try:
+                    look()
+                except UserError as error:
+                    assert "\n" not in str(error)  # noqa: PT017  # what else it raises fails the test
+            file.rmdir() if damage is None else file.unlink()
+            file.write_bytes(content)
+    assert validate(board) == []

@@ -102,11 +102,12 @@ def test_a_resumed_part_is_recorded_and_reported(tmp_path: Path) -> None:
     with pytest.raises(Interrupted):
         go(tmp_path, observe)
     (run,) = [Run(path) for path in tmp_path.iterdir()]
-    run.update(version="0.0.9", processes=4)
+    run.update(version="0.0.9", processes=4, flops=None)  # or a kill came before they were counted
     messages: list[str] = []
     run = pretrain(replace(CONFIG, out=tmp_path, resume=True), accelerator=accelerate(), say=messages.append)
     assert [line for line in messages if "version 0.0.9 → " in line and "processes 4 → 1" in line], messages
     assert run.record.version == "0.0.9"
+    assert run.record.flops
     assert run.record.parts[0]["processes"] == 1
 
 

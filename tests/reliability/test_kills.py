@@ -2,9 +2,12 @@
 
 import multiprocessing
 import os
+import random
 import shutil
 import sys
+import time
 from collections.abc import Callable, Sequence
+from csv import DictReader
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -43,13 +46,16 @@ def command(words: Sequence[str], kill_at: int | None, environment: dict[str, st
         main()
 
 
-def run(words: Sequence[str], kill_at: int | None = None) -> int:
-    """The exit status of a command in a process of its own."""
+def run(words: Sequence[str], kill_at: int | None = None, seconds: float | None = None) -> int:
+    """The exit status of a command in a process of its own, which is killed at a write or after some seconds."""
     environment = {
         name: value for name, value in os.environ.items() if name.startswith(("DABSMIX_", "OMP_", "HF_", "ACC"))
     }
     process = context.Process(target=command, args=(words, kill_at, environment))
     process.start()
+    if seconds is not None:
+        process.join(seconds)
+        process.kill()
     process.join(120)
     assert process.exitcode is not None, "the command hangs"
     return process.exitcode
@@ -67,6 +73,12 @@ def transfer(folder: Path) -> list[str]:
 def submit(folder: Path) -> list[str]:
     board = folder / "board" / "results.csv"
     return ["submit", "--run", str(next((folder / "runs").iterdir())), "--by", "Ada", "--leaderboard", str(board)]
+
+
+def bench(folder: Path) -> list[str]:
+    line = "bench --domains breast_cancer --algos dmix --seeds 0 --encoder tiny --steps 4 --batch-size 16 --labels 1"
+    board = folder / "board" / "results.csv"
+    return [*line.split(), "--by", "Ada", "--out", str(folder / "runs"), "--leaderboard", str(board)]
 
 
 def again(folder: Path, words: Callable[[Path], list[str]]) -> None:
@@ -91,6 +103,35 @@ def content(folder: Path) -> dict[str, Any]:
         elif path.name not in ("run.json", "metrics.jsonl") and "checkpoint" not in name:  # these hold times
             content_by_name[name] = path.read_bytes()
     return content_by_name
+
+
+def rows(board: Path) -> list[dict[str, str]]:
+    """The rows without what differs between two trainings that are equal."""
+    with board.open(encoding="utf-8") as file:
+        return [
+            {name: cell for name, cell in row.items() if name not in ("date", "seconds")} for row in DictReader(file)
+        ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("when", ["write", "time"])
+def test_a_killed_bench_goes_on_where_it_was_killed(tmp_path: Path, when: str) -> None:
+    folder, draws = tmp_path / "work", random.Random(0)
+    begun = time.monotonic()
+    assert run(bench(folder)) == 0
+    seconds = time.monotonic() - begun
+    intact = rows(folder / "board" / "results.csv")
+    encoder = next(folder.glob("runs/*/encoder.safetensors")).read_bytes()
+    for _ in range(4):
+        shutil.rmtree(folder)
+        if when == "write":
+            run(bench(folder), kill_at=draws.randrange(24))  # it may be done before so many files are written
+        else:
+            run(bench(folder), seconds=draws.random() * seconds)
+        again(folder, bench)
+        assert rows(folder / "board" / "results.csv") == intact
+        assert [path.read_bytes() for path in folder.glob("runs/*/encoder.safetensors")] == [encoder]
+        assert validate(folder / "board" / "results.csv") == []
 
 
 @pytest.mark.slow

@@ -53,6 +53,12 @@ def test_a_run_with_classes_and_with_a_quantity(tmp_path: Path, capsys: pytest.C
     assert "t.csv:" in page  # the most confident mistakes
     assert "The most confident mistakes on test" in page
 
+    (predictions,) = run.path.glob("transfer/t.predictions.parquet")
+    predictions.unlink()
+    predictions.mkdir()
+    with pytest.raises(UserError, match=r"t\.predictions\.parquet is damaged"):
+        report(run)
+
 
 def test_an_unscored_run_has_a_report_and_an_unfinished_run_has_none(tmp_path: Path) -> None:
     data = dabsmix.load("digits")
