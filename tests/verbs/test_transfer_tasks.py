@@ -25,6 +25,7 @@ from dabsmix.scoring import frozen
 from dabsmix.scoring.features import features
 from dabsmix.scoring.finetune import FINETUNE
 from dabsmix.scoring.metrics import metric
+from dabsmix.scoring.results import read_transfer
 from dabsmix.spec import Table
 from dabsmix.training import accelerate
 from dabsmix.verbs import tasks
@@ -65,7 +66,8 @@ def test_dabs_draws_its_training_features_anew_each_epoch(
     assert len(calls) == 103
     assert [(result["probe"], result["label_fraction"]) for result in record["results"]] == [("linear", "1")]
     assert any("watches during training" in note for note in record["notes"])
-    assert (run.path / "transfer" / "small-dabs.json").exists()
+    printed = str(read_transfer(run.path / "transfer" / "small-dabs.json"))
+    assert "watches during training" in printed
     with pytest.raises(UserError, match="only with all labels"):
         go(run, protocol="dabs", labels=("0.1",))
 
