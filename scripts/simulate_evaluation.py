@@ -421,8 +421,8 @@ def aggregates(trials: int) -> list[str]:
                         common = rng.normal(size=200) / 200**0.5
                         random, equal = (line(name, rng, common, residual, spread) for name in ("none", "equal"))
                         gains.append(_gains("accuracy", {"equal": equal}, random)["equal"])
-                    found = _aggregate("equal", gains)
-                    wrong += not found.low <= 0 <= found.high
+                    aggregate = _aggregate("equal", gains)
+                    wrong += not aggregate.low <= 0 <= aggregate.high
                 lines.append(f"| {data_sets} | {spread:g} | {residual} | {rate(wrong, trials)} |")
     return lines
 

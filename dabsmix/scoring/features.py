@@ -24,6 +24,7 @@ __all__ = ["all_poolings", "each_row", "features", "token_features"]
 
 Inputs = tuple[Tensor, ...]
 Normalise = Callable[[Inputs], Inputs]
+BATCH_SIZE = 256  # examples of a pass; the features do not depend on it, up to float rounding
 WatchBatches = Callable[[Iterable[int]], Iterable[int]]
 
 
@@ -33,7 +34,7 @@ def features(
     normalise: Normalise,
     *,
     accelerator: Accelerator,
-    batch_size: int = 256,
+    batch_size: int = BATCH_SIZE,
     autocast: bool = False,
     dropout: bool = False,
     watch: WatchBatches = iter,
@@ -64,7 +65,7 @@ def all_poolings(
     normalise: Normalise,
     *,
     accelerator: Accelerator,
-    batch_size: int = 256,
+    batch_size: int = BATCH_SIZE,
     watch: WatchBatches = iter,
 ) -> dict[str, Tensor]:
     """``mean`` and ``cls`` as `features` gives them, and ``blocks``, the means of all blocks: ``(n, depth · D)``."""
@@ -84,7 +85,7 @@ def token_features(
     normalise: Normalise,
     *,
     accelerator: Accelerator,
-    batch_size: int = 256,
+    batch_size: int = BATCH_SIZE,
     autocast: bool = False,
     dropout: bool = False,
     watch: WatchBatches = iter,
@@ -105,7 +106,7 @@ def each_row(
     split: Split,
     normalise: Normalise,
     accelerator: Accelerator,
-    batch_size: int = 256,
+    batch_size: int = BATCH_SIZE,
     autocast: bool = False,
     dropout: bool = False,
     watch: WatchBatches = iter,
@@ -140,7 +141,7 @@ def _batches(
     split: Split,
     normalise: Normalise,
     accelerator: Accelerator,
-    batch_size: int = 256,
+    batch_size: int = BATCH_SIZE,
     autocast: bool = False,
     dropout: bool = False,
     watch: WatchBatches = iter,
