@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import beta, binom, binomtest, norm, t
 
-from dabsmix.board.overview import _aggregate, _gains
+from dabsmix.board.gains import aggregate, normalised_gains
 from dabsmix.board.standings import Line
 from dabsmix.files import write
 from dabsmix.run import commit
@@ -420,9 +420,9 @@ def aggregates(trials: int) -> list[str]:
                     for _ in range(data_sets):
                         common = rng.normal(size=200) / 200**0.5
                         random, equal = (line(name, rng, common, residual, spread) for name in ("none", "equal"))
-                        gains.append(_gains("accuracy", {"equal": equal}, random)["equal"])
-                    aggregate = _aggregate("equal", gains)
-                    wrong += not aggregate.low <= 0 <= aggregate.high
+                        gains.append(normalised_gains("accuracy", {"equal": equal}, random)["equal"])
+                    over_all = aggregate("equal", gains)
+                    wrong += not over_all.low <= 0 <= over_all.high
                 lines.append(f"| {data_sets} | {spread:g} | {residual} | {rate(wrong, trials)} |")
     return lines
 

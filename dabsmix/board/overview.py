@@ -1,9 +1,7 @@
 """Which algorithm learns good features without augmentations: each one's gain over the random encoder, at a glance.
 
 A matrix of algorithms by data sets from the blocks of `standings`, so that a column holds equal budgets alone; then,
-per modality and over all, the interquartile mean of normalised gains and the probability of improvement, with a
-stratified bootstrap (Agarwal et al. 2021). These use the columns that every algorithm has with three seeds or more, and
-are described, not tested.
+per modality and over all, what `gains` computes over the columns that every algorithm has with three seeds or more.
 """
 
 import hashlib
@@ -12,7 +10,6 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
 from io import StringIO
 from multiprocessing import get_context
 from operator import attrgetter
@@ -22,16 +19,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dabsmix.board.gains import RESAMPLES, Aggregate, Gains, aggregate, best_score, normalised_gains
 from dabsmix.board.record import UNREADABLE, stamp
 from dabsmix.board.row import COLUMNS, Row
 from dabsmix.board.standings import Line, Ranking, Section, by_section, is_random, section_of
 from dabsmix.files import memory, remember
-from dabsmix.scoring.intervals import MIN_SEEDS, Measured
-from dabsmix.scoring.metrics import metric
+from dabsmix.scoring.intervals import MIN_SEEDS
 from dabsmix.scoring.results import in_percent
 
 __all__ = [
-    "Aggregate",
     "Overview",
     "OverviewCell",
     "OverviewColumn",
@@ -41,8 +37,6 @@ __all__ = [
     "overviews",
     "text",
 ]
-
-RESAMPLES = 1000
 
 
 @dataclass(frozen=True)
@@ -77,24 +71,6 @@ class OverviewCell:
     shown: bool
     seeds: int
     failed: int = 0
-
-
-@dataclass(frozen=True)
-class Aggregate:
-    """One algorithm over several columns.
-
-    Attributes:
-        mean: interquartile mean of the normalised gains of all seeds and columns: 0 is the random encoder, 1 perfect.
-        low, high: its 95 % interval by bootstrap over the seeds and test units of each column, without the resamples
-            in which the random encoder is perfect, where a normalised gain is undefined.
-        improvement: the probability that a run beats a run of the random encoder, the mean over columns.
-    """
-
-    algorithm: str
-    mean: float
-    low: float
-    high: float
-    improvement: float
 
 
 @dataclass(frozen=True)
@@ -160,15 +136,6 @@ def as_plain(all_overviews: Sequence[Overview]) -> list[dict[str, Any]]:
 
 
 @dataclass(frozen=True)
-class _Gains:
-    """Normalised gains of one algorithm in one column: as measured ``(S,)``, and resampled ``(RESAMPLES, S)``."""
-
-    measured: NDArray[np.float64]
-    resampled: NDArray[np.float64]
-    improvement: float
-
-
-@dataclass(frozen=True)
 class _Part:
     """What the overview takes from one block. It follows from the rows of a section, their records and this code alone.
 
@@ -182,7 +149,7 @@ class _Part:
     protocol: str
     column: OverviewColumn
     cells: Mapping[str, OverviewCell]
-    gains: Mapping[str, _Gains] | None
+    gains: Mapping[str, Gains] | None
 
 
 def _parts(rows: list[Row]) -> list[_Part]:
@@ -205,7 +172,7 @@ def _part(section: Section, block: Ranking) -> _Part:
     # the budget is steps and batch; each algorithm has its own rate
     column = OverviewColumn(section.domain, section.task, "", block.metric, block.budget, none)
     cells = {name: _cell(best.get(name), failed.get(name, 0)) for name in (*best, *failed)}
-    gains = _gains(block.metric, best, random) if random and _comparable(block, random, best) else None
+    gains = normalised_gains(block.metric, best, random) if random and _comparable(block, random, best) else None
     return _Part(section.encoder, section.protocol, column, cells, gains)
 
 
@@ -225,13 +192,9 @@ def _random(block: Ranking) -> Line | None:
 
 def _comparable(block: Ranking, random: Line, lines: dict[str, Line]) -> bool:
     """Whether all have enough seeds, and the random encoder leaves something to gain."""
-    return all(line.seeds >= MIN_SEEDS for line in (random, *lines.values())) and random.mean != _top(block.metric)
-
-
-def _top(name: str) -> float:
-    """The best possible value of a metric."""
-    scale = metric(name)
-    return scale.span[1] if scale.higher else scale.span[0]
+    return all(line.seeds >= MIN_SEEDS for line in (random, *lines.values())) and random.mean != best_score(
+        block.metric
+    )
 
 
 def _cell(line: Line | None, failed: int) -> OverviewCell:
@@ -241,59 +204,6 @@ def _cell(line: Line | None, failed: int) -> OverviewCell:
     if against is None:
         return OverviewCell(line.mean, None, None, None, False, line.seeds, failed)
     return OverviewCell(line.mean, against.difference, against.low, against.high, against.shown, line.seeds, failed)
-
-
-def _gains(name: str, lines: dict[str, Line], random: Line) -> dict[str, _Gains]:
-    """Every algorithm's gains in a column. All lines share the resampled test units, each draws its own seeds."""
-    top = _top(name)
-    sign = 1 if metric(name).higher else -1
-    rng = np.random.default_rng(0)
-    moves = _moves([run for line in (random, *lines.values()) for run in line.runs or ()])
-    values, resampled = _resampled(random, moves, rng)
-    base, bases = values.mean(), resampled.mean(axis=1, keepdims=True)
-    room = top - bases
-    room[abs(room) < 1e-9 * abs(top - base)] = np.nan  # the random encoder makes no mistake in these resamples
-    gains = {}
-    for algorithm, line in lines.items():
-        scores, drawn_scores = _resampled(line, moves, rng)
-        wins = np.sign(sign * (scores[:, None] - values[None]))
-        gains[algorithm] = _Gains(
-            (scores - base) / (top - base), (drawn_scores - bases) / room, float((wins + 1).mean() / 2)
-        )
-    return gains
-
-
-def _moves(runs: Sequence[Measured]) -> dict[int, NDArray[np.float64]]:
-    """By how much each resample of the test units moves a run's score, ``(RESAMPLES,)`` by `id`, in few products."""
-    moves: dict[int, NDArray[np.float64]] = {}
-    for units in {len(run.influence) for run in runs}:
-        same = [run for run in runs if len(run.influence) == units]
-        products = _weights(units) @ np.stack([run.influence for run in same], axis=1)
-        moves |= zip(map(id, same), products.T, strict=True)
-    return moves
-
-
-def _resampled(
-    line: Line, moves: Mapping[int, NDArray[np.float64]], rng: np.random.Generator
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    runs = line.runs
-    if runs is None:  # without predictions the test rows' part comes from the intervals
-        values = np.array([row.value for row in line.rows])
-        ends = [(row.low, row.high) for row in line.rows]
-        widths = [0.0 if low is None or high is None else high - low for low, high in ends]
-        moved = values + rng.normal(size=(RESAMPLES, 1)) * np.array(widths) / (2 * 1.96)
-    else:
-        values = np.array([run.value for run in runs])
-        moved = values + np.stack([moves[id(run)] for run in runs], axis=1)
-    drawn = rng.integers(len(values), size=moved.shape)
-    return values, np.take_along_axis(moved, drawn, axis=1)
-
-
-@lru_cache(maxsize=1)
-def _weights(units: int) -> NDArray[np.float64]:
-    """How often each test unit is drawn, ``(RESAMPLES, units)``; the columns of one data set follow each other."""
-    rng = np.random.default_rng([0, units])
-    return rng.multinomial(units, np.full(units, 1 / units), size=RESAMPLES).astype(float)
 
 
 # --- what is remembered of the blocks
@@ -371,7 +281,7 @@ def _from_plain(plain: Mapping[str, Any], resampled: Iterator[NDArray[np.float64
     values["cells"] = {name: OverviewCell(**cell) for name, cell in plain["cells"].items()}
     if plain["gains"] is not None:
         values["gains"] = {
-            name: _Gains(np.array(measured), next(resampled).reshape(RESAMPLES, len(measured)), improvement)
+            name: Gains(np.array(measured), next(resampled).reshape(RESAMPLES, len(measured)), improvement)
             for name, (measured, improvement) in plain["gains"].items()
         }
     return _Part(**values)
@@ -391,29 +301,13 @@ def _overview(parts: list[_Part], probe: str, label_fraction: str) -> Overview:
     for kind in dict.fromkeys(column.modality for column in columns):
         parts_of[kind] = [part for part in common if part.column.modality == kind]
     aggregates = {
-        kind: tuple(_aggregate(name, [part.gains[name] for part in of_kind if part.gains]) for name in scored)
+        kind: tuple(aggregate(name, [part.gains[name] for part in of_kind if part.gains]) for name in scored)
         for kind, of_kind in parts_of.items()
         if of_kind
     }
     over = {kind: len(of_kind) for kind, of_kind in parts_of.items() if of_kind}
     first = parts[0]
     return Overview(first.encoder, first.protocol, probe, label_fraction, columns, names, cells, aggregates, over)
-
-
-def _aggregate(name: str, gains: list[_Gains]) -> Aggregate:
-    measured = np.concatenate([gain.measured for gain in gains])
-    resampled = np.concatenate([gain.resampled for gain in gains], axis=1)
-    finite = resampled[np.isfinite(resampled).all(axis=1)]
-    low, high = np.quantile(_interquartile_mean(finite), [0.025, 0.975])
-    improvement = float(np.mean([gain.improvement for gain in gains]))
-    return Aggregate(name, float(_interquartile_mean(measured)), float(low), float(high), improvement)
-
-
-def _interquartile_mean(values: NDArray[np.float64]) -> Any:
-    """The mean of the last axis without its lowest and highest quarter; `scipy.stats` takes a second to import."""
-    cut = values.shape[-1] // 4
-    kept = np.partition(values, (cut, values.shape[-1] - cut - 1), axis=-1)[..., cut : values.shape[-1] - cut]
-    return kept.mean(axis=-1)
 
 
 # --- as text
@@ -451,11 +345,11 @@ def _print(overview: Overview, console: Any) -> None:
         console.print(
             f"  {kind}, over {overview.over[kind]} data set(s): interquartile mean of normalised gains", markup=False
         )
-        for aggregate in sorted(aggregates, key=lambda a: -a.mean):
+        for over_all in sorted(aggregates, key=lambda a: -a.mean):
             console.print(
-                f"    {aggregate.algorithm:<12} {100 * aggregate.mean:+6.1f} "
-                f"({100 * aggregate.low:+.1f} to {100 * aggregate.high:+.1f}) %, "
-                f"probability of improvement {aggregate.improvement:.2f}",
+                f"    {over_all.algorithm:<12} {100 * over_all.mean:+6.1f} "
+                f"({100 * over_all.low:+.1f} to {100 * over_all.high:+.1f}) %, "
+                f"probability of improvement {over_all.improvement:.2f}",
                 markup=False,
                 highlight=False,
             )

@@ -9,7 +9,8 @@ from typing import Any
 from markupsafe import Markup
 
 from dabsmix.board import averages
-from dabsmix.board.overview import Aggregate, Overview, cell_text, gain_text, overviews
+from dabsmix.board.gains import Aggregate
+from dabsmix.board.overview import Overview, cell_text, gain_text, overviews
 from dabsmix.board.record import shares
 from dabsmix.board.row import Row
 from dabsmix.board.standings import Line, Ranking, Section, standings
