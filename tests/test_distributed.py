@@ -1,4 +1,4 @@
-"""The number of processes changes nothing: loss, gradients, queues and statistics of 2 and 4 equal those of one."""
+"""The number of processes and of passes changes nothing: loss, gradients, queues and statistics equal those of one."""
 
 import copy
 import gc
@@ -28,6 +28,7 @@ from dabsmix.spec import Batch, Grid, Spec, Table, Tokens
 from dabsmix.testing import random_batch, small_encoder
 
 SIZE = 16  # the global batch
+LARGE, MICRO = 64, 16  # the global batch that is encoded in parts, and the examples of a part
 STEPS = 2
 PADDED = (Grid(2, (8,), (2,)), Tokens(7, 11, pad=0))  # processes hold different numbers of real tokens
 TABLE = (Table(6, (0, 4, 0, 0, 3, 0)),)
@@ -95,17 +96,32 @@ def test_batch_norm_on_one_process_equals_torchs(training: bool) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, 4])
 def test_processes_equal_one(processes: int) -> None:
+    _spawn(processes, [(case, _run(case, _build(case), SIZE)) for case in cases()], SIZE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_four_micro_batches_equal_the_batch(processes: int) -> None:
+    """4 x 16 examples on one process, or 2 x 16 on each of two, give what 64 at once give on one process."""
+    expected = [(case, _run(case, _build(case), LARGE)) for case in cases() if not _build(case).encoder.has_batch_norm]
+    assert {case.algorithm for case, _ in expected} == {name for name in algorithms() if algorithm_class(name).trains}
+    _spawn(processes, expected, LARGE, MICRO)
+
+
+def _spawn(processes: int, expected: "list[tuple[Case, Ran]]", size: int, micro_batch: int | None = None) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    alone = [_run(case, _build(case), SIZE) for case in cases()]
-    mp.spawn(_worker, (processes, port, alone), nprocs=processes)  # type: ignore[attr-defined, no-untyped-call]  # torch
+    arguments = (processes, port, expected, size, micro_batch)
+    mp.spawn(_worker, arguments, nprocs=processes)  # type: ignore[attr-defined, no-untyped-call]  # torch
 
 
 # --- code of each process: spawn raises its errors again
 
 
-def _worker(process: int, processes: int, port: int, alone: list["Ran"]) -> None:
+def _worker(
+    process: int, processes: int, port: int, expected: "list[tuple[Case, Ran]]", size: int, micro_batch: int | None
+) -> None:
     torch.set_num_threads(1)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     views = _augmented()  # of the whole batch, because this process is alone so far
@@ -115,8 +131,8 @@ def _worker(process: int, processes: int, port: int, alone: list["Ran"]) -> None
         torch.testing.assert_close(gather(_augmented()), views)
         problems = [
             problem
-            for case, expected in zip(cases(), alone, strict=True)
-            for problem in _compare(case, _run(case, _build(case), SIZE // processes), expected)
+            for case, alone in expected
+            for problem in _compare(case, _run(case, _build(case, micro_batch), size), alone)
         ]
         assert not problems, "\n".join(problems)
         dist.barrier()
@@ -161,29 +177,30 @@ class Ran(NamedTuple):
     state: dict[str, Tensor]
 
 
-def _build(case: Case) -> Algorithm:
+def _build(case: Case, micro_batch: int | None = None) -> Algorithm:
     torch.manual_seed(0)
     small = small_encoder(case.specs, dropout=0.0)
     encoder = small if case.encoder is None else build_encoder(case.specs, case.encoder)
+    encoder.micro_batch = micro_batch
     return algorithm_class(case.algorithm)(encoder, **case.hyper)
 
 
 def _run(case: Case, algorithm: Algorithm, size: int) -> Ran:
-    """A few steps of plain gradient descent, in DDP if there are several processes."""
+    """A few steps of plain gradient descent on ``size`` examples, in DDP if there are several processes."""
     model: nn.Module = algorithm
     if world_size() > 1:
         model = DistributedDataParallel(algorithm, broadcast_buffers=False)
     losses, metrics, gradient = [], [], {}
     for step in range(STEPS):
         num_views = 2 if algorithm.views == "augment" else 1
-        batch = random_batch(case.specs, SIZE, num_views=num_views, label=algorithm.needs_labels, seed=step)
+        batch = random_batch(case.specs, size, num_views=num_views, label=algorithm.needs_labels, seed=step)
         part = Batch(
             tuple(tuple(local(x) for x in view) for view in batch.views),
             None if batch.label is None else local(batch.label),
             local(batch.ids),
             batch.seed,
         )
-        assert len(part.ids) == size
+        assert len(part.ids) == size // world_size()
         algorithm.zero_grad()
         loss = model(part)
         loss.value.backward()

@@ -1,4 +1,4 @@
-"""Small passes with recomputed activations give the loss and the gradients of one large pass."""
+"""Small passes with recomputed activations give the loss and the gradients of one large pass, in less memory."""
 
 from pathlib import Path
 
@@ -9,9 +9,10 @@ from transferring import pretrained
 from twins import KINDS, TRAINED, batch_of, build
 
 from dabsmix.errors import UserError
-from dabsmix.model.encoder import Transformer
+from dabsmix.model.encoder import Transformer, make_encoder
 from dabsmix.pretext.algorithm import Algorithm
 from dabsmix.registry import algorithm_class
+from dabsmix.spec import Grid
 
 
 def stepped(algorithm: Algorithm, kind: str, size: int | None) -> tuple[Tensor, dict[str, Tensor]]:
@@ -59,6 +60,27 @@ def test_dropout_is_the_same_when_activations_are_computed_again() -> None:
     assert not torch.equal(first, encoder.cls.grad)  # other draws, other gradient
 
 
+def test_a_micro_batch_is_computed_twice_and_only_its_tokens_are_held() -> None:
+    held: list[int] = []
+    calls: list[int] = []
+    for size in (None, 4):
+        encoder = make_encoder("tiny", (Grid(1, (8, 8), (2, 2)),))
+        encoder.micro_batch = size
+        encoder.blocks[0].register_forward_pre_hook(lambda _, x: calls.append(len(x[0])))
+        numbers: list[int] = []
+
+        def hold(x: Tensor, numbers: list[int] = numbers) -> Tensor:
+            numbers.append(x.numel())
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(hold, lambda x: x):
+            mean = encoder((torch.randn(16, 1, 8, 8),)).mean
+        mean.sum().backward()
+        held.append(sum(numbers))
+    assert calls == [16] + [4] * 4 + [4] * 4  # forward, and again in the backward pass
+    assert held[1] < held[0] / 20
+
+
 def test_without_gradient_there_is_one_pass() -> None:
     encoder = build("dmix", "sensor").encoder
     inputs = batch_of("sensor").views[0]
@@ -75,3 +97,5 @@ def test_pretrain_accepts_micro_batch(tmp_path: Path) -> None:
     assert full.record.config_hash != small.record.config_hash
     with pytest.raises(UserError, match="--micro-batch 0: must be at least 1"):
         pretrained(tmp_path, micro_batch=0)
+    with pytest.raises(UserError, match="--micro-batch: --encoder resnet18 normalises over the batch"):
+        pretrained(tmp_path, encoder="resnet18", micro_batch=4)
