@@ -45,16 +45,16 @@ __all__ = [
     "targets",
 ]
 
-ETA = 1.0  # MixupE's η; its slides leave it open
-MEAN_OTHER = 0.5  # E[1 - λ] for λ ~ Beta(α, α), whatever α is
+ETA = 1.0  # MixupE's η: its slides leave it open, its authors' code has 1, and 0.001 in the example for CIFAR-100
+MEAN_OTHER = 0.5  # E[1 - λ] for λ ~ Beta(α, α), whatever α is; the authors' code takes λ ~ Beta(α + 1, α)
 NO_MIXING = 1e-3  # below this α every λ is 0 or 1
 
 
 def alpha_at(mix: HeadMix, progress: float) -> float:
     """α at a share of training between 0 and 1.
 
-    The exponential schedules run between 0 and 10 times α and pass α at the middle: ``hard`` rises, so that mixtures
-    become harder, ``easy`` falls, ``easy-hard-easy`` rises to the middle of training and falls again.
+    The exponential schedules run between 0 and 10 times α. ``hard`` rises, so that mixtures become harder, and ``easy``
+    falls, both through α at half of training; ``easy-hard-easy`` rises until then and falls again.
     """
     match mix.schedule:
         case "constant":

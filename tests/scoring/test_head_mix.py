@@ -1,15 +1,17 @@
 """Mixing with known labels against loops over single examples, and the samples that a guided student learns from."""
 
+import importlib
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dabsmix.data.domain import Data, Labelled, Split, Task
 from dabsmix.errors import UserError
+from dabsmix.model.contract import Embedded
 from dabsmix.model.encoder import EncoderConfig, Transformer
 from dabsmix.scoring.finetune import FinetuneRecipe, Network, finetune
 from dabsmix.scoring.head_mix import (
@@ -29,7 +31,9 @@ from dabsmix.scoring.results import HeadMix, HeadMixes
 from dabsmix.spec import Table, Tokens
 from dabsmix.training import accelerate
 
+module = importlib.import_module("dabsmix.scoring.finetune")
 B, C, L = 8, 3, 6
+FOUR_COLUMNS = Table(4)
 CLASSES = Task("classes", "accuracy", ("a", "b", "c"))
 rng = torch.Generator().manual_seed(0)
 OUTPUTS = torch.randn(B, C, generator=rng, dtype=torch.float64)
@@ -168,64 +172,185 @@ def test_schedules() -> None:
     assert flags == "--head-mix mixup --mix-alpha 2 --mix-schedule easy --mix-epochs 20"
 
 
-def encoder() -> Transformer:
+def encoder(spec: Table | Tokens = FOUR_COLUMNS) -> Transformer:
     torch.manual_seed(0)
     config = EncoderConfig(width=16, depth=2, heads=2, head_dim=8, mlp=32, position_std=0.1, dropout=0.0)
-    return Transformer((Table(4),), config)
+    return Transformer((spec,), config)
 
 
 METHODS: tuple[HeadMixes, ...] = ("mixup", "cutmix", "manifold", "mixupe", "regmixup", "guided")
+TASKS = {
+    "classes": CLASSES,
+    "multilabel": Task("multilabel", "auroc_macro", ("a", "b", "c")),
+    "regression": Task("regression", "r2"),
+}
+LABELS = {
+    "classes": LABEL,
+    "multilabel": torch.tensor(
+        [[0, 1, 1], [1, 0, 0], [0, 0, 0], [1, 1, 1], [0, 1, 0], [1, 0, 1], [0, 0, 1], [1, 1, 0]]
+    ),
+    "regression": torch.tensor([0.5, -1.0, 2.0, 7.5, 3.0, 4.0, -2.5, 1.0], dtype=torch.float64),
+}
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_the_loss_of_a_batch_equals_that_of_its_single_examples(method: HeadMixes) -> None:
-    network, teacher = Network(encoder(), CLASSES).double().eval(), Network(encoder(), CLASSES).double().eval()
+def one(network: Network, x: Tensor, i: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Hidden rows of example i with CLS, ``(1, 1+L, D)``, before the first block; which are real; the block's mask."""
+    tokens, mask = network.encoder.embed((x[i : i + 1],))
+    encoder = network.encoder
+    assert isinstance(encoder, Transformer)
+    real = torch.ones(1 + tokens.shape[1], dtype=torch.bool)
+    real[1:] = True if mask is None else mask[0]
+    return torch.cat([encoder.cls, tokens], dim=1) + encoder.positions, real, real[None, None, None, :]
+
+
+def mixed_alone(network: Network, x: Tensor, drawn: Drawn, i: int) -> tuple[Tensor, float]:
+    """The outputs for the mixture of example i and its partner, position by position, and its own target's weight."""
+    encoder, lam = network.encoder, drawn.weight[i].item()
+    assert isinstance(encoder, Transformer)
+    (own, real, mask), (other, real_other, mask_other) = (one(network, x, row) for row in (i, int(drawn.partner[i])))
+    kept = 1.0
+
+    def mix(first: int) -> Tensor:
+        """The rows, from ``first`` on mixed where both are real."""
+        nonlocal kept
+        rows, replaced = [], 0.0
+        for p in range(len(real)):
+            share = 1.0
+            if p >= first and real[p] and real_other[p]:
+                share = lam if drawn.inside is None else 1.0 - float(drawn.inside[p - 1])
+            rows.append(share * own[0, p] + (1 - share) * other[0, p])
+            replaced += 1 - share
+        kept = 1 - replaced / real[first:].sum().item()
+        return torch.stack(rows)[None]
+
+    if drawn.block is None:
+        own, other = own - encoder.positions, other - encoder.positions
+        own = mix(1) + encoder.positions
+    for number, block in enumerate(encoder.blocks):
+        if number == drawn.block:
+            own = mix(0)
+        own, other = block(own, mask), block(other, mask_other)
+    normed = encoder.norm(own)[0]
+    mean = sum(normed[p] for p in range(len(real)) if real[p]) / real.sum()
+    return network.head(network.norm(mean)), kept
+
+
+def plain_loss(outputs: Tensor, y: list[float], kind: str) -> Tensor:
+    """Of one example's outputs ``(C,)``."""
+    total = torch.zeros((), dtype=torch.float64)
+    if kind == "regression":
+        return (outputs[0] - y[0]) ** 2
+    for c in range(C):
+        if kind == "classes":
+            total = total - y[c] * (outputs[c].exp() / outputs.exp().sum()).log()
+        else:
+            p = 1 / (1 + (-outputs[c]).exp())
+            total = total - (y[c] * p.log() + (1 - y[c]) * (1 - p).log()) / C
+    return total
+
+
+def plain_target(label: Tensor, i: int, kind: str) -> list[float]:
+    match kind:
+        case "classes":
+            return [float(c == label[i].item()) for c in range(C)]
+        case "multilabel":
+            return [float(value) for value in label[i]]
+        case _:
+            return [(label[i].item() - 3.0) / 2.0]
+
+
+@pytest.mark.parametrize(("alpha", "padded"), [(0.3, False), (1.0, True), (20.0, False)])
+@pytest.mark.parametrize(
+    ("method", "kind"),
+    [(method, kind) for method in METHODS for kind in TASKS if (method, kind) != ("mixupe", "regression")],
+)
+def test_a_batch_has_the_loss_and_gradients_of_its_single_examples(
+    method: HeadMixes, kind: str, alpha: float, padded: bool
+) -> None:
+    spec = Tokens(5, 9, pad=0) if padded else Table(4)
+    network, teacher = (Network(encoder(spec), TASKS[kind], 3.0, 2.0).double().eval() for _ in range(2))
+    numbers = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in (network.head.weight, teacher.head.weight):
+            parameter.normal_(generator=numbers)
+    x = torch.randn(B, 4, generator=numbers, dtype=torch.float64)
+    if padded:
+        x = torch.randint(1, 9, (B, 5), generator=numbers)
+        x[torch.arange(5) >= torch.tensor([5, 3, 4, 5, 1, 2, 5, 4])[:, None]] = 0
+    label = LABELS[kind]
+    drawn = draw(np.random.default_rng(1), HeadMix(method), alpha, B, network.encoder, x.device)
+    assert drawn is not None
+    drawn = drawn._replace(weight=drawn.weight.double())
+    batch_loss, share = MixedLoss(network, HeadMix(method))((x,), label, drawn, teacher)
+
+    clean, derivative = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+    learned_from = []
+    for i in range(B):
+        own, others = (plain_target(label, row, kind) for row in (i, int(drawn.partner[i])))
+        outputs, kept = mixed_alone(network, x, drawn, i)
+        y = [kept * mine + (1 - kept) * theirs for mine, theirs in zip(own, others, strict=True)]
+        loss = plain_loss(outputs, y, kind)
+        unmixed = network((x[i : i + 1],))[0]
+        clean = clean + plain_loss(unmixed, own, kind) / B
+        if method == "mixupe":
+            g = unmixed.exp() / unmixed.exp().sum() if kind == "classes" else 1 / (1 + (-unmixed).exp())
+            derivative = derivative + sum((own[c] - g[c]) * unmixed[c] for c in range(C)).abs() / B
+        if method != "guided" or plain_loss(mixed_alone(teacher, x, drawn, i)[0], y, kind) - loss <= 0:
+            learned_from.append(loss)
+    plain = torch.stack(learned_from).mean()
+    if method == "regmixup":
+        plain = clean + plain
+    if method == "mixupe":
+        regularised = plain + 0.5 * derivative  # η = 1, E[1-λ] = 1/2
+        plain = (plain.detach() / regularised.detach()) * regularised
+    exact = 1e-7 if padded else 1e-12  # shares of real tokens are float32
+    assert batch_loss.item() == pytest.approx(plain.item(), abs=exact)
+    assert share.item() == pytest.approx(len(learned_from) / B)
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    computed, by_hand = (torch.autograd.grad(value, parameters, allow_unused=True) for value in (batch_loss, plain))
+    for ours, looped in zip(computed, by_hand, strict=True):
+        torch.testing.assert_close(ours, looped, rtol=100 * exact, atol=exact)
+
+
+def test_guided_learns_from_some_samples_and_leaves_others_out() -> None:
+    """So that the test above tells the filter from its opposite, and from none."""
+    network, teacher = (Network(encoder(), CLASSES).double().eval() for _ in range(2))
     with torch.no_grad():
         teacher.head.weight.normal_(generator=torch.Generator().manual_seed(5))
-    x = torch.randn(B, 4, generator=rng, dtype=torch.float64)
-    drawn = draw(np.random.default_rng(1), HeadMix(method), 1.0, B, network.encoder, x.device)
-    assert drawn is not None
-    batch_loss, share = MixedLoss(network, HeadMix(method))((x,), LABEL, drawn, teacher)
+    x = torch.randn(B, 4, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    _, share = MixedLoss(network, HeadMix("guided"))((x,), LABEL, Drawn(PARTNER, WEIGHT), teacher)
+    assert 0 < share.item() < 1
 
-    def outputs(network: Network, i: int) -> Tensor:
-        """The outputs for the mixture of example i and its partner, computed alone."""
-        pair = torch.stack([x[i], x[drawn.partner[i]]])
-        tokens, lam = network.encoder.embed((pair,)).tokens, drawn.weight[i]
-        if drawn.inside is not None:
-            tokens = torch.where(drawn.inside[:, None], tokens[1], tokens[0])[None]
-        elif drawn.block is None:
-            tokens = (lam * tokens[0] + (1 - lam) * tokens[1])[None]
-        cls = network.encoder.cls.expand(len(tokens), -1, -1)  # type: ignore[operator]  # typed as Tensor | Module
-        hidden = torch.cat([cls, tokens], dim=1) + network.encoder.positions  # type: ignore[operator]  # likewise
-        for number, block in enumerate(network.encoder.blocks):
-            if number == drawn.block:
-                hidden = (lam * hidden[0] + (1 - lam) * hidden[1])[None]
-            hidden = block(hidden, None)
-        normed = network.encoder.norm(hidden)  # type: ignore[operator]  # typed as Tensor | Module
-        logits: torch.Tensor = network.head(network.norm(normed.mean(dim=1)))
-        return logits[0]
 
-    total, clean, derivative, number = 0.0, 0.0, 0.0, 0
-    for i in range(B):
-        lam = drawn.weight[i].item() if drawn.inside is None else 1 - drawn.inside.double().mean().item()
-        y = [lam * (c == LABEL[i].item()) + (1 - lam) * (c == LABEL[drawn.partner[i]].item()) for c in range(C)]
-        loss = -sum(y[c] * math.log(p) for c, p in enumerate(softmax(outputs(network, i).detach())))
-        own = network((x[i : i + 1],))[0].detach()
-        clean -= math.log(softmax(own)[LABEL[i]])
-        derivative += abs(sum(((c == LABEL[i].item()) - softmax(own)[c]) * own[c].item() for c in range(C)))
-        if method == "guided":
-            taught = -sum(y[c] * math.log(p) for c, p in enumerate(softmax(outputs(teacher, i).detach())))
-            if taught - loss > 0:
-                continue
-        total, number = total + loss, number + 1
-    plain = total / number + (clean / B if method == "regmixup" else 0)
-    assert batch_loss.item() == pytest.approx(plain, abs=1e-6)  # MixupE's factor keeps the size of the mixed loss
-    assert share.item() == pytest.approx(number / B)
-    if method == "mixupe":
-        eta_r = derivative / B / 2
-        before = torch.autograd.grad(batch_loss, network.head.bias, retain_graph=True)[0]
-        assert before.norm() > 0
-        assert eta_r > 0
+class Perfect(nn.Module):
+    """A teacher that gives the mixed target itself."""
+
+    def __init__(self, network: Network, target: Tensor) -> None:
+        super().__init__()
+        self.encoder, self.target = network.encoder, target
+
+    def read(self, embedded: Embedded) -> Tensor:
+        assert len(embedded.tokens) == B
+        return self.target.clamp_min(1e-300).log()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_guided_student_of_a_perfect_teacher_learns_from_every_sample(seed: int) -> None:
+    network = Network(encoder(), CLASSES).double().eval()
+    x = torch.randn(B, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    drawn = Drawn(PARTNER, torch.rand(B, generator=torch.Generator().manual_seed(seed), dtype=torch.float64))
+    own = targets(LABEL, CLASSES, 0, 1, OUTPUTS)
+    target = drawn.weight[:, None] * own + (1 - drawn.weight[:, None]) * own[PARTNER]
+    by_mixup, _ = MixedLoss(network, HeadMix("mixup"))((x,), LABEL, drawn)
+    for teacher in (Perfect(network, target), network):  # an equal is no worse either: r̂ = 0 is kept
+        loss, share = MixedLoss(network, HeadMix("guided"))((x,), LABEL, drawn, teacher)
+        assert share == 1
+        assert loss.item() == pytest.approx(by_mixup.item(), abs=1e-12)
+    # a teacher that is sure of a class that neither example has is beaten everywhere: nothing is learned
+    wrong = torch.full((B, C), 1e-9, dtype=torch.float64)
+    wrong[torch.arange(B), [({0, 1, 2} - {int(LABEL[i]), int(LABEL[PARTNER[i]])}).pop() for i in range(B)]] = 1
+    loss, share = MixedLoss(network, HeadMix("guided"))((x,), LABEL, drawn, Perfect(network, wrong))
+    assert (loss, share) == (0, 0)
 
 
 def table(n: int = 400) -> Data:
@@ -235,19 +360,70 @@ def table(n: int = 400) -> Data:
     return Data((Table(4),), train, Labelled(CLASSES, train, validation, test), "0" * 64)
 
 
-def test_finetuning_with_mixing_is_a_separate_probe_and_stops_mixing_on_request() -> None:
+def test_finetuning_with_mixing_is_a_separate_probe_and_records_what_was_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = FinetuneRecipe(rates=(3e-3,), batch_size=50, epochs=5, steps=(20, 20))
+    shares = []
+
+    class Watched(MixedLoss):
+        def forward(
+            self, inputs: tuple[Tensor, ...], label: Tensor, drawn: Drawn | None, teacher: Network | None = None
+        ) -> tuple[Tensor, Tensor]:
+            loss, share = super().forward(inputs, label, drawn, teacher)
+            if teacher is not None:
+                shares.append(share.item())
+            return loss, share
+
+    monkeypatch.setattr(module, "MixedLoss", Watched)
     plain = finetune(encoder(), table(), ("1",), recipe, accelerator=accelerate())
     guided = finetune(encoder(), table(), ("1",), recipe, accelerator=accelerate(), mix=HeadMix("guided"))
-    stopped = finetune(encoder(), table(), ("1",), recipe, accelerator=accelerate(), mix=HeadMix("mixup", 1e-9))
+    unmixed = finetune(encoder(), table(), ("1",), recipe, accelerator=accelerate(), mix=HeadMix("mixup", 1e-9))
     assert plain.results[0].probe == "finetune"
     assert guided.results[0].probe == "finetune+guided"
-    assert len(guided.results[0].selected["kept"]) == 5
-    assert 0 < guided.results[0].selected["kept"][0] <= 1
-    assert guided.el2n is not None
-    assert guided.el2n.shape == (200,)
-    assert 0 <= guided.el2n.min() <= guided.el2n.max() <= math.sqrt(2)
-    assert np.array_equal(stopped.predictions["finetune+mixup-alpha1e-09@1"], plain.predictions["finetune@1"])
+    by_epoch = [sum(shares[4 * epoch : 4 * epoch + 4]) / 4 for epoch in range(5)]
+    assert len(shares) == 20
+    assert guided.results[0].selected["kept"] == pytest.approx(by_epoch, abs=5e-5)
+    assert len(set(by_epoch)) > 1
+    assert np.array_equal(unmixed.predictions["finetune+mixup-alpha1e-09@1"], plain.predictions["finetune@1"])
+
+
+def test_el2n_scores_are_of_the_training_examples_at_the_last_step_of_a_short_training() -> None:
+    recipe = FinetuneRecipe(rates=(3e-3,), batch_size=50, epochs=5, steps=(20, 20))
+    trained = finetune(encoder(), table(), ("1",), recipe, accelerator=accelerate(), mix=HeadMix("mixup"))
+    assert trained.network is not None
+    assert trained.el2n is not None
+    assert trained.el2n.shape == (200,)
+    labelled = table().require_labelled()
+    with torch.no_grad():
+        outputs = trained.network.eval()((torch.from_numpy(labelled.train.inputs[0][np.arange(8)]),))
+    for i in range(8):
+        p = softmax(outputs[i])
+        assert labelled.train.label is not None
+        plain = math.sqrt(sum((p[c] - (c == labelled.train.label[i])) ** 2 for c in range(C)))
+        assert trained.el2n[i] == pytest.approx(plain, abs=1e-5)
+
+
+def test_mixing_stops_on_request_follows_its_schedule_and_el2n_is_of_epoch_ten(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = FinetuneRecipe(rates=(3e-3,), batch_size=50, epochs=12, steps=(1, 100))
+    alphas: list[float] = []
+    drawn_before: list[int] = []
+
+    def counted(rng: np.random.Generator, mix: HeadMix, alpha: float, *rest: Any) -> Drawn | None:
+        alphas.append(alpha)
+        return draw(rng, mix, alpha, *rest)
+
+    def scored(scores: Tensor, label: Tensor) -> Tensor:
+        drawn_before.append(len(alphas))
+        return el2n(scores, label)
+
+    monkeypatch.setattr(module, "draw", counted)
+    monkeypatch.setattr(module, "el2n", scored)
+    to_the_end, until_third = HeadMix("mixup", 2.0, "hard"), HeadMix("mixup", 2.0, "easy-hard-easy", 3)
+    finetune(encoder(), table(), ("1",), recipe, accelerator=accelerate(), mix=to_the_end)
+    assert alphas == [alpha_at(to_the_end, step / 48) for step in range(48)]  # four steps an epoch
+    assert drawn_before == [40]
+    alphas.clear()
+    finetune(encoder(), table(), ("1",), recipe, accelerator=accelerate(), mix=until_third)
+    assert alphas == [alpha_at(until_third, step / 48) for step in range(12)]
 
 
 def test_undefined_combinations_are_refused() -> None:
@@ -261,13 +437,3 @@ def test_undefined_combinations_are_refused() -> None:
     ]:
         with pytest.raises(UserError, match=word):
             mix.check(task.kind, True)
-
-
-def test_mixing_inside_the_network_does_not_change_padding() -> None:
-    torch.manual_seed(0)
-    config = EncoderConfig(width=16, depth=2, heads=2, head_dim=8, mlp=32, dropout=0.0)
-    network = Network(Transformer((Tokens(5, 9, pad=0),), config), CLASSES)
-    words = torch.tensor([[1, 2, 3, 0, 0], [4, 5, 6, 7, 8]])
-    drawn = Drawn(torch.tensor([1, 0]), torch.tensor([0.5, 0.5]), None, 1)
-    loss, _ = MixedLoss(network, HeadMix("manifold"))((words,), torch.tensor([0, 1]), drawn)
-    assert loss.isfinite()
