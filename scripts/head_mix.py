@@ -3,6 +3,7 @@
     python scripts/head_mix.py --runs runs --out docs/science/head_mix.md          # continues where it stopped
     python scripts/head_mix.py --runs runs --domains digits --protocol v2 --minutes 30
     python scripts/head_mix.py --runs runs --tables-only                           # tables of the finished runs only
+    python scripts/head_mix.py --runs leaderboard/runs --tables-only               # of the board's rows: seconds
 
 `--runs` holds pretrained runs of `dabsmix bench leaderboard/plans/cpu.yaml`. For each data set two algorithms are
 compared: `none`, and the one with the best validation score of the linear probe, averaged over seeds. Each run is
@@ -203,6 +204,23 @@ def table(all_cells: Sequence[Cell], protocol: str, deformation: str = "") -> li
     return rows
 
 
+def shares_kept(all_cells: Sequence[Cell], protocol: str) -> list[str]:
+    """Of each data set and start, the share of the mixed samples that guided students learned from, over seeds."""
+    curves: dict[tuple[str, str], list[list[float]]] = defaultdict(list)
+    for cell in all_cells:
+        path = cell.run / "transfer" / f"{stem(cell, protocol)}.json"
+        if cell.mix == "guided" and path.is_file():
+            curves[cell.domain, cell.algorithm].append(read_transfer(path).headline.selected["kept"])
+    lines = []
+    for (domain, algorithm), by_seed in curves.items():
+        first, last = (100 * fmean(curve[epoch] for curve in by_seed) for epoch in (0, -1))
+        lines.append(
+            f"{domain} from {algorithm}, guided: {first:.0f} % of the mixed samples are kept in the first epoch, "
+            f"{last:.0f} % in the last, and never less than {100 * min(map(min, by_seed)):.0f} %"
+        )
+    return lines
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, required=True, help="folder of pretrained and transferred runs")
@@ -242,6 +260,7 @@ def main() -> None:
     ):
         lines += table(all_cells, options.protocol, name)
     absent = [name for name in options.domains if name not in {cell.domain for cell in all_cells}]
+    lines += ["", *shares_kept(all_cells, options.protocol)]
     lines += [
         "",
         f"Missing: {', '.join(missing) or 'no cell'}; without runs in {options.runs}: {', '.join(absent) or 'none'}.",

@@ -11,7 +11,6 @@ of one are not independent cases. The train-test gap has the test score in it; t
 import sys
 from collections import defaultdict
 from pathlib import Path
-from statistics import fmean
 
 import numpy as np
 from figure import COLOURS, panels, save
@@ -82,10 +81,10 @@ def main() -> None:
             means = {label: np.mean(points, axis=0) for label, points in sorted(algorithms.items())}
             x, y = (np.array([mean[column] for mean in means.values()]) for column in (which, 3))
             rank, low, high = correlation(x, y)
-            seeds = fmean(len(points) for points in algorithms.values())
+            seeds = " to ".join(str(number) for number in sorted({len(points) for points in algorithms.values()}))
             print(
                 f"{name}; {title.split(',')[0]}: rank correlation {rank:.2f} ({low:.2f} to {high:.2f}), "
-                f"{len(means)} algorithms, {seeds:g} seeds each"
+                f"{len(means)} algorithms, {seeds} seeds each"
             )
             for points in algorithms.values():
                 values = np.array(points)

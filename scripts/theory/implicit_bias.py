@@ -71,6 +71,17 @@ def main() -> None:
             f"{summary(values[:, 0, -1])}; at the end loss {summary(values[:, 1, -1], 5)}, angle "
             f"{summary(values[:, 2, -1], 2)} degrees, margin below the largest {summary(values[:, 3, -1])}"
         )
+        since = values[:, :, -1] - values[:, :, half]
+        print(
+            f"{name}, since step {at[half]}: norm {summary(since[:, 0])}, loss {summary(since[:, 1], 5)}; "
+            f"since step 1: angle {summary(values[:, 2, -1] - values[:, 2, 0], 2)} degrees, "
+            f"margin below the largest {summary(values[:, 3, -1] - values[:, 3, 0])}"
+        )
+    last = {name: np.array(by_seed)[:, :, -1] for name, by_seed in curves.items()}
+    print(
+        f"at the end, mixup minus plain: angle {summary(last['mixup'][:, 2] - last['plain'][:, 2], 2)} degrees, "
+        f"margin below the largest {summary(last['mixup'][:, 3] - last['plain'][:, 3])}"
+    )
     for axis, title in zip(axes, names, strict=True):
         axis.set(title=title, xscale="log", xlabel="step")
     axes[1].set_yscale("log")

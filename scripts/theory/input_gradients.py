@@ -60,6 +60,11 @@ def main() -> None:
     for where, means in (("on the hull", on), ("off the hull", off)):
         print(f"{where}, i-Mix minus L_un: {summary(means['i-Mix'] - means['L_un'])}")
     print(f"ratio, i-Mix minus L_un: {summary(on['i-Mix'] / off['i-Mix'] - on['L_un'] / off['L_un'])}")
+    peak = {name: of_seeds.max(axis=1) for name, of_seeds in maps_by_name.items()}
+    print(
+        f"largest on the map: L_un {summary(peak['L_un'])}, i-Mix {summary(peak['i-Mix'])}, "
+        f"i-Mix minus L_un {summary(peak['i-Mix'] - peak['L_un'])}"
+    )
     handles, labels = axes[2].get_legend_handles_labels()
     axes[2].legend(handles[::2], labels[::2])
     axes[2].set(xticks=[0, 1], xticklabels=["on the hull", "off the hull"], xlim=(-0.5, 1.5), ylabel="mean of |∇f|")

@@ -16,26 +16,27 @@ from torch import Tensor, nn
 SEEDS, STEPS, EVERY, ROWS = 5, 400, 20, 300
 
 
-def alphas(network: nn.Module, x: Tensor, label: Tensor, centre: Tensor) -> Tensor:
-    """α ``(n, K)``."""
-    jacobian = torch.func.vmap(torch.func.jacrev(network))(x)  # (n, K, D)
+def alphas(network: nn.Module, x: Tensor, label: Tensor, centre: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """α ``(n, K)``, the norms ``|∇f_k|`` ``(n, K)``, and the term's sum over k ``(n,)``."""
+    jacobian = torch.func.vmap(torch.func.jacrev(network))(x).detach()  # (n, K, D)
     direction = (centre - x)[:, None]
     cosine = F.cosine_similarity(jacobian, direction, dim=-1)
-    wrong: Tensor = network(x).softmax(dim=1) - F.one_hot(label, 10)
-    return wrong.detach() * cosine.detach()
+    wrong = network(x).detach().softmax(dim=1) - F.one_hot(label, 10)
+    alpha, norm = wrong * cosine, jacobian.norm(dim=-1)
+    return alpha, norm, (alpha * norm).sum(dim=1) * direction.norm(dim=-1)[:, 0]
 
 
-def run(seed: int, x: Tensor, label: Tensor, *, mixup: bool) -> list[tuple[float, float, float]]:
-    """The share of negative α, the least α and the mean norm of ∇f_k, at regular steps."""
+def run(seed: int, x: Tensor, label: Tensor, *, mixup: bool) -> list[tuple[float, float, float, float]]:
+    """The share of negative α, the least α, the mean norm of ∇f_k and the mean term, at regular steps."""
     torch.manual_seed(seed)
     network = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
     curve = []
     for step in range(STEPS + 1):
         if step % EVERY == 0:
-            a = alphas(network, x[:ROWS], label[:ROWS], x.mean(dim=0))
-            jacobian = torch.func.vmap(torch.func.jacrev(network))(x[:ROWS]).detach()
-            curve.append(((a < 0).float().mean().item(), a.min().item(), jacobian.norm(dim=-1).mean().item()))
+            alpha, norm, term = alphas(network, x[:ROWS], label[:ROWS], x.mean(dim=0))
+            share = (alpha < 0).float().mean().item()
+            curve.append((share, alpha.min().item(), norm.mean().item(), term.mean().item()))
         rows = torch.randint(len(x), (128,))
         other, lam = rows[torch.randperm(128)], torch.rand(128, 1) if mixup else torch.ones(128, 1)
         target = lam * F.one_hot(label[rows], 10) + (1 - lam) * F.one_hot(label[other], 10)
@@ -56,7 +57,7 @@ def main() -> None:
         name: np.array([run(seed, x, label, mixup=name == "mixup") for seed in range(SEEDS)])
         for name in ("mixup", "plain")
     }
-    figure, axes = panels(3)
+    figure, axes = panels(4)
     for (name, by_seed), colour in zip(curves.items(), COLOURS, strict=False):
         for which, axis in enumerate(axes):
             band(axis, steps, by_seed[:, :, which], colour, name)
@@ -64,11 +65,15 @@ def main() -> None:
         print(
             f"{name:<5} share of negative α at the start {summary(by_seed[:, 0, 0])}, halfway {summary(middle[:, 0])}, "
             f"at the end {summary(by_seed[:, -1, 0])}; least α at the end {summary(by_seed[:, -1, 1])}; "
-            f"mean |∇f_k| at the end {summary(by_seed[:, -1, 2])}"
+            f"mean |∇f_k| at the end {summary(by_seed[:, -1, 2])}, of the term {summary(by_seed[:, -1, 3])}"
         )
     axes[0].set(title="Share of α below 0", xlabel="step", ylim=(0, 1))
     axes[1].set(title="The least α", xlabel="step")
     axes[2].set(title="Mean of |∇f_k|", xlabel="step")
+    axes[3].set(title="Mean of the term", xlabel="step")
+    of = {name: by_seed[:, -1] for name, by_seed in curves.items()}
+    ratio, less = of["mixup"][:, 2] / of["plain"][:, 2], of["mixup"][:, 3] - of["plain"][:, 3]
+    print(f"at the end: |∇f_k|, mixup over plain {summary(ratio)}; the term, mixup minus plain {summary(less)}")
     axes[0].axhline(0.5, color="black", linewidth=0.8)
     axes[0].legend()
     save(figure, "mixupe_alpha")

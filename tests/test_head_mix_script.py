@@ -1,0 +1,57 @@
+"""``scripts/head_mix.py``: deformations against loops, and its tables of the board against docs/science.md."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from script_module import script
+
+ROOT = Path(__file__).parents[1]
+head_mix = script("head_mix")
+
+
+@pytest.mark.parametrize("degrees", [0.0, 20.0, 40.0])
+def test_rotation_interpolates_between_four_neighbours(degrees: float) -> None:
+    side, x = 5, torch.rand(8, 2, 5, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    turned = head_mix.rotation(x, torch.Generator().manual_seed(0), degrees)
+    draws = torch.rand(8, generator=torch.Generator().manual_seed(0))
+    for i in range(8):
+        angle = (2 * draws[i].item() - 1) * math.radians(degrees)
+        cos, sin = math.cos(angle), math.sin(angle)
+        for row in range(side):
+            for column in range(side):
+                v, u = row - 2, column - 2
+                r, c = sin * u + cos * v + 2, cos * u - sin * v + 2
+                total = torch.zeros(2, dtype=torch.float64)
+                for a in (math.floor(r), math.floor(r) + 1):
+                    for b in (math.floor(c), math.floor(c) + 1):
+                        if 0 <= a < side and 0 <= b < side:
+                            total = total + (1 - abs(r - a)) * (1 - abs(c - b)) * x[i, :, a, b]
+                torch.testing.assert_close(turned[i, :, row, column], total, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(6,), (4, 5)])
+def test_blur_is_the_mean_of_the_neighbours_that_there_are(size: tuple[int, ...]) -> None:
+    x = torch.rand(8, 2, *size, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    blurred = head_mix.blur(x, torch.Generator())
+    for place in np.ndindex(*size):
+        near = [other for other in np.ndindex(*size) if max(abs(a - b) for a, b in zip(place, other, strict=True)) <= 1]
+        mean = sum(x[(..., *other)] for other in near) / len(near)
+        torch.testing.assert_close(blurred[(..., *place)], mean)
+
+
+def test_noise_has_the_asked_standard_deviation() -> None:
+    added = head_mix.noise(torch.ones(50, 1, 40, 40), torch.Generator().manual_seed(0), 0.5) - 1
+    assert added.std().item() == pytest.approx(0.5, rel=0.02)
+    assert added.mean().item() == pytest.approx(0, abs=0.01)
+
+
+def test_the_linear_table_of_the_document_is_that_of_the_board() -> None:
+    document = (ROOT / "docs" / "science.md").read_text(encoding="utf-8").splitlines()
+    for domain in ("covtype", "uci_har"):
+        all_cells = head_mix.cells(ROOT / "leaderboard" / "runs", (domain,), ("none", *head_mix.ON_FEATURES))
+        rows = head_mix.table(all_cells, "v2")
+        assert rows
+        assert set(rows) <= set(document)
