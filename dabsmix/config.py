@@ -110,12 +110,13 @@ class PretrainConfig:
     """Seed of weights, batches, partners, masks and dropout."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Precision of the encoder's arithmetic; weights and losses are always fp32. fp16 is for GPUs without bf16: the
-    loss is scaled, and a step whose gradients overflow is skipped."""
+    loss is scaled, and a step whose gradients overflow is skipped. bf16 on a CPU takes about half as long with
+    --attention fastest --dropout-masks fast."""
     compile: bool = False
     """Apply torch.compile to the transformer's blocks."""
     attention: Literal["fused", "fastest"] = "fused"
-    """Path of attention in bf16: torch's fused kernel, or what was measured as the fastest for device, length and mask.
-    On a CPU that is 1.5 to 7 times as fast and rounds otherwise; in fp32 and on a GPU the fused one is the fastest."""
+    """Path of attention: torch's fused kernel, or in bf16 on a CPU explicit products where they were measured as faster
+    (1.5 to 7 times, at up to 1024 tokens); they round otherwise. In fp32 and on a GPU it is always the fused kernel."""
     dropout_masks: Literal["torch", "fast"] = "torch"
     """Draws of dropout: torch's own, or faster ones, which are others. On a CPU they save a fifth of a bf16 step."""
     online: str | None = None
@@ -614,9 +615,14 @@ class BenchConfig:
     """Learning rates to try with the first seed for a third of the steps; validation chooses one for each algorithm and
     data set."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Precision of the encoder's arithmetic in pretraining."""
+    """Precision of the encoder's arithmetic in pretraining. bf16 on a CPU takes about half as long with --attention
+    fastest --dropout-masks fast."""
     compile: bool = False
     """Apply torch.compile to the transformer's blocks."""
+    attention: Literal["fused", "fastest"] = "fused"
+    """Path of attention, as in pretrain."""
+    dropout_masks: Literal["torch", "fast"] = "torch"
+    """Draws of dropout, as in pretrain."""
     protocol: ProtocolName | None = None
     """Transfer's protocol [as `dabsmix transfer` chooses it]."""
     labels: tuple[str, ...] | None = None

@@ -137,6 +137,8 @@ def _pretraining(source: Source, row: str, seed: int, plan: BenchConfig) -> Pret
         seed=seed,
         precision=plan.precision,
         compile=plan.compile,
+        attention=plan.attention,
+        dropout_masks=plan.dropout_masks,
         resume=True,
         out=plan.out,
         hyper=dict(_hyper(algo, text) for text in settings.split(",") if text),

@@ -48,7 +48,14 @@ def step_cost(config: PretrainConfig) -> StepCost:
     config, recipe = resolve(config, usual if config.source.domain else min(usual, num), num)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(step_seed(config.seed, 0, "weights"))
-    encoder = make_encoder(config.encoder, data.specs, attend_padding=recipe.attend_padding, columns=recipe.columns)
+    encoder = make_encoder(
+        config.encoder,
+        data.specs,
+        attend_padding=recipe.attend_padding,
+        columns=recipe.columns,
+        attention=config.attention,
+        dropout_masks=config.dropout_masks,
+    )
     algorithm = algorithm_class(config.algo)(encoder, **config.hyper).to(device).train()
     batches = Batches(data.pretrain, recipe.batch_size, seed=config.seed, rank=0, world_size=1)
     seconds = []

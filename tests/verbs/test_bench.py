@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from dabsmix.board.submit import validate
 from dabsmix.config import BenchConfig, PretrainConfig
 from dabsmix.errors import UserError
 from dabsmix.interrupt import Interrupted
+from dabsmix.model import encoder
 from dabsmix.source import Source
 from dabsmix.training import accelerate
 from dabsmix.verbs import bench as module
@@ -91,6 +93,13 @@ def test_a_row_may_set_hyperparameters(tmp_path: Path) -> None:
 def test_mistakes_in_a_plan_are_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         cells([plan(tmp_path, **changes)])
+
+
+def test_a_plan_s_fast_paths_are_those_of_its_cells(tmp_path: Path) -> None:
+    fast: dict[str, Any] = dict(precision="bf16", attention="fastest", dropout_masks="fast")
+    ((plain,), (cell,)) = (cells([plan(tmp_path, algos=("emix",), **changes)]) for changes in ({}, fast))
+    assert {name: getattr(cell.pretraining, name) for name in fast} == fast
+    assert cell.pretraining == replace(plain.pretraining, **fast)
 
 
 def test_flags_override_the_parts_of_a_plan(tmp_path: Path) -> None:
@@ -303,6 +312,27 @@ def test_flops_are_those_of_the_encoder_passes() -> None:
     flops = step_cost(config).flops
     # emix: one pass of a mixed and a clean batch, each with its backward, which is twice a forward
     assert flops == pytest.approx(2 * 3 * block, rel=0.05)
+
+
+def test_steps_are_timed_with_the_fast_paths_of_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    used: list[str] = []
+
+    def noted(name: str) -> Callable[..., Any]:
+        function = getattr(encoder, name)
+
+        def wrapped(*inputs: Any) -> Any:
+            used.append(name)
+            return function(*inputs)
+
+        return wrapped
+
+    for name in ("explicit_is_faster", "fast_mask"):
+        monkeypatch.setattr(encoder, name, noted(name))
+    config = PretrainConfig(Source("digits"), algo="shed", encoder="tiny", batch_size=8, precision="bf16")
+    step_cost(config)
+    assert not used
+    step_cost(replace(config, attention="fastest", dropout_masks="fast"))
+    assert set(used) == {"explicit_is_faster", "fast_mask"}
 
 
 def test_a_run_records_the_flops_of_all_its_steps(tmp_path: Path) -> None:
