@@ -1,6 +1,5 @@
 """Shared by the scripts of this folder: the style of figures, and intervals over seeds."""
 
-import platform
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import t
 
-from dabsmix.run import commit
+from dabsmix.run import commit, device_name
 
 FOLDER = Path(__file__).parents[2] / "docs" / "science"
 COLOURS = ("#2b4c7e", "#c8553d", "#4f9d69", "#8a6fb0", "#b8860b")
@@ -65,6 +64,9 @@ def band(axis: Axes, x: ArrayLike, values: ArrayLike, colour: str, label: str, s
 
 def save(figure: Figure, name: str) -> None:
     """Write the figure to ``docs/science``, and print the commit and machine that computed it."""
+    computed_by = (
+        f"{device_name(torch.device('cpu'))}, torch {torch.__version__}, commit {commit()}"  # before a file changes
+    )
     FOLDER.mkdir(parents=True, exist_ok=True)
     figure.savefig(FOLDER / f"{name}.png", metadata={"Software": None})
-    print(f"{platform.machine()} CPU, torch {torch.__version__}, commit {commit()}: docs/science/{name}.png")
+    print(f"{computed_by}: docs/science/{name}.png")

@@ -72,7 +72,7 @@ def main() -> None:
         label = "R1 with the mixture, as in the slides" if name == "slides" else name
         band(errors, steps, curves[name] - curves["true"], colour, label)
     errors.axhline(0, color="black", linewidth=0.8)
-    errors.set(xlabel="step", ylabel="expansion minus true", title="Error")
+    errors.set(xlabel="step", ylabel="expansion minus true", title="Error", ylim=(-0.005, 0.0095))
     errors.legend()
 
     print(f"{SEEDS} seeds, {STEPS} steps; mean and 95 % interval over seeds")
