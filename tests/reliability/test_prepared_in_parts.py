@@ -14,11 +14,14 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+import torch
+from peak import MEASURED, Peak
 from PIL import Image
 
 from dabsmix.data import cache
-from dabsmix.data.cache import Parts
-from dabsmix.data.domain import Data
+from dabsmix.data.batches import Batches
+from dabsmix.data.cache import Parts, stored_rows
+from dabsmix.data.domain import Data, Split
 from dabsmix.modalities import image, spectrogram
 
 context = multiprocessing.get_context("forkserver")
@@ -219,3 +222,22 @@ def test_rows_of_parts_are_those_of_the_whole() -> None:
     assert len(parts) == 11
     with pytest.raises(IndexError):
         parts[np.array([11])]
+
+
+@MEASURED
+def test_an_epoch_of_parts_takes_the_memory_of_a_few_batches(tmp_path: Path) -> None:
+    num_parts, part, width = 8, 512, 4096
+    for number in range(num_parts):
+        (tmp_path / str(number)).mkdir()
+        rows = np.arange(part, dtype=np.float32)[:, None] + number * part
+        np.save(tmp_path / str(number) / "x.npy", np.broadcast_to(rows, (part, width)))
+    split = Split((stored_rows([tmp_path / str(number) for number in range(num_parts)], "x.npy"),), np.arange(4096))
+    batches, seen = Batches(split, 16, seed=0), np.zeros(num_parts * part, dtype=bool)
+    for raw in batches.iterate(0, 9, torch.device("cpu")):  # what threads allocate once
+        assert len(raw.ids) == 16
+    with Peak() as peak:
+        for raw in batches.iterate(0, batches.steps_per_epoch, torch.device("cpu")):
+            seen[raw.inputs[0][:, -1].long().numpy()] = True
+    assert seen.all()
+    size = num_parts * part * width * 4
+    assert peak.growth < size / 8, f"{peak.growth / 2**20:.1f} MiB for {size / 2**20:.0f} MiB of rows"
