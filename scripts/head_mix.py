@@ -4,6 +4,7 @@
     python scripts/head_mix.py --runs runs --domains digits --protocol v2 --minutes 30
     python scripts/head_mix.py --runs runs --tables-only                           # tables of the finished runs only
     python scripts/head_mix.py --runs leaderboard/runs --tables-only               # of the board's rows: seconds
+    python scripts/head_mix.py --runs runs --mixes none mixup mixup-easy mixup-until20 guided-easy      # α over training
 
 `--runs` holds pretrained runs of `dabsmix bench leaderboard/plans/cpu.yaml`. For each data set two algorithms are
 compared: `none`, and the one with the best validation score of the linear probe, averaged over seeds. Each run is
@@ -40,20 +41,20 @@ from dabsmix.training import accelerate
 from dabsmix.verbs.transfer import transfer
 
 DOMAINS = ("cifar10", "traffic_sign", "uci_har", "covtype", "sst2")
-MIXES: tuple[HeadMixes, ...] = get_args(HeadMixes)
+MIXES: tuple[str, ...] = get_args(HeadMixes)
 ON_FEATURES = ("mixup", "mixupe", "regmixup", "guided")
 UNMIXED = 5e-4  # with so small an α nothing is mixed: linear heads without mixing, trained in the same way
 Deform = Callable[[Tensor, torch.Generator], Tensor]
 
 
 class Cell(NamedTuple):
-    """One pretrained run, one head mix."""
+    """One pretrained run, one head mix: ``none``, or as ``HeadMix`` spells it."""
 
     domain: str
     algorithm: str
     seed: int
     run: Path
-    mix: HeadMixes
+    mix: str
 
 
 # --- input deformations, on normalised inputs (B, C, *size) whose numbers have about unit variance
@@ -113,7 +114,7 @@ def deformed(path: Path, network: Network, data: Data) -> None:
 # --- what is to be done
 
 
-def cells(runs: Path, domains: Sequence[str], mixes: Sequence[HeadMixes]) -> list[Cell]:
+def cells(runs: Path, domains: Sequence[str], mixes: Sequence[str]) -> list[Cell]:
     """Every cell, ordered so that data sets are completed one after another, and within each of them the seeds."""
     all_cells = []
     for domain in domains:
@@ -138,11 +139,20 @@ def cells(runs: Path, domains: Sequence[str], mixes: Sequence[HeadMixes]) -> lis
     return all_cells
 
 
+def spelled(text: str) -> str:
+    """A head mix as ``HeadMix`` spells it, or ``none``.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    return str(HeadMix.parse(text)) or "none"
+
+
 def asked_of(cell: Cell, protocol: str) -> HeadMix:
     """The configuration of a transfer; a linear head without mixing is trained the same way as those with mixing."""
     if protocol == "v2" and cell.mix == "none":
         return HeadMix("mixup", UNMIXED)
-    return HeadMix(cell.mix)
+    return HeadMix.parse(cell.mix)
 
 
 def stem(cell: Cell, protocol: str) -> str:
@@ -173,7 +183,7 @@ def measured(path: Path, probe: str, deformation: str = "") -> Measured | None:
 def table(all_cells: Sequence[Cell], protocol: str, deformation: str = "") -> list[str]:
     """Rows of Markdown: the mean over seeds with its interval, and the difference from no mixing."""
     rows = []
-    groups: dict[tuple[str, str], dict[HeadMixes, list[Measured]]] = defaultdict(lambda: defaultdict(list))
+    groups: dict[tuple[str, str], dict[str, list[Measured]]] = defaultdict(lambda: defaultdict(list))
     names = {}
     for cell in all_cells:
         mix = str(asked_of(cell, protocol))
@@ -206,16 +216,16 @@ def table(all_cells: Sequence[Cell], protocol: str, deformation: str = "") -> li
 
 def shares_kept(all_cells: Sequence[Cell], protocol: str) -> list[str]:
     """Of each data set and start, the share of the mixed samples that guided students learned from, over seeds."""
-    curves: dict[tuple[str, str], list[list[float]]] = defaultdict(list)
+    curves: dict[tuple[str, str, str], list[list[float]]] = defaultdict(list)
     for cell in all_cells:
         path = cell.run / "transfer" / f"{stem(cell, protocol)}.json"
-        if cell.mix == "guided" and path.is_file():
-            curves[cell.domain, cell.algorithm].append(read_transfer(path).headline.selected["kept"])
+        if asked_of(cell, protocol).method == "guided" and path.is_file():
+            curves[cell.domain, cell.algorithm, cell.mix].append(read_transfer(path).headline.selected["kept"])
     lines = []
-    for (domain, algorithm), by_seed in curves.items():
+    for (domain, algorithm, mix), by_seed in curves.items():
         first, last = (100 * fmean(curve[epoch] for curve in by_seed) for epoch in (0, -1))
         lines.append(
-            f"{domain} from {algorithm}, guided: {first:.0f} % of the mixed samples are kept in the first epoch, "
+            f"{domain} from {algorithm}, {mix}: {first:.0f} % of the mixed samples are kept in the first epoch, "
             f"{last:.0f} % in the last, and never less than {100 * min(map(min, by_seed)):.0f} %"
         )
     return lines
@@ -226,12 +236,13 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, required=True, help="folder of pretrained and transferred runs")
     parser.add_argument("--domains", nargs="+", default=DOMAINS)
     parser.add_argument("--protocol", choices=("finetune", "v2"), default="finetune", help="v2: linear heads")
-    parser.add_argument("--mixes", nargs="+", choices=MIXES, default=MIXES)
+    parser.add_argument("--mixes", nargs="+", type=spelled, default=MIXES, help="none, mixup, mixup-easy-until20, ...")
     parser.add_argument("--minutes", type=float, default=360, help="start no cell after this time")
     parser.add_argument("--tables-only", action="store_true")
     parser.add_argument("--out", type=Path, help="also write the tables here")
     options = parser.parse_args()
-    mixes = [mix for mix in options.mixes if options.protocol == "finetune" or mix in ("none", *ON_FEATURES)]
+    on_features = ("none", *ON_FEATURES)
+    mixes = [mix for mix in options.mixes if options.protocol == "finetune" or HeadMix.parse(mix).method in on_features]
     all_cells, began, missing = cells(options.runs, options.domains, mixes), time.monotonic(), []
     for cell in all_cells:
         if stem(cell, options.protocol) in transfers(cell.run):
@@ -247,6 +258,8 @@ def main() -> None:
             labels=("1",),
             head_mix=mix.method,
             mix_alpha=mix.alpha,
+            mix_schedule=mix.schedule,
+            mix_epochs=mix.epochs,
         )
         transfer(config, accelerator=accelerate(), observe=deformed)
         print(f"{cell.run.name} {cell.mix}: {(time.monotonic() - began) / 60:.1f} minutes", flush=True)
