@@ -4,7 +4,7 @@
     python scripts/head_mix.py --runs runs --domains digits --protocol v2 --minutes 30
     python scripts/head_mix.py --runs runs --tables-only                           # tables of the finished runs only
     python scripts/head_mix.py --runs leaderboard/runs --tables-only               # of the board's rows: seconds
-    python scripts/head_mix.py --runs runs --mixes none mixup mixup-easy mixup-until20 guided-easy      # α over training
+    python scripts/head_mix.py --runs runs --mixes mixup mixup-easy mixup-until20 --baseline mixup   # α over training
 
 `--runs` holds pretrained runs of `dabsmix bench leaderboard/plans/cpu.yaml`. For each data set two algorithms are
 compared: `none`, and the one with the best validation score of the linear probe, averaged over seeds. Each run is
@@ -180,8 +180,8 @@ def measured(path: Path, probe: str, deformation: str = "") -> Measured | None:
     return measure(metric(record.headline.metric), list(drawn), label, group)
 
 
-def table(all_cells: Sequence[Cell], protocol: str, deformation: str = "") -> list[str]:
-    """Rows of Markdown: the mean over seeds with its interval, and the difference from no mixing."""
+def table(all_cells: Sequence[Cell], protocol: str, deformation: str = "", baseline: str = "none") -> list[str]:
+    """Rows of Markdown: the mean over seeds with its interval, and the difference from the baseline, a head mix."""
     rows = []
     groups: dict[tuple[str, str], dict[str, list[Measured]]] = defaultdict(lambda: defaultdict(list))
     names = {}
@@ -194,13 +194,13 @@ def table(all_cells: Sequence[Cell], protocol: str, deformation: str = "") -> li
             names[cell.domain] = read_transfer(path).headline.metric
     for (domain, algorithm), by_mix in groups.items():
         score_metric = metric(names[domain])
-        without = by_mix.get("none", [])
-        others = [mix for mix in by_mix if mix != "none"]
+        without = by_mix.get(baseline, [])
+        others = [mix for mix in by_mix if mix != baseline]
         gains = [compare(by_mix[mix], without) if without else None for mix in others]
         shown = holm([gain.p if gain else 1.0 for gain in gains])
         for mix, seeds in by_mix.items():
             ends, difference = interval(score_metric, seeds), ""
-            if mix != "none" and (gain := gains[others.index(mix)]) is not None:
+            if mix != baseline and (gain := gains[others.index(mix)]) is not None:
                 difference = f"{100 * gain.value:+.1f}"
                 if gain.low is not None and gain.high is not None:
                     difference += f" ({100 * gain.low:+.1f} to {100 * gain.high:+.1f})"
@@ -237,6 +237,7 @@ def main() -> None:
     parser.add_argument("--domains", nargs="+", default=DOMAINS)
     parser.add_argument("--protocol", choices=("finetune", "v2"), default="finetune", help="v2: linear heads")
     parser.add_argument("--mixes", nargs="+", type=spelled, default=MIXES, help="none, mixup, mixup-easy-until20, ...")
+    parser.add_argument("--baseline", type=spelled, default="none", help="the head mix to subtract")
     parser.add_argument("--minutes", type=float, default=360, help="start no cell after this time")
     parser.add_argument("--tables-only", action="store_true")
     parser.add_argument("--out", type=Path, help="also write the tables here")
@@ -264,14 +265,14 @@ def main() -> None:
         transfer(config, accelerator=accelerate(), observe=deformed)
         print(f"{cell.run.name} {cell.mix}: {(time.monotonic() - began) / 60:.1f} minutes", flush=True)
     lines = [
-        "| data | start | test inputs | head mix | seeds | score, % | minus none, points |",
+        f"| data | start | test inputs | head mix | seeds | score, % | minus {options.baseline}, points |",
         "|---|---|---|---|---|---|---|",
     ]
-    lines += table(all_cells, options.protocol)
+    lines += table(all_cells, options.protocol, baseline=options.baseline)
     for name in (
         ("rotation 20", "rotation 40", "noise 0.5", "noise 1", "blur") if options.protocol == "finetune" else ()
     ):
-        lines += table(all_cells, options.protocol, name)
+        lines += table(all_cells, options.protocol, name, options.baseline)
     absent = [name for name in options.domains if name not in {cell.domain for cell in all_cells}]
     lines += ["", *shares_kept(all_cells, options.protocol)]
     lines += [

@@ -55,3 +55,15 @@ def test_the_linear_table_of_the_document_is_that_of_the_board() -> None:
         rows = head_mix.table(all_cells, "v2")
         assert rows
         assert set(rows) <= set(document)
+
+
+def test_a_schedule_and_an_early_stop_are_asked_for_as_a_record_spells_them() -> None:
+    cell = head_mix.Cell("digits", "none", 0, Path("run"), head_mix.spelled("mixup-alpha2-easy-until20"))
+    asked = head_mix.asked_of(cell, "finetune")
+    assert (asked.method, asked.alpha, asked.schedule, asked.epochs) == ("mixup", 2, "easy", 20)
+    assert head_mix.stem(cell, "v2") == "digits-v2+mixup-alpha2-easy-until20"
+    assert head_mix.spelled("none") == "none"
+    assert head_mix.stem(cell._replace(mix="none"), "finetune") == "digits-finetune"
+    assert head_mix.stem(cell._replace(mix="none"), "v2") == "digits-v2+mixup-alpha0.0005"  # nothing is mixed
+    with pytest.raises(ValueError, match="does not say what is mixed"):
+        head_mix.spelled("shake")

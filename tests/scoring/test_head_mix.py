@@ -13,7 +13,7 @@ from dabsmix.data.domain import Data, Labelled, Split, Task
 from dabsmix.errors import UserError
 from dabsmix.model.contract import Embedded
 from dabsmix.model.encoder import EncoderConfig, Transformer
-from dabsmix.scoring.finetune import FinetuneRecipe, Network, finetune
+from dabsmix.scoring.finetune import FinetuneRecipe, Network, finetune, supervised
 from dabsmix.scoring.head_mix import (
     Drawn,
     MixedLoss,
@@ -424,6 +424,16 @@ def test_mixing_stops_on_request_follows_its_schedule_and_el2n_is_of_epoch_ten(m
     alphas.clear()
     finetune(encoder(), table(), ("1",), recipe, accelerator=accelerate(), mix=until_third)
     assert alphas == [alpha_at(until_third, step / 48) for step in range(12)]
+
+
+def test_supervised_training_with_mixing_is_stored_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    short = FinetuneRecipe(rates=(3e-3,), layer_decay=1.0, batch_size=50, epochs=2, steps=(8, 8))
+    monkeypatch.setattr(module, "SUPERVISED", short)
+    plain = supervised(encoder(), table(), accelerator=accelerate())
+    mixed = supervised(encoder(), table(), accelerator=accelerate(), mix=HeadMix("mixup"))
+    assert [result.probe for result in plain.results["supervised"]] == ["finetune"]
+    assert [result.probe for result in mixed.results["supervised"]] == ["finetune+mixup"]
+    assert mixed.predictions.keys() == {"supervised finetune+mixup@1"}
 
 
 def test_undefined_combinations_are_refused() -> None:
