@@ -262,7 +262,8 @@ def main() -> None:
             mix_schedule=mix.schedule,
             mix_epochs=mix.epochs,
         )
-        transfer(config, accelerator=accelerate(), observe=deformed)
+        # `none` is there to compare with
+        transfer(config, accelerator=accelerate(), observe=deformed, answer=False)
         print(f"{cell.run.name} {cell.mix}: {(time.monotonic() - began) / 60:.1f} minutes", flush=True)
     lines = [
         f"| data | start | test inputs | head mix | seeds | score, % | minus {options.baseline}, points |",
