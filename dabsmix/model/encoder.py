@@ -204,14 +204,20 @@ class Attention(nn.Module):
         """``(B, N, D)`` to ``(B, N, D)``; ``mask`` says who attends to whom, bool ``(B, 1, N, N)``."""
         q, k, v = rearrange(self.qkv(x), "b n (three h d) -> three b h n d", three=3, h=self.heads).unbind()
         if self.path == "fastest" and explicit_is_faster(q):
-            weight = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
-            if mask is not None:
-                weight = weight.masked_fill(~mask, -torch.inf)
-            attended = weight.softmax(dim=-1) @ v
+            attended = explicit_attention(q, k, v, mask)
         else:
             attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         attended = rearrange(attended, "b h n d -> b n (h d)")
         return self.proj_drop(self.proj(attended))  # type: ignore[no-any-return]  # nn.Module calls are untyped
+
+
+def explicit_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """Two products with a softmax between them, ``(B, H, N, D / H)`` each, and ``mask`` as in `Attention`."""
+    weight = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+    if mask is not None:
+        weight = weight.masked_fill(~mask, -torch.inf)
+    attended: Tensor = weight.softmax(dim=-1) @ v
+    return attended
 
 
 def explicit_is_faster(query: Tensor) -> bool:
