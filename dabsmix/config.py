@@ -115,8 +115,9 @@ class PretrainConfig:
     compile: bool = False
     """Apply torch.compile to the transformer's blocks."""
     attention: Literal["fused", "fastest"] = "fused"
-    """Path of attention: torch's fused kernel, or in bf16 on a CPU explicit products where they were measured as faster
-    (1.5 to 7 times, at up to 1024 tokens); they round otherwise. In fp32 and on a GPU it is always the fused kernel."""
+    """Path of attention: torch's fused kernel, or in bf16 on a CPU explicit products at up to 1024 tokens, where they
+    were measured as faster (5 to 11 times at 17 tokens, 1.1 to 1.8 at 513); they round otherwise. In fp32 and on a GPU
+    it is always the fused kernel."""
     dropout_masks: Literal["torch", "fast"] = "torch"
     """Draws of dropout: torch's own, or faster ones, which are others. On a CPU they save a fifth of a bf16 step."""
     online: str | None = None

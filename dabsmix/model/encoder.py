@@ -176,8 +176,9 @@ EXPLICIT_BELOW = 1024
 Measured with torch 2.12 on two cores of an Intel Xeon with AMX, forward and backward. With heads of 64, fused attention
 takes 5.5 times as long as explicit at 17 tokens, 4.7 at 65, 3.7 at 129, 2.1 at 197 and 257, 1.8 at 513 and 1.1 at 1025;
 with heads of 16, 7.4 at 17, 4.8 at 65, 2.9 at 129 and 1.0 at 1025; with a padding mask, within 25 % of these. In
-float32, and wherever no gradient is needed, fused attention is faster at all of these lengths, by 1.05 to 3 times. The
-weights of explicit attention take memory that grows with the square of the length.
+float32, and wherever no gradient is needed, fused attention is faster at all of these lengths, by 1.05 to 3 times. An
+AMD EPYC agrees, except that in float32 explicit attention is faster at 17 tokens (scripts/bench_attention.py;
+docs/benchmarks.md). The weights of explicit attention take memory that grows with the square of the length.
 """
 
 
