@@ -1,6 +1,6 @@
 """Why mixing lay below the random encoder on Covertype: the probe, the rate, the mixing, or the head?
 
-    python scripts/theory/last_block.py --runs runs/last_block       # continues where it stopped; an hour of one core
+    python scripts/last_block.py --runs runs/last_block       # continues where it stopped; an hour of one core
 
 An earlier comparison (protocol `v1`, rate 1e-3) had e-mix below `none`. Five seeds each of `none` and of four
 contrasts, `tiny`, 400 steps of 64:
