@@ -28,7 +28,7 @@ from dabsmix.scoring.head_mix import (
     targets,
 )
 from dabsmix.scoring.results import HeadMix, HeadMixes
-from dabsmix.spec import Table, Tokens
+from dabsmix.spec import Grid, Table, Tokens
 from dabsmix.training import accelerate
 
 module = importlib.import_module("dabsmix.scoring.finetune")
@@ -176,6 +176,44 @@ def encoder(spec: Table | Tokens = FOUR_COLUMNS) -> Transformer:
     torch.manual_seed(0)
     config = EncoderConfig(width=16, depth=2, heads=2, head_dim=8, mlp=32, position_std=0.1, dropout=0.0)
     return Transformer((spec,), config)
+
+
+@pytest.mark.parametrize("alpha", [0.3, 1.0, 20.0])
+def test_weights_are_of_the_beta_distribution_and_partners_a_permutation(alpha: float) -> None:
+    generator = np.random.default_rng(0)
+    drawn = draw(generator, HeadMix("mixup"), alpha, 4000, encoder(), torch.device("cpu"))
+    assert drawn is not None
+    assert drawn.weight.mean().item() == pytest.approx(0.5, abs=0.03)
+    assert drawn.weight.var().item() == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=0.1)
+    assert sorted(drawn.partner.tolist()) == list(range(4000))
+    blocks = [draw(generator, HeadMix("manifold"), alpha, 2, encoder(), torch.device("cpu")) for _ in range(40)]
+    assert {drawn.block for drawn in blocks if drawn is not None} == {0, 1}
+    assert draw(generator, HeadMix("mixup"), 1e-9, 8, encoder(), torch.device("cpu")) is None
+    assert draw(generator, HeadMix("mixup"), alpha, 1, encoder(), torch.device("cpu")) is None  # alone in its batch
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_cutmix_cuts_a_rectangle_around_a_uniform_centre_out_of_every_input(seed: int) -> None:
+    network = Transformer(
+        (Grid(1, (12, 10), (2, 2)), Table(5)),
+        EncoderConfig(width=16, depth=1, heads=2, head_dim=8, mlp=32, dropout=0.0),
+    )
+    drawn = draw(np.random.default_rng(seed), HeadMix("cutmix"), 1.0, B, network, torch.device("cpu"))
+    assert drawn is not None
+    assert drawn.inside is not None
+    generator = np.random.default_rng(seed)
+    generator.permutation(B)
+    lam = generator.beta(1.0, 1.0)
+    assert drawn.weight.tolist() == pytest.approx([lam] * B)  # one for the batch
+    plain = []
+    for grid in ((6, 5), (5,)):
+        ranges = []
+        for length in grid:
+            side = round(length * (1 - lam) ** (1 / len(grid)))
+            start = int(generator.integers(length)) - side // 2
+            ranges.append(range(max(start, 0), min(start + side, length)))
+        plain += [all(i in span for i, span in zip(place, ranges, strict=True)) for place in np.ndindex(*grid)]
+    assert drawn.inside.tolist() == plain
 
 
 METHODS: tuple[HeadMixes, ...] = ("mixup", "cutmix", "manifold", "mixupe", "regmixup", "guided")
