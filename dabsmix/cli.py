@@ -292,7 +292,9 @@ def _pretrain(config: PretrainConfig, seeds: tuple[int, ...]) -> None:
     config.check()
     if config.online is not None:
         domain(config.online)
-    if config.resume and len(seeds) == 1:
+    # several seeds, or a job that SLURM queued again: it may have been stopped before its run began
+    begin = len(seeds) > 1 or os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
+    if config.resume and not begin:
         resumed = (config.source.name, canonical_algorithm(config.algo), *seeds)
 
         def may_continue(run: Run) -> bool:
@@ -307,7 +309,7 @@ def _pretrain(config: PretrainConfig, seeds: tuple[int, ...]) -> None:
     for seed in seeds:
         folder = f"{config.name}-s{seed}" if config.name and len(seeds) > 1 else config.name
         seeded = replace(config, seed=seed, name=folder)
-        run = pretrain(seeded, accelerator=accelerator, say=_say, begin=len(seeds) > 1)
+        run = pretrain(seeded, accelerator=accelerator, say=_say, begin=begin)
         accelerator.free_memory()
         paths.append(str(run.path))
         if os.environ.get("RANK", "0") == "0":

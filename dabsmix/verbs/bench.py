@@ -68,7 +68,10 @@ class Cell:
         plan, budget = self.plan, self.plan.budget
         length = f"{plan.minutes:g} min" if plan.minutes else f"{plan.steps} steps"
         length += "" if budget == "equal-steps" else f" of {REFERENCE} in FLOPs"
-        return f"{self.pretraining.source.name} {self.row} {plan.encoder} {length} of {plan.batch_size or 'default'}"
+        usual = ((plan.precision, "fp32"), (plan.attention, "fused"), (plan.dropout_masks, "torch"))
+        numerics = "".join(f" {value}" for value, default in usual if value != default)
+        batch = plan.batch_size or "default"
+        return f"{self.pretraining.source.name} {self.row} {plan.encoder} {length} of {batch}{numerics}"
 
 
 @dataclass(frozen=True)

@@ -100,6 +100,7 @@ def test_a_plan_s_fast_paths_are_those_of_its_cells(tmp_path: Path) -> None:
     ((plain,), (cell,)) = (cells([plan(tmp_path, algos=("emix",), **changes)]) for changes in ({}, fast))
     assert {name: getattr(cell.pretraining, name) for name in fast} == fast
     assert cell.pretraining == replace(plain.pretraining, **fast)
+    assert cell.setting == f"{plain.setting} bf16 fastest fast"  # rates chosen in fp32 are not its own
 
 
 def test_flags_override_the_parts_of_a_plan(tmp_path: Path) -> None:

@@ -131,14 +131,14 @@ def test_the_job_of_slurm_is_queued_again_and_resumes(tmp_path: Path) -> None:
     def start(**variables: str) -> "subprocess.Popen[bytes]":
         return subprocess.Popen(["bash", tmp_path / "job"], env=environment() | slurm | variables)
 
-    first = start()
+    first = start(SLURM_RESTART_COUNT="1")  # as if it had been stopped before its run began
     wait_for(first, lambda: any(path.stat().st_size for path in (tmp_path / "runs").glob("*/metrics.jsonl")))
     os.kill(int((tmp_path / "pid").read_text()), signal.SIGUSR1)
     assert first.wait(timeout=120) != 0
     assert json.loads((only_run(tmp_path / "runs").path / "run.json").read_text())["status"] == "interrupted"
     assert (tmp_path / "scontrol").read_text() == "requeue 7\n"
 
-    assert start(SLURM_RESTART_COUNT="1").wait(timeout=300) == 0
+    assert start(SLURM_RESTART_COUNT="2").wait(timeout=300) == 0
     run = only_run(tmp_path / "runs")
     assert run.finished
     assert len(run.record.parts) == 1
