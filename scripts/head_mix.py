@@ -7,13 +7,15 @@
     python scripts/head_mix.py --runs runs --mixes mixup mixup-easy mixup-until20 --baseline mixup   # α over training
 
 `--runs` holds pretrained runs of `dabsmix bench leaderboard/plans/cpu.yaml`. For each data set two algorithms are
-compared: `none`, and the one with the best validation score of the linear probe, averaged over seeds. Each run is
-transferred with every head mix; records lie in the run's own folder, and `dabsmix submit` puts them on a board.
+compared: `none`, and the one with the best validation score of the linear probe, averaged over the runs that have one.
+Each run is transferred with every head mix; records lie in the run's own folder, and `dabsmix submit` puts them on a
+board.
 Finetuned networks of grids also read the test split rotated, noisy and blurred: predictions lie beside the record in
 `*.deformed.npz`. Intervals and tests are those of the board; Holm's family is a data set and a start.
 """
 
 import argparse
+import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -118,21 +120,24 @@ def cells(runs: Path, domains: Sequence[str], mixes: Sequence[str]) -> list[Cell
     """Every cell, ordered so that data sets are completed one after another, and within each of them the seeds."""
     all_cells = []
     for domain in domains:
-        by_algorithm: dict[str, list[tuple[int, Path, float]]] = defaultdict(list)
+        by_algorithm: dict[str, list[tuple[int, Path]]] = defaultdict(list)
+        validation: dict[str, list[float]] = defaultdict(list)
         for folder in sorted(runs.glob(f"{domain}-*")):
+            if not (folder / "run.json").is_file() or (run := read_record(folder)).domain != domain:
+                continue
+            by_algorithm[run.algorithm].append((run.seed, folder))
             record = folder / "transfer" / f"{domain}.json"
-            if record.is_file() and (run := read_record(folder)).domain == domain:
-                validation = float(read_transfer(record).headline.selected["validation"])
-                by_algorithm[run.algorithm].append((run.seed, folder, validation))
-        trained = {name: cells for name, cells in by_algorithm.items() if name != "none"}
-        best = max(trained, key=lambda name: fmean(v for *_, v in trained[name]), default=None)
+            if record.is_file():
+                validation[run.algorithm].append(float(read_transfer(record).headline.selected["validation"]))
+        trained = [name for name in by_algorithm if name != "none"]
+        best = max(trained, key=lambda name: fmean(validation[name] or [-math.inf]), default=None)
         starts = [name for name in ("none", best) if name in by_algorithm]
-        seeds = sorted({seed for name in starts for seed, *_ in by_algorithm[name]})
+        seeds = sorted({seed for name in starts for seed, _ in by_algorithm[name]})
         all_cells += [
             Cell(domain, name, seed, folder, mix)
             for seed in seeds
             for name in starts
-            for own, folder, _ in by_algorithm[name]
+            for own, folder in by_algorithm[name]
             for mix in mixes
             if own == seed
         ]

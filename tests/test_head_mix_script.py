@@ -1,6 +1,7 @@
 """``scripts/head_mix.py``: deformations against loops, and its tables of the board against docs/science.md."""
 
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +56,22 @@ def test_the_linear_table_of_the_document_is_that_of_the_board() -> None:
         rows = head_mix.table(all_cells, "v2")
         assert rows
         assert set(rows) <= set(document)
+
+
+def test_a_run_of_the_best_algorithm_is_a_start_with_and_without_a_score_of_its_own(tmp_path: Path) -> None:
+    board = ROOT / "leaderboard" / "runs"
+    for name in ("none", "emix", "mae"):
+        (folder,) = board.glob(f"traffic_sign-{name}-s0-*/transfer/traffic_sign.json")
+        shutil.copytree(folder.parents[1], tmp_path / f"traffic_sign-{name}-s0")
+    shutil.copytree(tmp_path / "traffic_sign-emix-s0", tmp_path / "traffic_sign-emix-s0-again")
+    (tmp_path / "traffic_sign-emix-s0-again" / "transfer" / "traffic_sign.json").unlink()
+    (tmp_path / "traffic_sign-claims").mkdir()
+    all_cells = head_mix.cells(tmp_path, ("traffic_sign",), ("mixup",))
+    assert [cell.run.name.removeprefix("traffic_sign-") for cell in all_cells] == [
+        "none-s0",
+        "emix-s0",
+        "emix-s0-again",
+    ]
 
 
 def test_a_schedule_and_an_early_stop_are_asked_for_as_a_record_spells_them() -> None:
