@@ -419,6 +419,11 @@ def test_finetuning_with_mixing_is_a_separate_probe_and_records_what_was_kept(mo
     assert guided.results[0].probe == "finetune+guided"
     by_epoch = [sum(shares[4 * epoch : 4 * epoch + 4]) / 4 for epoch in range(5)]
     assert len(shares) == 20
+    assert len(guided.results[0].selected["kept"]) == 5
+    assert 0 < guided.results[0].selected["kept"][0] <= 1
+    assert guided.el2n is not None
+    assert guided.el2n.shape == (200,)
+    assert 0 <= guided.el2n.min() <= guided.el2n.max() <= math.sqrt(2)
     assert guided.results[0].selected["kept"] == pytest.approx(by_epoch, abs=5e-5)
     assert len(set(by_epoch)) > 1
     assert np.array_equal(unmixed.predictions["finetune+mixup-alpha1e-09@1"], plain.predictions["finetune@1"])
@@ -485,3 +490,13 @@ def test_undefined_combinations_are_refused() -> None:
     ]:
         with pytest.raises(UserError, match=word):
             mix.check(task.kind, True)
+
+
+def test_mixing_inside_the_network_does_not_change_padding() -> None:
+    torch.manual_seed(0)
+    config = EncoderConfig(width=16, depth=2, heads=2, head_dim=8, mlp=32, dropout=0.0)
+    network = Network(Transformer((Tokens(5, 9, pad=0),), config), CLASSES)
+    words = torch.tensor([[1, 2, 3, 0, 0], [4, 5, 6, 7, 8]])
+    drawn = Drawn(torch.tensor([1, 0]), torch.tensor([0.5, 0.5]), None, 1)
+    loss, _ = MixedLoss(network, HeadMix("manifold"))((words,), torch.tensor([0, 1]), drawn)
+    assert loss.isfinite()
