@@ -136,12 +136,21 @@ def test_resuming_a_finished_run_is_reported_and_a_missing_run_refused(
     line = f"pretrain {SHORT} --algo emix --out {tmp_path}"
     assert call(monkeypatch, f"{line} --resume") == 2
     assert "no run of this configuration to resume" in one_line(capsys)
-    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")  # queued again: it may have been stopped before its run began
-    assert call(monkeypatch, f"{line} --resume") == 0
-    monkeypatch.delenv("SLURM_RESTART_COUNT")
+    assert call(monkeypatch, line) == 0
     capsys.readouterr()
     assert call(monkeypatch, f"{line} --resume") == 0
     assert "is finished already" in one_line(capsys)
+
+
+def test_a_job_that_slurm_queued_again_begins_its_run_if_there_is_none(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    line = f"pretrain {SHORT} --algo emix --out {tmp_path} --resume"
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "0")
+    assert call(monkeypatch, line) == 2
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert call(monkeypatch, line) == 0
+    assert len(list(tmp_path.glob("*/run.json"))) == 1
     assert len(list(tmp_path.iterdir())) == 1
 
 
