@@ -64,9 +64,8 @@ def band(axis: Axes, x: ArrayLike, values: ArrayLike, colour: str, label: str, s
 
 def save(figure: Figure, name: str) -> None:
     """Write the figure to ``docs/science``, and print the commit and machine that computed it."""
-    computed_by = (
-        f"{device_name(torch.device('cpu'))}, torch {torch.__version__}, commit {commit()}"  # before a file changes
-    )
+    # asked for before the figure changes, which would make the commit a dirty one
+    computed_by = f"{device_name(torch.device('cpu'))}, torch {torch.__version__}, commit {commit()}"
     FOLDER.mkdir(parents=True, exist_ok=True)
     figure.savefig(FOLDER / f"{name}.png", metadata={"Software": None})
     print(f"{computed_by}: docs/science/{name}.png")
