@@ -417,10 +417,10 @@ def aggregates(trials: int) -> list[str]:
                 rng, wrong = np.random.default_rng(17), 0
                 for _ in range(trials):
                     gains = []
-                    for _ in range(data_sets):
+                    for i in range(data_sets):
                         common = rng.normal(size=200) / 200**0.5
                         random, equal = (line(name, rng, common, residual, spread) for name in ("none", "equal"))
-                        gains.append(normalised_gains("accuracy", {"equal": equal}, random)["equal"])
+                        gains.append(normalised_gains("accuracy", {"equal": equal}, random, column=f"{i}")["equal"])
                     over_all = aggregate("equal", gains)
                     wrong += not over_all.low <= 0 <= over_all.high
                 lines.append(f"| {data_sets} | {spread:g} | {residual} | {rate(wrong, trials)} |")

@@ -60,25 +60,28 @@ def best_score(name: str) -> float:
     return scale.span[1] if scale.higher else scale.span[0]
 
 
-def normalised_gains(name: str, lines: Mapping[str, Line], random: Line) -> dict[str, Gains]:
+def normalised_gains(name: str, lines: Mapping[str, Line], random: Line, *, column: str = "") -> dict[str, Gains]:
     """Every algorithm's gains in a column. All lines share the resampled test units, each draws its own seeds.
+
+    What an algorithm draws follows from its name and its column's alone, so that an interval does not change when
+    another algorithm is added, and the seeds of different data sets are drawn independently.
 
     Args:
         name: of the metric; a gain is (score - random) / (best score - random).
         lines: by algorithm.
         random: the line of the random encoder.
+        column: what tells it from the others.
     """
     top = best_score(name)
     sign = 1 if metric(name).higher else -1
-    rng = np.random.default_rng(0)
     moves = _moves([run for line in (random, *lines.values()) for run in line.runs or ()])
-    values, resampled = _resampled(random, moves, rng)
+    values, resampled = _resampled(random, moves, np.random.default_rng([*column.encode()]))
     base, bases = values.mean(), resampled.mean(axis=1, keepdims=True)
     room = top - bases
     room[abs(room) < 1e-9 * abs(top - base)] = np.nan  # the random encoder makes no mistake in these resamples
     gains = {}
     for algorithm, line in lines.items():
-        scores, drawn_scores = _resampled(line, moves, rng)
+        scores, drawn_scores = _resampled(line, moves, np.random.default_rng([*f"{column}\n{algorithm}".encode()]))
         wins = np.sign(sign * (scores[:, None] - values[None]))
         gains[algorithm] = Gains(
             (scores - base) / (top - base), (drawn_scores - bases) / room, float((wins + 1).mean() / 2)

@@ -1,7 +1,7 @@
 """Which algorithm learns good features without augmentations: each one's gain over the random encoder, at a glance.
 
 A matrix of algorithms by data sets from the blocks of `standings`, so that a column holds equal budgets alone; then,
-per modality and over all, what `gains` computes over the columns that every algorithm has with three seeds or more.
+per modality and over all, what `gains` computes for algorithms that have the same columns with three seeds or more.
 """
 
 import hashlib
@@ -14,6 +14,7 @@ from io import StringIO
 from multiprocessing import get_context
 from operator import attrgetter
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,7 @@ __all__ = [
     "gain_text",
     "overviews",
     "text",
+    "without_text",
 ]
 
 
@@ -80,9 +82,10 @@ class Overview:
     Attributes:
         columns: by modality and name.
         cells: one row for each of ``algorithms``, one entry for each column, None where it was not run.
-        aggregates: by modality and ``all``; empty where no column has every algorithm and a random encoder with
-            three seeds each.
+        aggregates: by modality and ``all``, of the algorithms that have the same columns with three seeds each, as the
+            random encoder has; empty where there is no such column.
         over: how many columns each aggregate is over.
+        without: algorithms that lack some of these columns and are therefore in no aggregate, with how many they have.
     """
 
     encoder: str
@@ -94,6 +97,7 @@ class Overview:
     cells: tuple[tuple[OverviewCell | None, ...], ...]
     aggregates: dict[str, tuple[Aggregate, ...]]
     over: dict[str, int]
+    without: dict[str, int]
 
 
 def overviews(
@@ -142,7 +146,8 @@ class _Part:
     Attributes:
         column: its modality is left empty, because the caller of `overviews` names it.
         cells: by algorithm.
-        gains: by algorithm; None if the column enters no aggregate: too few seeds, or nothing to gain.
+        gains: by algorithm, of those with enough seeds; None if the column enters no aggregate: too few seeds of the
+            random encoder, or nothing to gain.
     """
 
     encoder: str
@@ -172,7 +177,11 @@ def _part(section: Section, block: Ranking) -> _Part:
     # the budget is steps and batch; each algorithm has its own rate
     column = OverviewColumn(section.domain, section.task, "", block.metric, block.budget, none)
     cells = {name: _cell(best.get(name), failed.get(name, 0)) for name in (*best, *failed)}
-    gains = normalised_gains(block.metric, best, random) if random and _comparable(block, random, best) else None
+    gains = None
+    if random and random.seeds >= MIN_SEEDS and random.mean != best_score(block.metric):
+        enough = {name: line for name, line in best.items() if line.seeds >= MIN_SEEDS}
+        place = f"{section.domain}\n{section.task}\n{block.budget}"
+        gains = normalised_gains(block.metric, enough, random, column=place)
     return _Part(section.encoder, section.protocol, column, cells, gains)
 
 
@@ -188,13 +197,6 @@ def _best(block: Ranking) -> dict[str, Line]:
 def _random(block: Ranking) -> Line | None:
     lines = [line for line in block.lines if is_random(line)]
     return max(lines, key=lambda line: line.seeds, default=None)
-
-
-def _comparable(block: Ranking, random: Line, lines: dict[str, Line]) -> bool:
-    """Whether all have enough seeds, and the random encoder leaves something to gain."""
-    return all(line.seeds >= MIN_SEEDS for line in (random, *lines.values())) and random.mean != best_score(
-        block.metric
-    )
 
 
 def _cell(line: Line | None, failed: int) -> OverviewCell:
@@ -296,18 +298,45 @@ def _overview(parts: list[_Part], probe: str, label_fraction: str) -> Overview:
     names = tuple(sorted({name for part in parts for name in part.cells}))
     scored = sorted({name for part in parts for name, cell in part.cells.items() if cell.score is not None})
     cells = tuple(tuple(part.cells.get(name) for part in parts) for name in names)
-    common = [part for part in parts if scored and part.gains is not None and sorted(part.gains) == scored]
+    common, compared = _complete(parts)
     parts_of = {"all": common}
     for kind in dict.fromkeys(column.modality for column in columns):
         parts_of[kind] = [part for part in common if part.column.modality == kind]
     aggregates = {
-        kind: tuple(aggregate(name, [part.gains[name] for part in of_kind if part.gains]) for name in scored)
+        kind: tuple(aggregate(name, [part.gains[name] for part in of_kind if part.gains]) for name in compared)
         for kind, of_kind in parts_of.items()
         if of_kind
     }
     over = {kind: len(of_kind) for kind, of_kind in parts_of.items() if of_kind}
+    left_out = [name for name in scored if name not in compared]
+    without = {name: sum(name in (part.gains or {}) for part in common) for name in left_out if common}
     first = parts[0]
-    return Overview(first.encoder, first.protocol, probe, label_fraction, columns, names, cells, aggregates, over)
+    return Overview(
+        first.encoder, first.protocol, probe, label_fraction, columns, names, cells, aggregates, over, without
+    )
+
+
+def _complete(parts: Sequence[_Part]) -> tuple[list[_Part], list[str]]:
+    """Columns and algorithms of which each has all of the other.
+
+    Whichever column or algorithm lacks the greatest share is left out, one after the other, so that neither a new
+    algorithm with one data set nor a new data set with one algorithm takes away what the others have in common.
+    """
+    columns = {i: set(part.gains) for i, part in enumerate(parts) if part.gains}
+    names = set().union(*columns.values())
+    while columns and names:
+        lacks: list[tuple[float, bool, int, str]] = [
+            (1 - len(of_column & names) / len(names), False, i, "") for i, of_column in columns.items()
+        ]
+        lacks += [(1 - fmean(name in of_column for of_column in columns.values()), True, 0, name) for name in names]
+        share, is_algorithm, column, name = max(lacks)
+        if share == 0:
+            break
+        if is_algorithm:
+            names.remove(name)
+        else:
+            del columns[column]
+    return [parts[i] for i, part in enumerate(parts) if names and names <= set(part.gains or {})], sorted(names)
 
 
 # --- as text
@@ -353,14 +382,23 @@ def _print(overview: Overview, console: Any) -> None:
                 markup=False,
                 highlight=False,
             )
+    if overview.without:
+        console.print(f"  not in these: {without_text(overview)}", markup=False, highlight=False)
     if not overview.aggregates and overview.algorithms:
-        console.print("  No aggregate: no data set has all algorithms and none with 3 seeds each.", markup=False)
+        console.print("  No aggregate: no data set has an algorithm and none with 3 seeds each.", markup=False)
     console.print(
         "  * shown at 5 % (Holm, within the column); – not run; failed: no run has a score.",
         markup=False,
         highlight=False,
     )
     console.print()
+
+
+def without_text(overview: Overview) -> str:
+    """The algorithms that are in no aggregate, with how many of its data sets they have."""
+    return ", ".join(
+        f"{name} (has {count} of {overview.over['all']} data sets)" for name, count in overview.without.items()
+    )
 
 
 def cell_text(name: str, value: float | None, sign: str | None) -> str:

@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from dabsmix.board import averages
 from dabsmix.board.gains import Aggregate
-from dabsmix.board.overview import Overview, cell_text, gain_text, overviews
+from dabsmix.board.overview import Overview, cell_text, gain_text, overviews, without_text
 from dabsmix.board.record import shares
 from dabsmix.board.row import Row
 from dabsmix.board.standings import Line, Ranking, Section, standings
@@ -206,4 +206,5 @@ def _aggregates(overview: Overview) -> dict[str, Any]:
         "rows": [
             {"name": one.algorithm, "cells": [cell(by_kind[kind][one.algorithm]) for kind in by_kind]} for one in order
         ],
+        "without": without_text(overview),
     }

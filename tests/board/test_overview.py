@@ -53,6 +53,44 @@ def test_gains_missing_cells_and_the_data_sets_of_an_aggregate(tmp_path: Path) -
     json.dumps(as_plain([overview]))
 
 
+def test_an_algorithm_with_few_data_sets_takes_none_from_the_others(tmp_path: Path) -> None:
+    rows = domain(tmp_path, "digits", dmix=0.2, emix=0.0) + domain(tmp_path, "uci_har", dmix=0.1, emix=-0.1)
+    (before,) = overviews(rows, modality)
+    place: dict[str, Any] = {"domain": "digits", "task": "digits"}
+    rows += seeds(tmp_path / "digits", 0.9, algorithm="contpred", **place)
+    rows += seeds(tmp_path / "digits", 0.9, algorithm="shed", **place)[:2]  # one seed too few
+    (overview,) = overviews(rows, modality)
+    assert overview.aggregates == before.aggregates
+    assert overview.over == {"all": 2, "image": 1, "sensor": 1}
+    assert overview.without == {"contpred": 1, "shed": 0}
+    left_out = "contpred (has 1 of 2 data sets), shed (has 0 of 2 data sets)"
+    assert f"not in these: {left_out}" in text([overview])
+    assert f"Not in the table: {left_out}." in page(rows, modality=modality)
+    assert before.without == {}
+
+
+@pytest.mark.parametrize("trial", range(50))
+def test_an_aggregates_algorithms_have_all_its_data_sets_and_none_that_does_is_left_out(
+    tmp_path: Path, trial: int
+) -> None:
+    rng, kinds = np.random.default_rng(trial), ("cifar10", "digits", "uci_har")
+    has = {name: [kind for kind in kinds if rng.random() < 0.6] for name in ("dmix", "emix", "shed", "mae")}
+    rows = []
+    for kind in kinds:
+        rows += domain(tmp_path, kind, **{name: 0.1 for name, places in has.items() if kind in places})
+    (overview,) = overviews(rows, modality)
+    compared = {one.algorithm for one in overview.aggregates.get("all", ())}
+    scored = {name for name, places in has.items() if places}
+    if not scored:
+        assert overview.aggregates == {}
+        return
+    assert compared
+    common = [kind for kind in kinds if all(kind in has[name] for name in compared)]
+    assert overview.over["all"] == len(common) > 0  # no data set that all of them have is left out
+    assert compared == {name for name in scored if set(common) <= set(has[name])}
+    assert set(overview.without) == scored - compared
+
+
 def test_the_page_has_one_table_of_aggregates_with_a_column_for_each_kind_of_data(tmp_path: Path) -> None:
     rows = domain(tmp_path, "digits", dmix=0.2, emix=0.0) + domain(tmp_path, "uci_har", dmix=0.1, emix=-0.1)
     (overview,) = overviews(rows, modality)
