@@ -186,18 +186,22 @@ def measured(path: Path, probe: str, deformation: str = "") -> Measured | None:
 
 
 def table(all_cells: Sequence[Cell], protocol: str, deformation: str = "", baseline: str = "none") -> list[str]:
-    """Rows of Markdown: the mean over seeds with its interval, and the difference from the baseline, a head mix."""
+    """Rows of Markdown: the mean over seeds with its interval, and the difference from the baseline, a head mix.
+
+    Of a seed that was pretrained more than once the first run that has the head mix counts.
+    """
     rows = []
-    groups: dict[tuple[str, str], dict[str, list[Measured]]] = defaultdict(lambda: defaultdict(list))
+    by_seed: dict[tuple[str, str], dict[str, dict[int, Measured]]] = defaultdict(lambda: defaultdict(dict))
     names = {}
     for cell in all_cells:
         mix = str(asked_of(cell, protocol))
         probe = mixed_probe(protocol, mix) if mix else "finetune"
         path = cell.run / "transfer" / f"{stem(cell, protocol)}.json"
         if (value := measured(path, probe, deformation)) is not None:
-            groups[cell.domain, cell.algorithm][cell.mix].append(value)
+            by_seed[cell.domain, cell.algorithm][cell.mix].setdefault(cell.seed, value)
             names[cell.domain] = read_transfer(path).headline.metric
-    for (domain, algorithm), by_mix in groups.items():
+    for (domain, algorithm), of_start in by_seed.items():
+        by_mix = {mix: list(seeds.values()) for mix, seeds in of_start.items()}
         score_metric = metric(names[domain])
         without = by_mix.get(baseline, [])
         others = [mix for mix in by_mix if mix != baseline]

@@ -74,6 +74,18 @@ def test_a_run_of_the_best_algorithm_is_a_start_with_and_without_a_score_of_its_
     ]
 
 
+def test_a_seed_that_was_pretrained_twice_counts_once(tmp_path: Path) -> None:
+    board, mixes = ROOT / "leaderboard" / "runs", ("none", *head_mix.ON_FEATURES)
+    for folder in board.glob("covtype-none-s*/transfer/covtype-v2+mixup.json"):
+        shutil.copytree(folder.parents[1], tmp_path / folder.parts[-3])
+    once = head_mix.table(head_mix.cells(tmp_path, ("covtype",), mixes), "v2")
+    for run in list(tmp_path.iterdir()):
+        shutil.copytree(run, run.with_name(f"{run.name}-again"))
+    twice = head_mix.table(head_mix.cells(tmp_path, ("covtype",), mixes), "v2")
+    assert [row.split("|")[5].strip() for row in once] == ["3"] * len(mixes)
+    assert twice == once
+
+
 def test_a_schedule_and_an_early_stop_are_asked_for_as_a_record_spells_them() -> None:
     cell = head_mix.Cell("digits", "none", 0, Path("run"), head_mix.spelled("mixup-alpha2-easy-until20"))
     asked = head_mix.asked_of(cell, "finetune")
