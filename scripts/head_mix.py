@@ -254,9 +254,12 @@ def main() -> None:
     on_features = ("none", *ON_FEATURES)
     mixes = [mix for mix in options.mixes if options.protocol == "finetune" or HeadMix.parse(mix).method in on_features]
     all_cells, began, missing = cells(options.runs, options.domains, mixes), time.monotonic(), []
+    # a seed that was pretrained more than once is learned from once
+    done = {cell._replace(run=Path()) for cell in all_cells if stem(cell, options.protocol) in transfers(cell.run)}
     for cell in all_cells:
-        if stem(cell, options.protocol) in transfers(cell.run):
+        if cell._replace(run=Path()) in done:
             continue
+        done.add(cell._replace(run=Path()))
         if options.tables_only or time.monotonic() - began > 60 * options.minutes:
             missing.append(f"{cell.run.name} {cell.mix}")
             continue
