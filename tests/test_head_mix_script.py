@@ -51,7 +51,7 @@ def test_noise_has_the_asked_standard_deviation() -> None:
 
 def test_the_linear_table_of_the_document_is_that_of_the_board() -> None:
     document = (ROOT / "docs" / "science.md").read_text(encoding="utf-8").splitlines()
-    for domain in ("covtype", "uci_har", "traffic_sign", "cifar10"):
+    for domain in ("covtype", "uci_har", "traffic_sign", "cifar10", "sst2"):
         all_cells = head_mix.cells(ROOT / "leaderboard" / "runs", (domain,), ("none", *head_mix.ON_FEATURES))
         rows = head_mix.table(all_cells, "v2")
         assert rows
