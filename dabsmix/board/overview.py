@@ -82,8 +82,8 @@ class Overview:
     Attributes:
         columns: by modality and name.
         cells: one row for each of ``algorithms``, one entry for each column, None where it was not run.
-        aggregates: by modality and ``all``, of the algorithms that have the same columns with three seeds each, as the
-            random encoder has; empty where there is no such column.
+        aggregates: by modality and ``all``, of algorithms that have the same columns, at least three seeds in each. Empty
+            if no column has three seeds of an algorithm and of the random encoder.
         over: how many columns each aggregate is over.
         without: algorithms that lack some of these columns and are therefore in no aggregate, with how many they have.
     """
@@ -319,24 +319,22 @@ def _overview(parts: list[_Part], probe: str, label_fraction: str) -> Overview:
 def _complete(parts: Sequence[_Part]) -> tuple[list[_Part], list[str]]:
     """Columns and algorithms of which each has all of the other.
 
-    Whichever column or algorithm lacks the greatest share is left out, one after the other, so that neither a new
-    algorithm with one data set nor a new data set with one algorithm takes away what the others have in common.
+    Whichever column or algorithm lacks the greatest share is left out, of equals the algorithm, one after the other, so
+    that neither a new algorithm with one data set nor a new data set with one algorithm takes away what the others have
+    in common.
     """
-    columns = {i: set(part.gains) for i, part in enumerate(parts) if part.gains}
-    names = set().union(*columns.values())
+    columns = [set(part.gains) for part in parts if part.gains]
+    names = sorted(set().union(*columns))
     while columns and names:
-        lacks: list[tuple[float, bool, int, str]] = [
-            (1 - len(of_column & names) / len(names), False, i, "") for i, of_column in columns.items()
-        ]
-        lacks += [(1 - fmean(name in of_column for of_column in columns.values()), True, 0, name) for name in names]
-        share, is_algorithm, column, name = max(lacks)
-        if share == 0:
+        of_name = [fmean(name in column for column in columns) for name in names]
+        of_column = [fmean(name in column for name in names) for column in columns]
+        if min(of_name) == min(of_column) == 1:
             break
-        if is_algorithm:
-            names.remove(name)
+        if min(of_name) <= min(of_column):
+            del names[of_name.index(min(of_name))]
         else:
-            del columns[column]
-    return [parts[i] for i, part in enumerate(parts) if names and names <= set(part.gains or {})], sorted(names)
+            del columns[of_column.index(min(of_column))]
+    return [part for part in parts if names and set(names) <= set(part.gains or {})], names
 
 
 # --- as text
