@@ -58,6 +58,21 @@ def test_the_linear_table_of_the_document_is_that_of_the_board() -> None:
         assert set(rows) <= set(document)
 
 
+def test_the_clean_scores_of_whole_networks_in_the_document_are_those_of_the_board() -> None:
+    document = (ROOT / "docs" / "science.md").read_text(encoding="utf-8").replace("**", "").splitlines()
+    for domain, best in (("digits", "contdmix"), ("traffic_sign", "emix")):
+        all_cells = head_mix.cells(ROOT / "leaderboard" / "runs", (domain,), head_mix.MIXES)
+        rows = [
+            [cell.strip() for cell in row.strip("| ").split(" | ")] for row in head_mix.table(all_cells, "finetune")
+        ]
+        assert len(rows) == 2 * len(head_mix.MIXES)
+        for _, start, _, mix, seeds, score, *difference in rows:
+            assert start in ("none", best)
+            assert seeds == "3"
+            begins = f"| {start} | {mix} | {score if mix == 'none' else difference[0]} |"
+            assert any(line.startswith(begins) for line in document), begins
+
+
 def test_a_run_of_the_best_algorithm_is_a_start_with_and_without_a_score_of_its_own(tmp_path: Path) -> None:
     board = ROOT / "leaderboard" / "runs"
     for name in ("none", "emix", "mae"):
