@@ -82,8 +82,8 @@ class Overview:
     Attributes:
         columns: by modality and name.
         cells: one row for each of ``algorithms``, one entry for each column, None where it was not run.
-        aggregates: by modality and ``all``, of algorithms that have the same columns, at least three seeds in each. Empty
-            if no column has three seeds of an algorithm and of the random encoder.
+        aggregates: by modality and ``all``, of algorithms that have the same columns, at least three seeds in each.
+            Empty if no column has three seeds of an algorithm and of the random encoder.
         over: how many columns each aggregate is over.
         without: algorithms that lack some of these columns and are therefore in no aggregate, with how many they have.
     """
