@@ -8,8 +8,10 @@ import io
 import json
 import os
 import shlex
+import shutil
+import signal
 import sys
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import fields, make_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -38,6 +40,9 @@ from dabsmix.terminal import log_lines
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+    from dabsmix.board.row import Row
+    from dabsmix.verbs.bench import CellTime
 
 __all__ = ["main"]
 
@@ -100,6 +105,7 @@ def _run(argv: list[str]) -> None:
 
 
 T = TypeVar("T")
+_USAGE = {"bench": "bench [PLAN.yaml]"}
 
 
 def _read(kind: type[T], command: str, args: list[str]) -> T:
@@ -111,7 +117,8 @@ def _read(kind: type[T], command: str, args: list[str]) -> T:
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            return tyro.cli(kind, prog=f"dabsmix {command}", args=args, config=(tyro.conf.OmitArgPrefixes,))
+            prog = f"dabsmix {_USAGE.get(command, command)}"
+            return tyro.cli(kind, prog=prog, args=args, config=(tyro.conf.OmitArgPrefixes,))
     except SystemExit as error:
         if error.code in (0, None):  # --help
             raise
@@ -231,10 +238,11 @@ def _without(args: list[str], flag: str) -> list[str]:
 
 
 def _read_plan(args: list[str]) -> tuple[list[BenchConfig], Path | None]:
-    """One `BenchConfig` per part of the plan that comes first among the arguments, if one does."""
-    path = Path(args[0]) if args and not args[0].startswith("-") else None
-    if path is None:
+    """One `BenchConfig` per part of the plan, if the arguments name one: first, or a YAML file anywhere among them."""
+    place = _plan_among(args)
+    if place is None:
         return [_read(BenchConfig, "bench", args)], None
+    path, flags = Path(args[place]), [*args[:place], *args[place + 1 :]]
     plan = _read_fields(path)
     parts = plan.pop("parts", [{}])
     if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
@@ -248,8 +256,21 @@ def _read_plan(args: list[str]) -> tuple[list[BenchConfig], Path | None]:
         for name in values:
             if name not in known:
                 raise UserError(f"{path}: unknown field {name!r}{did_you_mean(name, known)}")
-        configs.append(_read(BenchConfig, "bench", _last_given([*_as_words(values, switches, several), *args[1:]])))
+        configs.append(_read(BenchConfig, "bench", _last_given([*_as_words(values, switches, several), *flags])))
     return configs, path
+
+
+def _plan_among(args: list[str]) -> int | None:
+    """Which argument is the plan; a YAML file after a flag that takes a path is that flag's."""
+    if args and not args[0].startswith("-"):
+        return 0
+    of_paths, flag = {f"--{f.name.replace('_', '-')}" for f in fields(BenchConfig) if "Path" in f.type}, ""
+    for place, word in enumerate(args):
+        if word.startswith("--"):
+            flag = word
+        elif word.endswith((".yaml", ".yml")) and flag not in of_paths:
+            return place
+    return None
 
 
 def _last_given(words: list[str]) -> list[str]:
@@ -365,7 +386,9 @@ def _submit(config: SubmitConfig) -> None:
 def _leaderboard(config: LeaderboardConfig) -> None:
     from dabsmix.board import submit as board
     from dabsmix.board import table as board_table
+    from dabsmix.board.failures import Failures
 
+    _refuse_idle_flags(config)
     if config.action == "validate":
         reads, problems = board.checked(config.csv, processes=os.cpu_count() or 1)
         for problem in problems:
@@ -385,25 +408,29 @@ def _leaderboard(config: LeaderboardConfig) -> None:
         return
     shown = {"probe": config.probe, "label_fraction": config.labels}
     rows = board.read(config.csv, **(shown if config.json else {}))
+    if (config.probe, config.labels) != ("linear", "1"):
+        _check_choice(config, rows if any(not row.failure for row in rows) else board.read(config.csv))
+    failed = Failures(config.csv).without_row({row.config_hash for row in rows})
     if config.json or (config.format == "table" and config.out is None):
         from dabsmix.board.overview import as_plain, overviews
         from dabsmix.board.overview import text as as_text
 
         workers = os.cpu_count() or 1
-        overview = overviews(rows, _modality, probe=config.probe, label_fraction=config.labels, processes=workers)
+        overview = overviews(rows, _modality, **shown, processes=workers)
         if config.json:
             print(json.dumps(as_plain(overview), indent=1))
             return
-        print(as_text(overview), end="")
-        board_table.show(rows)
+        width = {"width": shutil.get_terminal_size().columns} if sys.stdout.isatty() else {}
+        print(as_text(overview, **width), end="")
+        board_table.show(rows, failed)
         return
     published = board_table.published(config.csv.parent / "published.csv")
     if config.format == "html":
         from dabsmix.board.page import page
 
-        text = page(rows, published, _modality)
+        text = page(rows, published, _modality, failed, **shown)
     else:
-        text = board_table.render(rows, config.format, published)
+        text = board_table.render(rows, config.format, published, failed)
     if config.out is None:
         print(text)
     else:
@@ -411,6 +438,37 @@ def _leaderboard(config: LeaderboardConfig) -> None:
 
         write(config.out, lambda path: path.write_text(text, encoding="utf-8"))
         print(config.out)
+
+
+def _refuse_idle_flags(config: LeaderboardConfig) -> None:
+    """Refuse what the action would leave unread."""
+    if config.others and config.action != "merge":
+        raise UserError(f"{config.others[0]}: only `merge` takes files; --csv names the leaderboard")
+    if config.action != "verify" and (config.run is not None or config.retrain):
+        raise UserError("--run and --retrain are for `leaderboard verify`")
+    if config.action != "show" and (config.json or config.out is not None or config.format != "table"):
+        raise UserError(f"--json, --format and --out are for `leaderboard show`, not for {config.action}")
+    if config.json and (config.format != "table" or config.out is not None):
+        raise UserError("--json prints the overview on standard output: leave out --format and --out")
+    if (config.probe, config.labels) != ("linear", "1") and (config.action != "show" or config.format in ("md", "csv")):
+        where = config.action if config.action != "show" else f"--format {config.format}"
+        raise UserError(f"--probe and --labels choose the scores of the overview, which {where} does not have")
+
+
+def _check_choice(config: LeaderboardConfig, rows: list[Row]) -> None:
+    """Refuse a probe or a share of the labels that has no scores."""
+    shares: dict[str, set[str]] = {}
+    for row in rows:
+        if not row.failure:
+            shares.setdefault(row.probe, set()).add(row.label_fraction)
+    if not shares:  # an empty board says so itself
+        return
+    if config.probe not in shares:
+        near = did_you_mean(config.probe, shares)
+        raise UserError(f"--probe {config.probe}: {config.csv} has no such probe{near}; it has {', '.join(shares)}")
+    if config.labels not in shares[config.probe]:
+        known = ", ".join(sorted(shares[config.probe]))
+        raise UserError(f"--labels {config.labels}: {config.csv} has no such {config.probe} score; it has {known}")
 
 
 def _verify(config: LeaderboardConfig) -> None:
@@ -473,16 +531,7 @@ def _bench(plans: list[BenchConfig], path: Path | None) -> None:
     first = plans[0]
     chosen = first.chosen or (path.with_suffix(".chosen.json") if path else first.out / "chosen.json")
     if first.dry_run:
-        estimates = dry_run(plans, chosen_path=chosen)
-        for estimate in estimates:
-            time = "" if estimate.seconds is None else f"  about {estimate.seconds / 60:.1f} min"
-            print(f"{estimate.state:<8} {estimate.cell}{time}")
-        missing = [estimate for estimate in estimates if estimate.state == "missing"]
-        known = [estimate.seconds for estimate in missing if estimate.seconds is not None]
-        print(
-            f"{len(missing)} of {len(estimates)} cells are missing; {len(known)} of them take about "
-            f"{sum(known) / 3600:.1f} h on one worker of this kind; {len(missing) - len(known)} were never measured"
-        )
+        print("\n".join(_estimates(dry_run(plans, chosen_path=chosen))))
         return
     if first.on == "slurm":
         from dabsmix.verbs.slurm import submit_jobs
@@ -498,19 +547,41 @@ def _bench(plans: list[BenchConfig], path: Path | None) -> None:
         for entry in failed.values():
             _say(f"failed: {entry['domain']} {entry['algorithm']} seed {entry['seed']}: {entry['reason']}")
         status = 1 if failed else 0
-    if first.data:
-        _answer({str(cell.pretraining.source.name) for cell in cells(plans)}, first)
+    if first.data and status != RESUME_ME:
+        from dabsmix.source import load
+
+        _answer({load(cell.pretraining.source).fingerprint for cell in cells(plans)}, first)
     if status:
         sys.exit(status)
 
 
-def _answer(names: set[str], plan: BenchConfig) -> None:
+def _estimates(of_cells: list[CellTime]) -> Iterator[str]:
+    """A line for each cell with its state and time, and one for all."""
+    missing = [one for one in of_cells if one.state == "missing"]
+    measured = [one for one in missing if one.pretraining is not None]
+    for one in of_cells:
+        time = ""
+        if one.pretraining is not None:
+            time = f"  about {(one.pretraining + (one.transfer or 0)) / 60:.1f} min"
+            time += " without transfer" if one.transfer is None else ""
+        yield f"{one.state:<8} {one.cell}, {one.cell.budget}{time}"
+    hours = sum((one.pretraining or 0) + (one.transfer or 0) for one in measured) / 3600
+    text = (
+        f"{len(missing)} of {len(of_cells)} cells are missing; {len(measured)} of them take about {hours:.1f} h on one "
+        f"worker of the kind that was measured; {len(missing) - len(measured)} were never measured"
+    )
+    untimed = sum(one.transfer is None for one in measured)
+    yield text + (f"; the transfer of {untimed} is not counted, because no times of it are in --out" if untimed else "")
+
+
+def _answer(fingerprints: set[str], plan: BenchConfig) -> None:
     """Print which algorithm to use on these data, and what that follows from."""
     from dabsmix.board.advice import advice
     from dabsmix.board.overview import overviews, text
     from dabsmix.board.row import read
 
-    rows = [row for row in read(plan.leaderboard) if row.domain in names] if plan.leaderboard.exists() else []
+    board = read(plan.leaderboard) if plan.leaderboard.exists() else []
+    rows = [row for row in board if row.pretrain_fingerprint in fingerprints]
     shares = list(dict.fromkeys(row.label_fraction for row in rows if not row.failure))
     share = "1" if "1" in shares else next(iter(shares), "1")
     modality = plan.modality or "other"
@@ -524,13 +595,29 @@ def _share(workers: int) -> int:
 
     command = [sys.executable, "-m", "dabsmix", *sys.argv[1:], "--workers", "1"]
     # what a worker says goes to stderr; the answer on stdout is given once, when all have ended
-    children = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for _ in range(workers)]
+    children: list[subprocess.Popen[bytes]] = []
+    asked = False
+
+    def stop(*_: Any) -> None:
+        nonlocal asked
+        asked = True
+        for child in children:
+            child.terminate()
+
+    before = signal.signal(signal.SIGTERM, stop)  # each writes a checkpoint, and is waited for
     try:
-        return max(abs(child.wait()) for child in children)
+        children += [subprocess.Popen(command, stdout=subprocess.DEVNULL) for _ in range(workers)]
+        status = max(abs(child.wait()) for child in children)
+    except BaseException:
+        stop()
+        raise
     finally:
         for child in children:
-            if child.poll() is None:
-                child.terminate()
+            child.wait()
+        signal.signal(signal.SIGTERM, before)
+    if asked:
+        raise Interrupted("the workers were asked to stop; the same command goes on from here")
+    return status
 
 
 def _report(config: ReportConfig) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import tempfile
@@ -21,11 +22,13 @@ __all__ = [
     "is_temporary",
     "memory",
     "parsed",
+    "read_json",
     "remember",
     "sha256",
     "sweep",
     "unwritable",
     "write",
+    "write_json",
 ]
 
 
@@ -51,6 +54,28 @@ def write(path: Path, save: Callable[[Path], object]) -> None:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; empty if there is no such file.
+
+    Raises:
+        UserError: the file cannot be read, or holds something else.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {error}; delete it, or restore an earlier version") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected a JSON object; delete it, or restore an earlier version")
+    return values
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write a JSON object, as `write` does."""
+    write(path, lambda p: p.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8"))
 
 
 def is_temporary(name: str) -> bool:

@@ -207,6 +207,12 @@ def one_line(capsys: pytest.CaptureFixture[str]) -> str:
         ("submit --by me --run missing", "missing"),
         ("submit --by me --out missing", "no transferred run under missing"),
         ("embed --run missing --input . --out x.parquet", "missing is not a run"),
+        ("leaderboard validate other.csv", "other.csv: only `merge` takes files; --csv names the leaderboard"),
+        ("leaderboard --retrain", "--run and --retrain are for `leaderboard verify`"),
+        ("leaderboard validate --json", "are for `leaderboard show`, not for validate"),
+        ("leaderboard --json --out x.json", "leave out --format and --out"),
+        ("leaderboard --probe knn --format md", "which --format md does not have"),
+        ("leaderboard validate --labels 0.1", "which validate does not have"),
     ],
 )
 def test_a_mistake_is_one_line(

@@ -340,38 +340,36 @@ def _complete(parts: Sequence[_Part]) -> tuple[list[_Part], list[str]]:
 # --- as text
 
 
-def text(all_overviews: Sequence[Overview]) -> str:
-    """The overviews as plain tables."""
+def text(all_overviews: Sequence[Overview], width: int = 240) -> str:
+    """The overviews as plain tables.
+
+    Args:
+        all_overviews: as `overviews` gives them.
+        width: characters in a line; a table of more columns than fit goes on below.
+    """
     from rich.console import Console
 
     out = StringIO()
-    console = Console(file=out, width=240, color_system=None, force_terminal=False)
+    console = Console(file=out, width=width, color_system=None, force_terminal=False)
     for overview in all_overviews:
         _print(overview, console)
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n" if all_overviews else ""
 
 
 def _print(overview: Overview, console: Any) -> None:
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
     labels = "all labels" if overview.label_fraction == "1" else f"labels {overview.label_fraction}"
     setting = f"encoder {overview.encoder} · protocol {overview.protocol} · {overview.probe} probe · {labels}"
     console.print(f"Gain over none · {setting}", markup=False, highlight=False)
-    table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("algorithm")
-    for column in overview.columns:
-        place = column.task if column.task == column.domain else f"{column.domain} → {column.task}"
-        table.add_column(Text(f"{place}\n{column.modality}\n{column.budget}"), justify="right")
-    table.add_row("none", *(cell_text(column.metric, column.none, None) for column in overview.columns), style="dim")
-    for name, cells in zip(overview.algorithms, overview.cells, strict=True):
-        table.add_row(Text(name), *(gain_text(c.metric, cell) for c, cell in zip(overview.columns, cells, strict=True)))
-    console.print(table)
+    rest = list(range(len(overview.columns)))
+    while True:
+        fitting = max(1, sum(_table(overview, rest[: n + 1], console)[1] <= console.width for n in range(len(rest))))
+        console.print(_table(overview, rest[:fitting], console)[0])
+        rest = rest[fitting:]
+        if not rest:
+            break
     for kind, aggregates in overview.aggregates.items():
-        console.print(
-            f"  {kind}, over {overview.over[kind]} data set(s): interquartile mean of normalised gains", markup=False
-        )
+        over = f"{overview.over[kind]} data set{'s' * (overview.over[kind] != 1)}"
+        console.print(f"  {kind}, over {over}: interquartile mean of normalised gains", markup=False)
         for over_all in sorted(aggregates, key=lambda a: -a.mean):
             console.print(
                 f"    {over_all.algorithm:<12} {100 * over_all.mean:+6.1f} "
@@ -390,6 +388,26 @@ def _print(overview: Overview, console: Any) -> None:
         highlight=False,
     )
     console.print()
+
+
+def _table(overview: Overview, places: Sequence[int], console: Any) -> tuple[Any, int]:
+    """The columns at these places, and how wide they are."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    columns = [overview.columns[place] for place in places]
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("algorithm", no_wrap=True)
+    for column in columns:
+        place = column.task if column.task == column.domain else f"{column.domain} → {column.task}"
+        table.add_column(Text(f"{place}\n{column.modality}\n{column.budget}"), justify="right")
+    table.add_row("none", *(cell_text(column.metric, column.none, None) for column in columns), style="dim")
+    for name, cells in zip(overview.algorithms, overview.cells, strict=True):
+        gains = (gain_text(column.metric, cells[place]) for column, place in zip(columns, places, strict=True))
+        table.add_row(Text(name), *gains)
+    # wider than any console, or the measure would end at its edge
+    return table, console.measure(table, options=console.options.update(max_width=10_000)).maximum
 
 
 def without_text(overview: Overview) -> str:

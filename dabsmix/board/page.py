@@ -14,7 +14,7 @@ from dabsmix.board.overview import Overview, cell_text, gain_text, overviews, wi
 from dabsmix.board.record import shares
 from dabsmix.board.row import Row
 from dabsmix.board.standings import Line, Ranking, Section, standings
-from dabsmix.board.table import HEADINGS, PUBLISHED_COLUMNS, cells, label_text, legend, of_tasks, place
+from dabsmix.board.table import HEADINGS, PUBLISHED_COLUMNS, cells, label_text, legend, of_tasks, place, without_row
 from dabsmix.scoring.results import in_percent
 
 __all__ = ["page"]
@@ -31,6 +31,10 @@ def page(
     rows: Iterable[Row],
     published: Sequence[dict[str, str]] = (),
     modality: Callable[[str], str] = lambda domain: "other",
+    failed: Sequence[dict[str, Any]] = (),
+    *,
+    probe: str = "linear",
+    label_fraction: str = "1",
 ) -> str:
     """The page. Links to records are relative: it belongs beside ``results.csv``.
 
@@ -38,6 +42,8 @@ def page(
         rows: of the leaderboard.
         published: numbers from papers; those of the tasks shown go into a section of their own.
         modality: of a domain.
+        failed: cells of a matrix that have no row, see `board.failures`.
+        probe, label_fraction: whose scores the overview shows.
     """
     from jinja2 import Environment
 
@@ -51,9 +57,12 @@ def page(
     ]
     template = Environment(autoescape=True).from_string(Path(__file__).with_suffix(".html").read_text("utf-8"))
     return template.render(
-        overviews=[_overview(overview) for overview in overviews(rows, modality)],
+        overviews=[
+            _overview(overview) for overview in overviews(rows, modality, probe=probe, label_fraction=label_fraction)
+        ],
         lines=lines,
         failed=[(place(section), _failed(row)) for section in sections for row in section.failed],
+        without_row=without_row(failed),
         averages=[averages.cells(average) for average in averages.averages(sections)],
         averages_title=averages.TITLE,
         averages_headings=averages.HEADINGS,
@@ -102,6 +111,7 @@ def _line(section: Section, block: Ranking, line: Line, modality: str) -> dict[s
             "probe": block.probe,
             "labels": labels,
             "algorithm": line.name,
+            "budget": block.budget if line.rows else "",
             "section": f"{texts['data set']}, {block.metric}, {section.encoder}, {section.protocol}",
             "share": _share(block.label_fraction) if line.rows else None,
             "score": line.mean,

@@ -31,7 +31,7 @@ from dabsmix.scoring.intervals import (
     unpaired,
 )
 from dabsmix.scoring.metrics import Undefined, metric
-from dabsmix.scoring.results import Result
+from dabsmix.scoring.results import AT_EDGE, Result
 
 __all__ = ["Against", "Line", "Ranking", "Section", "by_section", "is_random", "labels", "section_of", "standings"]
 
@@ -228,8 +228,23 @@ def _notes(rows: list[Row], blocks: tuple[Ranking, ...], sources: Sources) -> tu
     unbacked = {row.run for row in rows if sources[_place(row)] is None}
     if unbacked:
         notes.append(f"No record of {len(unbacked)} run(s): their yardsticks and predictions are missing here.")
-    of_records = (note for row in rows if (source := sources[_place(row)]) for note in source.transfer.notes)
-    return tuple(dict.fromkeys([*notes, *of_records]))
+    files = {(place[0], source.stem): source.transfer for place, source in sources.items() if source}
+    of_records = dict.fromkeys(note for transfer in files.values() for note in transfer.notes if AT_EDGE not in note)
+    return *notes, *of_records, *_at_edge([result for transfer in files.values() for result in transfer.results])
+
+
+def _at_edge(results: Sequence[Result]) -> list[str]:
+    """One sentence for each probe and share of the labels in place of each record's own."""
+    chosen: dict[tuple[str, str], list[bool]] = {}
+    for result in results:
+        if result.probe in ("linear", "ridge"):
+            at_edge = bool(result.selected.get("at_edge"))
+            chosen.setdefault((result.probe, result.label_fraction), []).append(at_edge)
+    return [
+        f"{probe}, {labels(share)}: {sum(at_edge)} of {len(at_edge)} scores chose the edge of the probe's grid."
+        for (probe, share), at_edge in chosen.items()
+        if any(at_edge)
+    ]
 
 
 def _unbeaten(blocks: Sequence[Ranking]) -> list[str]:

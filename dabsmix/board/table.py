@@ -33,6 +33,7 @@ __all__ = [
     "score_heading",
     "show",
     "title",
+    "without_row",
 ]
 
 Format = Literal["table", "md", "csv"]
@@ -56,7 +57,12 @@ _LEGEND = (
 )
 
 
-def render(rows: Iterable[Row], format: Format, published: Sequence[dict[str, str]] = ()) -> str:
+def render(
+    rows: Iterable[Row],
+    format: Format,
+    published: Sequence[dict[str, str]] = (),
+    failed: Sequence[dict[str, Any]] = (),
+) -> str:
     """The leaderboard as text without terminal codes.
 
     Args:
@@ -64,29 +70,30 @@ def render(rows: Iterable[Row], format: Format, published: Sequence[dict[str, st
         format: ``table``, ``md`` or ``csv`` (fractions, not percent).
         published: numbers from papers (see `published`); those of the tasks shown go into a section of their own of
             the Markdown, because their protocols are not ours.
+        failed: cells of a matrix that have no row (see `board.failures`); not in the CSV, whose lines are rows.
     """
     sections = standings(rows)
     if format == "csv":
         return _csv(sections)
     if format == "md":
-        return _markdown(sections, of_tasks(published, sections))
+        return _markdown(sections, of_tasks(published, sections), failed)
     from rich.console import Console
 
     out = StringIO()
-    _print(sections, Console(file=out, width=240, color_system=None, force_terminal=False))
+    _print(sections, failed, Console(file=out, width=240, color_system=None, force_terminal=False))
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
 
 
-def show(rows: Iterable[Row]) -> None:
+def show(rows: Iterable[Row], failed: Sequence[dict[str, Any]] = ()) -> None:
     """Print the leaderboard: in colour and fitted to the terminal, or as plain text if the output is not a terminal."""
     import sys
 
     from rich.console import Console
 
     if sys.stdout.isatty():
-        _print(standings(rows), Console())
+        _print(standings(rows), failed, Console())
     else:
-        sys.stdout.write(render(rows, "table"))
+        sys.stdout.write(render(rows, "table", failed=failed))
 
 
 def published(path: Path) -> list[dict[str, str]]:
@@ -168,6 +175,15 @@ def failures(section: Section) -> list[str]:
     ]
 
 
+def without_row(failed: Sequence[dict[str, Any]]) -> list[str]:
+    """One sentence for each cell of a matrix that failed before it had a row."""
+    return [
+        f"Failed, without a row: {cell['domain']} {cell['algorithm']} seed {cell['seed']}, {cell['encoder']}: "
+        f"{cell['reason']} ({cell['date']})"
+        for cell in failed
+    ]
+
+
 def _flops(count: float | None) -> str:
     """Two digits and a power of ten."""
     return "–" if count is None else "0" if count == 0 else f"{count:.1e}".replace("e+", "e")
@@ -203,7 +219,7 @@ def _difference(line: Line, scale: int, digits: int) -> str:
 # --- terminal and plain text
 
 
-def _print(sections: list[Section], console: Any) -> None:
+def _print(sections: list[Section], failed: Sequence[dict[str, Any]], console: Any) -> None:
     if not sections:
         console.print("The leaderboard is empty: dabsmix submit --run DIR --by NAME")
     for section in sections:
@@ -213,6 +229,8 @@ def _print(sections: list[Section], console: Any) -> None:
         console.print()
     if complete := averages(sections):
         console.print(_rich_averages(complete))
+    for line in without_row(failed):
+        console.print(line, markup=False, highlight=False)
     for line in legend() if sections else ():
         console.print(line, markup=False, highlight=False)
 
@@ -253,7 +271,7 @@ def _rich_averages(complete: Sequence[Average]) -> "Table":
 # --- Markdown and CSV
 
 
-def _markdown(sections: list[Section], papers: Sequence[dict[str, str]]) -> str:
+def _markdown(sections: list[Section], papers: Sequence[dict[str, str]], failed: Sequence[dict[str, Any]]) -> str:
     parts = ["# Leaderboard", ""]
     for section in sections:
         headings = [score_heading(section) if heading == "score" else heading for heading in HEADINGS]
@@ -263,6 +281,7 @@ def _markdown(sections: list[Section], papers: Sequence[dict[str, str]]) -> str:
         parts += [f"- {_escaped(note)}" for note in notes] + [""] * bool(notes)
     if complete := averages(sections):
         parts += [f"## {AVERAGED}", "", *_grid(AVERAGE_HEADINGS, [average_cells(average) for average in complete]), ""]
+    parts += [*(f"- {_escaped(line)}" for line in without_row(failed)), *[""] * bool(failed)]
     parts += ["## How to read", "", *(f"- {_escaped(line)}" for line in legend()), ""]
     if papers:
         parts += ["## Published numbers", "", "From papers, under their own protocols; never ranked with ours.", ""]

@@ -28,7 +28,7 @@ from dabsmix.scoring.heads import Features
 from dabsmix.scoring.heads import scored as scored_rows
 from dabsmix.scoring.metrics import OFFERED, metric
 from dabsmix.scoring.protocols import TransferProtocol
-from dabsmix.scoring.results import Result, prediction_key
+from dabsmix.scoring.results import AT_EDGE, Result, prediction_key
 from dabsmix.terminal import progress, stage
 
 __all__ = ["FeatureStore", "TaskScores", "encoding", "notes_on", "other_metrics", "score_frozen", "truth"]
@@ -151,7 +151,7 @@ HOW_CHOSEN = ("validation", "candidates", "at_edge")
 def notes_on(scored: TaskScores, labelled: Labelled) -> tuple[str, ...]:
     """What a reader of the scores has to know about them, in complete sentences."""
     edges = [
-        f"The {result.probe} probe with labels {result.label_fraction} chose the edge of its grid: "
+        f"The {result.probe} probe with labels {result.label_fraction} {AT_EDGE}: "
         f"{', '.join(f'{name} {result.selected[name]}' for name in result.selected if name not in HOW_CHOSEN)}."
         for result in scored.results
         if result.selected.get("at_edge") and result.probe in ("linear", "ridge")

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from dabsmix.data.domain import Data, Split
 
 __all__ = [
+    "AT_EDGE",
     "BY_CLASS",
     "PROTOCOLS",
     "Gain",
@@ -49,6 +50,9 @@ ProtocolName = Literal["v2", "v1", "dabs", "imix", "finetune"]
 """How a run may be scored. Scores of two protocols are never ranked together."""
 
 PROTOCOLS: tuple[str, ...] = get_args(ProtocolName)
+
+AT_EDGE = "chose the edge of its grid"
+"""In a record's notes, by which a leaderboard knows those that it can say shorter."""
 
 HeadMixes = Literal["none", "mixup", "cutmix", "manifold", "mixupe", "regmixup", "guided"]
 """What may be mixed while labels are learned, see ``head_mix.py``."""

@@ -23,12 +23,13 @@ from typing import Any, get_args
 import yaml
 from filelock import FileLock, Timeout
 
+from dabsmix.board.failures import Failures
 from dabsmix.board.record import FAILED, ONLINE
 from dabsmix.board.row import Row, read
 from dabsmix.board.submit import submit
 from dabsmix.config import BenchConfig, PretrainConfig, TransferConfig, as_plain, config_hash, resolve
 from dabsmix.errors import UserError
-from dabsmix.files import write
+from dabsmix.files import read_json, write, write_json
 from dabsmix.interrupt import RESUME_ME, Interrupted
 from dabsmix.registry import algorithm_class, algorithm_flags, domain
 from dabsmix.run import Run, commit, readable_runs
@@ -37,6 +38,8 @@ from dabsmix.source import Source, batch_size, load
 __all__ = ["Cell", "Trial", "bench", "cells", "dry_run"]
 
 REFERENCE = "emix"  # whose steps an equal-compute budget is stated in
+OPERATING = ("leaderboard", "out", "chosen", "on", "workers", "partition", "hours", "retry", "dry_run")
+"""Fields that say how the matrices are worked on; workers take them from the first."""
 WAIT = 2.0  # seconds between two looks at cells that other workers hold
 
 
@@ -63,15 +66,25 @@ class Cell:
         return algorithm_class(self.pretraining.algo).trains
 
     @property
+    def budget(self) -> str:
+        """The length of the pretraining, as the plan states it."""
+        length = f"{self.plan.minutes:g} min" if self.plan.minutes else f"{self.plan.steps} steps"
+        return length + ("" if self.plan.budget == "equal-steps" else f" of {REFERENCE} in FLOPs")
+
+    @property
     def setting(self) -> str:
         """The key of a chosen rate and a measured number of steps: everything but the seed."""
-        plan, budget = self.plan, self.plan.budget
-        length = f"{plan.minutes:g} min" if plan.minutes else f"{plan.steps} steps"
-        length += "" if budget == "equal-steps" else f" of {REFERENCE} in FLOPs"
+        plan = self.plan
         usual = ((plan.precision, "fp32"), (plan.attention, "fused"), (plan.dropout_masks, "torch"))
         numerics = "".join(f" {value}" for value, default in usual if value != default)
         batch = plan.batch_size or "default"
-        return f"{self.pretraining.source.name} {self.row} {plan.encoder} {length} of {batch}{numerics}"
+        return f"{_content(self.pretraining.source)} {self.row} {plan.encoder} {self.budget} of {batch}{numerics}"
+
+
+@cache
+def _content(source: Source) -> str:
+    """The name of the data, and of own data the fingerprint too: other files may have the same name."""
+    return source.name if source.domain else f"{source.name} {load(source).fingerprint[:12]}"
 
 
 @dataclass(frozen=True)
@@ -89,12 +102,16 @@ class Trial:
 
 
 def cells(plans: Sequence[BenchConfig]) -> list[Cell]:
-    """Every cell of the matrices, ordered by data set, so that complete blocks come first.
+    """Every cell of the matrices once, ordered by data set, so that complete blocks come first.
 
     Raises:
-        UserError: no data are named, a number is out of range, or a data set, algorithm, hyperparameter or encoder is
-            unknown.
+        UserError: no data are named, two data sets have the same name, the matrices are to be run in different ways, a
+            number is out of range, or a data set, algorithm, hyperparameter or encoder is unknown.
     """
+    for number, plan in enumerate(plans[1:], 2):
+        for name in OPERATING:
+            if (here := getattr(plan, name)) != (first := getattr(plans[0], name)):
+                raise UserError(f"part {number} of the plan: {name} {here}, but {first} in part 1; all need the same")
     matrix_cells = [
         Cell(_pretraining(source, row, seed, plan), row, plan)
         for plan in plans
@@ -107,7 +124,11 @@ def cells(plans: Sequence[BenchConfig]) -> list[Cell]:
     for plan in plans:
         for row in plan.algos:
             _pretraining(Source(), row, 0, plan).check()
-    return matrix_cells
+    once: dict[tuple[Any, ...], Cell] = {}  # parts may overlap
+    for cell in matrix_cells:
+        plan = cell.plan
+        once.setdefault((str(cell), cell.setting, plan.rates, plan.lr, plan.protocol, plan.labels), cell)
+    return list(once.values())
 
 
 def _sources(plan: BenchConfig) -> list[Source]:
@@ -125,6 +146,10 @@ def _sources(plan: BenchConfig) -> list[Source]:
         source.check()
         if source.label is None:
             raise UserError(f"--data {source.data}: bench scores algorithms, so it needs --label")
+    names = [source.name for source in named + of_files]
+    for source in of_files:
+        if names.count(source.name) > 1:
+            raise UserError(f"--data {source.data}: other data here are called {source.name!r} too; rename the file")
     return named + of_files
 
 
@@ -170,21 +195,33 @@ def _hyper(algo: str, text: str) -> tuple[str, Any]:
 
 
 class ChosenSettings:
-    """The file of tried rates and counted steps: by `Cell.setting`, ``validation`` scores by rate, and ``steps``."""
+    """The file of tried rates and counted steps.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    By `Cell.setting`: ``validation`` scores by rate, null for one that failed for the reason in ``failed``; ``steps``.
+
+    Args:
+        path: of the file.
+        keep: whether changes are written to the file; otherwise this object alone knows them.
+    """
+
+    def __init__(self, path: Path, *, keep: bool = True) -> None:
+        self.path, self._keep = path, keep
+        self._unsaved: dict[str, dict[str, Any]] = {}
 
     def read(self) -> dict[str, dict[str, Any]]:
         """The contents of the file; empty if there is none yet."""
-        return _read_json(self.path)
+        return read_json(self.path) | self._unsaved
 
     def note(self, setting: str, change: Callable[[dict[str, Any]], None]) -> None:
         """Change the entry of one setting; several workers may do so at once."""
+        if not self._keep:
+            self._unsaved[setting] = self.read().get(setting, {})
+            return change(self._unsaved[setting])
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(self.path.with_name(f".{self.path.name}.lock")):
             values = self.read()
             change(values.setdefault(setting, {}))
-            _write_json(self.path, dict(sorted(values.items())))
+            write_json(self.path, dict(sorted(values.items())))
 
     def untried(self, cell: Cell) -> list[float]:
         """The rates that have not been tried yet."""
@@ -204,8 +241,21 @@ class ChosenSettings:
         tried = self.read()[cell.setting]["validation"]
         scores = {lr: tried[f"{lr:g}"] for lr in sorted(cell.plan.rates) if tried[f"{lr:g}"] is not None}
         if not scores:
-            raise UserError(f"{cell}: every one of the rates {', '.join(map(str, cell.plan.rates))} failed")
+            reasons = self.read()[cell.setting].get("failed", {})
+            last = "".join(f": {reason}" for reason in [*reasons.values()][-1:])
+            raise UserError(f"every one of the rates {', '.join(map(str, cell.plan.rates))} failed{last}")
         return max(scores, key=lambda lr: scores[lr])
+
+    def forget_failures(self, cell: Cell) -> None:
+        """Let the rates be tried again if every one of them failed: else cells may be done with one of the others."""
+
+        def change(entry: dict[str, Any]) -> None:
+            entry["validation"] = {}
+            entry.pop("failed", None)
+
+        tried = self.read().get(cell.setting, {}).get("validation", {})
+        if tried and set(tried.values()) == {None}:
+            self.note(cell.setting, change)
 
     def steps(self, cell: Cell) -> int:
         """The steps of the cell's budget; counted or measured once."""
@@ -253,70 +303,32 @@ def _tasks(source: Source) -> tuple[str, ...]:
 
 def _on_board(cell: Cell, key: str, rows: Sequence[Row]) -> bool:
     """Whether every task has a row for every share of the labels that the plan names."""
-    protocol = cell.plan.protocol
+    protocol, source = cell.plan.protocol, cell.pretraining.source
     done = [
         row
         for row in rows
         if row.config_hash == key and row.probe != ONLINE and not row.failure and protocol in (None, row.protocol)
     ]
+    if done and source.domain is None:  # the hash names the files, and they may have changed
+        done = [row for row in done if row.pretrain_fingerprint == load(source).fingerprint]
     scored = {(row.task, row.label_fraction) for row in done}
     shares = cell.plan.labels or tuple({row.label_fraction for row in done}) or ("1",)
     shares = tuple(share if "/" in share else f"{float(share):g}" for share in shares)
-    return {(task, share) for task in _tasks(cell.pretraining.source) for share in shares} <= scored
+    return {(task, share) for task in _tasks(source) for share in shares} <= scored
 
 
-class Failures:
-    """``failures.json`` beside the board: by configuration hash, which cell failed, when, and why."""
-
-    def __init__(self, board: Path) -> None:
-        self.path = board.with_name("failures.json")
-
-    def read(self) -> dict[str, dict[str, Any]]:
-        """The failures so far."""
-        return _read_json(self.path)
-
-    def note(self, key: str, cell: Cell, reason: str) -> None:
-        """Record a failure."""
-        pretraining = cell.pretraining
-        entry = {
-            "domain": pretraining.source.name,
-            "algorithm": cell.row,
-            "seed": pretraining.seed,
-            "encoder": pretraining.encoder,
-            "steps": pretraining.steps,
-            "reason": reason,
-            "date": datetime.now(UTC).date().isoformat(),
-            "commit": commit(),
-        }
-        self._change(lambda values: values.update({key: entry}))
-
-    def clear(self, key: str) -> None:
-        """Remove a failure, because the cell has succeeded or is tried again."""
-        if key in self.read():
-            self._change(lambda values: values.pop(key, None))
-
-    def _change(self, change: Callable[[dict[str, Any]], object]) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.path.with_name(f".{self.path.name}.lock")):
-            values = self.read()
-            change(values)
-            _write_json(self.path, values)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path}: {error}; delete it, or restore an earlier version") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: expected a JSON object; delete it, or restore an earlier version")
-    return values
-
-
-def _write_json(path: Path, values: Mapping[str, Any]) -> None:
-    write(path, lambda p: p.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8"))
+def _failure(cell: Cell, reason: str) -> dict[str, Any]:
+    pretraining = cell.pretraining
+    return {
+        "domain": pretraining.source.name,
+        "algorithm": cell.row,
+        "seed": pretraining.seed,
+        "encoder": pretraining.encoder,
+        "steps": pretraining.steps,
+        "reason": reason,
+        "date": datetime.now(UTC).date().isoformat(),
+        "commit": commit(),
+    }
 
 
 # --- the work
@@ -340,8 +352,9 @@ def bench(
     """
     all_cells, chosen, failures = cells(plans), ChosenSettings(chosen_path), Failures(plans[0].leaderboard)
     if plans[0].retry:
-        for key in [_key(cell, chosen) for cell in all_cells if not chosen.untried(cell)]:
-            failures.clear(key)
+        for cell in all_cells:
+            failures.clear(_key(cell, chosen))
+            chosen.forget_failures(cell)
     while jobs := list(_outstanding(all_cells, chosen, failures)):
         worked = False
         for job in jobs:
@@ -419,9 +432,9 @@ def _do(job: Cell | Trial, chosen: ChosenSettings, failures: Failures, say: Call
         reason = f"{type(error).__name__}: {error}"
     seconds = time.perf_counter() - began
     if reason and isinstance(job, Trial):
-        _note_rate(job, None, chosen)
+        _note_rate(job, None, chosen, reason)
     elif reason:
-        failures.note(_key(_cell_of(job), chosen), _cell_of(job), reason)
+        failures.note(_key(_cell_of(job), chosen), _failure(_cell_of(job), reason))
         try:
             _submit_failure(_cell_of(job), _key(_cell_of(job), chosen))
         except UserError as error:  # failures.json has it, and the other cells do not depend on it
@@ -460,10 +473,12 @@ def _try(trial: Trial, chosen: ChosenSettings) -> str:
     return f"validation {score:.4f}"
 
 
-def _note_rate(trial: Trial, score: float | None, chosen: ChosenSettings) -> None:
+def _note_rate(trial: Trial, score: float | None, chosen: ChosenSettings, reason: str = "") -> None:
     def change(entry: dict[str, Any]) -> None:
         tried = entry.setdefault("validation", {})
         tried[f"{trial.lr:g}"] = score
+        if score is None:
+            entry.setdefault("failed", {})[f"{trial.lr:g}"] = reason
         known = {lr: value for lr, value in tried.items() if value is not None}
         entry["lr"] = float(max(sorted(known, key=float), key=lambda lr: known[lr])) if known else None
         entry["trial_steps"] = _tried(trial, chosen).steps
@@ -589,23 +604,32 @@ def _log_time(cell: Cell, config: PretrainConfig, run: Run, seconds: Mapping[str
 
 @dataclass(frozen=True)
 class CellTime:
-    """The state of a cell and its estimated seconds; None if no similar cell was measured."""
+    """The state of a cell, its budget, and its estimated time.
+
+    Attributes:
+        state: ``done``, ``failed`` or ``missing``.
+        pretraining: seconds, with the trials of rates; None if it is not missing or no similar cell was measured.
+        transfer: seconds; None also where the board alone tells the time, because it has only that of pretraining.
+    """
 
     cell: Cell
     state: str
-    seconds: float | None
+    pretraining: float | None = None
+    transfer: float | None = None
 
 
 def dry_run(plans: Sequence[BenchConfig], *, chosen_path: Path) -> list[CellTime]:
     """Every cell, whether it is done, and its time by the finished cells of the same data set and algorithm.
 
-    Times come from ``times.jsonl`` in the folder of the runs; a cell of another algorithm on the same data set stands
-    in where the algorithm was not measured. Steps count in proportion, transfer as it was. Trials of rates are
-    included with the first cell that waits for them.
+    Times come from ``times.jsonl`` in the folder of the runs, or else from the board, whose rows give the time of
+    pretraining alone; a cell of another algorithm on the same data set stands in where the algorithm was not measured.
+    Steps count in proportion, transfer as it was. Trials of rates are included with the first cell that waits for them.
+    Nothing is written.
     """
-    all_cells, chosen = cells(plans), ChosenSettings(chosen_path)
+    all_cells, chosen = cells(plans), ChosenSettings(chosen_path, keep=False)
     failures, board = Failures(plans[0].leaderboard).read(), plans[0].leaderboard
-    rows, times = read(board) if board.exists() else [], _times(plans[0].out)
+    rows = read(board) if board.exists() else []
+    times, times_of_board = _times(plans[0].out), _times_of(rows)
     estimates, counted = [], set()
     for cell in all_cells:
         untried = chosen.untried(cell)
@@ -613,7 +637,11 @@ def dry_run(plans: Sequence[BenchConfig], *, chosen_path: Path) -> list[CellTime
         state = "failed" if key in failures else "done" if key and _on_board(cell, key, rows) else "missing"
         trials = 0 if cell.setting in counted else len(untried)
         counted.add(cell.setting)
-        estimates.append(CellTime(cell, state, _seconds(cell, chosen, times, trials) if state == "missing" else None))
+        if state == "missing":
+            similar = _similar(cell, times) or _similar(cell, times_of_board)
+            estimates.append(CellTime(cell, state, *_seconds(cell, chosen, similar, trials)))
+        else:
+            estimates.append(CellTime(cell, state))
     return estimates
 
 
@@ -626,20 +654,43 @@ def _times(out: Path) -> list[dict[str, Any]]:
     return times
 
 
-def _seconds(cell: Cell, chosen: ChosenSettings, times: Sequence[dict[str, Any]], trials: int) -> float | None:
+def _times_of(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """What the board tells of the times, in the form of ``times.jsonl``: pretraining once for each run, no transfer."""
+    runs = {row.run: row for row in rows if row.seconds and not row.failure}
+    return [
+        {
+            "setting": [row.domain, row.algorithm, row.encoder, row.batch_size],
+            "steps": row.steps,
+            "device": row.device,
+            "pretraining": row.seconds,
+            "transfer": None,
+        }
+        for row in runs.values()
+    ]
+
+
+def _similar(cell: Cell, times: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The times of the same cell, or else of other algorithms on the same data set."""
     pretraining = cell.pretraining
     name, usual = pretraining.source.name, pretraining.batch_size or _usual_batch(pretraining.source)
-    comparable = [entry for entry in times if entry["setting"] == [name, cell.row, pretraining.encoder, usual]]
-    if not comparable:
-        same_data = [
-            entry for entry in times if entry["setting"][0] == name and entry["setting"][2] == pretraining.encoder
-        ]
-        comparable = [entry for entry in same_data if entry["steps"] or not cell.trains]
-    if not comparable:
-        return None
-    transfer = float(sum(entry["transfer"] for entry in comparable) / len(comparable))
+    same = [entry for entry in times if entry["setting"] == [name, cell.row, pretraining.encoder, usual]]
+    return same or [
+        entry
+        for entry in times
+        if (entry["setting"][0], entry["setting"][2]) == (name, pretraining.encoder)
+        and (entry["steps"] or not cell.trains)
+    ]
+
+
+def _seconds(
+    cell: Cell, chosen: ChosenSettings, similar: Sequence[dict[str, Any]], trials: int
+) -> tuple[float | None, float | None]:
+    """Of pretraining and of transfer; None where nothing was measured."""
+    if not similar:
+        return None, None
+    measured = [entry["transfer"] for entry in similar if entry["transfer"] is not None]
+    transfer = sum(measured) / len(measured) if measured else None
     if not cell.trains:
-        return transfer
-    step = sum(entry["pretraining"] for entry in comparable) / max(1, sum(entry["steps"] for entry in comparable))
-    steps = chosen.steps(cell)
-    return float(steps * step * (1 + trials / 3) + transfer)
+        return 0.0, transfer
+    step = sum(entry["pretraining"] for entry in similar) / max(1, sum(entry["steps"] for entry in similar))
+    return chosen.steps(cell) * step * (1 + trials / 3), transfer

@@ -2,6 +2,8 @@
 
 import json
 import re
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +11,12 @@ import numpy as np
 import pytest
 from test_table import row, seeds, write_record
 
+from dabsmix import cli
 from dabsmix.board import overview as board_overview
+from dabsmix.board import row as board_row
 from dabsmix.board.overview import as_plain, overviews, text
 from dabsmix.board.page import page
-from dabsmix.board.row import Row
+from dabsmix.board.row import COLUMNS, Row
 
 
 def domain(tmp_path: Path, name: str, **gains: float) -> list[Row]:
@@ -51,6 +55,48 @@ def test_gains_missing_cells_and_the_data_sets_of_an_aggregate(tmp_path: Path) -
     assert "+20.0* (+" in drawn
     assert "–" in drawn
     json.dumps(as_plain([overview]))
+
+
+def test_a_table_that_is_too_wide_goes_on_below(tmp_path: Path) -> None:
+    rows = domain(tmp_path, "digits", dmix=0.2) + domain(tmp_path, "uci_har", dmix=0.1)
+    rows += domain(tmp_path, "cifar10", dmix=0.3)
+    (overview,) = overviews(rows, modality)
+    wide, narrow, least = (text([overview], width).splitlines() for width in (240, 70, 45))
+    for drawn, parts in ((wide, 1), (narrow, 2), (least, 3)):
+        assert sum(line.startswith("  dmix") and "*" in line for line in drawn) == parts
+        for name in ("cifar10", "digits", "uci_har"):
+            assert sum(name in line.split() for line in drawn) == 1
+    table = narrow[: narrow.index("")] + narrow[narrow.index("") + 1 :]
+    assert max(len(line) for line in table if not line.startswith("  *")) <= 70
+
+
+@pytest.mark.parametrize("format", ["table", "html"])
+def test_the_overview_is_of_the_scores_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], format: str
+) -> None:
+    rows = domain(tmp_path, "digits", dmix=0.2) + domain(tmp_path / "knn", "digits", dmix=0.25)
+    rows = [replace(each, probe="knn", label_fraction="5/class") if i >= 6 else each for i, each in enumerate(rows)]
+    csv = tmp_path / "results.csv"
+    csv.write_text(",".join(COLUMNS) + "\n" + board_row.text(rows))
+
+    def shown(*flags: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["dabsmix", "leaderboard", "--csv", f"{csv}", "--format", format, *flags])
+        cli.main()
+        return re.sub(r"<section id=.scores.*|<form.*", "", capsys.readouterr().out, flags=re.DOTALL)
+
+    assert "+20.0*" in shown()
+    knn = shown("--probe", "knn", "--labels", "5/class")
+    assert "+25.0*" in knn
+    assert "+20.0*" not in knn
+    for flags, message in [
+        (("--probe", "kn"), "--probe kn: .*no such probe \\(did you mean 'knn'"),
+        (("--probe", "knn"), "--labels 1: .*no such knn score; it has 5/class"),
+        (("--labels", "10/class"), "--labels 10/class: .*no such linear score; it has 1"),
+    ]:
+        with pytest.raises(SystemExit) as ended:
+            shown(*flags)
+        assert ended.value.code == 2
+        assert re.search(message, capsys.readouterr().err)
 
 
 def test_an_algorithm_with_few_data_sets_takes_none_from_the_others(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from dabsmix.board.row import Row, problems
 from dabsmix.board.standings import Line, section_of, standings
 from dabsmix.board.table import published, render, show
 from dabsmix.scoring.metrics import METRICS
-from dabsmix.scoring.results import in_percent
+from dabsmix.scoring.results import AT_EDGE, in_percent
 
 BLOCK = {"domain": "digits", "task": "digits", "encoder": "tiny", "protocol": "v1", "probe": "linear"}
 RUN = {"algorithm": "dmix", "seed": 0, "views": "identical", "uses_labels": False, "steps": 300, "hyper": "{}"}
@@ -49,13 +49,14 @@ def write_record(
     notes: tuple[str, ...] = (),
     units: int = 0,
     num_features: int = 0,
+    selected: dict[str, Any] | None = None,
     of_yardsticks: dict[str, Any] | None = None,
 ) -> None:
     """The parts of a row's record that a table reads; scores: the predicted class, (draws, n)."""
     folder = row.record / "transfer"
     folder.mkdir(parents=True)
     result = {name: getattr(row, name) for name in ("probe", "label_fraction", "metric", "value", "low", "high", "n")}
-    result |= {"units": units, "num_features": num_features}
+    result |= {"units": units, "num_features": num_features, "selected": selected or {}}
     content: dict[str, Any] = {"task": row.task, "protocol": row.protocol, "kind": "classes", "results": [result]}
     content |= {"notes": notes, "yardsticks": yardsticks or {}}
     (folder / "digits-v1.json").write_text(json.dumps(content))
@@ -371,6 +372,16 @@ def test_one_seed_and_missing_records_are_noted(tmp_path: Path) -> None:
     assert "No record of 1 run(s)" in text
     assert "The reported split is also the one watched" in text
     assert "With 1 seed" not in render([row(tmp_path, 0.8, seed=seed) for seed in (0, 1, 2)], "table")
+
+
+def test_records_that_chose_the_edge_of_a_grid_share_one_note(tmp_path: Path) -> None:
+    rows = [row(tmp_path, 0.8, seed=seed) for seed in (0, 1, 2)]
+    for each, at_edge in zip(rows, (True, True, False), strict=True):
+        own = f"The linear probe with labels 1 {AT_EDGE}: C {1e4 + each.seed}."
+        write_record(each, notes=(own,) if at_edge else (), selected={"at_edge": at_edge})
+    for text in (render(rows, "table"), render(rows, "md"), page(rows).replace("&#39;", "'")):
+        assert text.count("linear, all labels: 2 of 3 scores chose the edge of the probe's grid.") == 1
+        assert AT_EDGE not in text
 
 
 def test_numbers_have_the_usual_format_of_their_metric(tmp_path: Path) -> None:

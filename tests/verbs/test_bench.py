@@ -5,11 +5,13 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import transferring
 import yaml
@@ -19,13 +21,13 @@ from dabsmix.board.row import read
 from dabsmix.board.submit import validate
 from dabsmix.config import BenchConfig, PretrainConfig
 from dabsmix.errors import UserError
-from dabsmix.interrupt import Interrupted
+from dabsmix.interrupt import RESUME_ME, Interrupted
 from dabsmix.model import encoder
 from dabsmix.source import Source
 from dabsmix.training import accelerate
 from dabsmix.verbs import bench as module
 from dabsmix.verbs.bench import Cell, ChosenSettings, bench, cells, dry_run
-from dabsmix.verbs.budget import step_cost
+from dabsmix.verbs.budget import StepCost, step_cost
 from dabsmix.verbs.pretrain import pretrain
 
 QUICK: dict[str, Any] = dict(domains=("digits",), seeds=(0,), steps=3, batch_size=16, labels=("1",))
@@ -88,6 +90,7 @@ def test_a_row_may_set_hyperparameters(tmp_path: Path) -> None:
         (dict(algos=("emix:alpha=x",)), "float"),
         (dict(algos=("contpred:score=some",)), "one of all, masked"),
         (dict(domains=(), data=(Path(__file__),), modality="text"), "needs --label"),
+        (dict(domains=(), data=(Path(__file__),) * 2, modality="text", label="x"), "other data here are called"),
     ],
 )
 def test_mistakes_in_a_plan_are_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
@@ -101,6 +104,37 @@ def test_a_plan_s_fast_paths_are_those_of_its_cells(tmp_path: Path) -> None:
     assert {name: getattr(cell.pretraining, name) for name in fast} == fast
     assert cell.pretraining == replace(plain.pretraining, **fast)
     assert cell.setting == f"{plain.setting} bf16 fastest fast"  # rates chosen in fp32 are not its own
+
+
+def test_a_cell_that_two_parts_name_is_one_cell(tmp_path: Path) -> None:
+    parts = [plan(tmp_path, algos=("none", "emix")), plan(tmp_path, algos=("emix", "shed"), seeds=(0, 1))]
+    names = [str(cell) for cell in cells(parts)]
+    assert names == [
+        f"digits {what}" for what in ("none seed 0", "emix seed 0", "shed seed 0", "emix seed 1", "shed seed 1")
+    ]
+    longer = [parts[0], replace(parts[0], steps=4)]
+    assert [cell.budget for cell in cells(longer)] == ["3 steps"] * 2 + ["4 steps"] * 2
+    assert len(cells([parts[0], replace(parts[0], budget="equal-compute")])) == 4
+
+
+@pytest.mark.parametrize("field", module.OPERATING)
+def test_parts_that_are_to_be_run_in_different_ways_are_refused(tmp_path: Path, field: str) -> None:
+    others: dict[str, Any] = {"on": "slurm", "workers": 2, "hours": 1.0, "retry": True, "dry_run": True}
+    other: dict[str, Any] = {field: others.get(field, tmp_path / "other")}
+    with pytest.raises(UserError, match=f"part 2 of the plan: {field} "):
+        cells([plan(tmp_path), replace(plan(tmp_path), **other)])
+
+
+def test_the_plan_may_stand_behind_flags(tmp_path: Path) -> None:
+    file = tmp_path / "p.yaml"
+    file.write_text("algos: [none]\n")
+    for line in (["--dry-run", f"{file}"], ["--seeds", "4", f"{file}"], [f"{file}", "--seeds", "4"]):
+        (config,), path = cli._read_plan(line)
+        assert (path, config.algos) == (file, ("none",))
+        assert config.dry_run is ("--dry-run" in line)
+        assert config.seeds == ((4,) if "4" in line else (0, 1, 2))
+    (config,), path = cli._read_plan(["--options", f"{file}"])
+    assert (path, config.options) == (None, file)
 
 
 def test_flags_override_the_parts_of_a_plan(tmp_path: Path) -> None:
@@ -127,7 +161,7 @@ def test_an_unknown_field_of_a_plan_is_refused(tmp_path: Path) -> None:
 def test_cells_on_the_board_are_not_repeated(tmp_path: Path, filled: list[str]) -> None:
     matrix = plan(tmp_path, algos=("none",))
     (before,) = dry_run([matrix], chosen_path=tmp_path / "c.json")
-    assert (before.state, before.seconds) == ("missing", None)
+    assert (before.state, before.pretraining, before.transfer) == ("missing", None, None)
     assert bench([matrix], chosen_path=tmp_path / "c.json") == {}
     rows = read(matrix.leaderboard)
     assert {(row.task, row.algorithm, row.label_fraction) for row in rows} == {("digits", "none", "1")}
@@ -136,7 +170,8 @@ def test_cells_on_the_board_are_not_repeated(tmp_path: Path, filled: list[str]) 
     assert read(matrix.leaderboard) == rows
     finished, other = dry_run([plan(tmp_path, algos=("none",), seeds=(0, 1))], chosen_path=tmp_path / "c.json")
     assert (finished.state, other.state) == ("done", "missing")
-    assert other.seconds is not None  # extrapolated from the measured cell
+    assert other.transfer  # as in the measured cell
+    assert (finished.transfer, other.pretraining) == (None, 0)
 
 
 def test_an_online_score_alone_does_not_complete_a_cell(tmp_path: Path) -> None:
@@ -218,7 +253,7 @@ def test_damage_beside_a_cell_stops_nothing(tmp_path: Path, monkeypatch: pytest.
     (tmp_path / "runs" / "damaged" / "run.json").write_text("{")
     (tmp_path / "runs" / "times.jsonl").write_text('{"setting": ["dig')
     (estimate,) = dry_run([matrix], chosen_path=tmp_path / "c.json")
-    assert (estimate.state, estimate.seconds) == ("missing", None)
+    assert (estimate.state, estimate.transfer) == ("missing", None)
     config = module._settled(estimate.cell, ChosenSettings(tmp_path / "c.json"))
     trained = transferring.pretrained(tmp_path / "elsewhere")
     monkeypatch.setattr(module, "_child", lambda command: f"{trained.path}\n")
@@ -261,6 +296,121 @@ def test_a_rate_that_diverges_is_not_chosen(tmp_path: Path) -> None:
     assert "every one of the rates" in next(iter(bench([matrix], chosen_path=chosen.path).values()))["reason"]
 
 
+def test_rates_that_all_failed_say_why_and_are_tried_again_on_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_memory(config: PretrainConfig, matrix: BenchConfig) -> Any:
+        raise MemoryError("no memory left")
+
+    matrix = plan(tmp_path, algos=("emix",), rates=(1e-3, 3e-3))
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "_pretrained", no_memory)
+        (failure,) = bench([matrix], chosen_path=tmp_path / "c.json").values()
+    assert failure["reason"] == "every one of the rates 0.001, 0.003 failed: MemoryError: no memory left"
+    (entry,) = json.loads((tmp_path / "c.json").read_text()).values()
+    assert entry["failed"] == dict.fromkeys(("0.001", "0.003"), "MemoryError: no memory left")
+    assert len(bench([matrix], chosen_path=tmp_path / "c.json")) == 1
+    assert bench([replace(matrix, retry=True)], chosen_path=tmp_path / "c.json") == {}
+    (entry,) = json.loads((tmp_path / "c.json").read_text()).values()
+    assert None not in entry["validation"].values()
+    assert "failed" not in entry
+    assert {row.algorithm for row in read(matrix.leaderboard)} == {"emix"}
+
+
+def test_one_rate_that_failed_stays_out_of_a_choice_that_cells_follow_from(tmp_path: Path) -> None:
+    matrix = plan(tmp_path, algos=("emix",), rates=(1e-3, 1e-2), retry=True)
+    (cell,) = cells([matrix])
+    chosen = ChosenSettings(tmp_path / "c.json")
+    module._note_rate(module.Trial(cell, 1e-3), 0.5, chosen)
+    module._note_rate(module.Trial(cell, 1e-2), None, chosen, "it diverged")
+    chosen.forget_failures(cell)
+    assert (chosen.untried(cell), chosen.lr(cell)) == ([], 1e-3)
+    assert chosen.read()[cell.setting]["failed"] == {"0.01": "it diverged"}
+
+
+def table(file: Path, seed: int) -> Path:
+    """40 rows of two classes, which the first column tells apart."""
+    rng = np.random.default_rng(seed)
+    lines = [f"{rng.normal() + 3 * (i % 2):.3f},{rng.normal():.3f},{'ab'[i % 2]}" for i in range(40)]
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("\n".join(["x,y,kind", *lines]) + "\n")
+    return file
+
+
+def of_table(folder: Path, file: Path, **changes: Any) -> BenchConfig:
+    return plan(folder, domains=(), data=(file,), modality="tabular", label="kind", **changes)
+
+
+def test_other_files_of_the_same_name_have_rates_of_their_own(tmp_path: Path) -> None:
+    ours, theirs = table(tmp_path / "a" / "data.csv", 0), table(tmp_path / "b" / "data.csv", 1)
+    rates: dict[str, Any] = dict(algos=("emix",), rates=(1e-3, 1e-2))
+    ((mine,), (other,)) = (cells([of_table(tmp_path, file, **rates)]) for file in (ours, theirs))
+    chosen = ChosenSettings(tmp_path / "c.json")
+    for lr in mine.plan.rates:
+        module._note_rate(module.Trial(mine, lr), lr, chosen)
+    assert (chosen.untried(mine), chosen.untried(other)) == ([], [1e-3, 1e-2])
+
+
+def test_a_table_that_has_changed_is_not_done(tmp_path: Path) -> None:
+    file = table(tmp_path / "data.csv", 0)
+    matrix = of_table(tmp_path, file, algos=("none",))
+    assert bench([matrix], chosen_path=tmp_path / "c.json") == {}
+    assert [cell.state for cell in dry_run([matrix], chosen_path=tmp_path / "c.json")] == ["done"]
+    table(file, 1)
+    load_again()
+    assert [cell.state for cell in dry_run([matrix], chosen_path=tmp_path / "c.json")] == ["missing"]
+    (failure,) = bench([matrix], chosen_path=tmp_path / "c.json").values()
+    assert "have changed since" in failure["reason"]
+
+
+def load_again() -> None:
+    """Forget what was remembered of files, as a new process does."""
+    module._content.cache_clear()
+    module._usual_batch.cache_clear()
+
+
+def test_own_data_end_with_advice_on_them_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder, seed in (("other", 1), ("mine", 0)):
+        file = table(tmp_path / folder / "data.csv", seed)
+        line = words(tmp_path, "--data", f"{file}", "--modality", "tabular", "--label", "kind")
+        monkeypatch.setattr(sys, "argv", ["dabsmix", "bench", *line[3:]])
+        cli.main()
+    printed = capsys.readouterr().out.split("Gain over none")
+    assert len(printed) == 3  # each run of the command has one overview
+    assert printed[2].count("data (tiny, v2, 3 × 16") == 1
+    assert "no interval: that takes 3 seeds" in printed[2]
+
+
+def test_a_budget_in_minutes_is_measured_once_and_a_dry_run_keeps_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = iter([0.5, 0.1, 0.2])
+    monkeypatch.setattr("dabsmix.verbs.budget.step_cost", lambda config: StepCost(1, next(seconds)))
+    matrix = plan(tmp_path, algos=("shed", "none"), minutes=1.0, steps=7)
+    assert [cell.state for cell in dry_run([matrix], chosen_path=tmp_path / "c.json")] == ["missing"] * 2
+    assert not (tmp_path / "c.json").exists()
+    chosen = ChosenSettings(tmp_path / "c.json")
+    assert [chosen.steps(cell) for cell in cells([matrix]) * 2] == [600, 7, 600, 7]
+    assert ChosenSettings(tmp_path / "c.json").steps(cells([matrix])[0]) == 600
+
+
+def test_a_fresh_folder_takes_the_times_of_pretraining_from_the_board(tmp_path: Path) -> None:
+    matrix = plan(tmp_path, algos=("emix",))
+    bench([matrix], chosen_path=tmp_path / "c.json")
+    (tmp_path / "runs" / "times.jsonl").unlink()
+    longer = replace(matrix, seeds=(1,), steps=6)
+    (estimate,) = dry_run([longer], chosen_path=tmp_path / "c.json")
+    seconds = read(matrix.leaderboard)[0].seconds
+    assert estimate.pretraining == pytest.approx(2 * seconds)
+    assert estimate.transfer is None
+    told = list(cli._estimates([estimate]))
+    assert told[0].startswith("missing  digits emix seed 1, 6 steps  about ")
+    assert told[0].endswith("without transfer")
+    assert "the transfer of 1 is not counted" in told[1]
+
+
 @pytest.mark.slow
 def test_two_workers_share_the_cells(tmp_path: Path) -> None:
     flags = ["--seeds", "0", "1", "--workers", "2"]
@@ -271,6 +421,23 @@ def test_two_workers_share_the_cells(tmp_path: Path) -> None:
     submitted = [line.partition(":")[0] for line in completed.stderr.splitlines() if "linear" in line]
     assert sorted(submitted) == sorted({f"digits {algo} seed {seed}" for algo in ("none", "emix") for seed in (0, 1)})
     assert len(list((tmp_path / "runs").glob("*/run.json"))) == 4
+
+
+@pytest.mark.slow
+def test_workers_stop_with_the_process_that_started_them(tmp_path: Path) -> None:
+    flags = ["--algos", "emix", "dmix", "--steps", "100000", "--workers", "2"]
+    command = [sys.executable, "-m", "dabsmix", *words(tmp_path, *flags)]
+    parent = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    deadline = time.monotonic() + 300
+    while len(list((tmp_path / "runs").glob("*/run.json"))) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    parent.terminate()
+    _, errors = parent.communicate(timeout=300)
+    assert parent.returncode == RESUME_ME, errors
+    assert "the same command goes on from here" in errors
+    with pytest.raises(ProcessLookupError):  # no process of its session is left
+        os.killpg(parent.pid, 0)
 
 
 @pytest.mark.slow
