@@ -40,8 +40,15 @@ KEPT_CHECKPOINTS = 2
 LOCK = ".lock"
 
 
+SOURCES = (":/dabsmix", ":/domains", ":/algorithms", ":/pyproject.toml")
+"""What computes, from the top of the repository."""
+
+
 def commit() -> str:
-    """The commit of the source code, with ``+dirty`` if files differ from it; empty if there is none."""
+    """The commit of the source code, with ``+dirty`` if its files differ from it; empty if there is none.
+
+    Other files do not count: a board's new rows, of which every cell of a matrix adds some, change no number.
+    """
 
     def git(*words: str) -> str:
         package = Path(__file__).resolve().parent
@@ -50,7 +57,7 @@ def commit() -> str:
     try:
         if Path(git("rev-parse", "--show-toplevel")) != Path(__file__).resolve().parent.parent:
             return ""  # installed inside somebody else's repository
-        return git("rev-parse", "HEAD") + ("+dirty" if git("status", "--porcelain") else "")
+        return git("rev-parse", "HEAD") + ("+dirty" if git("status", "--porcelain", "--", *SOURCES) else "")
     except (OSError, subprocess.CalledProcessError):
         return ""
 

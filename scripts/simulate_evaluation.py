@@ -4,6 +4,7 @@
     python scripts/simulate_evaluation.py equal > equal.md          # Gaussian, unequal seed variances
     python scripts/simulate_evaluation.py aa --domain digits > aa.md  # 90 random encoders, real probes
     python scripts/simulate_evaluation.py answer > answer.md        # of transfer, about encoders that were not trained
+    python scripts/simulate_evaluation.py few > few.md              # right and wrong answers on few test examples
     python scripts/simulate_evaluation.py aggregates > aggregates.md  # of the overview, over several data sets
     python scripts/simulate_evaluation.py rounding --pool 5 > rounding.md   # features with other last digits
 
@@ -385,6 +386,32 @@ def answer(trials: int) -> list[str]:
     return lines
 
 
+def few(trials: int) -> list[str]:
+    """False claims between equal encoders on few test examples: by three seeds each, and by a transfer.
+
+    An example is answered rightly if its ease and the seed's own noise exceed what gives the accuracy.
+    """
+    lines = [
+        "| test examples | accuracy | residual sd | three seeds each, % | one against three, % |",
+        "|---" * 5 + "|",
+    ]
+    rng = np.random.default_rng(17)
+    for n in (5, 10, 20, 50, 200):
+        label = np.zeros(n, np.int64)
+        for accuracy in (0.5, 0.8, 0.95):
+            for residual in (0.3, 1.0):
+                hard = -norm.ppf(accuracy) * np.hypot(1, residual)
+                differs = called = 0
+                for _ in range(trials):
+                    ease = rng.normal(size=n)
+                    wrong = (ease + residual * rng.normal(size=(6, n)) <= hard).astype(np.int64)
+                    first, second = ([measure(metric("accuracy"), [one], label) for one in wrong[i::2]] for i in (0, 1))
+                    differs += compare(first, second).p < ALPHA
+                    called += compare(first, second[:1], fixed=True).p < ALPHA
+                lines.append(f"| {n} | {accuracy} | {residual} | {rate(differs, trials)} | {rate(called, trials)} |")
+    return lines
+
+
 def real_answer(domain: str, share: str, pool: int, trials: int, folder: Path | None) -> list[str]:
     """The same of real encoders, four of the pool at a time."""
     runs = random_encoders(domain, share, pool, folder)
@@ -567,7 +594,7 @@ def keep(file: Path, scores: Sequence[Scores]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("coverage", "equal", "answer", "aggregates", "aa", "rounding"))
+    parser.add_argument("what", choices=("coverage", "equal", "answer", "few", "aggregates", "aa", "rounding"))
     parser.add_argument("--domain", default="digits")
     parser.add_argument("--labels", default="5/class")
     parser.add_argument("--pool", type=int, default=90)
@@ -586,6 +613,8 @@ def main() -> None:
         if options.pool < RANDOM + 1:
             parser.error("--pool: four encoders are compared at a time")
         lines += ["", *real_answer(options.domain, options.labels, options.pool, options.trials, options.keep)]
+    elif options.what == "few":
+        lines = few(options.trials)
     elif options.what == "aggregates":
         lines = aggregates(options.trials)
     elif options.what == "rounding":

@@ -14,6 +14,7 @@ import torch
 from recorded import run_record
 from safetensors.torch import load_file, save_file
 
+from dabsmix import run as run_module
 from dabsmix.errors import UserError
 from dabsmix.files import cache_folder, sha256, write
 from dabsmix.model.checkpoint import load_encoder, save_encoder
@@ -83,6 +84,29 @@ def test_what_commands_write_in_the_repository_does_not_make_the_commit_dirty() 
         pytest.skip("not a git checkout")
     for folder in ("runs", "quickstart"):
         subprocess.run(["git", "check-ignore", "--quiet", f"{folder}/x"], cwd=repository, check=True)
+
+
+def test_only_source_files_make_the_commit_dirty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def git(*words: str) -> str:
+        own = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        return subprocess.run(["git", *own, *words], cwd=tmp_path, check=True, capture_output=True, text=True).stdout
+
+    for name in ("dabsmix/run.py", "algorithms/emix.py", "leaderboard/results.csv"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("1")
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-q", "-m", "first")
+    monkeypatch.setattr(run_module, "__file__", str(tmp_path / "dabsmix" / "run.py"))
+    head = git("rev-parse", "HEAD").strip()
+    (tmp_path / "leaderboard" / "results.csv").write_text("2")
+    (tmp_path / "leaderboard" / "new.json").write_text("2")
+    assert run_module.commit() == head
+    for name in ("algorithms/emix.py", "dabsmix/new.py"):
+        (tmp_path / name).write_text("2")
+        assert run_module.commit() == f"{head}+dirty"
+        git("stash", "-q", "--include-untracked", "--", name)
+        assert run_module.commit() == head
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")

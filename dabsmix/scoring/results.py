@@ -353,7 +353,8 @@ class TransferRecord:
         verdict = "yes" if 1 in signs and -1 not in signs else "no" if -1 in signs and 1 not in signs else "not shown"
         verdict = "yes and no" if 1 in signs and -1 in signs else verdict
         caution = " One encoder may owe this to its first weights: compare several seeds." if any(signs) else ""
-        return f"Did pretraining help? {verdict.capitalize()}: {'; '.join(map(str, self.gains))}.{caution}"
+        measured = f" Measured on {self.headline.n:,} test examples."
+        return f"Did pretraining help? {verdict.capitalize()}: {'; '.join(map(str, self.gains))}.{measured}{caution}"
 
     @property
     def headline(self) -> Result:

@@ -10,7 +10,7 @@ from transferring import QUICK, go, installed, pretrained, small
 
 from dabsmix.data.domain import Labelled, Split, Task
 from dabsmix.scoring import random_init
-from dabsmix.scoring.results import Gain, TransferRecord, read_transfer
+from dabsmix.scoring.results import Gain, Result, TransferRecord, read_transfer
 from dabsmix.verbs import transfer as module
 
 pytestmark = pytest.mark.answered
@@ -98,8 +98,10 @@ GAIN = Gain("linear", "1", "accuracy", 0.7, 0.6, 0.8, 3, 0.05, 0.01, 0.09)
     ],
 )
 def test_the_answer_is_a_plain_sentence(gains: list[Gain], sentence: str) -> None:
-    answer = TransferRecord("t", "v2", (), gains=tuple(gains)).answer
+    result = Result("linear", "1", "accuracy", 0.9, 0.8, 1.0, 1200)
+    answer = TransferRecord("t", "v2", (result,), gains=tuple(gains)).answer
     assert sentence in answer
+    assert "Measured on 1,200 test examples." in answer
     assert "\n" not in answer
     claimed = not sentence.startswith("Not shown")
     assert answer.endswith("One encoder may owe this to its first weights: compare several seeds.") == claimed
