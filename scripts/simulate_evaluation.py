@@ -29,7 +29,7 @@ from dabsmix.board.standings import Line
 from dabsmix.files import write
 from dabsmix.run import commit
 from dabsmix.scoring.influence import influence
-from dabsmix.scoring.intervals import ALPHA, MIN_SEEDS, Measured, compare, holm, interval, measure
+from dabsmix.scoring.intervals import ALPHA, Measured, compare, holm, interval, measure
 from dabsmix.scoring.metrics import Label, Metric, Scores, Undefined, metric
 
 if TYPE_CHECKING:  # torch takes seconds, and two of the studies do without
@@ -431,22 +431,25 @@ def aggregates(trials: int) -> list[str]:
     lines = ["| data sets | sd of seeds | residual sd | intervals that exclude 0, % |", "|---|---|---|---|"]
     part = 0.03  # the test rows' part of an accuracy of about 0.7
 
-    def line(name: str, rng: np.random.Generator, common: NDArray[np.float64], residual: float, spread: float) -> Line:
+    def line(
+        name: str, rng: np.random.Generator, common: NDArray[np.float64], residual: float, spread: float, seeds: int
+    ) -> Line:
         own = common + rng.normal(size=len(common)) / len(common) ** 0.5
-        runs = (run_of(rng, own, residual, spread) for _ in range(MIN_SEEDS))
+        runs = (run_of(rng, own, residual, spread) for _ in range(seeds))
         scaled = [replace(run, value=0.7 + part * run.value, influence=part * run.influence) for run in runs]
         mean = float(np.mean([run.value for run in scaled]))
-        return Line(name, "ranked", MIN_SEEDS, mean, None, None, None, len(common), runs=tuple(scaled))
+        return Line(name, "ranked", seeds, mean, None, None, None, len(common), runs=tuple(scaled))
 
-    for data_sets in (1, 3, 7):
+    of_data_sets = {"1": [3], "3": [3] * 3, "7": [3] * 7, "7, five of them with 5 seeds": [5] * 5 + [3] * 2}
+    for data_sets, seeds in of_data_sets.items():
         for spread in SPREADS:
             for residual in (0.3, 1.0):
                 rng, wrong = np.random.default_rng(17), 0
                 for _ in range(trials):
                     gains = []
-                    for i in range(data_sets):
+                    for i, count in enumerate(seeds):
                         common = rng.normal(size=200) / 200**0.5
-                        random, equal = (line(name, rng, common, residual, spread) for name in ("none", "equal"))
+                        random, equal = (line(name, rng, common, residual, spread, count) for name in ("none", "equal"))
                         gains.append(normalised_gains("accuracy", {"equal": equal}, random, column=f"{i}")["equal"])
                     over_all = aggregate("equal", gains)
                     wrong += not over_all.low <= 0 <= over_all.high

@@ -14,6 +14,7 @@ from test_table import row, seeds, write_record
 from dabsmix import cli
 from dabsmix.board import overview as board_overview
 from dabsmix.board import row as board_row
+from dabsmix.board.gains import RESAMPLES, Gains, aggregate
 from dabsmix.board.overview import as_plain, overviews, text
 from dabsmix.board.page import page
 from dabsmix.board.row import COLUMNS, Row
@@ -47,7 +48,7 @@ def test_gains_missing_cells_and_the_data_sets_of_an_aggregate(tmp_path: Path) -
     assert overview.over == {"all": 2, "image": 1, "sensor": 1}  # emix has no cifar10
     best, other = overview.aggregates["all"]
     gains = np.concatenate([(0.2 + np.array([-1, 0, 1]) * 0.002) / 0.4, (0.1 + np.array([-1, 0, 1]) * 0.002) / 0.4])
-    assert best.mean == pytest.approx(np.sort(gains)[1:-1].mean())
+    assert best.mean == pytest.approx(np.repeat(np.sort(gains), 2)[3:-3].mean())  # the middle half of six
     assert best.low < best.mean < best.high
     assert best.improvement == 1
     assert other.improvement == pytest.approx(0.25)
@@ -55,6 +56,21 @@ def test_gains_missing_cells_and_the_data_sets_of_an_aggregate(tmp_path: Path) -
     assert "+20.0* (+" in drawn
     assert "–" in drawn
     json.dumps(as_plain([overview]))
+
+
+def test_every_data_set_counts_alike_in_an_aggregate_whatever_its_number_of_seeds() -> None:
+    rng = np.random.default_rng(0)
+    few, many = (Gains(rng.normal(size=n), rng.normal(size=(RESAMPLES, n)), 0.5) for n in (3, 5))
+    # 120 equal parts, 20 of each of three values and 12 of each of five, of which the middle 60 count
+    values = sorted(
+        [each for each in few.measured for _ in range(20)] + [each for each in many.measured for _ in range(12)]
+    )
+    over_both = aggregate("dmix", [few, many])
+    assert over_both.mean == pytest.approx(np.mean(values[30:90]))
+    assert over_both.low < over_both.mean < over_both.high
+    again = Gains(np.tile(few.measured, 2), np.tile(few.resampled, 2), 0.5)
+    one, other = aggregate("dmix", [few, many]), aggregate("dmix", [again, many])
+    assert (one.mean, one.low, one.high) == pytest.approx((other.mean, other.low, other.high))
 
 
 def test_a_table_that_is_too_wide_goes_on_below(tmp_path: Path) -> None:
