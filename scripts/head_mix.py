@@ -7,7 +7,8 @@
     python scripts/head_mix.py --runs runs --mixes mixup mixup-easy mixup-until20 --baseline mixup   # α over training
 
 `--runs` holds pretrained runs of `dabsmix bench leaderboard/plans/cpu.yaml`. For each data set two algorithms are
-compared: `none`, and the one with the best validation score of the linear probe, averaged over the runs that have one.
+compared: `none`, and the one with the best validation score of the linear probe, averaged over the runs that have one;
+where runs have mixed records already, theirs, so that a comparison that was begun keeps its algorithm.
 Each run is transferred with every head mix; records lie in the run's own folder, and `dabsmix submit` puts them on a
 board.
 Finetuned networks of grids also read the test split rotated, noisy and blurred: predictions lie beside the record in
@@ -17,7 +18,7 @@ Finetuned networks of grids also read the test split rotated, noisy and blurred:
 import argparse
 import math
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -122,15 +123,17 @@ def cells(runs: Path, domains: Sequence[str], mixes: Sequence[str]) -> list[Cell
     for domain in domains:
         by_algorithm: dict[str, list[tuple[int, Path]]] = defaultdict(list)
         validation: dict[str, list[float]] = defaultdict(list)
+        begun: Counter[str] = Counter()
         for folder in sorted(runs.glob(f"{domain}-*")):
             if not (folder / "run.json").is_file() or (run := read_record(folder)).domain != domain:
                 continue
             by_algorithm[run.algorithm].append((run.seed, folder))
+            begun[run.algorithm] += len(list(folder.glob(f"transfer/{domain}-*+*.json")))
             record = folder / "transfer" / f"{domain}.json"
             if record.is_file():
                 validation[run.algorithm].append(float(read_transfer(record).headline.selected["validation"]))
         trained = [name for name in by_algorithm if name != "none"]
-        best = max(trained, key=lambda name: fmean(validation[name] or [-math.inf]), default=None)
+        best = max(trained, key=lambda name: (begun[name], fmean(validation[name] or [-math.inf])), default=None)
         starts = [name for name in ("none", best) if name in by_algorithm]
         seeds = sorted({seed for name in starts for seed, _ in by_algorithm[name]})
         all_cells += [

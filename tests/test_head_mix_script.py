@@ -1,5 +1,6 @@
 """``scripts/head_mix.py``: deformations against loops, and its tables of the board against docs/science.md."""
 
+import json
 import math
 import shutil
 from pathlib import Path
@@ -71,6 +72,25 @@ def test_the_clean_scores_of_whole_networks_in_the_document_are_those_of_the_boa
             assert seeds == "3"
             begins = f"| {start} | {mix} | {score if mix == 'none' else difference[0]} |"
             assert any(line.startswith(begins) for line in document), begins
+
+
+def test_a_comparison_that_was_begun_keeps_its_algorithm(tmp_path: Path) -> None:
+    board = ROOT / "leaderboard" / "runs"
+    for name in ("none", "emix", "mae"):
+        (folder,) = board.glob(f"traffic_sign-{name}-s0-*/transfer/traffic_sign.json")
+        shutil.copytree(folder.parents[1], tmp_path / f"traffic_sign-{name}-s0")
+    record = tmp_path / "traffic_sign-mae-s0" / "transfer" / "traffic_sign.json"
+    better = json.loads(record.read_text())
+    better["results"][0]["selected"]["validation"] = 1.0
+    record.write_text(json.dumps(better))
+
+    def starts() -> set[str]:
+        return {cell.run.name for cell in head_mix.cells(tmp_path, ("traffic_sign",), ("mixup",))}
+
+    assert starts() == {"traffic_sign-none-s0", "traffic_sign-emix-s0"}
+    for mixed in tmp_path.glob("*/transfer/*+*"):
+        mixed.unlink()
+    assert starts() == {"traffic_sign-none-s0", "traffic_sign-mae-s0"}
 
 
 def test_a_run_of_the_best_algorithm_is_a_start_with_and_without_a_score_of_its_own(tmp_path: Path) -> None:
