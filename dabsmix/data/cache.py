@@ -114,7 +114,8 @@ def _digests(folder: Path, names: Sequence[str]) -> Iterator[tuple[str, str]]:
         except OSError as error:
             raise _unreadable(path, error) from error
 
-    with Bar(f"reading {folder.name}", total=len(names), shown=len(names) > 1) as bar, ThreadPoolExecutor() as pool:
+    title = f"reading {folder.resolve().name}"  # a folder named "." has a name too
+    with Bar(title, total=len(names), shown=len(names) > 1) as bar, ThreadPoolExecutor() as pool:
         for start in range(0, len(names), BLOCK):
             block = names[start : start + BLOCK]
             yield from zip(block, pool.map(digest, block), strict=True)

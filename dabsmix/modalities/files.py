@@ -57,6 +57,9 @@ LISTED = 20
 HIDDEN = re.compile(r"(^|/)(\.|__MACOSX/)")
 """Files and folders that are not part of the data, by their relative path."""
 
+RUN = ("run.json", "config.yaml")
+"""The files of a folder that holds a run, or the record of one, and so none of a user's data."""
+
 Folder = Path | zipfile.Path
 """Where examples lie: a folder, or a folder in a zip archive, which has the same interface."""
 
@@ -68,7 +71,7 @@ def walk(folder: Path, suffixes: tuple[str, ...]) -> list[str]:
     """All files below a folder with one of these suffixes: relative paths with "/", sorted.
 
     Links are followed, except a link to a folder that contains it. Files and folders whose name begins with a dot are
-    left out, and so is everything that is not a regular file, such as a pipe.
+    left out, and so are the folders of runs and everything that is not a regular file, such as a pipe.
 
     Raises:
         UserError: the folder does not exist, or a folder below it cannot be read.
@@ -80,7 +83,7 @@ def walk(folder: Path, suffixes: tuple[str, ...]) -> list[str]:
     def visit(path: str, prefix: str, above: frozenset[tuple[int, int]]) -> None:
         status = os.stat(path)
         identity = (status.st_dev, status.st_ino)
-        if identity in above:
+        if identity in above or (prefix and all(os.path.isfile(f"{path}/{name}") for name in RUN)):
             return
         with os.scandir(path) as entries:
             for entry in entries:
@@ -188,7 +191,7 @@ def _zipped(path: Path, suffixes: tuple[str, ...]) -> tuple[zipfile.Path, list[s
 
 
 def endings_not_read(path: Path, suffixes: tuple[str, ...], *read: str) -> Counter[str]:
-    """How many files at ``path`` end in each of the suffixes that `own_files` leaves out; hidden files do not count.
+    """How many files at ``path`` end in each of the suffixes that `own_files` leaves out, of those that `walk` lists.
 
     Args:
         path: see `own_files`.
@@ -196,11 +199,7 @@ def endings_not_read(path: Path, suffixes: tuple[str, ...], *read: str) -> Count
         read: files below it that are read as something else, such as a table of labels.
     """
     if path.is_dir():
-        names = [
-            os.path.relpath(os.path.join(above, name), path)
-            for above, _, inside in os.walk(path, followlinks=False)
-            for name in inside
-        ]
+        names = walk(path, ("",))
     elif path.suffix.lower() == ".zip":
         names = [name for name in zipfile.ZipFile(path).namelist() if not name.endswith("/")]
     else:

@@ -22,6 +22,7 @@ from typing import Any
 
 from dabsmix.data.cache import fingerprint, prepared
 from dabsmix.errors import UserError
+from dabsmix.modalities.files import walk
 from dabsmix.modalities.image import IMAGE_SUFFIXES
 from dabsmix.modalities.spectrogram import SUFFIXES
 from dabsmix.modalities.tables import PARQUET, opened
@@ -164,7 +165,7 @@ def _shards(path: Path) -> list[Path]:
     describes other files.
     """
     if path.is_dir():
-        candidates = [file for file in path.rglob("*") if not file.name.startswith(".")]
+        candidates = [path / name for name in walk(path, ("",))]
     elif _is_pattern(path):
         candidates = [Path(file) for file in glob.glob(str(path), recursive=True)]
     else:
@@ -176,7 +177,7 @@ def _shards(path: Path) -> list[Path]:
     if shards := ending((*TARS, *PARQUET)):
         return shards
     lines = ending(JSON_LINES)
-    of_nothing_else = not path.is_dir() or (lines and all(file in lines or file.is_dir() for file in candidates))
+    of_nothing_else = not path.is_dir() or len(lines) == len(candidates)
     return lines if of_nothing_else else []
 
 
@@ -271,7 +272,7 @@ def _parquets(path: Path, files: Sequence[Path]) -> _Packed:
             media[field.name] = None
 
     def rows() -> Iterator[Fields]:
-        for file in progress(f"reading {path.name}", files):
+        for file in progress(f"reading {path.resolve().name}", files):
             table = opened(file)
             if set(table.schema_arrow.names) != set(schema.names):
                 raise UserError(
@@ -298,7 +299,7 @@ def _holds_files(kind: Any) -> bool:
 
 def _tars(path: Path, files: Sequence[Path]) -> _Packed:
     def rows() -> Iterator[Fields]:
-        for file in progress(f"reading {path.name}", files):
+        for file in progress(f"reading {path.resolve().name}", files):
             yield from _samples(file)
 
     first = next(_samples(files[0]), None)
@@ -357,7 +358,7 @@ def _entry(file: Path, name: str, ending: str, content: bytes) -> dict[str, Any]
 
 def _json_lines(path: Path, files: Sequence[Path]) -> _Packed:
     def rows() -> Iterator[Fields]:
-        for file in progress(f"reading {path.name}", files):
+        for file in progress(f"reading {path.resolve().name}", files):
             yield from json_rows(file)
 
     return _Packed(str(path), f"json {_identity(files)}", rows, {})

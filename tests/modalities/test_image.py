@@ -29,6 +29,7 @@ from dabsmix.modalities.image import (
     resized,
     stored,
 )
+from dabsmix.modalities.packed import is_packed
 from dabsmix.spec import Grid
 
 
@@ -259,6 +260,26 @@ def test_walk_sorts_and_leaves_out_other_files(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     (tmp_path / "c").symlink_to(tmp_path / "b")
     assert walk(tmp_path, IMAGE_SUFFIXES) == ["a.png", "b/10.jpg", "b/2.JPG", "c/10.jpg", "c/2.JPG"]
+
+
+def test_runs_below_a_folder_are_not_its_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = folders(tmp_path / "photos", {"cat": 5, "dog": 5})
+    run = root / "runs" / "photos-dmix-s0"
+    (run / "transfer").mkdir(parents=True)
+    for name in ("run.json", "config.yaml", "report.png", "transfer/photos.predictions.parquet"):
+        (run / name).touch()
+    (root / "runs" / "notes.txt").touch()
+    monkeypatch.chdir(root)
+    assert not is_packed(Path(), "image")
+    with caplog.at_level("INFO", logger="dabsmix"):
+        data = load_own(Path(), label="folder")
+    assert "reading photos: starts" in caplog.messages
+    assert data.require_labelled().task.classes == ("cat", "dog")
+    assert data.summary[0] == "10 images:"
+    assert "  other files, which are not read: .txt 1" in data.summary
+    assert walk(run, IMAGE_SUFFIXES) == ["report.png"]  # as it is named itself
 
 
 # --- a user's own images
