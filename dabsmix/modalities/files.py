@@ -44,6 +44,7 @@ __all__ = [
     "own_labels",
     "own_split",
     "read_labels",
+    "require_labels",
     "rows_named",
     "skipped_note",
     "split_note",
@@ -247,12 +248,17 @@ def own_labels(
         return None, "", ()
     if not labels:
         return {file: (file.split("/")[0], file) for file in files if "/" in file}, "", ()
-    if isinstance(folder, zipfile.Path):  # the fingerprint of the files covers the whole archive
-        named, notes = read_labels(folder / labels, files, label, group, on_bad)
-        return named, "", notes
-    table = folder / Path(labels).expanduser()
+    table = folder / labels if isinstance(folder, zipfile.Path) else folder / Path(labels).expanduser()
+    require_labels(table)
     named, notes = read_labels(table, files, label, group, on_bad)
-    return named, fingerprint(table.parent, [table]), notes
+    # in an archive the fingerprint of the files covers the table too
+    return named, fingerprint(table.parent, [table]) if isinstance(table, Path) else "", notes
+
+
+def require_labels(table: Folder) -> None:
+    """Refuse a table of labels that does not exist."""
+    if not table.is_file():
+        raise UserError(f"{table}: no such file; the option `labels` is relative to --data")
 
 
 @dataclass(frozen=True)

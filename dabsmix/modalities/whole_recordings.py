@@ -24,6 +24,7 @@ from dabsmix.modalities.files import (
     division_notes,
     named,
     own_labels,
+    require_labels,
     skipped_note,
     walk,
 )
@@ -352,6 +353,7 @@ def _is_by_file(label: str | None, labels: str, recording: str) -> bool:
 
 def _group_of_labels(table: Path, group: str) -> str | None:
     """The column of groups in a table of labels; None where it has none under the default name."""
+    require_labels(table)
     return None if group == "group" and group not in column_names(TableSource(table)) else group
 
 

@@ -353,7 +353,11 @@ GOOD = "file,kind,place\n" + "".join(f"all/{n:02d}.png,{'ab'[n % 2]},p{n % 5}\n"
         (GOOD, {"size": 30}, "size 30 is not a multiple of patch 4"),
         (GOOD, {"size": 0}, "size 0"),
         (GOOD, {"labels": ""}, "files have no column 'kind'"),
-        (GOOD, {"labels": "nowhere.csv"}, r"nowhere\.csv: cannot be read"),
+        (
+            GOOD,
+            {"labels": "nowhere.csv"},
+            r"photos/nowhere\.csv: no such file; the option `labels` is relative to --data",
+        ),
         (GOOD.encode().replace(b"kind", b"k\xffnd", 1), {}, r"not encoded as utf-8; convert the file"),
     ],
 )

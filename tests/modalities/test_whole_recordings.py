@@ -157,5 +157,7 @@ def test_options_of_windows_are_refused(folder: Path) -> None:
     for wrong in ({"stride": 5}, {"max_gap": 1.0}, {"rate": -1.0}, {"window": 9, "patch": 2}):
         with pytest.raises(UserError):
             load_own(folder, label="folder", recording="file", **wrong)
+    with pytest.raises(UserError, match=r"nowhere\.csv: no such file; the option `labels` is relative to --data"):
+        load_own(folder, label="kind", recording="file", labels="nowhere.csv")
     with pytest.raises(UserError, match="needs `recording: file`"):
         load_own(folder, label="kind", labels="labels.csv")
