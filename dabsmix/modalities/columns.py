@@ -66,8 +66,8 @@ DAY_FIRST = rf"^(\d{{1,2}})\.(\d{{1,2}})\.(\d{{4}}){TIME}"
 THOUSANDS = r"^[+-]?[1-9]\d{0,2}(,\d{3})+$"
 """A number with commas between thousands, or with a decimal comma and three decimals."""
 
-WITH_UNIT = r"^([€$£] ?[+-]?\d[\d.,]*|[+-]?\d[\d.,]* ?[%€$£])$"
-"""A percentage or an amount of money."""
+WITH_UNIT = r"^(?:([€$£]) ?[+-]?\d[\d.,]*|[+-]?\d[\d.,]*(?:e[+-]?\d+)? ?([^\W\d_]\S{0,9}|[%°€$£]\S?))$"
+"""A number with a unit, which is one of the groups: a percentage, an amount of money, 0.3 g, 9.81 m/s², 21 °C."""
 
 OTHER_DATE = r"^\d{1,2}[./-]\d{1,2}[./-]\d{2,4}([ T].*)?$"
 """A date in another form; in most of them day and month cannot be told apart."""
@@ -336,7 +336,8 @@ def mistaken(texts: Sequence[str]) -> str:
         )
     if _most(DECIMAL_COMMA, texts):
         return f'looks like numbers with a decimal comma ({texts[0]!r}); set pretrain\'s option `decimal: ","`'
-    if _most(WITH_UNIT, texts):
+    units = Counter(match[1] or match[2] for text in texts if (match := re.match(WITH_UNIT, text, re.IGNORECASE)))
+    if max(units.values(), default=0) > 0.9 * len(texts):  # codes such as 12a and 7b have no unit in common
         return f"looks like numbers with a unit ({texts[0]!r}); write them without"
     if _most(OTHER_DATE, texts):
         return f"looks like dates ({texts[0]!r}); write them as 2024-12-31"

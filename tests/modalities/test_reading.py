@@ -229,6 +229,21 @@ def test_a_table_in_place_of_media_is_refused_as_what_it_is(modality: Any, tmp_p
         load(Source(data=tmp_path / "nowhere.csv", label="kind"))
 
 
+@pytest.mark.parametrize("unit", [" g", "kg", " m/s²", "°C", " µV", "e-3 mm", " EUR"])
+def test_numbers_with_a_unit_are_named_and_codes_are_not(unit: str, tmp_path: Path) -> None:
+    codes = [f"{1 + i % 9}{'abcdefg'[i % 7]}" for i in range(N)]
+    for every in (7, N):
+        force = [f"{i % every}.5{unit}" for i in range(4 * N)]
+        pd.DataFrame({"force": force, "seat": codes * 4}).to_csv(tmp_path / "t.csv", index=False)
+        data = load(Source(data=tmp_path / "t.csv", modality="tabular"))
+        assert noted(data, f"Column 'force' is read as categories, but looks like numbers with a unit ('0.5{unit}')")
+        assert not noted(data, "'seat'")
+    force = [f"{i}.5{unit}" for i in range(4 * N)]
+    pd.DataFrame({"force": force, "seat": codes * 4}).to_csv(tmp_path / "t.csv", index=False)
+    with pytest.raises(UserError, match=r"column 'force' looks like numbers with a unit .*; write them without, or"):
+        load(Source(data=tmp_path / "t.csv", modality="tabular"))
+
+
 def test_unusual_columns_are_reported(tmp_path: Path) -> None:
     table = pd.DataFrame(
         {

@@ -288,6 +288,9 @@ def test_implausible_settings_are_refused(tmp_path: Path) -> None:
         load_own(path, label="activity", window=64)
     with pytest.raises(UserError, match="column 'activity' holds 'sit', not a number"):
         load_own(path, window=16)
+    table().assign(force=[f"{row / 8} g" for row in range(len(table()))]).to_csv(path, index=False)
+    with pytest.raises(UserError, match=r"column 'force' looks like numbers with a unit .*; write them without"):
+        load_own(path, label="activity", window=16)
     table().assign(activity="sit").to_csv(path, index=False)
     with pytest.raises(UserError, match="every row that has one holds 'sit'"):
         load_own(path, label="activity", window=16)
