@@ -442,7 +442,8 @@ def _from_table(
     for name in (column, label, group):
         if name is not None and name not in names:
             listed = f"{', '.join(names[:LISTED])}{' and more' * (len(names) > LISTED)}"
-            raise UserError(f"{path}: no column {name!r}{did_you_mean(name, names)}; there are: {listed}")
+            hint = "; the option `column` names another column" if name == column else ""
+            raise UserError(f"{path}: no column {name!r}{did_you_mean(name, names)}; there are: {listed}{hint}")
     indices = [None if name is None else list(names).index(name) for name in (column, label, group)]
     for number, cells in rows:
         key = f"{path.name}:{number}"

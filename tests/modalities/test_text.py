@@ -326,8 +326,10 @@ def give(tmp_path: Path, content: str, name: str = "t.csv", **options: Any) -> D
 
 
 def test_mistakes_are_reported(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no column 'text'; there are: words"):
+    with pytest.raises(UserError, match="no column 'text'; there are: words; the option `column` names another column"):
         give(tmp_path, "words\na\n")
+    with pytest.raises(UserError, match=r"no column 'kind'; there are: text$"):
+        give(tmp_path, "text\na\n", label="kind")
     with pytest.raises(UserError, match="all texts with a label have 'x'"):
         give(tmp_path, "text,kind\na,x\nb,x\n", label="kind")
     with pytest.raises(UserError, match="it holds no text"):
