@@ -100,7 +100,7 @@ def divided(data: Data) -> tuple[str, ...]:
     for name, split in splits.items():
         number = 0 if split.group is None else len(np.unique(split.group))
         groups = "" if split.group is None else f", {number} group{'s' * (number != 1)}"
-        lines.append(f"  {name:<{width}}  {len(split)} examples{groups}")
+        lines.append(f"  {name:<{width}}  {len(split)} example{'s' * (len(split) != 1)}{groups}")
     if labelled is None:
         return tuple(lines)
     task, parts = labelled.task, labelled.splits.values()
@@ -197,7 +197,7 @@ def _duplicates(name: str, split: Split, digests: NDArray[np.uint64]) -> Iterato
         same = inverse[order][1:] == inverse[order][:-1]
         differing = same & (split.label[order][1:] != split.label[order][:-1])
         conflicts = len(np.unique(inverse[order][1:][differing]))
-        message += f"; {conflicts} examples occur with different labels"
+        message += f"; {conflicts} {'example occurs' if conflicts == 1 else 'examples occur'} with different labels"
     yield _finding("duplicates", "warning", name, split, index, message)
 
 
@@ -205,7 +205,7 @@ def _leaks(splits: dict[str, Split], digests: dict[str, NDArray[np.uint64]]) -> 
     for seen, held_out in _pairs(splits):
         index = np.flatnonzero(np.isin(digests[held_out], digests[seen]))
         if len(index):
-            share = f"{100 * len(index) / len(splits[held_out]):.2g} %"
+            share = f"{100 * len(index) / len(splits[held_out]):.3g} %"
             severity: Severity = "error" if held_out == "test" else "warning"
             message = f"{len(index)} of its examples ({share}) {'is' if len(index) == 1 else 'are'} in {seen} too"
             yield _finding("leak", severity, held_out, splits[held_out], index, message)
@@ -236,7 +236,7 @@ def _overlaps(data: Data, splits: dict[str, Split]) -> Iterator[Finding]:
             if len(index):
                 severity: Severity = "warning" if share > 0.1 else "info"
                 where = f"lie inside a training text, or share {NGRAM} tokens in a row with one"
-                message = f"{len(index)} texts ({share:.0%}) {where}"
+                message = f"texts that {where}: {len(index)} ({share:.0%})"
                 yield _finding("overlap", severity, name, splits[name], index, message)
 
 
@@ -252,7 +252,7 @@ def _groups(splits: dict[str, Split]) -> Iterator[Finding]:
         if len(shared):
             index = np.flatnonzero(np.isin(second, shared))
             names = ", ".join(map(str, shared[:LISTED])) + (", ..." if len(shared) > LISTED else "")
-            message = f"{len(shared)} of its groups are in {seen} too: {names}"
+            message = f"{len(shared)} of its groups {'is' if len(shared) == 1 else 'are'} in {seen} too: {names}"
             yield _finding("groups", "error", held_out, splits[held_out], index, message)
 
 
@@ -273,7 +273,7 @@ def _classes(name: str, split: Split, task: Task) -> Iterator[Finding]:
     if task.kind == "regression":
         wrong = np.flatnonzero(~np.isfinite(label))
         if len(wrong):
-            yield _finding("classes", "error", name, split, wrong, f"{len(wrong)} labels are not finite numbers")
+            yield _finding("classes", "error", name, split, wrong, f"labels that are not finite numbers: {len(wrong)}")
         low, high = np.nanmin(label), np.nanmax(label)
         if low == high:
             yield Finding("classes", "error", name, f"the label is constant: {low:g}", len(split))
@@ -286,7 +286,7 @@ def _classes(name: str, split: Split, task: Task) -> Iterator[Finding]:
         outside = (label >= len(task.classes)) | (label < (-1 if task.kind == "tokens" else 0))
         wrong = np.flatnonzero(outside.reshape(len(label), -1).any(axis=1))
         if len(wrong):
-            yield _finding("classes", "error", name, split, wrong, f"{len(wrong)} labels are not a class number")
+            yield _finding("classes", "error", name, split, wrong, f"labels that are not a class number: {len(wrong)}")
         counts = np.bincount(scored[(scored >= 0) & (scored < len(task.classes))], minlength=len(task.classes))
     absent = [task.classes[i] for i in np.flatnonzero(counts == 0)]
     if absent:

@@ -71,6 +71,9 @@ def test_pretraining_on_test_rows_is_a_leak() -> None:
     leak = only(audit(replace(data, pretrain=Split(labelled.train.inputs, both))), "leak")
     assert leak.count == 7
     assert "pretrain" in leak.message
+    all_of_them = np.concatenate([labelled.train.rows, labelled.test.rows])
+    leak = only(audit(replace(data, pretrain=Split(labelled.train.inputs, all_of_them))), "leak")
+    assert leak.message == "100 of its examples (100 %) are in pretrain too"
 
 
 def test_duplicates_within_a_split_and_labels_that_contradict() -> None:
@@ -84,7 +87,7 @@ def test_duplicates_within_a_split_and_labels_that_contradict() -> None:
     duplicates = only(audit(data), "duplicates", "train")
     assert sorted(duplicates.rows) == sorted(rows[[1, 2, 3]].tolist())
     assert "2 could be removed" in duplicates.message
-    assert "1 examples occur with different labels" in duplicates.message
+    assert "1 example occurs with different labels" in duplicates.message
 
 
 def test_rows_that_differ_in_one_bit_are_not_duplicates() -> None:
