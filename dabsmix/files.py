@@ -92,6 +92,8 @@ def sweep(folder: Path) -> None:
 
 def unwritable(path: Path, error: OSError) -> UserError:
     """The error for a file that cannot be written."""
+    if path.is_dir():
+        return UserError(f"cannot write {path}: it is a folder; name a file")
     reason = error.strerror or str(error)
     other = "set $DABSMIX_CACHE to" if path.is_relative_to(cache_folder()) else "choose"
     return UserError(f"cannot write {path}: {reason}; free some space there or {other} another folder")

@@ -46,3 +46,8 @@ def test_a_cache_that_cannot_be_written_names_its_variable(tmp_path: Path, monke
     (tmp_path / "other").touch()
     with pytest.raises(UserError, match="choose another folder"):
         write(tmp_path / "other" / "x.json", lambda path: path.write_text("{}"))
+
+
+def test_a_folder_in_place_of_a_file_is_named_as_one(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=rf"cannot write {tmp_path}: it is a folder; name a file"):
+        write(tmp_path, lambda path: path.write_text("{}"))
