@@ -390,6 +390,11 @@ class Run:
     def _checkpoints(self) -> list[Path]:
         return sorted((self.path / "checkpoints").glob("[0-9]*.pt"))
 
+    @property
+    def checkpoint_step(self) -> int:
+        """How many steps the newest checkpoint holds; 0 without one."""
+        return max((int(path.stem) for path in self._checkpoints() if path.stem.isdigit()), default=0)
+
     # the encoder
 
     def encoder_file(self) -> Path:

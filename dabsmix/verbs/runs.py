@@ -23,7 +23,8 @@ class Listed:
         name: of its folder.
         status: ``finished``, ``running`` (a process works on it now), ``interrupted`` (``--resume`` goes on with it) or
             ``failed``.
-        step, steps: done, and requested; both 0 if nothing is trained.
+        step, steps: done, by the last line of metrics or the newest checkpoint, and requested; both 0 if nothing is
+            trained.
         loss: of the last line of metrics; None without one.
         scores: by task, the headline of each transfer in the metric's own unit.
         metrics: by task, what the score is.
@@ -90,7 +91,7 @@ def _listed(run: Run) -> Listed:
     return Listed(
         name=run.path.name,
         status=status,
-        step=lines[-1]["step"] if lines else 0,
+        step=max(lines[-1]["step"] if lines else 0, run.checkpoint_step),
         steps=record.steps,
         loss=lines[-1].get("loss") if lines else None,
         scores={task: result.value for task, result in headlines.items()},

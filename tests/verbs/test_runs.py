@@ -52,6 +52,15 @@ def test_every_state_is_listed(tmp_path: Path) -> None:
     assert listed[2].loss == 1.25
 
 
+def test_an_interrupted_run_is_listed_with_the_steps_of_its_checkpoint(tmp_path: Path) -> None:
+    run = Run.create(tmp_path, "stopped", {}, run_record(steps=500))
+    run.log({"step": 20, "loss": 1.5})
+    run.save_checkpoint(10, {"step": 10})
+    assert runs(tmp_path)[0].step == 20
+    run.save_checkpoint(26, {"step": 26})  # a signal comes between two lines of metrics
+    assert (runs(tmp_path)[0].step, runs(tmp_path)[0].loss) == (26, 1.5)
+
+
 @pytest.mark.parametrize("algo", ["dmix", "mae"])
 def test_a_rate_that_is_far_too_high_ends_with_one_line(
     algo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
