@@ -47,8 +47,9 @@ def load(
 
     Args:
         domain: a name that `dabsmix list domains` shows; fetched first where it is missing and can be fetched.
-        data: your own data instead: a file, a folder, or a DataFrame of rows; or, without a label, an array of
-            examples, PIL images or strings (see `dabsmix.modalities.memory.whole`).
+        data: your own data instead: a file, a folder, or a DataFrame of rows; or, without a label, PIL images, strings,
+            or an array: images ``(n, height, width)``, with 3 channels also first or last, windows of sensors
+            ``(n, channels, length)``, rows of a table ``(n, columns)``.
         modality: what your own data are.
         label: the column, or ``"folder"``, that holds the label of your own data; without it nothing can be scored.
         options: how your own files are read, by name (``{"window": 128, "group": "person"}``) or as a YAML file; the

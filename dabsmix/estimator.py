@@ -21,9 +21,16 @@ __all__ = ["SelfSupervised"]
 class SelfSupervised(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn is untyped
     """Learn features from unlabelled examples, then give each example's.
 
-    A 2-d array or a DataFrame is a table: one example per row, cells may be empty, text columns of a DataFrame are
-    categories. Other modalities take what `dabsmix.modalities.memory.whole` takes. No run's folder is left behind; use
-    `dabsmix.pretrain` to keep one.
+    What is fitted, by modality (n examples):
+
+    - tabular: a DataFrame, or an array ``(n, columns)``. Cells may be empty; columns of text are categories.
+    - sensor: windows ``(n, channels, length)``, or ``(n, length)`` with one channel. The channels come before the
+      readings: transpose an array ``(n, length, channels)`` by ``X.transpose(0, 2, 1)``.
+    - image: PIL images, or an array ``(n, height, width)``, with 3 channels also first or last, of whole numbers from 0
+      to 255 or floats from 0 to 1.
+    - text: strings.
+
+    No run's folder is left behind; use `dabsmix.pretrain` to keep one.
 
     Args:
         modality: tabular, image, sensor or text.

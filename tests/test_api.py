@@ -177,7 +177,8 @@ def test_windows_of_a_sensor(tmp_path: Path) -> None:
     extractor = dabsmix.load_encoder(dabsmix.pretrain(data, "none", out=tmp_path, **SHORT))
     windows = frame["x"].to_numpy().reshape(20, 1, 32).copy()
     np.testing.assert_allclose(extractor.features(frame), extractor.features(windows), atol=1e-5)
-    with pytest.raises(UserError, match=r"shape \(20, 1, 16\): the encoder reads Grid"):
+    form = r"an array \(n, 1, 32\), which is \(n, channels, length\); bring the axes into this form"
+    with pytest.raises(UserError, match=rf"examples of shape \(20, 1, 16\): the encoder reads {form}"):
         extractor.features(windows[:, :, :16])
     windows[3, 0, 5] = np.nan
     with pytest.raises(UserError, match="example 3 holds nan"):

@@ -22,7 +22,7 @@ from dabsmix.spec import Grid, PaddedGrid, Spec, Table, Tokens
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["further", "is_frame", "stored", "whole"]
+__all__ = ["further", "is_frame", "shape_of", "stored", "whole"]
 
 NUMBERS = 1 << 20
 """Numbers of an array that are converted at a time."""
@@ -123,24 +123,29 @@ def stored(x: Any, spec: Spec) -> NDArray[Any]:
         UserError: it has another shape, is not numeric, or holds infinite values (or NaN, if no value may be missing).
     """
     array = _array(x)
-    shape: tuple[int, ...]
-    match spec:
-        case Grid():
-            shape = (spec.channels, *spec.size)
-            if spec.channels == 1 and array.shape[1:] == spec.size:
-                array = array[:, None]
-        case Table():
-            shape = (spec.num_features,)
-        case Tokens():
-            shape = (spec.length,)
+    shape, words = shape_of(spec)
+    if isinstance(spec, Grid) and spec.channels == 1 and array.shape[1:] == spec.size:
+        array = array[:, None]
     if array.ndim != 1 + len(shape) or array.shape[1:] != shape:
-        sizes = ", ".join(map(str, shape))
-        raise UserError(f"examples of shape {array.shape}: the encoder reads {spec}, an array (n, {sizes})")
+        raise UserError(f"examples of shape {array.shape}: the encoder reads {words}; bring the axes into this form")
     if isinstance(spec, Tokens):
         if array.dtype.kind not in "iu" or (array.size and not 0 <= array.min() <= array.max() < spec.vocab):
             raise UserError(f"token ids must be whole numbers from 0 to {spec.vocab - 1}")
         return stacked(part.astype(np.int32) for _, part in _blocks(array))
     return stacked(_finite(first, part.astype(np.float32), spec) for first, part in _blocks(array))
+
+
+def shape_of(spec: Spec) -> tuple[tuple[int, ...], str]:
+    """The shape of one example, and that of an array of them in words."""
+    match spec:
+        case Grid():
+            shape: tuple[int, ...] = (spec.channels, *spec.size)
+            axes = "channels, " + ("length", "height, width", "depth, height, width")[len(spec.size) - 1]
+        case Table():
+            shape, axes = (spec.num_features,), "columns"
+        case Tokens():
+            shape, axes = (spec.length,), "tokens"
+    return shape, f"an array (n, {', '.join(map(str, shape))}), which is (n, {axes})"
 
 
 def _blocks(array: NDArray[Any]) -> Iterator[tuple[int, NDArray[Any]]]:

@@ -116,7 +116,9 @@ class FeatureExtractor:
 
         Args:
             x: examples of the run's modality: arrays or tensors (a tuple of them for several inputs), a DataFrame, PIL
-                images, strings, or paths of files; see `dabsmix.modalities.memory.further`.
+                images, strings, or paths of files. Arrays are images ``(n, height, width)``, with 3 channels also
+                first or last; windows of sensors ``(n, channels, length)``; waves of sounds ``(n, samples)`` at the
+                run's rate; rows of a table ``(n, columns)``; ids of tokens ``(n, length)``.
             pooling: the mean over tokens, or CLS.
             batch_size: examples per pass; changes nothing but float rounding.
 
@@ -137,7 +139,11 @@ class FeatureExtractor:
             path = Path(x).expanduser()
             if path.suffix != ".npy":
                 return self._files(path, on_bad)
-            x = _array_file(path)
+            array = _array_file(path)
+            try:
+                return self.read(array)
+            except UserError as error:
+                raise UserError(f"{path}: {error}") from error
         data = memory.further(x, self.modality, self.specs, self.state) or self._as_stored(x)
         return data, _RowNumbers(len(data.pretrain))
 
@@ -146,8 +152,8 @@ class FeatureExtractor:
         if not packed and not path.exists():
             raise UserError(f"{path}: no such file or folder")
         if READS_FILES.get(self.modality) not in self.state:
-            shapes = " and ".join(map(str, self.specs))
-            raise UserError(f"{path}: this encoder reads only arrays, of {shapes}; give them as a .npy file")
+            shapes = " and ".join(memory.shape_of(spec)[1] for spec in self.specs)
+            raise UserError(f"{path}: this encoder reads no files of examples, only {shapes}; give it as a .npy file")
         if packed:
             path = unpacked(path, self.modality, self.state).path
         reader = importlib.import_module(f"dabsmix.modalities.{self.modality}")

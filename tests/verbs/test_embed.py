@@ -69,10 +69,13 @@ def test_a_named_domain_s_run_reads_arrays(tmp_path: Path) -> None:
     keys, features = read(out)
     assert keys == [str(row) for row in range(9)]
     np.testing.assert_allclose(features, load_encoder(run).features(images, pooling="cls"), atol=1e-6)
-    with pytest.raises(UserError, match=r"this encoder reads only arrays, of Grid\(.*\); give them as a \.npy file"):
+    form = r"an array \(n, 1, 8, 8\), which is \(n, channels, height, width\)"
+    with pytest.raises(
+        UserError, match=f"this encoder reads no files of examples, only {form}; give it as a .npy file"
+    ):
         embed(EmbedConfig(run.path, tmp_path, tmp_path / "g.parquet"))
     np.save(tmp_path / "small.npy", images[:, :4])
-    with pytest.raises(UserError, match=r"examples of shape \(9, 4, 8\): the encoder reads Grid"):
+    with pytest.raises(UserError, match=rf"small\.npy: examples of shape \(9, 4, 8\): the encoder reads {form}; bring"):
         embed(EmbedConfig(run.path, tmp_path / "small.npy", tmp_path / "g.parquet"))
     (tmp_path / "broken.npy").write_bytes(b"\x93NUMPY")
     with pytest.raises(UserError, match=r"broken\.npy: cannot be read as an array"):
