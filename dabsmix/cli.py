@@ -7,14 +7,16 @@ import contextlib
 import io
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
 import sys
+from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping, Set
-from dataclasses import fields, make_dataclass, replace
+from dataclasses import fields, is_dataclass, make_dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 
 import tyro
 
@@ -122,7 +124,8 @@ def _read(kind: type[T], command: str, args: list[str]) -> T:
     except SystemExit as error:
         if error.code in (0, None):  # --help
             raise
-        raise UserError(f"{_on_one_line(complaint.getvalue())}; see `dabsmix {command} --help`") from None
+        message = _with_choices(_on_one_line(complaint.getvalue()), kind)
+        raise UserError(f"{message}; see `dabsmix {command} --help`") from None
 
 
 def _on_one_line(box: str) -> str:
@@ -136,6 +139,25 @@ def _on_one_line(box: str) -> str:
     message = " ".join(words if missing is None else words[: missing + 2]).rstrip(".")
     close = next((line.split()[0] for line in lines[1:] if line.startswith("--")), None)
     return f"{message} (did you mean {close}?)" if close is not None and message.startswith("Unrecognized") else message
+
+
+def _with_choices(message: str, kind: type[Any]) -> str:
+    """The same complaint, with the choices as their type declares them; tyro gives them in any order, with 'None'."""
+    match = re.match(r"(invalid choice '(.*)' for argument '--(.*)'\. Expected one of )\((.*)\)", message)
+    if match is None:
+        return message
+    declared = str(_types(kind).get(match[3].replace("-", "_")))
+    choices = sorted(
+        set(re.findall("'(.*?)'", match[4])) - {"None"}, key=lambda name: (declared.find(repr(name)), name)
+    )
+    return f"{match[1]}{', '.join(choices)}{did_you_mean(match[2], choices)}"
+
+
+def _types(kind: Any) -> dict[str, Any]:
+    """The types of a dataclass's fields by name, with those of the dataclasses in it."""
+    types = get_type_hints(kind)
+    inner = [_types(part) for part in types.values() if is_dataclass(part)]
+    return dict(ChainMap(types, *inner))
 
 
 # --- pretrain's flags: flag > file > protocol > default

@@ -350,7 +350,12 @@ MISTAKES = {
     "bench --domains digits --algos dmixx": "unknown algorithm 'dmixx' (did you mean 'dmix'?)",
     "pretrain --domain digits --stepz 3": "Unrecognized options: --stepz, 3 (did you mean --steps?)",
     "pretrain --domain digits --encoder tinny": "unknown encoder 'tinny' (did you mean 'tiny'?); there are: dabs",
-    "pretrain --domain digits --protocol v3": "invalid choice 'v3' for argument '--protocol'",
+    "pretrain --domain digits --protocol v3": "invalid choice 'v3' for argument '--protocol'. Expected one of v1, "
+    "dabs, imix; see `dabsmix pretrain --help`",
+    "pretrain --data . --modality images": "invalid choice 'images' for argument '--modality'. Expected one of image, "
+    "spectrogram, sensor, tabular, text, sequence (did you mean 'image'?); see",
+    "pretrain --algo emix --label-weight x": "invalid choice 'x' for argument '--label-weight'. Expected one of "
+    "example, batch-mean; see",
     "pretrain --domain digits --steps 0": "--steps 0: must be at least 1",
     "pretrain --domain digits --online digitz": "unknown domain 'digitz'",
     "pretrain --domain digits --init nowhere": "nowhere is not a run",
@@ -364,7 +369,8 @@ MISTAKES = {
     "transfer --run runs/damaged": "runs/damaged/run.json is damaged",
     "transfer --run runs/running": "runs/running is unfinished: continue it",
     "transfer --task digitz": "unknown domain 'digitz' (did you mean 'digits'?)",
-    "transfer --protocol v3": "invalid choice 'v3' for argument '--protocol'",
+    "transfer --protocol v3": "invalid choice 'v3' for argument '--protocol'. Expected one of v2, v1, dabs, imix, "
+    "finetune; see",
     "transfer --out nowhere": "no finished run under nowhere",
     "transfer --data nowhere --label y": "--data nowhere: no such file or folder",
     "embed --run nowhere --input . --out x.csv": "nowhere is not a run",
