@@ -37,7 +37,7 @@ from dabsmix.config import (
 from dabsmix.errors import UserError, did_you_mean
 from dabsmix.files import data_root
 from dabsmix.interrupt import RESUME_ME, Interrupted
-from dabsmix.source import Source
+from dabsmix.source import Source, read_yaml
 from dabsmix.terminal import log_lines
 
 if TYPE_CHECKING:
@@ -212,15 +212,7 @@ def _read_pretrain(args: list[str]) -> tuple[PretrainConfig, tuple[int, ...]]:
 
 def _read_fields(path: Path, flag: str = "") -> dict[str, Any]:
     """The values of a YAML file of fields."""
-    import yaml
-
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{flag}{path}: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{flag}{path}: expected lines `field: value`")
-    return values
+    return read_yaml(path, f"{flag}{path}", "field: value")
 
 
 def _as_words(values: Mapping[str, Any], switches: Set[str], several: Set[str] = frozenset()) -> list[str]:

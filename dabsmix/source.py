@@ -35,6 +35,7 @@ __all__ = [
     "load_as",
     "modality_of",
     "read_options",
+    "read_yaml",
     "with_metric",
 ]
 
@@ -109,7 +110,9 @@ class Source:
             UserError: neither or both of --domain and --data are given, the domain is unknown, --data does not exist
                 or lacks its modality, --options cannot be read, or a flag for files is given with --domain.
         """
-        if (self.domain is None) == (self.data is None):
+        if self.domain is not None and self.data is not None:
+            raise UserError(f"--domain {self.domain} and --data {self.data}: give --domain or --data, not both")
+        if self.domain is None and self.data is None:
             raise UserError("name the data: either --domain NAME (see `dabsmix list domains`) or --data PATH")
         if self.domain is not None:
             for flag in ("modality", "label", "options", "group", "ignore", "on_bad"):
@@ -323,20 +326,38 @@ def read_options(path: Path | None) -> dict[str, Any]:
         return {}
     if path.exists() and not path.is_file():
         raise UserError(f"--options {path}: not a file; write the options to one, because they are read more than once")
+    return read_yaml(path, f"--options {path}", "name: value")
+
+
+def read_yaml(path: Path, place: str, expected: str) -> dict[str, Any]:
+    """The values of a YAML file.
+
+    Args:
+        path: the file.
+        place: what messages call it.
+        expected: how its lines are written.
+
+    Raises:
+        UserError: the file is missing or cannot be read, or it is not YAML of such lines.
+    """
     try:
-        options = yaml.safe_load(path.expanduser().read_text(encoding="utf-8")) or {}
+        values = yaml.safe_load(path.expanduser().read_text(encoding="utf-8")) or {}
     except FileNotFoundError as error:
-        raise UserError(f"--options {path}: no such file") from error
-    except yaml.MarkedYAMLError as error:
-        line = "" if error.problem_mark is None else f", line {error.problem_mark.line + 1}"
+        raise UserError(f"{place}: no such file; name a file of lines `{expected}`") from error
+    except OSError as error:
+        raise UserError(f"{place}: cannot be read ({error.strerror}); name a file of lines `{expected}`") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{place}: not encoded as utf-8 ({error.reason}); convert the file") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        reason = getattr(error, "problem", None) or getattr(error, "reason", error)
+        line = "" if mark is None else f", line {mark.line + 1}"
         raise UserError(
-            f'--options {path}{line}: not YAML ({error.problem}); a value such as a comma needs quotes: `decimal: ","`'
+            f'{place}{line}: not YAML ({reason}); a value such as a comma needs quotes: `decimal: ","`'
         ) from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"--options {path}: {' '.join(str(error).split())}") from error
-    if not isinstance(options, dict):
-        raise UserError(f"--options {path}: expected lines `name: value`")
-    return options
+    if not isinstance(values, dict):
+        raise UserError(f"{place}: expected lines `{expected}`")
+    return values
 
 
 def _check_options(source: Source, read: Callable[..., Data], options: Mapping[str, Any]) -> None:

@@ -194,10 +194,12 @@ def one_line(capsys: pytest.CaptureFixture[str]) -> str:
         (f"pretrain {SHORT} --views augment --algo simclr", "digits has no augmentation"),
         (f"pretrain {SHORT} --views mask --algo simclr", "digits has no numeric columns to mask"),
         ("pretrain", "either --domain NAME"),
-        ("pretrain --domain digits --data .", "either --domain NAME"),
+        ("pretrain --domain digits --data .", "--domain digits and --data .: give --domain or --data, not both"),
         ("pretrain --data .", "--modality"),
         ("pretrain --data missing.csv --modality tabular", "--data missing.csv: no such file or folder"),
-        ("pretrain --config missing.yaml", "--config missing.yaml: "),
+        ("pretrain --config missing.yaml", "--config missing.yaml: no such file; name a file of lines `field: value`"),
+        ("pretrain --config .", "--config .: cannot be read (Is a directory); name a file of lines `field: value`"),
+        ("bench missing.yaml", "missing.yaml: no such file; name a file of lines `field: value`"),
         ("pretrain --config", "--config: name a YAML file"),
         ("pretrain --domain digits --algo", "Missing value for argument '--algo'"),
         (f"pretrain {SHORT} --out file", "choose another --out"),
@@ -250,7 +252,8 @@ def test_missing_data_are_reported_with_file_source_and_target(
         ("label_weight: example", "unknown field 'label_weight'"),  # dmix has no such hyperparameter
         ("hyper: {alpha: 2}", "unknown field 'hyper'"),
         ("- 1\n- 2", "expected lines `field: value`"),
-        ("a: [", "--config config.yaml: "),
+        ("a: [1\nb: 2", "--config config.yaml, line 2: not YAML (expected ',' or ']', but got ':'); "),
+        ("a: \0", "--config config.yaml: not YAML (special characters are not allowed); "),
     ],
 )
 def test_a_mistake_in_the_file_names_the_file(
