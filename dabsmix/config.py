@@ -361,7 +361,8 @@ class TransferConfig:
     label: tuple[str, ...] = ()
     """Columns of your own data to predict (or 'folder' for folders), each of which is a task."""
     options: Path | None = None
-    """YAML with further options for your own data's labels (group, labels, column, task)."""
+    """YAML with further options for your own data's labels (group, labels, column, task), and for how files are
+    written where the run's own are not (encoding, separator, decimal)."""
     group: str | None = None
     """Column of your own data that says which examples belong together; same as the option of that name."""
     ignore: str | None = None
@@ -533,6 +534,8 @@ class EmbedConfig:
     """The file to write (.parquet, .csv or .npz), with one row per example: its key and its features."""
     pooling: Literal["mean", "cls"] = "mean"
     """Which pooled feature to write."""
+    options: Path | None = None
+    """YAML that says how files are written where the run's own are not (encoding, separator, decimal)."""
     on_bad: Literal["error", "skip"] = "error"
     """What to do with unreadable examples; skipped ones are counted and listed and get no row."""
     device: str | None = None
@@ -542,8 +545,8 @@ class EmbedConfig:
         """Refuse mistakes that are found without torch.
 
         Raises:
-            UserError: the run is not a finished run, the input does not exist, the output has another format, or a
-                flag does not apply.
+            UserError: the run is not a finished run, the input does not exist, --options cannot be read, the output has
+                another format, or a flag does not apply.
         """
         from dabsmix.modalities.packed import is_packed
 
@@ -551,8 +554,11 @@ class EmbedConfig:
         run.require_finished()
         if not is_packed(self.input.expanduser(), run.modality) and not self.input.expanduser().exists():
             raise UserError(f"--input {self.input}: no such file or folder")
+        read_options(self.options)
         if self.on_bad == "skip" and self.input.suffix == ".npy":
             raise UserError(f"--on-bad skip: {self.input} is one array; leave it out, and bad rows out of the array")
+        if self.options is not None and self.input.suffix == ".npy":
+            raise UserError(f"--options {self.options}: {self.input} is one array; leave the flag out")
         if self.out.suffix not in FEATURE_FILES:
             raise UserError(f"--out {self.out}: its name must end in one of {', '.join(FEATURE_FILES)}")
 

@@ -36,6 +36,7 @@ __all__ = [
     "modality_of",
     "read_options",
     "read_yaml",
+    "state_of_further",
     "with_metric",
 ]
 
@@ -44,8 +45,15 @@ Modality = Literal["image", "spectrogram", "sensor", "tabular", "text", "sequenc
 HUB = "hf:"
 """How ``--data`` names a data set of the Hugging Face hub, or a folder that `datasets` saved."""
 
-FLAGS = ("path", "state", "label", "on_bad", "root")
-"""Keywords that a reader gets from the command line or a run; its other keywords are options."""
+FLAGS = ("label", "on_bad", "root")
+"""Keywords that a reader gets from the command line; its other keywords are options."""
+
+WRITTEN = {
+    "sensor": ("separator", "decimal", "encoding"),
+    "tabular": ("separator", "decimal", "encoding"),
+    "text": ("encoding",),
+}
+"""By modality, the options that only say how files are written, in which further files may differ from a run's own."""
 
 READS_FILES = {
     "image": "size",
@@ -167,7 +175,7 @@ def load(source: Source) -> Data:
 
     source, path, options, notes = _opened(source)
     read = importlib.import_module(f"dabsmix.modalities.{source.modality}").load_own
-    _check_options(source, read, options)
+    _check_options(source, options, _options_of(read) | {"metric": str})
     metric_name = options.pop("metric", None)
     with _named(path, source):
         data: Data = read(path, label=source.label, on_bad=source.on_bad, **_root(read, source), **options)
@@ -233,8 +241,9 @@ def load_as(source: Source, modality: str, state: Mapping[str, Any]) -> Data:
     if source.modality != modality:
         raise UserError(f"--data {source.data} is {source.modality}, and the run was pretrained on {modality}")
     read = importlib.import_module(f"dabsmix.modalities.{modality}").load_further_labelled
-    _check_options(source, read, options)
+    _check_options(source, options, _options_of(read) | dict.fromkeys(("metric", *WRITTEN.get(modality, ())), str))
     metric_name = options.pop("metric", None)
+    state = _as_written(state, modality, options)
     root = {} if source.data_root is None else {"data_root": str(source.data_root)}  # where tokenizers lie
     with _named(path, source):
         marked = read(path, {**state, **root}, label=source.label, on_bad=source.on_bad, **options)
@@ -245,6 +254,26 @@ def load_as(source: Source, modality: str, state: Mapping[str, Any]) -> Data:
     rows = [marked.data.fingerprint or _content(marked.data), *sums]
     notes = (*notes, *data.notes, "It is not known whether test examples were among those that were pretrained on.")
     return replace(data, fingerprint=digest([*rows, settings]), source=source, notes=notes)
+
+
+def state_of_further(state: Mapping[str, Any], source: Source) -> Mapping[str, Any]:
+    """A run's state, with what the options of further files of its modality say of how they are written.
+
+    Raises:
+        UserError: an option says something else, or the file of options cannot be read.
+    """
+    assert source.modality is not None
+    options = read_options(source.options)
+    _check_options(source, options, dict.fromkeys(WRITTEN.get(source.modality, ()), str))
+    return _as_written(state, source.modality, options)
+
+
+def _as_written(state: Mapping[str, Any], modality: str, options: dict[str, Any]) -> Mapping[str, Any]:
+    """A run's state that reads files which are written as these options say; they are removed from the others."""
+    written = {name: options.pop(name) for name in WRITTEN.get(modality, ()) if name in options}
+    if modality == "text":
+        return {**state, **written}
+    return {**state, "reading": {**state.get("reading", {}), **written}} if written else state
 
 
 def _content(data: Data) -> str:
@@ -360,20 +389,23 @@ def read_yaml(path: Path, place: str, expected: str) -> dict[str, Any]:
     return values
 
 
-def _check_options(source: Source, read: Callable[..., Data], options: Mapping[str, Any]) -> None:
-    kinds = get_type_hints(read)
-    parameters = inspect.signature(read).parameters
-    known = {name: parameter.annotation for name, parameter in parameters.items() if name not in FLAGS}
-    known["metric"] = "str"  # an option of every labelled set, which no reader takes
-    kinds["metric"] = str
+def _options_of(read: Callable[..., Any]) -> dict[str, Any]:
+    """The options that a reader takes, and their types."""
+    types = get_type_hints(read)
+    parameters = inspect.signature(read).parameters.values()
+    return {p.name: types[p.name] for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in FLAGS}
+
+
+def _check_options(source: Source, options: Mapping[str, Any], known: Mapping[str, Any]) -> None:
+    """Refuse an option that is not among the known ones, or does not have its type."""
     for name, value in options.items():
         if name not in known:
             raise UserError(
                 f"{source.options or f'--{name}'}: unknown option {name!r}{did_you_mean(str(name), known)}; "
-                f"{source.modality} data take: {', '.join(known)}"
+                f"{source.modality} data take: {', '.join(known) or 'none here'}"
             )
-        if not _is_a(value, kinds[name]):
-            raise UserError(f"{source.options or f'--{name}'}: {name} is {value!r}, not {_in_words(kinds[name])}")
+        if not _is_a(value, known[name]):
+            raise UserError(f"{source.options or f'--{name}'}: {name} is {value!r}, not {_in_words(known[name])}")
 
 
 def _is_a(value: object, kind: Any) -> bool:

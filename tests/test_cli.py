@@ -379,6 +379,7 @@ MISTAKES = {
     "embed --run nowhere --input . --out x.csv": "nowhere is not a run",
     "embed --run runs/running --input . --out x.csv": "runs/running is unfinished: continue it",
     "embed --run runs/finished --input nowhere --out x.csv": "--input nowhere: no such file or folder",
+    "embed --run runs/finished --input . --options nowhere.yaml --out x.csv": "--options nowhere.yaml: no such file",
     "embed --run runs/finished --input . --out x.tsv": "--out x.tsv: its name must end in one of .parquet, .csv, .npz",
     "report --run nowhere": "nowhere is not a run",
     "report --run runs/running": "runs/running is unfinished: continue it",

@@ -379,12 +379,12 @@ def opened(path: Path | zipfile.Path, encoding: str, newline: str | None = None)
 
 def encoding_fault(encoding: str, error: BaseException) -> str:
     """What to say of a file that does not have the stated encoding, with the remedy."""
-    fault, option = f"not encoded as {encoding}", "`encoding`, such as latin-1 or cp1252"
+    fault, own = f"not encoded as {encoding}", "latin-1"
     if isinstance(error, Wide):
-        fault, option = f"encoded as {str(error)[:6].upper()}", f"`encoding: {error}`"
+        fault, own = f"encoded as {str(error)[:6].upper()}", str(error)
     return (
-        f"{fault}; convert the file to {encoding}, or name its encoding in pretrain's option {option} (sequences and "
-        "tables of labels have no such option)"
+        f"{fault}; convert the file to {encoding}, or name its own encoding, as `encoding: {own}` in the file that "
+        "--options names (sequences and tables of labels have no such option)"
     )
 
 

@@ -7,7 +7,7 @@ import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Literal, cast, overload
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from dabsmix.modalities.packed import is_packed, unpacked
 from dabsmix.model.encoder import Encoder, build_encoder
 from dabsmix.registry import domain
 from dabsmix.run import Run
-from dabsmix.source import READS_FILES, Source, load
+from dabsmix.source import READS_FILES, Modality, Source, load, state_of_further
 from dabsmix.spec import Spec
 
 __all__ = ["FeatureExtractor", "embed", "load_encoder"]
@@ -129,8 +129,15 @@ class FeatureExtractor:
         parts = list(self._encoded(data, pooling, batch_size, len(data.pretrain)))
         return parts[0]
 
-    def read(self, x: Any, on_bad: Literal["error", "skip"] = "error") -> tuple[Data, Sequence[str]]:
+    def read(
+        self, x: Any, on_bad: Literal["error", "skip"] = "error", options: Path | None = None
+    ) -> tuple[Data, Sequence[str]]:
         """The examples as the encoder reads them, and the key of each: its file's name or its row.
+
+        Args:
+            x: see `features`.
+            on_bad: ``skip`` leaves out unreadable examples of files.
+            options: YAML that says how files are written, where not as the run's own; see `source.WRITTEN`.
 
         Raises:
             UserError: the examples cannot be read.
@@ -138,7 +145,7 @@ class FeatureExtractor:
         if isinstance(x, Path) or (isinstance(x, str) and self.modality not in ("text", "sequence")):
             path = Path(x).expanduser()
             if path.suffix != ".npy":
-                return self._files(path, on_bad)
+                return self._files(path, on_bad, options)
             array = _array_file(path)
             try:
                 return self.read(array)
@@ -147,17 +154,18 @@ class FeatureExtractor:
         data = memory.further(x, self.modality, self.specs, self.state) or self._as_stored(x)
         return data, _RowNumbers(len(data.pretrain))
 
-    def _files(self, path: Path, on_bad: Literal["error", "skip"]) -> tuple[Data, Sequence[str]]:
+    def _files(self, path: Path, on_bad: Literal["error", "skip"], options: Path | None) -> tuple[Data, Sequence[str]]:
         packed = is_packed(path, self.modality)
         if not packed and not path.exists():
             raise UserError(f"{path}: no such file or folder")
         if READS_FILES.get(self.modality) not in self.state:
             shapes = " and ".join(memory.shape_of(spec)[1] for spec in self.specs)
             raise UserError(f"{path}: this encoder reads no files of examples, only {shapes}; give it as a .npy file")
+        state = state_of_further(self.state, Source(modality=cast(Modality, self.modality), options=options))
         if packed:
             path = unpacked(path, self.modality, self.state).path
         reader = importlib.import_module(f"dabsmix.modalities.{self.modality}")
-        data, keys = reader.load_further(path, self.state, on_bad)
+        data, keys = reader.load_further(path, state, on_bad)
         if data.specs != self.specs:
             raise UserError(f"{path} is read as {data.specs}, and the encoder reads {self.specs}")
         return data, keys
@@ -202,7 +210,7 @@ def embed(config: EmbedConfig, *, say: Callable[[str], None] = lambda _: None) -
     """
     config.check()
     extractor = load_encoder(config.run)
-    data, keys = extractor.read(config.input, config.on_bad)
+    data, keys = extractor.read(config.input, config.on_bad, config.options)
     for note in data.notes:
         say(note)
     chunk = BATCH * max(1, NUMBERS // (BATCH * extractor.width))

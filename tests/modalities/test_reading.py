@@ -137,7 +137,7 @@ def test_texts_in_latin_1(name: str, tmp_path: Path) -> None:
         (path / "a.txt").write_bytes("café".encode("latin-1"))
     else:
         path.write_bytes(("text\n" * (name == "t.csv") + "café\nthé\n").encode("latin-1"))
-    with pytest.raises(UserError, match=r"not encoded as utf-8; .* option `encoding`, such as latin-1"):
+    with pytest.raises(UserError, match=r"not encoded as utf-8; .* as `encoding: latin-1` in the file that --options"):
         text.load_own(path)
     with pytest.raises(UserError, match="option encoding: 'latin-l' is not known"):
         text.load_own(path, encoding="latin-l")
@@ -167,7 +167,7 @@ def test_utf_16_is_recognised_and_read(kind: str, written: str, tmp_path: Path) 
         with gzip.open(file, "wb") if name.endswith(".gz") else file.open("wb") as stream:
             stream.write(content.encode(encoding))
     for stated in ("utf-8", "latin-1"):
-        remedy = f"convert the file to {stated}, or name .* option `encoding: {WIDE[written]}`"
+        remedy = f"convert the file to {stated}, or name .* as `encoding: {WIDE[written]}` in the file that --options"
         with pytest.raises(UserError, match=f"encoded as UTF-16; {remedy}"):
             modality.load_own(wide, encoding=stated)
     expected = modality.load_own(plain)

@@ -136,6 +136,31 @@ def test_embed_reports_bad_rows_like_pretrain(
     assert read(tmp_path / "f.csv")[0] == ["more.csv:2", "more.csv:4"]
 
 
+def test_further_files_may_be_written_in_another_way(tmp_path: Path) -> None:
+    rows = [f"{row / 8},{'ü' if row % 2 else 'é'}\n" for row in range(40)]
+    (tmp_path / "t.csv").write_text("size,kind\n" + "".join(rows))
+    run = pretrained(Source(data=tmp_path / "t.csv", modality="tabular"), tmp_path)
+    expected = read(embed(EmbedConfig(run.path, tmp_path / "t.csv", tmp_path / "f.csv")))[1]
+    others = "".join(row.replace(",", ";").replace(".", ",") for row in rows)
+    (tmp_path / "other.csv").write_bytes(("size;kind\n" + others).encode("latin-1"))
+    options = tmp_path / "o.yaml"
+
+    def go(text: str, data: str = "other.csv") -> Path:
+        options.write_text(text)
+        return embed(EmbedConfig(run.path, tmp_path / data, tmp_path / "f.csv", options=options))
+
+    with pytest.raises(UserError, match=r"as `encoding: latin-1` in the file that --options names"):
+        embed(EmbedConfig(run.path, tmp_path / "other.csv", tmp_path / "f.csv"))
+    np.testing.assert_array_equal(read(go('encoding: latin-1\ndecimal: ","\n'))[1], expected)
+    with pytest.raises(UserError, match=r"unknown option 'window'; tabular data take: separator, decimal, encoding$"):
+        go("window: 3")
+    with pytest.raises(UserError, match=r"encoding is 3, not text"):
+        go("encoding: 3")
+    np.save(tmp_path / "x.npy", np.zeros((2, 2)))
+    with pytest.raises(UserError, match=r"x\.npy is one array; leave the flag out"):
+        go("encoding: latin-1", "x.npy")
+
+
 def test_an_encoder_that_is_not_the_run_s_is_refused(tmp_path: Path) -> None:
     run = pretrained(Source("digits"), tmp_path)
     with (run.path / "encoder.safetensors").open("r+b") as file:

@@ -98,6 +98,28 @@ def test_corrected_labels_or_groups_make_other_data(modality: Modality, changed:
     assert len(own) == len(further) == 2
 
 
+@pytest.mark.parametrize("modality", ["tabular", "text", "sensor"])
+def test_labelled_files_may_have_another_encoding(modality: Modality, tmp_path: Path) -> None:
+    table = patients(128, 0).assign(time=np.arange(128), group=np.arange(128) // 16, text=["Übung", "Café"] * 64)
+    inputs = {"tabular": ["age", "marker"], "text": ["text"], "sensor": ["time", "group", "age", "marker"]}[modality]
+    table["ill"] = np.where(np.arange(128) // 8 % 2, "krank", "gesünder")
+    table[inputs].to_csv(tmp_path / "all.csv", index=False)
+    table[[*inputs, "ill"]].to_csv(tmp_path / "utf.csv", index=False)
+    table[[*inputs, "ill"]].to_csv(tmp_path / "latin.csv", index=False, encoding="latin-1")
+    (tmp_path / "o.yaml").write_text("encoding: latin-1\n")
+    state = dabsmix.load(
+        data=tmp_path / "all.csv", modality=modality, options={"window": 8} if modality == "sensor" else None
+    ).state
+    with pytest.raises(UserError, match=r"latin\.csv.*`encoding: latin-1` in the file that --options names"):
+        load_as(Source(data=tmp_path / "latin.csv", label="ill"), modality, state)
+    one = load_as(Source(data=tmp_path / "utf.csv", label="ill"), modality, state).require_labelled()
+    source = Source(data=tmp_path / "latin.csv", label="ill", options=tmp_path / "o.yaml")
+    other = load_as(source, modality, state).require_labelled()
+    assert one.task == other.task
+    rows = np.arange(len(one.train))
+    np.testing.assert_array_equal(one.train.batch(rows)[0], other.train.batch(rows)[0])
+
+
 def test_statistics_are_those_of_the_run(tmp_path: Path) -> None:
     run = run_of_patients(tmp_path)
     shifted = patients(100, 1).drop(columns=["days", "clinic"])
