@@ -124,7 +124,7 @@ def _read(kind: type[T], command: str, args: list[str]) -> T:
     except SystemExit as error:
         if error.code in (0, None):  # --help
             raise
-        message = _with_choices(_on_one_line(complaint.getvalue()), kind)
+        message = _in_words(_on_one_line(complaint.getvalue()), kind)
         raise UserError(f"{message}; see `dabsmix {command} --help`") from None
 
 
@@ -141,9 +141,14 @@ def _on_one_line(box: str) -> str:
     return f"{message} (did you mean {close}?)" if close is not None and message.startswith("Unrecognized") else message
 
 
-def _with_choices(message: str, kind: type[Any]) -> str:
-    """The same complaint, with the choices as their type declares them; tyro gives them in any order, with 'None'."""
-    match = re.match(r"(invalid choice '(.*)' for argument '--(.*)'\. Expected one of )\((.*)\)", message)
+def _in_words(message: str, kind: type[Any]) -> str:
+    """The same complaint with what the flag's type allows; tyro names types as code, and choices in any order."""
+    if match := re.match(r"Error parsing --(\S+): .*\[(.*)\]", message):
+        declared = str(_types(kind).get(match[1].replace("-", "_")))
+        words = {"int": "a whole number", "float": "a number", "bool": "True or False"}
+        allowed = next((text for name, text in words.items() if name in declared), "of another type")
+        return f"--{match[1]} {match[2].replace(chr(39), '')}: must be {allowed}"
+    match = re.match(r"(invalid choice '(.*)' for argument '(?:--)?(.*)'\. Expected one of )\((.*)\)", message)
     if match is None:
         return message
     declared = str(_types(kind).get(match[3].replace("-", "_")))
