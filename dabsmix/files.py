@@ -57,7 +57,7 @@ def write(path: Path, save: Callable[[Path], object]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; empty if there is no such file.
+    """The JSON object in a file, or an empty one if the file does not exist.
 
     Raises:
         UserError: the file cannot be read, or holds something else.

@@ -691,6 +691,6 @@ def _seconds(
     measured = [entry["transfer"] for entry in similar if entry["transfer"] is not None]
     transfer = sum(measured) / len(measured) if measured else None
     if not cell.trains:
-        return 0.0, transfer
+        return (None if transfer is None else 0.0), transfer
     step = sum(entry["pretraining"] for entry in similar) / max(1, sum(entry["steps"] for entry in similar))
     return chosen.steps(cell) * step * (1 + trials / 3), transfer

@@ -409,6 +409,8 @@ def test_a_fresh_folder_takes_the_times_of_pretraining_from_the_board(tmp_path: 
     assert told[0].startswith("missing  digits emix seed 1, 6 steps  about ")
     assert told[0].endswith("without transfer")
     assert "the transfer of 1 is not counted" in told[1]
+    (untrained,) = dry_run([replace(longer, algos=("none",))], chosen_path=tmp_path / "c.json")
+    assert (untrained.pretraining, untrained.transfer) == (None, None)  # all of its time is transfer
 
 
 @pytest.mark.slow
