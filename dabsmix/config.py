@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from dabsmix.errors import UserError
+from dabsmix.files import require_writable
 from dabsmix.model.shapes import TIMM, encoder_config
 from dabsmix.registry import algorithm_added, algorithm_dabs, algorithm_flags, canonical_algorithm, domain
 from dabsmix.run import Run, finished_runs
@@ -455,6 +456,24 @@ class LeaderboardConfig:
     data_root: Path | None = None
     """For verify: where raw data lie [$DABSMIX_DATA, else the user's cache folder]."""
 
+    def check(self) -> None:
+        """Refuse what the action would leave unread.
+
+        Raises:
+            UserError: a flag or a file does not apply to the action or to the format.
+        """
+        if self.others and self.action != "merge":
+            raise UserError(f"{self.others[0]}: only `merge` takes files; --csv names the leaderboard")
+        if self.action != "verify" and (self.run is not None or self.retrain):
+            raise UserError("--run and --retrain are for `leaderboard verify`")
+        if self.action != "show" and (self.json or self.out is not None or self.format != "table"):
+            raise UserError(f"--json, --format and --out are for `leaderboard show`, not for {self.action}")
+        if self.json and (self.format != "table" or self.out is not None):
+            raise UserError("--json prints the overview on standard output: leave out --format and --out")
+        if (self.probe, self.labels) != ("linear", "1") and (self.action != "show" or self.format in ("md", "csv")):
+            where = self.action if self.action != "show" else f"--format {self.format}"
+            raise UserError(f"--probe and --labels choose the scores of the overview, which {where} does not have")
+
 
 @dataclass(frozen=True)
 class ExportConfig:
@@ -546,7 +565,7 @@ class EmbedConfig:
 
         Raises:
             UserError: the run is not a finished run, the input does not exist, --options cannot be read, the output has
-                another format, or a flag does not apply.
+                another format or cannot be written, or a flag does not apply.
         """
         from dabsmix.modalities.packed import is_packed
 
@@ -561,6 +580,7 @@ class EmbedConfig:
             raise UserError(f"--options {self.options}: {self.input} is one array; leave the flag out")
         if self.out.suffix not in FEATURE_FILES:
             raise UserError(f"--out {self.out}: its name must end in one of {', '.join(FEATURE_FILES)}")
+        require_writable(self.out)
 
 
 @dataclass(frozen=True)

@@ -56,6 +56,22 @@ def write(path: Path, save: Callable[[Path], object]) -> None:
             temporary.unlink(missing_ok=True)
 
 
+def require_writable(path: Path) -> None:
+    """Refuse a file that `write` could not write, before the work whose result goes there. Nothing is created.
+
+    Raises:
+        UserError: the path is a folder, or the folder that it lies in, or the nearest that exists above it, cannot be
+            written.
+    """
+    try:
+        if path.is_dir():
+            raise IsADirectoryError
+        with tempfile.TemporaryFile(dir=next(folder for folder in path.absolute().parents if folder.exists())):
+            pass
+    except OSError as error:
+        raise unwritable(path, error) from None
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file, or an empty one if the file does not exist.
 

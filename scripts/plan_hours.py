@@ -20,15 +20,15 @@ from typing import Annotated
 import torch
 import tyro
 
-from dabsmix.cli import _read_plan
+from dabsmix.arguments import read_plan
 from dabsmix.config import BenchConfig
 from dabsmix.model.encoder import make_encoder
 from dabsmix.registry import algorithm_class, domain
 from dabsmix.run import commit
 from dabsmix.spec import Grid, Spec, Table, Tokens
 from dabsmix.testing import random_batch
-from dabsmix.verbs.bench import cells
 from dabsmix.verbs.budget import step_flops
+from dabsmix.verbs.cells import cells
 
 EXAMPLES = 8
 SMALL, LARGE = Grid(3, (32, 32), (4, 4)), Grid(1, (224, 224), (16, 16))
@@ -70,7 +70,7 @@ def main(config: Config) -> None:
     print("| plan | cells | TFLOP a step | steps, millions | EFLOP | GPU hours | CPU core hours |\n" + "|---" * 7 + "|")
     for path in config.plans:
         steps: dict[tuple[str, str, str, int], float] = defaultdict(float)
-        plans, _ = _read_plan([str(path)])
+        plans, _ = read_plan([str(path)])
         for plan in plans:
             count(plan, steps)
         costs = {key: flops(*key) for key in steps}

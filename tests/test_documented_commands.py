@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dabsmix import cli, config
+from dabsmix import arguments, config
 
 ROOT = Path(__file__).parents[1]
 PAGES = [*(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "leaderboard/README.md")), *ROOT.glob("docs/*.md")]
@@ -40,11 +40,11 @@ def commands(page: Path) -> Iterator[list[str]]:
 def test_the_commands_of_a_page_can_be_read(page: Path) -> None:
     for command, *args in commands(page):
         if command == "pretrain":
-            cli._read_pretrain(args)
+            arguments.read_pretrain(args)
         elif command == "bench":
-            cli._read_plan([str(ROOT / word) if word.endswith(".yaml") else word for word in args])
+            arguments.read_plan([str(ROOT / word) if word.endswith(".yaml") else word for word in args])
         else:
-            cli._read(KINDS[command], command, args)
+            arguments.read(KINDS[command], command, args)
 
 
 def test_the_recipes_are_found() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from dabsmix.errors import UserError
-from dabsmix.files import parsed, write
+from dabsmix.files import parsed, require_writable, write
 
 
 @dataclass(frozen=True)
@@ -51,3 +51,13 @@ def test_a_cache_that_cannot_be_written_names_its_variable(tmp_path: Path, monke
 def test_a_folder_in_place_of_a_file_is_named_as_one(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=rf"cannot write {tmp_path}: it is a folder; name a file"):
         write(tmp_path, lambda path: path.write_text("{}"))
+
+
+def test_what_cannot_be_written_is_refused_before_the_work_and_nothing_is_created(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"file/deep/x\.csv: Not a directory; .*choose another folder"):
+        require_writable(tmp_path / "file" / "deep" / "x.csv")
+    with pytest.raises(UserError, match="it is a folder; name a file"):
+        require_writable(tmp_path)
+    require_writable(tmp_path / "new" / "deep" / "x.csv")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

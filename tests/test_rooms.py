@@ -22,6 +22,7 @@ LAYERS = (
     ("verbs",),
     ("api",),
     ("estimator",),
+    ("arguments",),
     ("cli",),
 )
 # Rooms of one layer that may import each other, one way.

@@ -16,9 +16,10 @@ import pytest
 import transferring
 import yaml
 
-from dabsmix import cli
+from dabsmix import arguments
 from dabsmix.board.row import read
 from dabsmix.board.submit import validate
+from dabsmix.cli import main
 from dabsmix.config import BenchConfig, PretrainConfig
 from dabsmix.errors import UserError
 from dabsmix.interrupt import RESUME_ME, Interrupted
@@ -26,8 +27,12 @@ from dabsmix.model import encoder
 from dabsmix.source import Source
 from dabsmix.training import accelerate
 from dabsmix.verbs import bench as module
-from dabsmix.verbs.bench import Cell, ChosenSettings, bench, cells, dry_run
+from dabsmix.verbs import cells as cells_module
+from dabsmix.verbs.bench import bench
 from dabsmix.verbs.budget import StepCost, step_cost
+from dabsmix.verbs.cells import Cell, Trial, cells
+from dabsmix.verbs.chosen import ChosenSettings
+from dabsmix.verbs.estimate import dry_run, lines
 from dabsmix.verbs.pretrain import pretrain
 
 QUICK: dict[str, Any] = dict(domains=("digits",), seeds=(0,), steps=3, batch_size=16, labels=("1",))
@@ -117,7 +122,7 @@ def test_a_cell_that_two_parts_name_is_one_cell(tmp_path: Path) -> None:
     assert len(cells([parts[0], replace(parts[0], budget="equal-compute")])) == 4
 
 
-@pytest.mark.parametrize("field", module.OPERATING)
+@pytest.mark.parametrize("field", cells_module.OPERATING)
 def test_parts_that_are_to_be_run_in_different_ways_are_refused(tmp_path: Path, field: str) -> None:
     others: dict[str, Any] = {"on": "slurm", "workers": 2, "hours": 1.0, "retry": True, "dry_run": True}
     other: dict[str, Any] = {field: others.get(field, tmp_path / "other")}
@@ -129,11 +134,11 @@ def test_the_plan_may_stand_behind_flags(tmp_path: Path) -> None:
     file = tmp_path / "p.yaml"
     file.write_text("algos: [none]\n")
     for line in (["--dry-run", f"{file}"], ["--seeds", "4", f"{file}"], [f"{file}", "--seeds", "4"]):
-        (config,), path = cli._read_plan(line)
+        (config,), path = arguments.read_plan(line)
         assert (path, config.algos) == (file, ("none",))
         assert config.dry_run is ("--dry-run" in line)
         assert config.seeds == ((4,) if "4" in line else (0, 1, 2))
-    (config,), path = cli._read_plan(["--options", f"{file}"])
+    (config,), path = arguments.read_plan(["--options", f"{file}"])
     assert (path, config.options) == (None, file)
 
 
@@ -141,21 +146,21 @@ def test_flags_override_the_parts_of_a_plan(tmp_path: Path) -> None:
     file = tmp_path / "p.yaml"
     parts = [{"domains": ["digits"]}, {"domains": ["fsdd", "covtype"], "steps": 7}]
     file.write_text(yaml.safe_dump({"algos": ["none"], "steps": 5, "compile": True, "parts": parts}))
-    configs, path = cli._read_plan([str(file), "--seeds", "4", "5", "--encoder=vit_small"])
+    configs, path = arguments.read_plan([str(file), "--seeds", "4", "5", "--encoder=vit_small"])
     assert path == file
     assert [config.domains for config in configs] == [("digits",), ("fsdd", "covtype")]
     assert [(config.steps, config.seeds, config.encoder, config.compile) for config in configs] == [
         (5, (4, 5), "vit_small", True),
         (7, (4, 5), "vit_small", True),
     ]
-    assert [config.steps for config in cli._read_plan([str(file), "--steps", "9"])[0]] == [9, 9]
+    assert [config.steps for config in arguments.read_plan([str(file), "--steps", "9"])[0]] == [9, 9]
 
 
 def test_an_unknown_field_of_a_plan_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "p.yaml"
     file.write_text("domain: [digits]\n")
     with pytest.raises(UserError, match=r"unknown field 'domain' \(did you mean 'domains'"):
-        cli._read_plan([str(file)])
+        arguments.read_plan([str(file)])
 
 
 def test_cells_on_the_board_are_not_repeated(tmp_path: Path, filled: list[str]) -> None:
@@ -254,7 +259,7 @@ def test_damage_beside_a_cell_stops_nothing(tmp_path: Path, monkeypatch: pytest.
     (tmp_path / "runs" / "times.jsonl").write_text('{"setting": ["dig')
     (estimate,) = dry_run([matrix], chosen_path=tmp_path / "c.json")
     assert (estimate.state, estimate.transfer) == ("missing", None)
-    config = module._settled(estimate.cell, ChosenSettings(tmp_path / "c.json"))
+    config = ChosenSettings(tmp_path / "c.json").settled(estimate.cell)
     trained = transferring.pretrained(tmp_path / "elsewhere")
     monkeypatch.setattr(module, "_child", lambda command: f"{trained.path}\n")
     assert module._pretrained(config, matrix).path == trained.path
@@ -273,11 +278,11 @@ def test_the_rate_is_chosen_on_validation(tmp_path: Path, monkeypatch: pytest.Mo
     chosen = ChosenSettings(tmp_path / "c.json")
     matrix = plan(tmp_path, algos=("none", "emix"), rates=tuple(scores), seeds=(3, 4), steps=9)
     for lr in scores:
-        module._try(module.Trial(cells([matrix])[1], lr), chosen)
+        module._try(Trial(cells([matrix])[1], lr), chosen)
     assert {(trial.seed, trial.steps) for trial in trials} == {(3, 3)}
     (entry,) = json.loads((tmp_path / "c.json").read_text()).values()
     assert (entry["lr"], entry["trial_steps"], entry["trial_seed"]) == (1e-2, 3, 3)
-    assert [module._settled(cell, chosen).lr for cell in cells([matrix])] == [
+    assert [chosen.settled(cell).lr for cell in cells([matrix])] == [
         3e-4,
         1e-2,
         3e-4,
@@ -289,8 +294,8 @@ def test_a_rate_that_diverges_is_not_chosen(tmp_path: Path) -> None:
     matrix = plan(tmp_path, algos=("emix",), rates=(1e-3, 1e-2))
     (cell,) = cells([matrix])
     chosen = ChosenSettings(tmp_path / "c.json")
-    module._note_rate(module.Trial(cell, 1e-3), None, chosen)
-    module._note_rate(module.Trial(cell, 1e-2), None, chosen)
+    chosen.note_rate(Trial(cell, 1e-3), None)
+    chosen.note_rate(Trial(cell, 1e-2), None)
     with pytest.raises(UserError, match=r"every one of the rates 0.001, 0.01 failed"):
         chosen.lr(cell)
     assert "every one of the rates" in next(iter(bench([matrix], chosen_path=chosen.path).values()))["reason"]
@@ -321,8 +326,8 @@ def test_one_rate_that_failed_stays_out_of_a_choice_that_cells_follow_from(tmp_p
     matrix = plan(tmp_path, algos=("emix",), rates=(1e-3, 1e-2), retry=True)
     (cell,) = cells([matrix])
     chosen = ChosenSettings(tmp_path / "c.json")
-    module._note_rate(module.Trial(cell, 1e-3), 0.5, chosen)
-    module._note_rate(module.Trial(cell, 1e-2), None, chosen, "it diverged")
+    chosen.note_rate(Trial(cell, 1e-3), 0.5)
+    chosen.note_rate(Trial(cell, 1e-2), None, "it diverged")
     chosen.forget_failures(cell)
     assert (chosen.untried(cell), chosen.lr(cell)) == ([], 1e-3)
     assert chosen.read()[cell.setting]["failed"] == {"0.01": "it diverged"}
@@ -347,7 +352,7 @@ def test_other_files_of_the_same_name_have_rates_of_their_own(tmp_path: Path) ->
     ((mine,), (other,)) = (cells([of_table(tmp_path, file, **rates)]) for file in (ours, theirs))
     chosen = ChosenSettings(tmp_path / "c.json")
     for lr in mine.plan.rates:
-        module._note_rate(module.Trial(mine, lr), lr, chosen)
+        chosen.note_rate(Trial(mine, lr), lr)
     assert (chosen.untried(mine), chosen.untried(other)) == ([], [1e-3, 1e-2])
 
 
@@ -365,8 +370,8 @@ def test_a_table_that_has_changed_is_not_done(tmp_path: Path) -> None:
 
 def load_again() -> None:
     """Forget what was remembered of files, as a new process does."""
-    module._content.cache_clear()
-    module._usual_batch.cache_clear()
+    cells_module._content.cache_clear()
+    cells_module.usual_batch.cache_clear()
 
 
 def test_own_data_end_with_advice_on_them_alone(
@@ -376,7 +381,7 @@ def test_own_data_end_with_advice_on_them_alone(
         file = table(tmp_path / folder / "data.csv", seed)
         line = words(tmp_path, "--data", f"{file}", "--modality", "tabular", "--label", "kind")
         monkeypatch.setattr(sys, "argv", ["dabsmix", "bench", *line[3:]])
-        cli.main()
+        main()
     printed = capsys.readouterr().out.split("Gain over none")
     assert len(printed) == 3  # each run of the command has one overview
     assert printed[2].count("data (tiny, v2, 3 × 16") == 1
@@ -405,7 +410,7 @@ def test_a_fresh_folder_takes_the_times_of_pretraining_from_the_board(tmp_path: 
     seconds = read(matrix.leaderboard)[0].seconds
     assert estimate.pretraining == pytest.approx(2 * seconds)
     assert estimate.transfer is None
-    told = list(cli._estimates([estimate]))
+    told = list(lines([estimate]))
     assert told[0].startswith("missing  digits emix seed 1, 6 steps  about ")
     assert told[0].endswith("without transfer")
     assert "the transfer of 1 is not counted" in told[1]
@@ -515,7 +520,7 @@ def test_a_run_records_the_flops_of_all_its_steps(tmp_path: Path) -> None:
 def test_equal_compute_gives_costly_algorithms_fewer_steps(tmp_path: Path) -> None:
     matrix = plan(tmp_path, algos=("emix", "shed", "none"), steps=100, budget="equal-compute")
     chosen = ChosenSettings(tmp_path / "c.json")
-    emix, shed, none = (module._settled(cell, chosen).steps for cell in cells([matrix]))
+    emix, shed, none = (chosen.settled(cell).steps for cell in cells([matrix]))
     assert (emix, none) == (100, 100)
     ratio = step_cost(cells([matrix])[0].pretraining).flops / step_cost(cells([matrix])[1].pretraining).flops
     assert shed == round(100 * ratio)

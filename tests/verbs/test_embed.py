@@ -136,6 +136,15 @@ def test_embed_reports_bad_rows_like_pretrain(
     assert read(tmp_path / "f.csv")[0] == ["more.csv:2", "more.csv:4"]
 
 
+def test_embed_asks_first_whether_its_file_can_be_written(tmp_path: Path) -> None:
+    run = pretrained(Source(data=table(tmp_path / "t.csv"), modality="tabular"), tmp_path)
+    (tmp_path / "f.csv").mkdir()
+    with pytest.raises(UserError, match=r"cannot write .*f\.csv: it is a folder"):
+        EmbedConfig(run.path, tmp_path / "t.csv", tmp_path / "f.csv").check()
+    EmbedConfig(run.path, tmp_path / "t.csv", tmp_path / "new" / "f.csv").check()
+    assert not (tmp_path / "new").exists()
+
+
 def test_further_files_may_be_written_in_another_way(tmp_path: Path) -> None:
     rows = [f"{row / 8},{'ü' if row % 2 else 'é'}\n" for row in range(40)]
     (tmp_path / "t.csv").write_text("size,kind\n" + "".join(rows))
@@ -181,7 +190,7 @@ def test_memory_does_not_grow_with_the_rows_of_a_file(
     suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cache, "IN_MEMORY", 1 << 18)
-    rows, width, at_once = 200_000, 64, 2_000
+    rows, width, at_once = 400_000, 64, 2_000  # numpy writes an archive through a buffer of 16 MiB
 
     def write(n: int) -> None:
         parts = (np.full((at_once, width), start, np.float32) for start in range(0, n, at_once))
