@@ -6,6 +6,7 @@ A record that passes may still be of an encoder that was trained otherwise: lead
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import re
 import stat
@@ -282,11 +283,12 @@ def _interval_problems(row: Row, measured: Measured) -> list[str]:
     """Whether the interval is of these predictions: versions differ in their estimator, influence values bound it."""
     if row.low is None or row.high is None or len(measured.influence) < MIN_GROUPS:  # too few to bound anything
         return []
-    half = 1.96 * float(np.sqrt(np.square(measured.influence).sum()))
-    width, claimed = 2 * half, row.high - row.low
-    slack = 3.0 / row.n  # where all are right, or nearly, the examples do not spread
-    if claimed * WIDTHS + slack < width or claimed > WIDTHS * width + 10 * slack:
-        low, high = measured.value - half, measured.value + half
+    shown = float(np.square(measured.influence).sum())
+    least, most = 1.96 * math.sqrt(shown), 1.96 * math.sqrt(shown + measured.unseen)
+    claimed = (row.high - row.low) / 2
+    slack = 1.5 / row.n  # where all are right, or nearly, the examples do not spread
+    if claimed * WIDTHS + slack < least or claimed > WIDTHS * most + 10 * slack:
+        low, high = measured.value - most, measured.value + most
         return [f"interval [{row.low}, {row.high}], its predictions give about [{low:.4f}, {high:.4f}]"]
     return []
 

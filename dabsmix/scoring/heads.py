@@ -49,7 +49,8 @@ class Features:
     """The encoder's features of one split, with the split's labels. They are computed once, and every head reads them.
 
     Attributes:
-        pooled: features by pooling: float32 ``mean`` and ``cls``, each ``(n, D)``; or ``tokens`` alone, ``(n, L, D)``,
+        pooled: features by pooling: float32 ``mean`` and ``cls``, each ``(n, D)``, and under ``v2`` ``blocks``, the
+            means of all blocks in a row, ``(n, blocks * D)``; or ``tokens`` alone, ``(n, L, D)``,
             for a task of one label per token; or ``raw`` alone, ``(n, D)``, for a probe on the raw input. All on one
             device, where the heads are then fitted. On a CPU they may be mapped from a file.
         label: in the form that the task's kind states (``domain.Task``).

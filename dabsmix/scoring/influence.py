@@ -7,7 +7,7 @@ is each example's deviation from the mean. One array of ``(n,)`` numbers then st
 is averaged over draws of labels, summed over groups and subtracted between algorithms.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 
 import numpy as np
@@ -28,7 +28,7 @@ from dabsmix.scoring.metrics import (
 )
 from dabsmix.scoring.metrics import metric as named
 
-__all__ = ["influence", "rarest", "widening"]
+__all__ = ["influence", "rarest", "unseen"]
 
 Values = NDArray[np.float64]
 
@@ -76,67 +76,97 @@ def rarest(metric: Metric, label: Label) -> int:
     return int(min(counts[counts > 0], default=len(label)))
 
 
-def widening(metric: Metric, scores: Scores, label: Label) -> float:
-    """The factor by which to multiply the variance from the influence, for one run on independent rows.
+def unseen(metric: Metric, scores: Scores, label: Label, unit: NDArray[np.int64]) -> float:
+    """The part of the variance that the influences cannot show, because a class rests on few test units.
 
-    1 except for AUROC. There DeLong's variance is itself uncertain if a class has few positives (or negatives), k, and
-    too small if they rank alike by chance. It is averaged with Hanley and McNeil's (1982), which needs the area
-    alone, with weights of k - 1 and `STEADY`.
+    They show how the units of a class differ, and of one unit nothing: a mean over classes then seems surer than it is.
+    The variance that they show of a class is averaged with what is expected from the class's value alone, with weights
+    of k - 1 and `STEADY`, where k is the number of its units (of AUROC, of positives or negatives, whichever are
+    fewer). What is expected is Hanley and McNeil's variance (1982) for AUROC, and for the other means over classes that
+    of a proportion with two successes and two failures more (Agresti and Coull 1998).
+
+    Args:
+        metric, scores, label: as for `influence`.
+        unit: ``(n,)``, the group of every example as 0, 1, ..., or its own number where examples are independent.
+
+    Returns:
+        What to add to the sum of squared influences of units; 0 for metrics that are no mean over classes.
     """
-    if metric.name != "auroc_macro":
-        return 1.0
-    total = steady = 0.0
-    for yes, place in _placements(scores, label):
-        area, sides = float(place[yes].mean()), (place[yes], place[~yes])
-        delong = sum(float(side.var(ddof=1)) / len(side) if len(side) > 1 else 0.0 for side in sides)
-        fewest, pairs = min(map(len, sides)), len(sides[0]) * len(sides[1])
-        others = len(place) / 2 - 1
-        spread = area * (1 - area) * (1 + others * (1 - area) / (2 - area) + others * area / (1 + area))
-        total += delong
-        steady += (delong * (fewest - 1) + spread / pairs * STEADY) / (fewest - 1 + STEADY)
-    return steady / total if total > 0 else 1.0
+    if metric.name not in _OF_CLASSES:
+        return 0.0
+    lacking = shown = 0.0
+    total, classes = np.zeros(int(unit.max()) + 1), 0
+    for value, response, sides in _OF_CLASSES[metric.name](scores, label):
+        of_units = np.bincount(unit, weights=response / len(label), minlength=len(total))
+        counts = [max(1, len(np.unique(unit[side]))) for side in sides]
+        own = float((of_units**2).sum())
+        lacking += max(_expected(value, counts) - own, 0.0) * STEADY / (min(counts) - 1 + STEADY)
+        shown += own
+        total += of_units
+        classes += 1
+    together = float((total**2).sum()) / shown if shown else 1.0  # from 1 for independent classes to their number
+    return together * lacking / classes**2
 
 
-STEADY = 5  # of 5, 10 and 20 the least that covers 10 positives and 100 negatives in 94 to 98 %
+STEADY = 5  # of 5, 10 and 20 the least that covers an AUROC of 10 positives and 100 negatives in 94 to 98 %
 
 
-def _placements(scores: Scores, label: Label) -> Iterator[tuple[NDArray[np.bool_], Values]]:
-    """For each class with both positives and negatives which rows are positive, and DeLong's placement values."""
+def _expected(value: float, counts: Sequence[int]) -> float:
+    """The variance of a class's value that follows from the value and from how many units it rests on."""
+    if len(counts) == 1:
+        (k,) = counts
+        smooth = (k * value + 2) / (k + 4)
+        return smooth * (1 - smooth) / k
+    others, pairs = sum(counts) / 2 - 1, counts[0] * counts[1]
+    least, most = others * (1 - value) / (2 - value), others * value / (1 + value)
+    return value * (1 - value) * (1 + least + most) / pairs
+
+
+# --- means over classes: of each its value, its influences and the examples that it rests on
+
+Sides = tuple[NDArray[np.int64], ...]
+"""Numbers of examples: for AUROC of the positives and of the negatives, else of the class alone."""
+
+
+def _mean_over_classes(name: str) -> Callable[[Scores, Label], Values]:
+    def function(scores: Scores, label: Label) -> Values:
+        total: Values = np.zeros(len(label))
+        classes = 0
+        for _, response, _ in _OF_CLASSES[name](scores, label):
+            total += response
+            classes += 1
+        return total / max(classes, 1)
+
+    return function
+
+
+def _of_auroc(scores: Scores, label: Label) -> Iterator[tuple[float, Values, Sides]]:
+    """DeLong's placement values, of each class that has both positives and negatives."""
     from scipy.stats import rankdata
 
     n = len(label)
     for column, yes in one_against_rest(scores, label):
         m = float(yes.sum())
-        if 0 < m < n:
-            ranks = rankdata(column)
-            place = np.empty(n)
-            place[yes] = (ranks[yes] - rankdata(column[yes])) / (n - m)  # share of negatives below this positive
-            place[~yes] = 1 - (ranks[~yes] - rankdata(column[~yes])) / m  # share of positives above this negative
-            yield yes, place
-
-
-def _auroc_macro(scores: Scores, label: Label) -> Values:
-    """Placement values, averaged over the classes that have both positives and negatives."""
-    total: Values = np.zeros(len(label))
-    classes = 0
-    for yes, place in _placements(scores, label):
-        classes += 1
-        area = place[yes].mean()
+        if not 0 < m < n:
+            continue
+        ranks = rankdata(column)
+        place = np.empty(n)
+        place[yes] = (ranks[yes] - rankdata(column[yes])) / (n - m)  # share of negatives below this positive
+        place[~yes] = 1 - (ranks[~yes] - rankdata(column[~yes])) / m  # share of positives above this negative
+        area = float(place[yes].mean())
+        response = np.empty(n)
         for side in (yes, np.logical_not(yes)):
             k = int(side.sum())
             # DeLong's variance divides by k - 1; a single example of a side tells nothing about its spread
-            total[side] += (place[side] - area) * len(place) / k * np.sqrt(k / max(k - 1, 1))
-    return total / classes
+            response[side] = (place[side] - area) * n / k * np.sqrt(k / max(k - 1, 1))
+        yield area, response, (np.flatnonzero(yes), np.flatnonzero(~yes))
 
 
-def _average_precision(scores: Scores, label: Label) -> Values:
-    """Of the mean over positives of precision at their score: a row above a positive changes its precision."""
-    total: Values = np.zeros(len(label))
-    classes = 0
+def _of_precision(scores: Scores, label: Label) -> Iterator[tuple[float, Values, Sides]]:
+    """The mean over positives of precision at their score: a row above a positive changes its precision."""
     for ranked, positive in one_against_rest(scores, label):
         if not positive.any():
             continue
-        classes += 1
         yes, hits, above = precision_at_positives(ranked, positive)
         count, precision = int(yes.sum()), hits / above
         order = np.argsort(ranked, kind="stable")
@@ -146,20 +176,48 @@ def _average_precision(scores: Scores, label: Label) -> Values:
             np.concatenate([[0.0], np.cumsum(np.where(yes, x, 0.0)[order])])[start]
             for x in (1 / above, hits / above**2)
         )
-        response = yes * (precision - precision[yes].mean()) + yes * gained - lost
-        total += response * len(yes) / count
-    return total / classes
+        value = float(precision[yes].mean())
+        response = yes * (precision - value) + yes * gained - lost
+        yield value, response * len(yes) / count, (np.flatnonzero(yes),)
 
 
-def _balanced_accuracy(scores: Scores, label: Label) -> Values:
-    """Of the mean over classes of the share that is predicted: an example moves its own class."""
+def _of_recall(scores: Scores, label: Label) -> Iterator[tuple[float, Values, Sides]]:
+    """The share of a class that is predicted as it: an example moves its own class."""
     predicted, true, rows = _scored(scores, label)
     right = (predicted == true).astype(float)
-    counts = np.bincount(true)
-    share = np.bincount(true, weights=right, minlength=len(counts)) / counts.clip(1)
-    # as in DeLong's variance: a single example of a class tells nothing about its spread
-    response = (right - share[true]) * len(rows) / counts[true] * np.sqrt(counts[true] / (counts[true] - 1).clip(1))
-    return _of_examples(response / (counts > 0).sum(), rows, label)
+    for c in np.unique(true):
+        own = true == c
+        k = int(own.sum())
+        share = float(right[own].mean())
+        # as in DeLong's variance: a single example of a class tells nothing about its spread
+        response = np.where(own, (right - share) * len(rows) / k * np.sqrt(k / max(k - 1, 1)), 0.0)
+        yield share, _of_examples(response, rows, label), (rows[own],)
+
+
+def _of_f1(scores: Scores, label: Label) -> Iterator[tuple[float, Values, Sides]]:
+    """F1 = 2 hits / (predicted + true), by the quotient rule."""
+    several = scores.shape == label.shape and not are_classes(scores)
+    wrong, right, rows = (label, label, np.arange(len(label))) if several else _scored(scores, label)
+    for c in range(label.shape[1] if several else len(confusion(scores, label))):
+        predicted, true = (scores[:, c] > 0, label[:, c] > 0) if several else (wrong == c, right == c)
+        count = int(predicted.sum() + true.sum())
+        if not (count or several):
+            continue
+        hits = predicted & true
+        f1 = 2 * int(hits.sum()) / max(count, 1)
+        response = len(rows) * (2.0 * hits - f1 * (predicted * 1.0 + true)) / max(count, 1)
+        yield f1, _of_examples(response, rows, label), (rows[true],)
+
+
+_OF_CLASSES: dict[str, Callable[[Scores, Label], Iterator[tuple[float, Values, Sides]]]] = {
+    "auroc_macro": _of_auroc,
+    "average_precision": _of_precision,
+    "balanced_accuracy": _of_recall,
+    "f1_macro": _of_f1,
+}
+
+
+# --- other metrics
 
 
 def _r2(scores: Scores, label: Label) -> Values:
@@ -169,42 +227,35 @@ def _r2(scores: Scores, label: Label) -> Values:
     return response
 
 
-def _f1(average: str) -> Callable[[Scores, Label], Values]:
-    """Of the mean over classes of F1 = 2 hits / (predicted + true), by the quotient rule."""
+def _f1_weighted(scores: Scores, label: Label) -> Values:
+    """Of the mean over classes of F1, weighted by their shares of the labels; the weights respond too."""
+    several = scores.shape == label.shape and not are_classes(scores)
+    wrong, right, rows = (label, label, np.arange(len(label))) if several else _scored(scores, label)
+    one = np.eye(label.shape[1] if several else len(confusion(scores, label)))
+    n, step = len(rows), max(1, NUMBERS // len(one))
+    parts = [slice(start, start + step) for start in range(0, n, step)]
 
-    def function(scores: Scores, label: Label) -> Values:
-        several = scores.shape == label.shape and not are_classes(scores)
-        wrong, right, rows = (label, label, np.arange(len(label))) if several else _scored(scores, label)
-        one = np.eye(label.shape[1] if several else len(confusion(scores, label)))
-        n, step = len(rows), max(1, NUMBERS // len(one))
-        parts = [slice(start, start + step) for start in range(0, n, step)]
+    def ones(part: slice) -> tuple[Values, Values]:
+        """Which classes are predicted and which are true, ``(m, C)`` each."""
+        if several:
+            return (scores[part] > 0).astype(float), (label[part] > 0).astype(float)
+        return one[wrong[part]], one[right[part]]
 
-        def ones(part: slice) -> tuple[Values, Values]:
-            """Which classes are predicted and which are true, ``(m, C)`` each."""
-            if several:
-                return (scores[part] > 0).astype(float), (label[part] > 0).astype(float)
-            return one[wrong[part]], one[right[part]]
-
-        hits, counts, of_class = np.zeros((3, len(one)))
-        for part in parts:
-            predicted, true = ones(part)
-            hits += (predicted * true).sum(axis=0)
-            counts += (predicted + true).sum(axis=0)
-            of_class += true.sum(axis=0)
-        occurs, denominator = (counts > 0) | several, counts.clip(1)
-        f1, share = 2 * hits / denominator, of_class / max(of_class.sum(), 1)
-        values: Values = np.empty(n)
-        for part in parts:
-            predicted, true = ones(part)
-            per_class = n * (2 * predicted * true - f1 * (predicted + true)) / denominator
-            if average == "macro":
-                values[part] = (per_class if several else per_class[:, occurs]).mean(axis=1)
-            else:  # the weights respond too
-                weights = n * (true @ f1 - true.sum(axis=1) * (f1 @ share)) / max(of_class.sum(), 1)
-                values[part] = per_class @ share + weights
-        return _of_examples(values, rows, label)
-
-    return function
+    hits, counts, of_class = np.zeros((3, len(one)))
+    for part in parts:
+        predicted, true = ones(part)
+        hits += (predicted * true).sum(axis=0)
+        counts += (predicted + true).sum(axis=0)
+        of_class += true.sum(axis=0)
+    denominator = counts.clip(1)
+    f1, share = 2 * hits / denominator, of_class / max(of_class.sum(), 1)
+    values: Values = np.empty(n)
+    for part in parts:
+        predicted, true = ones(part)
+        per_class = n * (2 * predicted * true - f1 * (predicted + true)) / denominator
+        weights = n * (true @ f1 - true.sum(axis=1) * (f1 @ share)) / max(of_class.sum(), 1)
+        values[part] = per_class @ share + weights
+    return _of_examples(values, rows, label)
 
 
 def _matthews(scores: Scores, label: Label) -> Values:
@@ -272,11 +323,8 @@ def _of_examples(response: Values, rows: NDArray[np.int64], label: Label) -> Val
 
 
 _BY_NAME: dict[str, Callable[[Scores, Label], Values]] = {
-    "auroc_macro": _auroc_macro,
-    "average_precision": _average_precision,
-    "balanced_accuracy": _balanced_accuracy,
-    "f1_macro": _f1("macro"),
-    "f1_weighted": _f1("weighted"),
+    **{name: _mean_over_classes(name) for name in _OF_CLASSES},
+    "f1_weighted": _f1_weighted,
     "matthews": _matthews,
     "r2": _r2,
     "pearson": _correlation(ranked=False),

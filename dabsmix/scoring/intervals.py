@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dabsmix.scoring.influence import influence, rarest, widening
+from dabsmix.scoring.influence import influence, rarest, unseen
 from dabsmix.scoring.metrics import NUMBERS, Label, Metric, Scores, Undefined
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "Estimate",
     "Interval",
     "Measured",
+    "average",
     "compare",
     "estimate",
     "holm",
@@ -52,7 +53,7 @@ class Measured:
         share: of the test rows in each group, ``(units,)``; None where rows are independent.
         n: test rows.
         rarest: how many rows the metric rests on at least, see `influence.rarest`.
-        widening: see `influence.widening`; 1 if there are groups.
+        unseen: variance beyond that of the influences, see `influence.unseen`.
         rows: digest of the labels and groups: runs are compared unit by unit only where it is equal.
     """
 
@@ -61,7 +62,7 @@ class Measured:
     share: NDArray[np.float64] | None
     n: int
     rarest: int
-    widening: float = 1.0
+    unseen: float = 0.0
     rows: str = ""
 
 
@@ -134,18 +135,18 @@ def measure(
         raise ValueError("no scores to average")
     value, response = _over_draws(metric, draws, label)
     response = response / len(label)
-    wider = 1.0
-    if group is None and metric.parts is None:  # of ratios it is 1
-        wider = float(np.mean([widening(metric, scores, label) for scores in draws]))
-    share, rows = None, hashlib.sha256(np.ascontiguousarray(label).tobytes())
+    share, unit, rows = None, np.arange(len(label)), hashlib.sha256(np.ascontiguousarray(label).tobytes())
     if group is not None:
         if len(group) != len(label):
             raise ValueError(f"{len(group)} groups for {len(label)} rows")
         rows.update(np.ascontiguousarray(group).tobytes())
-        of_row = np.unique(group, return_inverse=True)[1]
-        response = np.bincount(of_row, weights=response).astype(np.float64)
-        share = np.bincount(of_row) / len(label)
-    return Measured(value, response, share, len(label), rarest(metric, label), wider, rows.hexdigest())
+        unit = np.unique(group, return_inverse=True)[1]
+        response = np.bincount(unit, weights=response).astype(np.float64)
+        share = np.bincount(unit) / len(label)
+    lacking = 0.0
+    if metric.parts is None:  # a ratio of sums is not a mean over classes
+        lacking = float(np.mean([unseen(metric, scores, label, unit) for scores in draws]))
+    return Measured(value, response, share, len(label), rarest(metric, label), lacking, rows.hexdigest())
 
 
 def _over_draws(metric: Metric, draws: Sequence[Scores] | Scores, label: Label) -> tuple[float, NDArray[np.float64]]:
@@ -161,6 +162,19 @@ def _over_draws(metric: Metric, draws: Sequence[Scores] | Scores, label: Label) 
         values += shares.tolist()
         total += ((above - shares[:, None] * below) / below.mean()).sum(axis=0)
     return float(np.mean(values)), total / len(values)
+
+
+def average(runs: Sequence[Measured]) -> Measured:
+    """Runs of one seed on the same test rows as one: they are no more seeds than draws of labels are."""
+    first, *others = runs
+    if not others:
+        return first
+    return replace(
+        first,
+        value=float(np.mean([run.value for run in runs])),
+        influence=np.mean([run.influence for run in runs], axis=0),
+        unseen=float(np.mean([run.unseen for run in runs])),
+    )
 
 
 def mean_score(metric: Metric, draws: Sequence[Scores] | Scores, label: Label) -> float:
@@ -197,7 +211,6 @@ def interval(metric: Metric, seeds: Sequence[Measured]) -> Interval:
     the rarest class if those are fewer.
     """
     pooled, first = estimate(seeds), seeds[0]
-    pooled = replace(pooled, variance=pooled.variance * float(np.mean([run.widening for run in seeds])))
     units = len(first.influence)
     if first.share is not None and units < MIN_GROUPS:
         low = high = None
@@ -270,6 +283,7 @@ def _crossed(sides: Sequence[Sequence[Measured]]) -> Estimate:
 
     One-way over units, over the seeds of each side, and the residual that both contain; a component that comes out
     negative counts as 0, so that the variance is never below the larger one-way estimate. Degrees by Satterthwaite.
+    What the influences cannot show of a rare class is added for both sides, though they may share it.
     """
     share = sides[0][0].share
     units = len(sides[0][0].influence)
@@ -292,6 +306,7 @@ def _crossed(sides: Sequence[Sequence[Measured]]) -> Estimate:
     noise = sum(residual)
     units_count = of_units > noise
     variance = max(of_units, noise) + sum(max(s - r, 0.0) for s, r in zip(of_seeds, residual, strict=True))
+    variance += sum(float(np.mean([run.unseen for run in side])) for side in sides)
     parts = of_units**2 / free if units_count else 0.0
     for side, s, r in zip(sides, of_seeds, residual, strict=True):
         if len(side) > 1:

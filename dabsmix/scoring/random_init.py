@@ -97,6 +97,7 @@ def gain(
         value=-less.value,
         low=None if less.high is None else -less.high,
         high=None if less.low is None else -less.low,
+        p=less.p,
     )
 
 
@@ -120,7 +121,7 @@ def _write(path: Path, runs: Sequence[Measured]) -> None:
     first = runs[0]
     arrays: dict[str, Any] = {
         "value": np.array([run.value for run in runs]),
-        "widening": np.array([run.widening for run in runs]),
+        "unseen": np.array([run.unseen for run in runs]),
         "influence": np.stack([run.influence for run in runs]),
         "sizes": np.array([first.n, first.rarest]),
         "rows": np.frombuffer(first.rows.encode(), np.uint8),
@@ -141,7 +142,7 @@ def _read(path: Path) -> tuple[Measured, ...] | None:
         with np.load(path, allow_pickle=False) as arrays:
             share, (n, rarest) = arrays.get("share"), arrays["sizes"].tolist()
             rows = arrays["rows"].tobytes().decode()
-            values = zip(arrays["value"].tolist(), arrays["influence"], arrays["widening"].tolist(), strict=True)
-            return tuple(Measured(value, x, share, n, rarest, wider, rows) for value, x, wider in values)
+            values = zip(arrays["value"].tolist(), arrays["influence"], arrays["unseen"].tolist(), strict=True)
+            return tuple(Measured(value, x, share, n, rarest, unseen, rows) for value, x, unseen in values)
     except Exception:  # what numpy and zipfile raise at damaged bytes is not a closed list; it is computed again
         return None

@@ -238,6 +238,7 @@ class Gain:
         seeds: how many random encoders.
         value: this encoder's score minus ``random``; ``low`` and ``high`` are its 95 % interval over test examples (or
             groups) and over the random seeds, None where the test rows come from too few groups.
+        p: two-sided, for no difference; None in older files.
     """
 
     probe: str
@@ -250,6 +251,7 @@ class Gain:
     value: float
     low: float | None
     high: float | None
+    p: float | None = None
 
     @property
     def direction(self) -> int:
@@ -266,8 +268,8 @@ class Gain:
             return 0
         return self.direction if self.value > 0 else -self.direction
 
-    def __str__(self) -> str:
-        """A clause: ``with all labels this encoder is better than a random one by 7.1 points (...)``."""
+    def clause(self, shown: bool) -> str:
+        """``with all labels this encoder is better than a random one by 7.1 points (...)``, if that is shown."""
         percent = in_percent(self.metric)
 
         def text(number: float) -> str:
@@ -281,9 +283,10 @@ class Gain:
             return f"{share} it differs from a random one by {text(self.value)} {unit} (too few groups for an interval)"
         low, high = (self.low, self.high) if self.direction > 0 else (self.high, self.low)
         ends = f"95 % interval {text(low)} to {text(high)}"
-        if self.sign:
+        if shown and self.sign:
             how = "better" if self.sign > 0 else "worse"
             return f"{share} this encoder is {how} than a random one by {text(self.value).lstrip('+-')} {unit} ({ends})"
+        ends += "; not significant by Holm over the shares of the labels" if self.sign else ""
         return f"{share} no difference from a random one is shown, {text(self.value)} {unit} ({ends})"
 
 
@@ -345,16 +348,22 @@ class TransferRecord:
     def answer(self) -> str:
         """Did pretraining help? One sentence, and a second one where it did or harmed; empty without random encoders.
 
+        Differences are shown by Holm over the shares of the labels, in files that lack p values by each interval.
         Of untrained encoders too, some are better than others: docs/evaluation.md has how many are called so.
         """
         if not self.gains:
             return ""
-        signs = [gain.sign for gain in self.gains]
+        from dabsmix.scoring.intervals import holm
+
+        p = [gain.p for gain in self.gains if gain.p is not None]
+        shown = holm(p) if len(p) == len(self.gains) else [True] * len(self.gains)
+        signs = [gain.sign * rejected for gain, rejected in zip(self.gains, shown, strict=True)]
+        clauses = "; ".join(map(Gain.clause, self.gains, shown))
         verdict = "yes" if 1 in signs and -1 not in signs else "no" if -1 in signs and 1 not in signs else "not shown"
         verdict = "yes and no" if 1 in signs and -1 in signs else verdict
         caution = " One encoder may owe this to its first weights: compare several seeds." if any(signs) else ""
         measured = f" Measured on {self.headline.n:,} test examples."
-        return f"Did pretraining help? {verdict.capitalize()}: {'; '.join(map(str, self.gains))}.{measured}{caution}"
+        return f"Did pretraining help? {verdict.capitalize()}: {clauses}.{measured}{caution}"
 
     @property
     def headline(self) -> Result:

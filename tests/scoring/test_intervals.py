@@ -215,3 +215,35 @@ def test_scores_of_different_rows_are_not_compared() -> None:
     other = measure(ACCURACY, [scores(right)], np.zeros(50, dtype=np.int64))
     with pytest.raises(ValueError, match="same test rows"):
         compare([run(right)] * 3, [other] * 3)
+
+
+@pytest.mark.parametrize(("name", "sizes"), [("balanced_accuracy", (60, 60, 1, 1)), ("auroc_macro", (100, 1))])
+def test_a_class_of_one_example_does_not_make_a_score_sure(name: str, sizes: tuple[int, ...]) -> None:
+    rng, m = np.random.default_rng(5), metric(name)
+    label = np.repeat(np.arange(len(sizes)), sizes)
+    covered = claims = 0
+    for _ in range(200):
+        # equal encoders, which share most of what makes an example hard
+        noise = rng.normal(size=len(label)) + 0.3 * rng.normal(size=(6, len(label)))
+        if name == "auroc_macro":
+            true = 0.6
+            drawn = [np.stack([-one, one], axis=1) for one in noise + 0.3583 * 1.044 * label]
+        else:
+            true = 0.8
+            drawn = [np.eye(4)[np.where(one > -0.8416 * 1.044, label, (label + 1) % 4)] for one in noise]
+        runs = [measure(m, [scores], label) for scores in drawn]
+        ends = interval(m, runs[:1])
+        covered += ends.low is not None and ends.high is not None and ends.low <= true <= ends.high
+        claims += compare(runs[:3], runs[3:]).p < 0.05
+    assert covered >= 180  # without what is unseen 17 % at best
+    assert claims <= 10  # without it about half
+
+
+def test_a_class_in_one_group_does_not_make_a_score_sure() -> None:
+    rng, balanced = np.random.default_rng(6), metric("balanced_accuracy")
+    label, group = np.repeat([0, 1], [70, 10]), np.repeat(np.arange(8), 10)
+    predicted = np.where(rng.random(80) < 0.8, label, 1 - label)
+    by_group = measure(balanced, [np.eye(2)[predicted]], label, group)
+    assert by_group.unseen > measure(balanced, [np.eye(2)[predicted]], label).unseen > 0
+    assert by_group.unseen > 0.2 / 2**2  # one unit of a proportion has a variance of about 0.24
+    assert measure(metric("accuracy"), [np.eye(2)[predicted]], label, group).unseen == 0

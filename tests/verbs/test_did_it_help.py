@@ -107,6 +107,24 @@ def test_the_answer_is_a_plain_sentence(gains: list[Gain], sentence: str) -> Non
     assert answer.endswith("One encoder may owe this to its first weights: compare several seeds.") == claimed
 
 
+def test_several_shares_of_the_labels_are_one_family() -> None:
+    result = Result("linear", "1", "accuracy", 0.9, 0.8, 1.0, 1200)
+
+    def answer(*p: float) -> str:
+        gains = tuple(
+            replace(GAIN, label_fraction=share, p=one) for share, one in zip(("1", "0.1", "0.01"), p, strict=False)
+        )
+        return TransferRecord("t", "v2", (result,), gains=gains).answer
+
+    assert answer(0.03).startswith("Did pretraining help? Yes: with all labels this encoder is better")
+    several = answer(0.03, 0.2, 0.4)  # each of equal encoders is called different in 5 %, one of three in up to 14 %
+    assert several.startswith("Did pretraining help? Not shown: with all labels no difference")
+    assert "interval +1.0 to +9.0; not significant by Holm over the shares of the labels)" in several
+    mixed = answer(0.01, 0.2, 0.4)
+    assert mixed.startswith("Did pretraining help? Yes: with all labels this encoder is better")
+    assert "with 10 % of the labels no difference" in mixed
+
+
 def test_groups_count_as_they_do_in_every_interval(
     tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
