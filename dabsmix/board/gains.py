@@ -43,7 +43,7 @@ class Aggregate:
         mean: interquartile mean of the normalised gains of all seeds and columns, in which every column counts alike: 0
             is the random encoder, 1 perfect.
         low, high: its 95 % interval by bootstrap over the seeds and test units of each column, without the resamples
-            in which the random encoder is perfect, where a normalised gain is undefined.
+            in which the random encoder is perfect or better, where a normalised gain is undefined.
         improvement: the probability that a run beats a run of the random encoder, the mean over columns.
     """
 
@@ -78,7 +78,8 @@ def normalised_gains(name: str, lines: Mapping[str, Line], random: Line, *, colu
     values, resampled = _resampled(random, moves, np.random.default_rng([*column.encode()]))
     base, bases = values.mean(), resampled.mean(axis=1, keepdims=True)
     room = top - bases
-    room[abs(room) < 1e-9 * abs(top - base)] = np.nan  # the random encoder makes no mistake in these resamples
+    # in these resamples the random encoder makes no mistake, or by the linear approximation less than none
+    room[room * np.sign(top - base) < 1e-9 * abs(top - base)] = np.nan
     gains = {}
     for algorithm, line in lines.items():
         scores, drawn_scores = _resampled(line, moves, np.random.default_rng([*f"{column}\n{algorithm}".encode()]))

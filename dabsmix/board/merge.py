@@ -45,7 +45,7 @@ def merge(csv_path: Path, others: Sequence[Path]) -> int:
             known_run = begun.setdefault(source.name, ours if ours.exists() else theirs)
             if known_run.read_bytes() != theirs.read_bytes():
                 raise UserError(f"{known_run} and {theirs} differ: submit that run's further scores instead")
-        keep_labels(csv_path, [*rows, *added])
+        keep_labels(csv_path, rows, added)
         for source in sources:
             write_record(source, csv_path.parent / "runs" / source.name, list(transfers(source)))
         content = f"{','.join(COLUMNS)}\n{text([*rows, *added])}"

@@ -298,7 +298,7 @@ def _overview(parts: list[_Part], probe: str, label_fraction: str) -> Overview:
     names = tuple(sorted({name for part in parts for name in part.cells}))
     scored = sorted({name for part in parts for name, cell in part.cells.items() if cell.score is not None})
     cells = tuple(tuple(part.cells.get(name) for part in parts) for name in names)
-    common, compared = _complete(parts)
+    common, compared = _complete(_one_budget(parts))
     parts_of = {"all": common}
     for kind in dict.fromkeys(column.modality for column in columns):
         parts_of[kind] = [part for part in common if part.column.modality == kind]
@@ -314,6 +314,16 @@ def _overview(parts: list[_Part], probe: str, label_fraction: str) -> Overview:
     return Overview(
         first.encoder, first.protocol, probe, label_fraction, columns, names, cells, aggregates, over, without
     )
+
+
+def _one_budget(parts: Sequence[_Part]) -> list[_Part]:
+    """Of several budgets of a data set and task the one with the most algorithms, of equals the first."""
+    best: dict[tuple[str, str], _Part] = {}
+    for part in parts:
+        place = (part.column.domain, part.column.task)
+        if place not in best or len(part.gains or {}) > len(best[place].gains or {}):
+            best[place] = part
+    return list(best.values())
 
 
 def _complete(parts: Sequence[_Part]) -> tuple[list[_Part], list[str]]:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dabsmix.board.row import NO_SCORE, Row, typed
+from dabsmix.board.row import NO_SCORE, Row, small, typed
 from dabsmix.errors import UserError
 from dabsmix.run import RunRecord, read_record
 from dabsmix.scoring.results import (
@@ -258,6 +258,8 @@ def transfer_of(row: Row) -> TransferFile | None:
         return None
     for stem, content in files.items():
         same = (content.task, content.protocol) == (row.task, row.protocol)
+        # a run may be scored again on data that have changed
+        same &= content.data_fingerprint in ("", row.data_fingerprint)
         if same and any(_is_of(row, result) for result in content.results):
             return TransferFile(stem, content)
     return None
@@ -288,7 +290,8 @@ class Predictions(NamedTuple):
 
 def agrees(recorded: Row | Result, value: float) -> bool:
     """Whether a recomputed score equals the recorded one up to rounding."""
-    return abs(value - recorded.value) <= 2e-6 + 1e-4 * abs(recorded.value)
+    rounding = 0.0 if small(recorded.metric, recorded.value) else 2e-6
+    return abs(value - recorded.value) <= rounding + 1e-4 * abs(recorded.value)
 
 
 def predictions_of(row: Row, source: TransferFile | None = None) -> Predictions | None:

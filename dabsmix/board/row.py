@@ -257,7 +257,17 @@ def same(value: Any, other: Any) -> bool:
 
 def typed(cells: dict[str, Any]) -> dict[str, Any]:
     """A record's values in their columns' types; numbers rounded as the CSV shows them."""
-    return {name: _typed(name, value) for name, value in cells.items()}
+    values = {name: _typed(name, value) for name, value in cells.items()}
+    for name in ("value", "low", "high"):
+        if isinstance(number := cells.get(name), float) and small(str(cells["metric"]), number):
+            values[name] = float(f"{number:.6g}")
+    return values
+
+
+def small(metric: str, value: float) -> bool:
+    """Whether a score is an error in so large a unit that six decimals would leave little of it."""
+    scale = known(metric)
+    return scale is not None and scale.span[1] == math.inf and abs(value) < 1e-3
 
 
 def _typed(name: str, value: Any) -> Any:

@@ -23,6 +23,7 @@ from dabsmix.scoring.intervals import (
     Difference,
     Estimate,
     Measured,
+    average,
     compare,
     holm,
     interval,
@@ -90,7 +91,8 @@ class Line:
         runs: each seed reduced to what a comparison needs; None without predictions, and where the caller of
             `section_of` needs none.
         against: the gain over the random encoder; None for yardsticks and where the block has no random encoder.
-        best: its lead over the random encoder, every yardstick and every other ranked line is each significant at 5 %.
+        best: its lead over the random encoder, every yardstick and every line of another ranked algorithm is each
+            significant at 5 %, divided by the number of the algorithm's own ranked lines.
     """
 
     name: str
@@ -329,16 +331,18 @@ def _gains(lines: list[Line]) -> list[Line]:
 
 
 def _leads(first: Line, rivals: list[Line], sign: int) -> bool:
-    """Whether each lead is significant by itself: an intersection-union test, which needs no correction.
+    """Whether each lead is significant by itself: an intersection-union test, which needs no correction for rivals.
 
-    Another recipe of the same algorithm is not a rival. Without a random encoder or another yardstick no line leads.
+    Another recipe of the same algorithm is not a rival, but the best of several was chosen by these scores, which
+    Bonferroni corrects. Without a random encoder or another yardstick no line leads.
     """
+    recipes = 1 + sum(line.part == "ranked" and line.name == first.name for line in rivals)
     rivals = [line for line in rivals if line.part != "apart" and line.name != first.name]
     kinds = {is_random(line) for line in rivals if line.part == "yardstick"}
     if kinds != {True, False}:
         return False
     leads = (_difference(first, line)[0] for line in rivals)
-    return all(lead.p < ALPHA and sign * lead.value > 0 for lead in leads)
+    return all(lead.p < ALPHA / recipes and sign * lead.value > 0 for lead in leads)
 
 
 def is_random(line: Line) -> bool:
@@ -541,10 +545,11 @@ def _measured(rows: Sequence[Row], sources: Sources) -> tuple[Measured, ...] | N
 
     None where they are missing, do not give the row's score, or are of other examples.
     """
-    by_seed = {row.seed: row for row in reversed(rows)}
-    runs = [_run(row, sources[_place(row)]) for _, row in sorted(by_seed.items())]
-    measured = tuple(run for run in runs if run is not None)
-    return measured if len(measured) == len(runs) and len({run.rows for run in measured}) == 1 else None
+    by_seed = _grouped(rows, lambda row: row.seed)
+    of_seeds = [[_run(row, sources[_place(row)]) for row in by_seed[seed]] for seed in sorted(by_seed)]
+    measured = [[run for run in runs if run is not None] for runs in of_seeds]
+    same = len({run.rows for runs in measured for run in runs}) == 1
+    return tuple(map(average, measured)) if same and all(None not in runs for runs in of_seeds) else None
 
 
 def _run(row: Row, source: TransferFile | None) -> Measured | None:

@@ -7,7 +7,7 @@ input, majority class) stay in those transfer files: they belong to a task, not 
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -83,7 +83,7 @@ def submit(run_dir: Path, by: str, csv_path: Path, *, failed: bool = False) -> l
         added = [row for rows in new.values() for row in rows]
         if not added:
             raise UserError(f"{run_dir} is on {csv_path} already, as {name}; another seed makes another run")
-        keep_labels(csv_path, [*known.values(), *folder_rows])
+        keep_labels(csv_path, known.values(), folder_rows)
         write_record(run_dir, record, [stem for stem, rows in new.items() if rows and stem != FAILED])
         header = ",".join(COLUMNS)
         old = csv_path.read_text(encoding="utf-8-sig") if csv_path.exists() else header
@@ -109,12 +109,18 @@ def _stored_labels(csv_path: Path) -> dict[str, str]:
         raise UserError(f"cannot read {_labels_file(csv_path)}: {error}; take it from the repository again") from None
 
 
-def keep_labels(csv_path: Path, rows: Sequence[Row]) -> None:
-    """Store the digest of the test labels of new data, and refuse rows of the same data with other labels."""
+def keep_labels(csv_path: Path, known: Iterable[Row], new: Sequence[Row]) -> None:
+    """Store the digest of the test labels of new data, and refuse rows of the same data with other labels.
+
+    Args:
+        csv_path: the leaderboard.
+        known: its rows, which are read only if the digest of their data is not stored.
+        new: rows to be added.
+    """
     stored = _stored_labels(csv_path)
     digests = dict(stored)
-    for row in rows:
-        data = f"{row.task} {row.data_fingerprint}"
+    for row in [*(row for row in known if _data(row) not in stored), *new]:
+        data = _data(row)
         predictions = board_record.predictions_of(row)
         if (
             predictions is not None
@@ -126,6 +132,10 @@ def keep_labels(csv_path: Path, rows: Sequence[Row]) -> None:
     if digests != stored:
         text = json.dumps(digests, indent=1, sort_keys=True) + "\n"
         write(_labels_file(csv_path), lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def _data(row: Row) -> str:
+    return f"{row.task} {row.data_fingerprint}"
 
 
 def _check_encoder(run_dir: Path, expected: str) -> None:

@@ -51,7 +51,8 @@ _LEGEND = (
     "all algorithms of the block (Holm), which takes 3 seeds on both sides.",
     "Features: how many numbers the probe read of each example, the most over seeds; more of them can raise a score "
     "whatever was learned.",
-    "* : its lead over the random encoder, every yardstick and every other ranked line is each significant at 5 %.",
+    "* : its lead over the random encoder, every yardstick and every other ranked algorithm is each significant at "
+    "5 %; of several recipes of one algorithm the best needs a surer lead.",
     "Lines in [brackets] had augmentations or labels in pretraining and are not ranked; yardsticks come last.",
     "Error rates of these rules, by simulation: docs/evaluation.md.",
 )

@@ -14,10 +14,12 @@ from test_table import row, seeds, write_record
 from dabsmix import cli
 from dabsmix.board import overview as board_overview
 from dabsmix.board import row as board_row
-from dabsmix.board.gains import RESAMPLES, Gains, aggregate
+from dabsmix.board.gains import RESAMPLES, Gains, aggregate, normalised_gains
 from dabsmix.board.overview import as_plain, overviews, text
 from dabsmix.board.page import page
 from dabsmix.board.row import COLUMNS, Row
+from dabsmix.board.standings import Line
+from dabsmix.scoring.intervals import Measured
 
 
 def domain(tmp_path: Path, name: str, **gains: float) -> list[Row]:
@@ -190,6 +192,28 @@ def test_resamples_in_which_the_random_encoder_makes_no_mistake_are_left_out(tmp
     (only,) = overview.aggregates["all"]
     assert only.mean == pytest.approx(-2)
     assert only.low < only.mean < only.high < 1e-9
+
+
+def test_a_better_score_than_perfect_in_a_resample_does_not_turn_a_loss_into_a_gain() -> None:
+    def line(*values: float) -> Line:
+        runs = tuple(Measured(value, np.linspace(-0.05, 0.05, 20), None, 20, 20) for value in values)
+        return Line("x", "ranked", 3, float(np.mean(values)), None, None, None, 20, runs=runs)
+
+    gains = normalised_gains("auroc_macro", {"dmix": line(0.96, 0.97, 0.98)}, line(0.99, 0.99, 0.99))["dmix"]
+    assert (gains.measured < 0).all()
+    defined = gains.resampled[np.isfinite(gains.resampled)]
+    assert 0 < len(defined) < gains.resampled.size
+    assert (defined < 0).all()
+
+
+def test_a_data_set_with_two_budgets_counts_once_in_an_aggregate(tmp_path: Path) -> None:
+    rows = domain(tmp_path, "digits", dmix=0.2, emix=0.1) + domain(tmp_path, "uci_har", dmix=0.1, emix=-0.1)
+    (once,) = overviews(rows, modality)
+    more = [replace(one, steps=900, recipe="long", run=f"{one.run}-l") for one in rows if one.steps]
+    (overview,) = overviews([*rows, *[one for one in more if one.domain == "digits"]], modality)
+    assert len(overview.columns) == 3
+    assert overview.over == once.over == {"all": 2, "image": 1, "sensor": 1}
+    assert overview.aggregates == once.aggregates
 
 
 def test_without_a_random_encoder_there_is_no_gain(tmp_path: Path) -> None:

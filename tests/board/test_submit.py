@@ -21,12 +21,15 @@ from dabsmix.board.forgery import MAX_PREDICTIONS
 from dabsmix.board.overview import overviews
 from dabsmix.board.overview import text as overview_text
 from dabsmix.board.page import page
+from dabsmix.board.record import transfer_of
 from dabsmix.board.row import lines
 from dabsmix.board.standings import standings
 from dabsmix.board.submit import COLUMNS, read, submit, validate
 from dabsmix.board.table import Format, render
 from dabsmix.config import PretrainConfig, as_plain, config_hash, resolve
 from dabsmix.errors import UserError
+from dabsmix.scoring.intervals import interval, measure
+from dabsmix.scoring.metrics import metric
 from dabsmix.source import Source
 
 OURS = Path(__file__).parents[2] / "leaderboard" / "results.csv"
@@ -171,6 +174,57 @@ def test_another_score_of_the_same_probe_is_refused_and_a_further_share_is_added
     write_transfer(run, "digits", tuple((probe, "0.1", value - 0.1) for probe, _, value in RESULTS))
     assert {row.label_fraction for row in submit(run, "Ada", board)} == {"0.1"}
     assert validate(board) == []  # the files behind the earlier rows stay
+
+
+def test_a_run_may_be_scored_again_on_changed_data_and_others_are_still_submitted(tmp_path: Path) -> None:
+    run, board = write_run(tmp_path), tmp_path / "results.csv"
+    submit(run, "Ada", board)
+    path = run / "transfer" / "digits-v1.json"
+    edit(path, data_fingerprint="e" * 12)
+    with np.load(path.with_suffix(".predictions.npz")) as file:
+        arrays: dict[str, Any] = dict(file)
+    reverse = {name: value[..., ::-1] for name, value in arrays.items()}  # other labels, the same scores
+    np.savez(path.with_suffix(".predictions.npz"), **reverse)
+    rows = submit(run, "Ada", board)
+    assert {row.data_fingerprint for row in rows} == {"e" * 12}
+    stems = {row.data_fingerprint: source.stem for row in read(board) if (source := transfer_of(row))}
+    assert stems == {"d" * 12: "digits-v1", "e" * 12: "digits-v1-2"}
+    assert submit(write_run(tmp_path / "other", seed=1), "Bob", board)
+    assert validate(board) == []
+
+
+def test_the_wide_interval_of_a_score_with_a_rare_class_is_valid(tmp_path: Path) -> None:
+    run, board = write_run(tmp_path), tmp_path / "results.csv"
+    path = run / "transfer" / "digits-v1.json"
+    label = np.repeat([0, 1, 2], [500, 499, 1])
+    predicted = np.where(np.arange(1000) % 50 == 0, (label + 1) % 3, label)
+    balanced = metric("balanced_accuracy")
+    ends = interval(balanced, [measure(balanced, [predicted], label)])
+    score = {"metric": "balanced_accuracy", "value": ends.value, "low": ends.low, "high": ends.high, "n": 1000}
+    edit(path, results=[result | score for result in json.loads(path.read_text())["results"]])
+    arrays: dict[str, Any] = {"label": label, **{f"{probe}@1": predicted[None] for probe, *_ in RESULTS}}
+    np.savez(path.with_suffix(".predictions.npz"), **arrays)
+    submit(run, "Ada", board)
+    assert validate(board) == []
+
+
+def test_an_error_in_a_large_unit_keeps_its_digits(tmp_path: Path) -> None:
+    run, board = write_run(tmp_path), tmp_path / "results.csv"
+    path = run / "transfer" / "digits-v1.json"
+    rng = np.random.default_rng(0)
+    label = rng.normal(size=100)
+    predicted = label + 1e-7 * rng.normal(size=100)
+    value = float(np.abs(predicted - label).mean())
+    error = {"metric": "mae", "value": value, "low": 0.9 * value, "high": 1.1 * value}
+    edit(path, kind="regression", results=[result | error for result in json.loads(path.read_text())["results"]])
+    arrays: dict[str, Any] = {"label": label, **{f"{probe}@1": predicted[None] for probe, *_ in RESULTS}}
+    np.savez(path.with_suffix(".predictions.npz"), **arrays)
+    row, *others = submit(run, "Ada", board)
+    assert row.value == pytest.approx(value, rel=1e-5)
+    assert [one.value for one in read(board)] == [row.value, *(other.value for other in others)]
+    assert validate(board) == []
+    board.write_text(board.read_text().replace(str(row.value), str(float(f"{1.01 * value:.6g}"))))
+    assert any("value is" in problem for problem in validate(board))
 
 
 def test_predictions_must_reproduce_the_score(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from dabsmix.board.page import page
 from dabsmix.board.row import Row, problems
 from dabsmix.board.standings import Line, section_of, standings
 from dabsmix.board.table import published, render, show
+from dabsmix.scoring.intervals import Difference
 from dabsmix.scoring.metrics import METRICS
 from dabsmix.scoring.results import AT_EDGE, in_percent
 
@@ -226,6 +227,17 @@ def test_another_recipe_of_the_algorithm_does_not_remove_its_star(tmp_path: Path
     assert not any(line.best for line in standings([*rows, *rival])[0].blocks[0].lines)
 
 
+def test_the_best_of_several_recipes_needs_a_surer_lead_for_the_star(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lead = Difference(0.1, 0.01, 0.19, p=0.03)
+    monkeypatch.setattr("dabsmix.board.standings._difference", lambda line, other: (lead, True))
+    rows = complete(tmp_path, seeds(tmp_path, 0.9))
+    assert standings(rows)[0].blocks[0].lines[0].best
+    rows += seeds(tmp_path, 0.9, recipe="b", lr=1e-3, version="0.2.0")
+    assert not any(line.best for line in standings(rows)[0].blocks[0].lines)
+
+
 def test_error_metrics_rank_the_other_way(tmp_path: Path) -> None:
     rows = complete(tmp_path, seeds(tmp_path, 0.1, metric="mse"), raw=0.9, metric="mse")
     by_name = lines(rows)
@@ -293,6 +305,25 @@ def test_a_yardstick_is_compared_on_the_same_examples(tmp_path: Path, stored: bo
     rows = [row(tmp_path, 1 - (80 + seed) / 400, half=0.04, seed=seed) for seed in range(3)]
     rows += [row(tmp_path, 1 - (160 + s) / 400, half=0.04, algorithm="none", seed=s, steps=0) for s in range(3)]
     assert lines(rows)["dmix"].best == best
+
+
+def test_a_gain_is_the_difference_of_the_means_that_are_printed_if_a_seed_was_run_twice(tmp_path: Path) -> None:
+    label, rows = np.arange(100) % 2, []
+    for algorithm, seed, wrong, run in (
+        *(("none", seed, 40 + seed, "n") for seed in range(3)),
+        *(("dmix", seed, 20 + seed, "d") for seed in range(3)),
+        ("dmix", 0, 32, "elsewhere"),
+    ):
+        steps = {"steps": 0} if algorithm == "none" else {}
+        rows.append(row(tmp_path, 1 - wrong / 100, algorithm=algorithm, seed=seed, run=f"{run}{seed}", n=100, **steps))
+        write_record(rows[-1], scores=np.where(np.arange(100) < wrong, 1 - label, label)[None], label=label)
+    by_name = lines(rows)
+    dmix, none = by_name["dmix"], by_name["none (random init)"]
+    assert dmix.seeds == 3
+    assert dmix.mean == pytest.approx(1 - (26 + 21 + 22) / 300)
+    assert dmix.against is not None
+    assert dmix.against.paired
+    assert dmix.against.difference == pytest.approx(dmix.mean - none.mean)
 
 
 def test_predictions_of_other_examples_are_not_paired(tmp_path: Path) -> None:
