@@ -3,30 +3,32 @@
     python scripts/slides.py leaderboard/plans/slides_cpu.yaml [--csv leaderboard/results.csv]
 
 Rates and counted steps are those of PLAN.chosen.json. Nothing is computed before every run has a row, be it one that
-says why it failed: the registration allows no interim look.
+says why it failed: the registration allows no interim look. A run is of an arm only if its whole configuration is that
+of the plan, so rows of other hyperparameters, views, precisions or protocols do not enter.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from statistics import fmean
 
-import yaml
-
+from dabsmix.arguments import read_plan
+from dabsmix.board.failures import Failures
 from dabsmix.board.record import predictions_of
 from dabsmix.board.row import Row, read
 from dabsmix.errors import UserError
 from dabsmix.run import commit
-from dabsmix.scoring.intervals import Difference, Measured, compare, holm, measure
+from dabsmix.scoring.intervals import Difference, Measured, average, compare, holm, measure
 from dabsmix.scoring.metrics import metric
+from dabsmix.verbs.cells import Cell, cells
+from dabsmix.verbs.chosen import ChosenSettings
 
 ENDPOINTS = ("online", "knn", "linear")
 CONTRASTS = (("dmix", "emix"), ("emix", "shed"))
-ARMS = ("shed", "emix", "dmix")
 
 
 @dataclass(frozen=True)
@@ -58,16 +60,16 @@ def families(plan_path: Path, csv: Path) -> dict[str, list[Arm]]:
     Raises:
         UserError: the plan or the board cannot be read, or runs are missing.
     """
-    plan = yaml.safe_load(plan_path.read_text(encoding="utf-8"))
-    chosen_path = plan_path.with_suffix(".chosen.json")
-    chosen = json.loads(chosen_path.read_text(encoding="utf-8")) if chosen_path.exists() else {}
-    rows = read(csv)
+    plans, path = read_plan([str(plan_path)])
+    chosen = ChosenSettings((path or plan_path).with_suffix(".chosen.json"), keep=False)
+    rows, failed = read(csv), set(Failures(csv).read())
+    of_arm: dict[tuple[str, str, str], list[Cell]] = {}
+    for cell in cells(plans):
+        if cell.trains:
+            of_arm.setdefault((cell.plan.budget, cell.pretraining.source.name, cell.row), []).append(cell)
     arms: dict[str, list[Arm]] = {}
-    for part in plan["parts"]:
-        budget = part.get("budget", "equal-steps")
-        arms.setdefault(budget, []).extend(
-            arm_of(rows, chosen, plan, domain, algorithm, budget) for domain in part["domains"] for algorithm in ARMS
-        )
+    for (budget, *_), of_cells in of_arm.items():
+        arms.setdefault(budget, []).append(arm_of(of_cells, chosen, rows, failed))
     lacking = [
         f"{arm.domain} {arm.algorithm} seed {seed} ({budget})"
         for budget, of_budget in arms.items()
@@ -82,41 +84,42 @@ def families(plan_path: Path, csv: Path) -> dict[str, list[Arm]]:
     return arms
 
 
-def arm_of(
-    rows: Sequence[Row], chosen: Mapping[str, Any], plan: Mapping[str, Any], domain: str, algorithm: str, budget: str
-) -> Arm:
-    """One arm, from the rows of its configuration."""
-    of = "" if budget == "equal-steps" else " of emix in FLOPs"
-    setting = f"{domain} {algorithm} {plan['encoder']} {plan['steps']} steps{of} of {plan['batch_size']}"
-    entry = chosen.get(setting, {})
-    lr, steps = entry.get("lr") or 0.0, entry.get("steps", plan["steps"])
-    cells = (domain, domain, algorithm, plan["encoder"], steps, plan["batch_size"], lr)
-    own = [
-        row
-        for row in rows
-        if (row.domain, row.task, row.algorithm, row.encoder, row.steps, row.batch_size, row.lr) == cells
-        and row.seed in plan["seeds"]
-    ]
+def arm_of(of_cells: Sequence[Cell], chosen: ChosenSettings, rows: Sequence[Row], failed: Set[str]) -> Arm:
+    """One arm, from the rows of exactly its configurations."""
     runs: dict[str, dict[int, Measured]] = {endpoint: {} for endpoint in ENDPOINTS}
-    for row in own:
-        # the online probe belongs to the pretraining, whose protocol its row states
-        if (
-            row.probe in runs
-            and row.label_fraction == "1"
-            and row.protocol in ("v2", "v1")[: 1 + (row.probe == "online")]
-        ):
-            runs[row.probe].setdefault(row.seed, measured(row))
-    complete = set.intersection(*(set(of_endpoint) for of_endpoint in runs.values()))
-    ended = complete | {row.seed for row in own if row.failure}
+    lacking = []
+    for cell in of_cells:
+        seed, key = cell.pretraining.seed, settled_key(cell, chosen)
+        own = [row for row in rows if row.config_hash == key and row.task == cell.pretraining.source.name]
+        for endpoint, of_endpoint in runs.items():
+            # the online probe belongs to the pretraining, whose protocol its row states
+            scores = [
+                row
+                for row in own
+                if (row.probe, row.label_fraction) == (endpoint, "1") and (endpoint == "online" or row.protocol == "v2")
+            ]
+            if scores:
+                of_endpoint[seed] = average([measured(row) for row in scores])
+        ended = key in failed or any(row.failure for row in own)
+        if not (key and (ended or all(seed in of_endpoint for of_endpoint in runs.values()))):
+            lacking.append(seed)
+    first = of_cells[0]
+    rate = 0.0 if lacking else chosen.lr(first) or 0.0
     return Arm(
-        domain,
-        algorithm,
-        lr,
-        steps,
-        lr in (min(plan["rates"]), max(plan["rates"])),
+        first.pretraining.source.name,
+        first.row,
+        rate,
+        0 if lacking else chosen.steps(first),
+        rate in (min(first.plan.rates), max(first.plan.rates)),
         runs,
-        tuple(seed for seed in plan["seeds"] if seed not in ended),
+        tuple(lacking),
     )
+
+
+def settled_key(cell: Cell, chosen: ChosenSettings) -> str:
+    """The hash of a cell's configuration; empty before its rate is chosen and its steps are counted."""
+    counted = cell.plan.budget == "equal-steps" or "steps" in chosen.read().get(cell.setting, {})
+    return chosen.key(cell) if counted else ""
 
 
 def measured(row: Row) -> Measured:
@@ -131,7 +134,7 @@ def contrasts(arms: Sequence[Arm], without: frozenset[int] = frozenset()) -> dic
     """Every contrast of one budget."""
     by_name = {(arm.domain, arm.algorithm): arm for arm in arms}
     return {
-        (domain, endpoint, first, second): compare(
+        (domain, endpoint, first, second): difference_of(
             *(
                 [run for seed, run in by_name[domain, name].runs[endpoint].items() if seed not in without]
                 for name in (first, second)
@@ -141,6 +144,15 @@ def contrasts(arms: Sequence[Arm], without: frozenset[int] = frozenset()) -> dic
         for endpoint in ENDPOINTS
         for first, second in CONTRASTS
     }
+
+
+def difference_of(first: Sequence[Measured], second: Sequence[Measured]) -> Difference:
+    """The first minus the second; nothing is shown if every run of a side failed."""
+    if not first or not second:
+        return Difference(math.nan)
+    if len({run.rows for run in (*first, *second)}) > 1:
+        raise UserError("runs of one contrast are scored on different test data, so nothing can be compared")
+    return compare(first, second)
 
 
 def verdicts(of: Mapping[Key, Difference]) -> dict[Key, str]:
@@ -157,7 +169,7 @@ def report(arms: Sequence[Arm]) -> list[str]:
     lines = ["| data | algorithm | steps | rate | " + " | ".join(ENDPOINTS) + " |", "|---" * 7 + "|"]
     for arm in arms:
         means = (
-            f"{100 * sum(run.value for run in runs.values()) / len(runs):.1f} ({len(runs)} seeds)"
+            f"{100 * fmean(run.value for run in runs.values()):.1f} ({len(runs)} seeds)" if runs else "–"
             for runs in arm.runs.values()
         )
         rate = f"{arm.lr:g}{', edge of the grid' if arm.edge else ''}"
@@ -180,6 +192,8 @@ def report(arms: Sequence[Arm]) -> list[str]:
 
 def points(difference: Difference) -> str:
     """A difference of shares in points, with its interval."""
+    if math.isnan(difference.value):
+        return "–"
     text = f"{100 * difference.value:+.1f}"
     if difference.low is None or difference.high is None:
         return text

@@ -1,6 +1,7 @@
 """`scripts/slides.py`: the registered contrasts, on rows of the committed matrix, and their verdicts."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -10,10 +11,13 @@ import pytest
 import yaml
 from script_module import script
 
+from dabsmix.arguments import read_plan
 from dabsmix.board.record import predictions_of
-from dabsmix.board.row import read
+from dabsmix.board.row import COLUMNS, read, text
 from dabsmix.errors import UserError
 from dabsmix.scoring.intervals import Difference
+from dabsmix.verbs.cells import cells
+from dabsmix.verbs.chosen import ChosenSettings
 
 BOARD = Path(__file__).parents[1] / "leaderboard"
 PLAN: dict[str, Any] = {
@@ -22,6 +26,7 @@ PLAN: dict[str, Any] = {
     "steps": 400,
     "rates": [3e-4, 1e-3, 3e-3],
     "seeds": [0, 1, 2],
+    "algos": ["none", "shed", "emix", "dmix"],
 }
 
 
@@ -71,6 +76,56 @@ def test_there_is_no_look_before_every_run_has_a_row(slides: ModuleType, tmp_pat
         UserError, match=r"6 runs have no row yet, the first of them cifar10 shed seed 17 \(equal-steps\)"
     ):
         slides.families(plan(tmp_path, seeds=[0, 17]), BOARD / "results.csv")
+
+
+def test_rows_of_other_settings_do_not_enter(slides: ModuleType, tmp_path: Path) -> None:
+    rows = read(BOARD / "results.csv")
+    like = {(row.domain, row.seed): row for row in rows if row.algorithm == "dmix" and row.protocol == "v2"}
+    other = [  # scores of the random encoder, as if of dmix with another hyperparameter
+        replace(row, algorithm="dmix", config_hash="f" * 16, steps=400, lr=like[row.domain, row.seed].lr)
+        for row in rows
+        if row.algorithm == "none" and row.domain in ("cifar10", "uci_har") and row.steps == 0 and row.protocol == "v2"
+    ]
+    assert other
+    for name, of_rows in (("with", [*other, *rows]), ("only", [*other, *(r for r in rows if r.algorithm != "dmix")])):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "runs").symlink_to(BOARD / "runs")
+        (tmp_path / name / "results.csv").write_text(",".join(COLUMNS) + "\n" + text(of_rows))
+    path = plan(tmp_path)
+    arms = slides.families(path, tmp_path / "with" / "results.csv")
+    assert slides.report(arms["equal-steps"]) == slides.report(
+        slides.families(path, BOARD / "results.csv")["equal-steps"]
+    )
+    with pytest.raises(UserError, match=r"6 runs have no row yet, the first of them cifar10 dmix seed 0"):
+        slides.families(path, tmp_path / "only" / "results.csv")
+
+
+def test_an_arm_whose_runs_all_failed_shows_nothing(slides: ModuleType, tmp_path: Path) -> None:
+    path = plan(tmp_path)
+    chosen = ChosenSettings(path.with_suffix(".chosen.json"), keep=False)
+    failed = {
+        chosen.key(cell): {"reason": "it diverged"}
+        for cell in cells(read_plan([str(path)])[0])
+        if (cell.row, cell.pretraining.source.name) == ("shed", "cifar10")
+    }
+    board = tmp_path / "board"
+    board.mkdir()
+    (board / "runs").symlink_to(BOARD / "runs")
+    rows = [row for row in read(BOARD / "results.csv") if row.config_hash not in failed]
+    (board / "results.csv").write_text(",".join(COLUMNS) + "\n" + text(rows))
+    with pytest.raises(UserError, match="3 runs have no row yet"):
+        slides.families(path, board / "results.csv")
+    (board / "failures.json").write_text(json.dumps(failed))
+    told = slides.report(slides.families(path, board / "results.csv")["equal-steps"])
+    assert sum(line.startswith("| cifar10 | shed |") and line.endswith("| – | – | – |") for line in told) == 1
+    assert sum("emix − shed | – | 1.0000 | not shown | –, not shown |" in line for line in told) == 3
+
+
+def test_mistakes_in_the_plan_are_one_line(slides: ModuleType, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"nope\.yaml"):
+        slides.families(tmp_path / "nope.yaml", BOARD / "results.csv")
+    with pytest.raises(UserError, match="runs have no row yet"):  # seeds in its parts, and bf16
+        slides.families(BOARD / "plans" / "slides.yaml", BOARD / "results.csv")
 
 
 def test_verdicts_are_corrected_within_the_family(slides: ModuleType) -> None:
