@@ -142,10 +142,11 @@ def _do(job: Cell | Trial, chosen: ChosenSettings, failures: Failures, say: Call
 def _submit_failure(cell: Cell, key: str) -> None:
     """Put a run that failed while it was trained on the board; other failures left no record of a run to show."""
     board = cell.plan.leaderboard
-    if board.exists() and any(row.config_hash == key for row in read(board)):
-        return  # it failed before, or is scored already
+    rows = [row for row in read(board) if row.config_hash == key] if board.exists() else []
+    shown = {row.pretrain_fingerprint for row in rows}  # on these data it failed before, or is scored already
     for run in readable_runs(cell.plan.out):
-        if (run.record.config_hash, run.record.status) == (key, FAILED):
+        failed = (run.record.config_hash, run.record.status) == (key, FAILED)
+        if failed and run.record.data_fingerprint not in shown:
             submit(run.path, cell.plan.by, board, failed=True)
             return
 
@@ -227,7 +228,9 @@ def _pretrained(config: PretrainConfig, plan: BenchConfig) -> Run:
         from dabsmix.verbs.pretrain import pretrain
 
         return pretrain(config, accelerator=_accelerator("fp32"), begin=True)
-    begun = [run for run in readable_runs(config.out) if run.record.config_hash == config_hash(config)]
+    same = [run for run in readable_runs(config.out) if run.record.config_hash == config_hash(config)]
+    fingerprint = load(config.source).fingerprint if same else ""  # the hash names the files, and they may have changed
+    begun = [run for run in same if run.record.data_fingerprint == fingerprint]
     if finished := [run for run in begun if run.finished]:
         return finished[0]
     start = ["torchrun", f"--nproc_per_node={plan.gpus}"] if plan.gpus > 1 else [sys.executable]

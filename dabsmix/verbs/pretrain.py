@@ -63,7 +63,7 @@ def pretrain(
         data: the data that ``config.source`` names, if they are loaded already.
         say: called on the main process with what the user should know, in complete sentences.
         observe: called with the number of steps done, after each step.
-        begin: with ``config.resume``, start a fresh run if there is none to resume.
+        begin: with ``config.resume``, start a fresh run if there is none of these very data to resume.
 
     Raises:
         UserError: any mistake in the configuration or the data, or a loss that is no longer finite.
@@ -483,12 +483,17 @@ def _to_resume(config: PretrainConfig, data: Data, begin: bool) -> Run | None:
     def same(run: Run) -> bool:
         return run.record.config_hash == key
 
-    if begin and not any(same(run) for run in readable_runs(config.out)):
+    def of_these_data(run: Run) -> bool:  # the hash names the files, and they may have changed
+        return same(run) and run.record.data_fingerprint == data.fingerprint
+
+    runs = readable_runs(config.out)
+    if begin and not any(map(of_these_data, runs)):
         return None
+    counts = of_these_data if begin or any(of_these_data(run) and not run.finished for run in runs) else same
     try:
-        run = newest_run(config.out, lambda r: same(r) and not r.finished, "unfinished run of this configuration")
+        run = newest_run(config.out, lambda r: counts(r) and not r.finished, "unfinished run of this configuration")
     except UserError:
-        return newest_run(config.out, same, "run of this configuration to resume")
+        return newest_run(config.out, counts, "run of this configuration to resume")
     if run.record.data_fingerprint != data.fingerprint:
         raise UserError(f"cannot resume {run.path}: the data have changed since it began; start a new run")
     return run

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -356,16 +356,56 @@ def test_other_files_of_the_same_name_have_rates_of_their_own(tmp_path: Path) ->
     assert (chosen.untried(mine), chosen.untried(other)) == ([], [1e-3, 1e-2])
 
 
-def test_a_table_that_has_changed_is_not_done(tmp_path: Path) -> None:
+def test_a_table_that_has_changed_is_pretrained_on_again(tmp_path: Path) -> None:
     file = table(tmp_path / "data.csv", 0)
-    matrix = of_table(tmp_path, file, algos=("none",))
+    matrix = of_table(tmp_path, file, algos=("none", "emix"))
     assert bench([matrix], chosen_path=tmp_path / "c.json") == {}
-    assert [cell.state for cell in dry_run([matrix], chosen_path=tmp_path / "c.json")] == ["done"]
+    assert [cell.state for cell in dry_run([matrix], chosen_path=tmp_path / "c.json")] == ["done", "done"]
     table(file, 1)
     load_again()
-    assert [cell.state for cell in dry_run([matrix], chosen_path=tmp_path / "c.json")] == ["missing"]
-    (failure,) = bench([matrix], chosen_path=tmp_path / "c.json").values()
-    assert "have changed since" in failure["reason"]
+    assert [cell.state for cell in dry_run([matrix], chosen_path=tmp_path / "c.json")] == ["missing", "missing"]
+    assert bench([matrix], chosen_path=tmp_path / "c.json") == {}
+    assert [cell.state for cell in dry_run([matrix], chosen_path=tmp_path / "c.json")] == ["done", "done"]
+    runs = {(row.run.rpartition("-")[0], row.pretrain_fingerprint) for row in read(matrix.leaderboard)}
+    assert sorted(name for name, _ in runs) == ["data-emix-s0", "data-emix-s0-2", "data-none-s0", "data-none-s0-2"]
+    assert len({fingerprint for _, fingerprint in runs}) == 2
+    assert validate(matrix.leaderboard) == []
+
+
+def test_a_run_that_crashes_on_a_changed_table_has_a_row_too(tmp_path: Path) -> None:
+    file = table(tmp_path / "data.csv", 0)
+    matrix = of_table(tmp_path, file, algos=("emix",), lr=1e30, retry=True)
+    for seed in (0, 1):
+        table(file, seed)
+        load_again()
+        (failure,) = bench([matrix], chosen_path=tmp_path / "c.json").values()
+        assert "training diverged" in failure["reason"]
+    rows = read(matrix.leaderboard)
+    assert len({row.pretrain_fingerprint for row in rows}) == len(rows) == 2
+
+
+def test_children_continue_a_run_of_the_same_data_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, commands = table(tmp_path / "data.csv", 0), list[Sequence[str]]()
+    matrix = of_table(tmp_path, file, algos=("emix",), gpus=2)
+    (cell,) = cells([matrix])
+    config = ChosenSettings(tmp_path / "c.json").settled(cell)
+    run = pretrain(replace(config, resume=False), accelerator=accelerate())
+
+    def child(command: Sequence[str]) -> str:
+        commands.append(command)
+        return f"{run.path}\n"
+
+    monkeypatch.setattr(module, "_child", child)
+    assert module._pretrained(config, matrix).path == run.path
+    assert commands == []  # it is finished
+    run.update(status="interrupted")
+    module._pretrained(config, matrix)
+    run.update(status="finished")
+    table(file, 1)
+    module._pretrained(config, matrix)
+    run.update(status="interrupted")
+    module._pretrained(config, matrix)
+    assert ["--resume" in command for command in commands] == [True, False, False]
 
 
 def load_again() -> None:

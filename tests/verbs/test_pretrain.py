@@ -324,6 +324,23 @@ def test_only_the_same_configuration_is_resumed(tmp_path: Path, monkeypatch: pyt
         go(tmp_path, resume=True)
 
 
+@pytest.mark.usefixtures("classes")
+def test_a_run_of_other_data_is_neither_continued_nor_taken_for_this_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = go(tmp_path, steps=3)
+    config = replace(CONFIG, steps=3, out=tmp_path, resume=True)
+    first.update(data_fingerprint="other")
+    assert pretrain(config, accelerator=accelerate()).path == first.path  # without `begin`, as it always was
+    second = pretrain(config, accelerator=accelerate(), begin=True)
+    assert second.path != first.path
+    assert pretrain(config, accelerator=accelerate(), begin=True).path == second.path
+    for run in (second, first):  # the newest is of other data; the one before it is not
+        run.update(status="interrupted", data_fingerprint=second.record.data_fingerprint)
+    second.update(data_fingerprint="other")
+    assert go(tmp_path, steps=3, resume=True).path == first.path
+
+
 # --- refused
 
 
