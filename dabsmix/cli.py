@@ -360,15 +360,20 @@ def _answer(fingerprints: set[str], plan: BenchConfig) -> None:
     """Print which algorithm to use on these data, and what that follows from."""
     from dabsmix.board.advice import advice
     from dabsmix.board.overview import overviews, text
+    from dabsmix.board.record import ONLINE
     from dabsmix.board.row import read
 
     board = read(plan.leaderboard) if plan.leaderboard.exists() else []
     rows = [row for row in board if row.pretrain_fingerprint in fingerprints]
-    shares = list(dict.fromkeys(row.label_fraction for row in rows if not row.failure))
+    scored = [row for row in rows if not row.failure and row.probe != ONLINE and plan.protocol in (None, row.protocol)]
+    probes = [row.probe for row in scored]
+    probe = "linear" if "linear" in probes else next(iter(probes), "linear")  # finetuning has a probe of its own
+    shares = [row.label_fraction for row in scored if row.probe == probe]
     share = "1" if "1" in shares else next(iter(shares), "1")
     modality = plan.modality or "other"
-    print(text(overviews(rows, lambda _: modality, label_fraction=share)), end="")
-    print("\n".join(advice(rows, label_fraction=share)) or "No run has a score, so there is nothing to advise.")
+    print(text(overviews(rows, lambda _: modality, probe=probe, label_fraction=share)), end="")
+    advised = advice(rows, probe=probe, label_fraction=share)
+    print("\n".join(advised) or "No run has a score, so there is nothing to advise.")
 
 
 def _report(config: ReportConfig) -> None:

@@ -24,6 +24,7 @@ from dabsmix.config import BenchConfig, PretrainConfig
 from dabsmix.errors import UserError
 from dabsmix.interrupt import RESUME_ME, Interrupted
 from dabsmix.model import encoder
+from dabsmix.scoring.finetune import FINETUNE
 from dabsmix.source import Source
 from dabsmix.training import accelerate
 from dabsmix.verbs import bench as module
@@ -426,6 +427,31 @@ def test_own_data_end_with_advice_on_them_alone(
     assert len(printed) == 3  # each run of the command has one overview
     assert printed[2].count("data (tiny, v2, 3 × 16") == 1
     assert "no interval: that takes 3 seeds" in printed[2]
+
+
+@pytest.mark.parametrize(
+    ("flags", "setting"),
+    [
+        (["--protocol", "finetune"], "finetune, 3 × 16, finetune probe"),
+        (["--labels", "0.5"], "v2, 3 × 16, linear probe, 50 % of labels"),
+    ],
+)
+def test_the_advice_is_from_the_scores_that_there_are(
+    flags: list[str],
+    setting: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    short = replace(FINETUNE, rates=(1e-3,), epochs=1, steps=(1, 1))
+    monkeypatch.setattr("dabsmix.verbs.transfer.FINETUNE", short)
+    file = table(tmp_path / "data.csv", 0)
+    line = words(tmp_path, "--data", f"{file}", "--modality", "tabular", "--label", "kind", *flags)
+    monkeypatch.setattr(sys, "argv", ["dabsmix", "bench", *line[3:]])
+    main()
+    printed = capsys.readouterr().out
+    assert "Gain over none" in printed
+    assert f"data (tiny, {setting}" in printed
 
 
 def test_a_budget_in_minutes_is_measured_once_and_a_dry_run_keeps_nothing(
