@@ -26,7 +26,7 @@ from dabsmix.board.row import read
 from dabsmix.board.submit import submit
 from dabsmix.config import BenchConfig, PretrainConfig, TransferConfig, as_plain, config_hash
 from dabsmix.errors import UserError
-from dabsmix.files import write
+from dabsmix.files import unwritable, write
 from dabsmix.interrupt import RESUME_ME, Interrupted
 from dabsmix.run import Run, commit, readable_runs
 from dabsmix.source import Source, load
@@ -53,7 +53,7 @@ def bench(
         The failures among these cells, by configuration hash.
 
     Raises:
-        UserError: a mistake in the plan.
+        UserError: a mistake in the plan, or its ``--out`` cannot be written.
     """
     all_cells, chosen, failures = cells(plans), ChosenSettings(chosen_path), Failures(plans[0].leaderboard)
     if plans[0].retry:
@@ -96,17 +96,23 @@ def _cell_of(job: Cell | Trial) -> Cell:
 
 @contextmanager
 def _claimed(job: Cell | Trial, chosen: ChosenSettings) -> Iterator[bool]:
-    """Try to claim the cell for the duration of the block; yields whether this worker holds it."""
+    """Try to claim the cell for the duration of the block; yields whether this worker holds it.
+
+    Raises:
+        UserError: ``--out`` cannot be written.
+    """
     cell = _cell_of(job)
     name = chosen.key(cell) if isinstance(job, Cell) else config_hash(chosen.tried(job))
-    folder = cell.plan.out / "claims"
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / f"{name}.lock")
+    path = cell.plan.out / "claims" / f"{name}.lock"
+    lock = FileLock(path)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout:
         yield False
         return
+    except OSError as error:
+        raise unwritable(path, error) from None
     try:
         yield True
     finally:

@@ -535,6 +535,19 @@ def test_a_claimed_cell_is_skipped(tmp_path: Path) -> None:
         assert (first, second) == (True, False)
 
 
+def test_a_folder_that_cannot_be_made_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "afile").touch()
+    monkeypatch.setattr(sys, "argv", ["dabsmix", *words(tmp_path, "--out", f"{tmp_path / 'afile' / 'x'}")])
+    with pytest.raises(SystemExit) as status:
+        main()
+    assert status.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"dabsmix: cannot write {tmp_path / 'afile' / 'x' / 'claims'}")
+    assert line.endswith(": Not a directory; free some space there or choose another folder")
+
+
 # --- budgets
 
 
