@@ -100,7 +100,10 @@ class Worker:
             self._child.terminate()
 
     def checkpoint(self, *args: Any) -> Any:
-        """Stop the child, wait for its checkpoint, and go back into the queue with the same command."""
+        """Stop the child, wait for its checkpoint, and go back into the queue with the same command.
+
+        Failed cells are tried again once, not after each end of the job's time: one that diverges would take it all.
+        """
         import submitit
 
         self.stop()
@@ -109,4 +112,6 @@ class Worker:
                 self._child.wait(timeout=GRACE - 20)
             except subprocess.TimeoutExpired:
                 self._child.kill()
-        return submitit.helpers.DelayedSubmission(Worker(self.words))
+        words = [word for word in self.words if word not in ("--retry", "--no-retry")]
+        # the flag, because a plan may say `retry: true`
+        return submitit.helpers.DelayedSubmission(Worker([*words, "--no-retry"]))

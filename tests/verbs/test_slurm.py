@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from dabsmix.arguments import read_plan
 from dabsmix.board.row import read
 from dabsmix.config import BenchConfig
 from dabsmix.errors import UserError
@@ -66,7 +67,21 @@ def test_the_announcement_stops_the_child_through_its_parent_alone() -> None:
         thread.join()
         signal.signal(signal.SIGUSR2, before)
     assert isinstance(queued[0], submitit.helpers.DelayedSubmission)
-    assert queued[0].function.words == ["bench"]
+    assert queued[0].function.words == ["bench", "--no-retry"]
+
+
+@pytest.mark.parametrize("flag", ["--retry", "--no-retry", None])
+@pytest.mark.parametrize("planned", [True, False])
+def test_a_job_that_is_queued_again_does_not_retry_again(tmp_path: Path, flag: str | None, planned: bool) -> None:
+    plan = tmp_path / "plan.yaml"
+    plan.write_text(f"domains: [digits]\nretry: {str(planned).lower()}\n")
+    worker = slurm.Worker(["bench", f"{plan}", *([flag] if flag else []), "--on", "local", "--workers", "1"])
+    assert read_plan(worker.words[1:])[0][0].retry is {"--retry": True, "--no-retry": False, None: planned}[flag]
+    for _ in range(2):
+        worker = worker.checkpoint().function
+        ((config,), path) = read_plan(worker.words[1:])
+        assert (config.retry, config.domains, config.workers, path) == (False, ("digits",), 1, plan)
+    assert len(worker.words) == 7
 
 
 def test_missing_slurm_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
