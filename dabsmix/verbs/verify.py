@@ -10,6 +10,7 @@ from dabsmix.board.record import ONLINE, agrees, shares
 from dabsmix.board.row import Row, read
 from dabsmix.config import TransferConfig
 from dabsmix.errors import UserError
+from dabsmix.registry import domains
 from dabsmix.run import Run
 from dabsmix.scoring.results import HeadMix
 
@@ -51,7 +52,8 @@ def verify(
     """Score a run's encoder once more, in a temporary folder, as each of the rows says that it was scored.
 
     The probe of an online score is not kept: the row is held against the run's own online score, so it is verified only
-    where the run was trained again.
+    where the run was trained again. Scores on files that were given to transfer, which no record holds, are left
+    out, and ``say`` is told.
 
     Args:
         rows: of the leaderboard, one run's; see `rows_of`.
@@ -67,12 +69,16 @@ def verify(
 
     verified = []
     run.encoder_file()
+    frozen = [row for row in rows if row.probe != ONLINE]
+    named = {run.record.domain, *(name for card in domains().values() for name in (card.name, *card.aliases))}
+    for task in dict.fromkeys(row.task for row in frozen if row.task not in named):
+        say(f"the scores on {task} are not checked: it is no data set here, and files given to transfer are not kept")
+    frozen = [row for row in frozen if row.task in named]
     with tempfile.TemporaryDirectory(prefix="dabsmix-verify-") as folder:
         copy = Path(folder) / run.path.name  # without kept features and scores, which are what is in question
         copy.mkdir()
         for name in ("run.json", "config.yaml", "encoder.safetensors"):
             shutil.copy(run.path / name, copy)
-        frozen = [row for row in rows if row.probe != ONLINE]
         for scored_as in dict.fromkeys(map(_scored_as, frozen)):
             mine = [row for row in frozen if _scored_as(row) == scored_as]
             task, protocol, mix = scored_as

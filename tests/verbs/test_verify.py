@@ -89,6 +89,31 @@ def test_mixed_scores_and_those_by_another_metric_are_recomputed(
     assert [(v.row.probe, v.verdict) for v in verified] == [(probe, "equal") for probe in probes]
 
 
+def test_scores_on_further_files_are_told_and_the_others_are_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("dabsmix.verbs.transfer.protocol", lambda *_: transferring.QUICK)
+    for seed, name in enumerate(("own", "further")):
+        x, y = transferring.clusters(200, seed)
+        table = pd.DataFrame(x, columns=[f"x{j}" for j in range(6)]).assign(y=np.where(y, "a", "b"))
+        table.to_csv(tmp_path / f"{name}.csv", index=False)
+    source = Source(data=tmp_path / "own.csv", modality="tabular", label="y")
+    config = PretrainConfig(source, algo="none", encoder="tiny", batch_size=16, out=tmp_path)
+    run = pretrain(config, accelerator=accelerate())
+    itself = TransferConfig(run=(run.path,), protocol="v1", labels=("1",))
+    for scored in (itself, replace(itself, data=(tmp_path / "further.csv",), label=("y",))):
+        transfer(scored, accelerator=accelerate(), answer=False)
+    csv = tmp_path / "board" / "results.csv"
+    assert {row.task for row in submit(run.path, "Ada", csv)} == {"own", "further-y"}
+    monkeypatch.setattr(sys, "argv", ["dabsmix", "leaderboard", "verify", "--csv", str(csv), "--run", str(run.path)])
+    main()
+    out = capsys.readouterr()
+    assert out.err.count("the scores on further-y are not checked: ") == 1
+    assert [line.split()[:4] for line in out.out.splitlines()] == [
+        ["equal", "own", "v1", probe] for probe in ("linear", "knn", "ridge")
+    ]
+
+
 def test_a_changed_encoder_is_refused(
     submitted: tuple[Run, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
