@@ -31,13 +31,16 @@ class Verified(NamedTuple):
 def rows_of(run: Run, csv_path: Path) -> list[Row]:
     """The rows that the leaderboard has of a run: one configuration may have another encoder on another machine.
 
+    The encoder of ``none`` may be the same for a file that has changed, so the data count too.
+
     Raises:
         UserError: there are none.
     """
-    ours = (run.record.config_hash, run.record.encoder_sha256)
-    rows = [row for row in read(csv_path) if (row.config_hash, row.encoder_sha256) == ours]
+    ours = (run.record.config_hash, run.record.encoder_sha256, run.record.data_fingerprint)
+    rows = [r for r in read(csv_path) if (r.config_hash, r.encoder_sha256, r.pretrain_fingerprint) == ours]
     if not rows:
-        raise UserError(f"{csv_path} has no row of {run.path} (config hash {ours[0]}, encoder {ours[1][:12]})")
+        of = f"config hash {ours[0]}, encoder {ours[1][:12]}, data {ours[2][:12]}"
+        raise UserError(f"{csv_path} has no row of {run.path} ({of})")
     return rows
 
 

@@ -24,6 +24,7 @@ from dabsmix.config import BenchConfig, PretrainConfig
 from dabsmix.errors import UserError
 from dabsmix.interrupt import RESUME_ME, Interrupted
 from dabsmix.model import encoder
+from dabsmix.run import Run
 from dabsmix.scoring.finetune import FINETUNE
 from dabsmix.source import Source
 from dabsmix.training import accelerate
@@ -35,6 +36,7 @@ from dabsmix.verbs.cells import Cell, Trial, cells
 from dabsmix.verbs.chosen import ChosenSettings
 from dabsmix.verbs.estimate import dry_run, lines
 from dabsmix.verbs.pretrain import pretrain
+from dabsmix.verbs.verify import rows_of
 
 QUICK: dict[str, Any] = dict(domains=("digits",), seeds=(0,), steps=3, batch_size=16, labels=("1",))
 
@@ -371,6 +373,9 @@ def test_a_table_that_has_changed_is_pretrained_on_again(tmp_path: Path) -> None
     assert sorted(name for name, _ in runs) == ["data-emix-s0", "data-emix-s0-2", "data-none-s0", "data-none-s0-2"]
     assert len({fingerprint for _, fingerprint in runs}) == 2
     assert validate(matrix.leaderboard) == []
+    for name in ("data-none-s0", "data-none-s0-2"):  # with the same encoder
+        rows = rows_of(Run(matrix.out / name), matrix.leaderboard)
+        assert {row.run.rpartition("-")[0] for row in rows} == {name}
 
 
 def test_a_run_that_crashes_on_a_changed_table_has_a_row_too(tmp_path: Path) -> None:
