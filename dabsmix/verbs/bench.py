@@ -172,7 +172,10 @@ def _failure(cell: Cell, reason: str) -> dict[str, Any]:
 
 
 def _try(trial: Trial, chosen: ChosenSettings) -> str:
-    """Pretrain briefly with one rate, and score on validation: the test split is not read."""
+    """Pretrain briefly with one rate, and score on validation, on which alone the choice of the rate rests.
+
+    At its end every pretraining scores its online probe on the test split once; no choice depends on that.
+    """
     config = chosen.tried(trial)
     run = _pretrained(config, trial.cell.plan)
     score = _validation_score(run, config.source)
