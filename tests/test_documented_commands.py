@@ -4,10 +4,12 @@ import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from dabsmix import arguments, config
+from dabsmix.scoring.results import ProtocolName
 
 ROOT = Path(__file__).parents[1]
 PAGES = [*(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "leaderboard/README.md")), *ROOT.glob("docs/*.md")]
@@ -50,3 +52,9 @@ def test_the_commands_of_a_page_can_be_read(page: Path) -> None:
 def test_the_recipes_are_found() -> None:
     recipes = list(commands(ROOT / "docs" / "recipes.md"))
     assert ["transfer", "--run", "runs/uci_har-contdmix-s0", "--labels", "5/class"] in recipes
+
+
+def test_the_board_s_columns_name_every_protocol() -> None:
+    lines = (ROOT / "leaderboard" / "README.md").read_text(encoding="utf-8").splitlines()
+    (line,) = (line for line in lines if line.startswith("| `protocol`"))
+    assert [name for name in get_args(ProtocolName) if f"`{name}`" not in line] == []
