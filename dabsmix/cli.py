@@ -8,7 +8,7 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -351,12 +351,13 @@ def _bench(plans: list[BenchConfig], path: Path | None) -> None:
     if first.data and status != RESUME_ME:
         from dabsmix.source import load
 
-        _answer({load(cell.pretraining.source).fingerprint for cell in cells(plans)}, first)
+        of_cells = [cell.pretraining.source for cell in cells(plans)]
+        _answer({load(source).fingerprint: source.modality or "other" for source in of_cells}, first)
     if status:
         sys.exit(status)
 
 
-def _answer(fingerprints: set[str], plan: BenchConfig) -> None:
+def _answer(modalities: Mapping[str, str], plan: BenchConfig) -> None:
     """Print which algorithm to use on these data, and what that follows from."""
     from dabsmix.board.advice import advice
     from dabsmix.board.overview import overviews, text
@@ -364,14 +365,14 @@ def _answer(fingerprints: set[str], plan: BenchConfig) -> None:
     from dabsmix.board.row import read
 
     board = read(plan.leaderboard) if plan.leaderboard.exists() else []
-    rows = [row for row in board if row.pretrain_fingerprint in fingerprints]
+    rows = [row for row in board if row.pretrain_fingerprint in modalities]
     scored = [row for row in rows if not row.failure and row.probe != ONLINE and plan.protocol in (None, row.protocol)]
     probes = [row.probe for row in scored]
     probe = "linear" if "linear" in probes else next(iter(probes), "linear")  # finetuning has a probe of its own
     shares = [row.label_fraction for row in scored if row.probe == probe]
     share = "1" if "1" in shares else next(iter(shares), "1")
-    modality = plan.modality or "other"
-    print(text(overviews(rows, lambda _: modality, probe=probe, label_fraction=share)), end="")
+    of_name = {row.domain: modalities[row.pretrain_fingerprint] for row in rows}
+    print(text(overviews(rows, of_name.__getitem__, probe=probe, label_fraction=share)), end="")
     advised = advice(rows, probe=probe, label_fraction=share)
     print("\n".join(advised) or "No run has a score, so there is nothing to advise.")
 

@@ -121,6 +121,8 @@ def _sources(plan: BenchConfig) -> list[Source]:
         source.check()
         if source.label is None:
             raise UserError(f"--data {source.data}: bench scores algorithms, so it needs --label")
+    # packed data tell their modality themselves, and the hash of a run has it
+    of_files = [source if source.modality else load(source).source or source for source in of_files]
     names = [source.name for source in named + of_files]
     for source in of_files:
         if names.count(source.name) > 1:

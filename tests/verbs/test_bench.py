@@ -1,10 +1,12 @@
 """The matrix: finished cells are not repeated, failures are recorded, and workers share the rest."""
 
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -15,6 +17,7 @@ import numpy as np
 import pytest
 import transferring
 import yaml
+from PIL import Image
 
 from dabsmix import arguments
 from dabsmix.board.row import read
@@ -347,6 +350,24 @@ def table(file: Path, seed: int) -> Path:
 
 def of_table(folder: Path, file: Path, **changes: Any) -> BenchConfig:
     return plan(folder, domains=(), data=(file,), modality="tabular", label="kind", **changes)
+
+
+def test_packed_data_tell_their_modality_and_are_done_once(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    with tarfile.open(tmp_path / "shards.tar", "w") as archive:
+        for number in range(60):
+            picture = io.BytesIO()
+            Image.fromarray(rng.integers(0, 256, (8, 8), np.uint8)).save(picture, "png")
+            for ending, content in (("png", picture.getvalue()), ("cls", b"%d" % (number % 2))):
+                member = tarfile.TarInfo(f"{number:03}.{ending}")
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+    matrix = plan(tmp_path, domains=(), data=(tmp_path / "shards.tar",), label="cls", algos=("none",))
+    assert bench([matrix], chosen_path=tmp_path / "c.json") == {}
+    rows = read(matrix.leaderboard)
+    assert {row.domain for row in rows} == {"shards"}
+    assert bench([matrix], chosen_path=tmp_path / "c.json") == {}
+    assert read(matrix.leaderboard) == rows
 
 
 def test_other_files_of_the_same_name_have_rates_of_their_own(tmp_path: Path) -> None:
