@@ -238,7 +238,8 @@ def compare(first: Sequence[Measured], second: Sequence[Measured], *, fixed: boo
     if few_groups or len(first) < MIN_SEEDS or (len(second) < MIN_SEEDS and not fixed):
         return Difference(value)
     pooled = _crossed([first, second])
-    limit = MAX_DEGREES * (len(first) + len(second) - 2)
+    # those of the test units count where they are few
+    limit = min(MAX_DEGREES * (len(first) + len(second) - 2), units - 1.0)
     return _difference(Estimate(value, pooled.variance, min(pooled.degrees, limit)))
 
 

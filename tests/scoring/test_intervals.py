@@ -217,6 +217,15 @@ def test_scores_of_different_rows_are_not_compared() -> None:
         compare([run(right)] * 3, [other] * 3)
 
 
+def test_few_test_examples_limit_the_degrees_of_a_comparison() -> None:
+    rng = np.random.default_rng(4)
+    first, second = ([run(right) for _ in range(3)] for right in (rng.random(6) < 0.5, np.ones(6, bool)))
+    difference = compare(first, second)  # seeds that agree on every example, so that these alone vary
+    error = math.sqrt(sum((one.influence**2).sum() for one in (first[0],)))
+    assert difference.value < 0
+    assert difference.p == pytest.approx(2 * t.sf(-difference.value / error, 5))
+
+
 @pytest.mark.parametrize(("name", "sizes"), [("balanced_accuracy", (60, 60, 1, 1)), ("auroc_macro", (100, 1))])
 def test_a_class_of_one_example_does_not_make_a_score_sure(name: str, sizes: tuple[int, ...]) -> None:
     rng, m = np.random.default_rng(5), metric(name)
