@@ -91,29 +91,23 @@ class Recordings:
     skipped: tuple[str, ...]
 
 
-ARRAYS = ("readings", "file", "row", "seconds", "group", "label")
+ARRAYS = ("readings", "file", "row", "seconds", "group", "label", "recording")
 
 
 def read_once(key: str, sources: Sequence[TableSource], roles: Roles, on_bad: Literal["error", "skip"]) -> Recordings:
     """The result of `read`, stored in the cache; ``key`` is the files' fingerprint."""
-    plain = roles == Roles(roles.channels, roles.time, roles.group, roles.label)
-    names = ARRAYS if plain else (*ARRAYS, "recording")
 
     def build(folder: Path) -> None:
         recordings = read(sources, roles, on_bad)
-        for name in names:
+        for name in ARRAYS:
             np.save(folder / f"{name}.npy", getattr(recordings, name))
         text = {"classes": recordings.classes, "skipped": recordings.skipped}
         (folder / "text.json").write_text(json.dumps(text), encoding="utf-8")
 
-    # an earlier version left out rows without a label under `skip`
-    further: list[Any] = ["rows without a label too"] if on_bad == "skip" and roles.label is not None else []
-    if not plain:  # an earlier version had neither gaps nor whole recordings
-        further.append(asdict(roles))
-    folder = prepared("own_sensor", json.dumps([VERSION, key, roles.channels, roles.others, on_bad, *further]), build)
+    # each column with its role: the same column may be a group in one run and the label in another
+    folder = prepared("own_sensor", json.dumps([VERSION, key, asdict(roles), on_bad]), build)
     text = json.loads((folder / "text.json").read_text(encoding="utf-8"))
-    arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in names}
-    arrays.setdefault("recording", arrays["file"])
+    arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ARRAYS}
     return Recordings(**arrays, classes=tuple(text["classes"]), skipped=tuple(text["skipped"]))
 
 

@@ -191,6 +191,26 @@ def test_own_recordings_without_a_label_only_pretrain(tmp_path: Path) -> None:
     assert data.pretrain.label is None
 
 
+@pytest.mark.parametrize("group_first", [False, True])
+def test_a_column_may_be_the_label_in_one_load_and_the_group_in_the_next(tmp_path: Path, group_first: bool) -> None:
+    (tmp_path / "data").mkdir()
+    for number in range(3):
+        rows = pd.DataFrame({"time": range(80), "x": np.arange(80) / 7, "y": np.repeat([number % 2, 1], 40)})
+        rows.to_csv(tmp_path / "data" / f"{number}.csv", index=False)
+
+    def by_label() -> None:
+        data = load_own(tmp_path / "data", label="y", window=8)
+        assert data.require_labelled().task.classes == ("0", "1")
+
+    def by_group() -> None:
+        data = load_own(tmp_path / "data", group="y", window=8)
+        assert data.pretrain.group is not None
+        assert len(set(data.pretrain.group[data.pretrain.rows])) == 2
+
+    for load in (by_group, by_label) if group_first else (by_label, by_group):
+        load()
+
+
 def test_further_files_are_read_like_training_files(tmp_path: Path) -> None:
     frame = table()
     frame.to_csv(tmp_path / "r.csv", index=False)
