@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-__all__ = ["Standardise", "is_constant"]
+__all__ = ["Standardise", "divisor", "is_constant"]
 
 CHUNK = 1024
 """Examples that are summed at once."""
@@ -28,12 +28,21 @@ def is_constant(mean: Any, std: Any) -> Any:
     return std <= 1e-6 * abs(mean)
 
 
+def divisor(mean: NDArray[np.float64], std: NDArray[np.float64]) -> NDArray[np.float64]:
+    """What to divide by, elementwise: the spread, unless `is_constant` holds.
+
+    Then it is 1, or 1e-6 of the mean if that is larger: beside a large mean the spread may be real (an hour in epoch
+    milliseconds), and divided by 1 its values would be millions.
+    """
+    return np.where(is_constant(mean, std), np.maximum(1.0, 1e-6 * np.abs(mean)), std)
+
+
 @dataclass(frozen=True)
 class Standardise:
     """``Data.normalise`` of one input: ``(x - mean) / std`` in float32, on the device of the batch.
 
     Attributes:
-        mean, std: one number per channel or column, or one for all; ``std`` is 1 for constant ones.
+        mean, std: one number per channel or column, or one for all; ``std`` is the `divisor`.
     """
 
     mean: tuple[float, ...] | float
@@ -47,7 +56,7 @@ class Standardise:
         """From the sums of ``count`` values and of their squares, ``(C,)`` by channel or ``()`` for all."""
         mean = np.asarray(total) / np.maximum(count, 1)
         variance = np.maximum(np.asarray(squares) / np.maximum(count, 1) - mean**2, 0)
-        std = np.sqrt(np.where(is_constant(mean, np.sqrt(variance)), 1.0, variance))
+        std = divisor(mean, np.sqrt(variance))
         if mean.ndim == 0:
             return cls(float(mean), float(std))
         return cls(tuple(mean.tolist()), tuple(std.tolist()))

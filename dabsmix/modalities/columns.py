@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dabsmix.data.cache import prepared
-from dabsmix.data.standardise import Standardise, is_constant
+from dabsmix.data.standardise import Standardise, divisor
 from dabsmix.errors import UserError
 from dabsmix.modalities.tables import DECIMAL_COMMA, Refuse, TableSource, TextBlock, blocks
 from dabsmix.spec import Table
@@ -517,7 +517,9 @@ def fit(name: str, key: str, matrix: Matrix, rows: NDArray[np.int64], as_is: Col
     digest = hashlib.sha256(rows.tobytes()).hexdigest()
     folder = prepared(f"{name}-statistics", f"tabular-{VERSION}-{key}-{digest}", build)
     stored = json.loads((folder / "statistics.json").read_text(encoding="utf-8"))
-    return _fitted(matrix, stored["mean"], stored["std"], stored["used"], as_is)
+    # an earlier version stored 1 for a small spread beside any mean
+    std = divisor(np.array(stored["mean"]), np.array(stored["std"])).tolist()
+    return _fitted(matrix, stored["mean"], std, stored["used"], as_is)
 
 
 def fit_in_memory(matrix: Matrix, rows: NDArray[np.int64]) -> Fitted:
@@ -560,5 +562,5 @@ def _statistics(matrix: Matrix, rows: NDArray[np.int64]) -> tuple[list[float], l
     for chunk in chunks:
         squares += np.nansum((matrix.x[chunk].astype(np.float64) - mean) ** 2, axis=0)
     std = np.sqrt(squares / np.maximum(count, 1))
-    varies = numeric & ~is_constant(mean, std)
-    return mean.tolist(), np.where(varies, std, 1.0).tolist(), [sorted(codes) for codes in used]
+    std = np.where(numeric, divisor(mean, std), 1.0)
+    return mean.tolist(), std.tolist(), [sorted(codes) for codes in used]

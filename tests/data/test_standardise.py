@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from dabsmix.data.standardise import Standardise, is_constant
+from dabsmix.data.standardise import Standardise, divisor, is_constant
 
 
 def test_statistics_are_of_the_given_rows_and_apply_on_the_batch() -> None:
@@ -57,3 +57,18 @@ def test_what_rounding_leaves_of_a_constant_is_constant(value: float) -> None:
     assert is_constant(rows.mean(), rows.std())
     varied = value + (abs(value) + 1) * np.linspace(-1, 1, 1000) * 1e-3
     assert not is_constant(varied.mean(), varied.std())
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, -61.1888, 1e6])
+def test_a_constant_of_ordinary_size_is_divided_by_one(value: float) -> None:
+    assert divisor(np.array([value]), np.zeros(1)).tolist() == [1.0]
+
+
+def test_a_small_spread_beside_a_large_mean_stays_within_a_few_units() -> None:
+    milliseconds = 1.7e12 + np.linspace(0, 3.6e6, 1000)[:, None]  # an hour
+    readings = milliseconds.astype(np.float32)
+    (out,) = Standardise.of(readings, np.arange(1000))((torch.from_numpy(readings),))
+    assert 0.1 < out.std() < out.abs().max() < 3
+    steady = np.full((1000, 1), 1.7e12, np.float32)
+    (out,) = Standardise.of(steady, np.arange(1000))((torch.from_numpy(steady),))
+    assert out.abs().max() < 0.1

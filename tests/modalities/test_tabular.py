@@ -131,6 +131,22 @@ def test_constant_and_empty_columns_stay_finite(tmp_path: Path) -> None:
     assert np.isnan(values[:, 2]).all()
 
 
+def test_an_hour_in_milliseconds_stays_within_a_few_units(tmp_path: Path) -> None:
+    lines = ["at,c,y", *(f"{1_700_000_000_000 + 36_000 * i},{'uv'[i % 2]},{i % 2}" for i in range(100))]
+    path = write(tmp_path / "t.csv", lines)
+    data = load_own(path, label="y")
+    times = read(data, data.pretrain)[:, 0]
+    assert 0.1 < times.std() < np.abs(times).max() < 3
+
+
+def test_a_small_spread_that_an_earlier_version_stored_as_one_is_put_right(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(columns_module, "_statistics", lambda *_: ([1.7e12, 0.5], [1.0, 1.0], [[], []]))
+    path = write(tmp_path / "t.csv", ["at,x", *(f"{1_700_000_000_000 + 36_000 * i},{i % 2}" for i in range(100))])
+    assert load_own(path).state["std"] == pytest.approx([1.7e6, 1.0])
+
+
 def test_categories_unseen_in_training_are_missing_and_counted(tmp_path: Path) -> None:
     lines = ["c,g,y", *(f"{'uv'[i % 2]},{i // 10},{i % 2}" for i in range(100))]
     path = write(tmp_path / "t.csv", lines)
