@@ -213,10 +213,20 @@ def _all_day_first(text: Any) -> bool:
 
 
 def _codes(text: Any, categories: tuple[str, ...]) -> tuple[NDArray[np.float64], int]:
-    """Indices into the categories ``(n,)``, NaN for an empty or unknown cell, and how many cells are unknown."""
+    """Indices into the categories ``(n,)``, NaN for an empty or unknown cell, and how many cells are unknown.
+
+    Truth values are the same however they are written: pandas writes ``True`` into a CSV, a Parquet file or a DataFrame
+    gives ``true``, and an array 1.
+    """
     import pyarrow as pa
     import pyarrow.compute as pc
 
+    lowered = tuple(category.lower() for category in categories)
+    if {"false", "true"}.issuperset(lowered) and len(set(lowered)) == len(lowered):
+        text = pc.utf8_lower(text)
+        for word, number in (("false", r"^0(\.0*)?$"), ("true", r"^1(\.0*)?$")):
+            text = pc.replace_substring_regex(text, number, word)
+        categories = lowered
     codes = pc.index_in(text, value_set=pa.array(categories, pa.string()), skip_nulls=True)
     unknown = codes.null_count - text.null_count
     return pc.cast(codes, pa.float64()).to_numpy(zero_copy_only=False).astype(np.float64), unknown

@@ -17,7 +17,7 @@ from dabsmix.data import cache as cache_module
 from dabsmix.data.domain import Data, Split, Task
 from dabsmix.errors import UserError
 from dabsmix.modalities import columns as columns_module
-from dabsmix.modalities import tables, tabular
+from dabsmix.modalities import memory, tables, tabular
 from dabsmix.modalities.columns import scan
 from dabsmix.modalities.tables import TableSource
 from dabsmix.modalities.tabular import load_further, load_own
@@ -413,6 +413,28 @@ def test_further_rows_are_read_like_training_rows(table: Path, tmp_path: Path) -
     values = read(few, few.pretrain)
     assert np.isnan(values).tolist() == [[False, True, False, False], [True, False, True, False]]
     assert few.notes == ("1 cell holds a category that no training row has; it is read as missing (1 in 'city').",)
+
+
+@pytest.mark.parametrize("trained_on", ["t.csv", "t.parquet"])
+def test_truth_values_are_the_same_in_every_form(trained_on: str, tmp_path: Path) -> None:
+    frame = pd.DataFrame({"x": np.arange(40) / 7, "flag": np.arange(40) % 3 == 0})
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    frame.to_parquet(tmp_path / "t.parquet")
+    data = load_own(tmp_path / trained_on)
+    expected = read(data, data.pretrain)
+    assert expected[:, 1].tolist() == frame["flag"].tolist()
+    array = memory.further(frame.to_numpy(np.float64), "tabular", data.specs, data.state)
+    assert array is not None
+    in_files = (tmp_path / "t.csv", tmp_path / "t.parquet", pd.read_csv(tmp_path / "t.csv"))
+    for again in (array, *(load_further(form, data.state)[0] for form in in_files)):
+        np.testing.assert_allclose(read(again, again.pretrain), expected, rtol=1e-5)
+        assert not again.notes
+
+
+def test_texts_that_differ_in_case_stay_different_categories(tmp_path: Path) -> None:
+    data = load_own(write(tmp_path / "t.csv", ["x,c", *(f"{i},{['True', 'true'][i % 2]}" for i in range(40))]))
+    assert data.specs == (Table(2, (0, 2)),)
+    assert read(data, data.pretrain)[:4, 1].tolist() == [0, 1, 0, 1]
 
 
 def test_further_rows_and_their_keys_are_not_held_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
