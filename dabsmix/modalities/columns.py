@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from dabsmix.data.cache import prepared
 from dabsmix.data.standardise import Standardise, divisor
 from dabsmix.errors import UserError
-from dabsmix.modalities.tables import DECIMAL_COMMA, Refuse, TableSource, TextBlock, blocks
+from dabsmix.modalities.tables import DECIMAL_COMMA, Refuse, TableSource, TextBlock, blocks, column_names
 from dabsmix.spec import Table
 
 if TYPE_CHECKING:
@@ -181,8 +181,10 @@ def _days(text: Any, *, day_first: bool) -> tuple[NDArray[np.float64], NDArray[n
     return days, np.isnan(days) & ~text.is_null().to_numpy(zero_copy_only=False)
 
 
-def date_columns(sources: Sequence[TableSource], missing: tuple[str, ...] = ()) -> dict[str, Column]:
-    """Columns that hold dates by their names, judged by the beginning of the first file.
+def date_columns(
+    sources: Sequence[TableSource], among: Collection[str], missing: tuple[str, ...] = ()
+) -> dict[str, Column]:
+    """Columns that hold dates by their names, among these columns and judged by the beginning of the first file.
 
     Raises:
         UserError: the file cannot be read.
@@ -190,7 +192,7 @@ def date_columns(sources: Sequence[TableSource], missing: tuple[str, ...] = ()) 
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    for block in blocks(sources[0], lambda *bad: None, missing):
+    for block in blocks(sources[0], among, lambda *bad: None, missing) if among else ():
         columns = {}
         for name, text in block.cells.items():
             filled = len(text) - text.null_count
@@ -300,10 +302,9 @@ def scan(
     texts: dict[str, set[str]] = {}
     other: set[str] = set()
     for source in sources:
-        for block in blocks(source, lambda *bad: None, missing):
+        read = [name for name in column_names(source) if name not in leave_out]
+        for block in blocks(source, read, lambda *bad: None, missing):
             for name, text in block.cells.items():
-                if name in leave_out:
-                    continue
                 if name in dates and not dates[name].day_first:
                     filled[name] = 0
                     continue
@@ -371,7 +372,7 @@ def encoded(
     Bad rows (an infinite value, a word among numbers, an empty cell in a column that has to be ``filled``) are passed
     to ``on_row``; if that returns, they are left out.
     """
-    for block in blocks(source, on_row, missing):
+    for block in blocks(source, [column.name for column in columns], on_row, missing):
         values, wrong, unknown = _encode(block, columns, filled)
         for i in sorted(wrong):
             on_row(block.path, int(block.rows[i]), wrong[i])

@@ -578,7 +578,7 @@ def read_labels(
 
     labelled: dict[str, tuple[str, str]] = {}
     absent: list[str] = []
-    for block in blocks(source, refuse, always=("",)):  # a class may be called "NA"
+    for block in blocks(source, needed, refuse, always=("",)):  # a class may be called "NA"
         cells = (block.cells[name].fill_null("").to_pylist() for name in needed)
         for row, file, *values in zip(block.rows.tolist(), *cells, strict=True):
             if file not in existing and on_bad == "skip":

@@ -130,10 +130,10 @@ def read(sources: Sequence[TableSource], roles: Roles, on_bad: Literal["error", 
             raise UserError(
                 f"{source.path}: no column {absent[0]!r}{did_you_mean(absent[0], names)}; there are: {', '.join(names)}"
             )
-    if dates := [name for name in date_columns(sources) if name in channels]:
+    if dates := date_columns(sources, channels):
         raise UserError(
-            f"{sources[0].path}: column {dates[0]!r} holds dates, not readings; name it in the option `time`, or leave "
-            "it out (pretrain's option `ignore`)"
+            f"{sources[0].path}: column {next(iter(dates))!r} holds dates, not readings; name it in the option `time`, "
+            "or leave it out (pretrain's option `ignore`)"
         )
     unused = {name for source in sources for name in column_names(source) if name not in used}
     many = frozenset(name for name in (roles.group, roles.recording) if name is not None)
@@ -194,7 +194,7 @@ def without_rows(recordings: Recordings, sources: Sequence[TableSource]) -> list
 
 def _holds_numbers(source: TableSource, column: str) -> bool:
     """Whether the first cell of a column is a number."""
-    for block in blocks(source, lambda *bad: None):
+    for block in blocks(source, [column], lambda *bad: None):
         for cell in block.cells[column]:
             try:
                 float(cell.as_py() or "nan")

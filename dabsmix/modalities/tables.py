@@ -10,7 +10,7 @@ import csv
 import gzip
 import io
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,6 +89,11 @@ class TableSource:
             raise UserError(f"option decimal: {self.decimal!r} is neither a point nor a comma")
         is_utf8(self.encoding)
 
+    @property
+    def is_csv(self) -> bool:
+        """Whether it is text: neither Parquet nor in memory."""
+        return self.frame is None and not self.path.name.lower().endswith(PARQUET)
+
 
 @dataclass(frozen=True)
 class TextBlock:
@@ -97,7 +102,7 @@ class TextBlock:
     Attributes:
         path: the file.
         rows: int64 ``(n,)``, their numbers, counted from 1. A CSV's header line counts as a row; blank lines do not.
-        cells: one string array ``(n,)`` per column, without surrounding blanks; null for an empty cell.
+        cells: one string array ``(n,)`` per column that is read, without surrounding blanks; null for an empty cell.
     """
 
     path: Path
@@ -143,7 +148,7 @@ def column_names(source: TableSource) -> tuple[str, ...]:
     """
     if source.frame is not None:
         names = tuple(str(name) for name in source.frame.columns)
-    elif source.path.name.lower().endswith(PARQUET):
+    elif not source.is_csv:
         names = tuple(_parquet(source.path).schema_arrow.names)
     else:
         names = source.header or _header(source)[0]
@@ -155,40 +160,48 @@ def column_names(source: TableSource) -> tuple[str, ...]:
 
 def first_row(source: TableSource) -> int:
     """The number of the first row of cells, as `TextBlock` counts rows."""
-    if source.frame is not None or source.path.name.lower().endswith(PARQUET):
-        return 1
-    return 1 + source.skip + (not source.header)
+    return 1 + source.skip + (not source.header) if source.is_csv else 1
 
 
 def blocks(
-    source: TableSource, refuse: Refuse, missing: tuple[str, ...] = (), *, always: tuple[str, ...] = EMPTY
+    source: TableSource,
+    columns: Collection[str],
+    refuse: Refuse,
+    missing: tuple[str, ...] = (),
+    *,
+    always: tuple[str, ...] = EMPTY,
 ) -> Iterator[TextBlock]:
     """The rows of a file, a bounded number at a time; ``refuse`` is called for rows with the wrong number of cells.
 
     Args:
         source: the file.
+        columns: those to read, at least one; what others hold does not matter.
         refuse: called with file, row number and reason; if it returns, the row is left out.
         missing: further texts that stand for an empty cell.
         always: the texts that do so in any table.
 
     Raises:
-        UserError: the file cannot be read, or a quote in it is never closed. What ``refuse`` raises is passed on.
+        UserError: the file cannot be read, a quote in it is never closed, or a column is of a type that has no text.
+            What ``refuse`` raises is passed on.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
 
     empty = pa.array([*always, *missing])
-    in_file = _parquet_batches if source.path.name.lower().endswith(PARQUET) else _csv_batches
-    read = in_file if source.frame is None else _frame_batches
+    names = [name for name in column_names(source) if name in columns]
+    if source.is_csv:
+        batches = _csv_batches(source, names, refuse)
+    else:
+        batches = _parquet_batches(source, names) if source.frame is None else _frame_batches(source, names)
     try:
-        for rows, batch in read(source, refuse):
+        for rows, batch in batches:
             cells = {}
             for name, column in zip(batch.schema.names, batch.columns, strict=True):
                 text = pc.utf8_trim_whitespace(column)
-                if pc.any(pc.match_substring(text, "\n")).as_py():
+                if source.is_csv and pc.any(pc.match_substring(text, "\n")).as_py():
                     row = int(rows[pc.index(pc.match_substring(text, "\n"), True).as_py()])
                     raise UserError(f"{source.path}: row {row}: a cell of {name!r} spans lines; is a quote not closed?")
-                if source.decimal == "," and read is _csv_batches:
+                if source.is_csv and source.decimal == ",":
                     with_comma = pc.match_substring_regex(text, DECIMAL_COMMA, ignore_case=True)
                     text = pc.if_else(with_comma, pc.replace_substring(text, ",", "."), text)
                 cells[name] = pc.if_else(pc.is_in(text, empty), pa.scalar(None, pa.string()), text)
@@ -197,11 +210,10 @@ def blocks(
         raise _unreadable(source, error) from error
 
 
-def _csv_batches(source: TableSource, refuse: Refuse) -> Iterator[tuple[NDArray[np.int64], Any]]:
+def _csv_batches(source: TableSource, names: Sequence[str], refuse: Refuse) -> Iterator[tuple[NDArray[np.int64], Any]]:
     import pyarrow as pa
     import pyarrow.csv
 
-    names = column_names(source)
     _, delimiter, encoding = _header(source)
     bad: list[Any] = []
 
@@ -228,7 +240,7 @@ def _csv_batches(source: TableSource, refuse: Refuse) -> Iterator[tuple[NDArray[
             read_options=pyarrow.csv.ReadOptions(
                 use_threads=False,
                 block_size=BLOCK,
-                column_names=names,
+                column_names=column_names(source),
                 skip_rows=first - 1,
                 encoding="utf8" if is_utf8(source.encoding) else encoding,
             ),
@@ -236,7 +248,7 @@ def _csv_batches(source: TableSource, refuse: Refuse) -> Iterator[tuple[NDArray[
                 delimiter=delimiter, newlines_in_values=True, invalid_row_handler=on_bad
             ),
             convert_options=pyarrow.csv.ConvertOptions(
-                column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False
+                column_types=dict.fromkeys(names, pa.string()), include_columns=names, strings_can_be_null=False
             ),
         )
         for batch in reader:
@@ -251,28 +263,42 @@ def _csv_batches(source: TableSource, refuse: Refuse) -> Iterator[tuple[NDArray[
         report()
 
 
-def _parquet_batches(source: TableSource, refuse: Refuse) -> Iterator[tuple[NDArray[np.int64], Any]]:
+def _parquet_batches(source: TableSource, names: Sequence[str]) -> Iterator[tuple[NDArray[np.int64], Any]]:
     import pyarrow as pa
 
     first = first_row(source)
-    for batch in _parquet(source.path).iter_batches(batch_size=BLOCK // 100):
+    for batch in _parquet(source.path).iter_batches(batch_size=BLOCK // 100, columns=names):
         rows = np.arange(first, first + batch.num_rows)
         first += batch.num_rows
-        yield rows, batch.cast(pa.schema([(name, pa.string()) for name in batch.schema.names]))
+        # Arrow also returns a column "a.b" where "a" is asked for
+        columns = [_as_text(source, name, batch.column(name)) for name in names]
+        yield rows, pa.record_batch(columns, names=names)
 
 
-def _frame_batches(source: TableSource, refuse: Refuse) -> Iterator[tuple[NDArray[np.int64], Any]]:
+def _frame_batches(source: TableSource, names: Sequence[str]) -> Iterator[tuple[NDArray[np.int64], Any]]:
     import pyarrow as pa
 
     assert source.frame is not None
-    names = column_names(source)
     # one column at a time is faster: operations on a whole DataFrame check all of its dtypes
-    columns = [pa.array(source.frame.iloc[:, j], from_pandas=True).cast(pa.string()) for j in range(len(names))]
-    table = pa.table(columns, names=list(names))
+    places = [column_names(source).index(name) for name in names]
+    arrays = [pa.array(source.frame.iloc[:, place], from_pandas=True) for place in places]
+    table = pa.table([_as_text(source, name, array) for name, array in zip(names, arrays, strict=True)], names=names)
     first = first_row(source)
     for batch in table.to_batches(max_chunksize=BLOCK // 100):
         yield np.arange(first, first + batch.num_rows), batch
         first += batch.num_rows
+
+
+def _as_text(source: TableSource, name: str, column: Any) -> Any:
+    import pyarrow as pa
+
+    try:
+        return column.cast(pa.string())
+    except pa.ArrowException as error:
+        raise UserError(
+            f"{source.path}: column {name!r} of type {column.type} cannot be read as numbers or text; convert it, "
+            "or leave it out (pretrain's option `ignore`)"
+        ) from error
 
 
 def _parquet(path: Path) -> Any:
@@ -302,7 +328,7 @@ def _header(source: TableSource) -> tuple[tuple[str, ...], str, str]:
 
 def _unreadable(source: TableSource, error: BaseException) -> UserError:
     """One line with the remedy; another encoding is recognised by the reader's own message."""
-    if isinstance(error, UnicodeError) or "utf8" in str(error).lower():
+    if source.is_csv and (isinstance(error, UnicodeError) or "utf8" in str(error).lower()):
         return UserError(f"{source.path}: {encoding_fault(source.encoding, error)}")
     return UserError(f"{source.path}: cannot be read as a table ({_one_line(error)}); fix it or fetch it again")
 

@@ -169,7 +169,7 @@ def load_own(
     coded, ignored, empty = _listed(categorical), _listed(ignore), _listed(missing)
     features = _features(path, _same_columns(sources), label, group, coded, ignored)
     others = tuple(name for name in (label, group) if name is not None)
-    dates = {name: column for name, column in date_columns(sources, empty).items() if name in {*features} - {*coded}}
+    dates = date_columns(sources, {*features} - {*coded}, empty)
     source, key = _identity(path, sources, dates, reading, [label, group, coded, ignored, empty, on_bad])
     grouping = frozenset([group] if group else [])
 

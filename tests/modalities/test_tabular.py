@@ -304,6 +304,43 @@ def test_a_column_named_twice_or_no_column_left_is_refused(table: Path) -> None:
         load_own(table, label="y", ignore="age,city,income,code,person")
 
 
+def with_odd_columns() -> pd.DataFrame:
+    """Two columns of numbers, one of lists, and one of texts that span lines."""
+    return pd.DataFrame(
+        {
+            "x": np.arange(40) / 7,
+            "y": np.arange(40) % 2,
+            "x.list": [[i, i] for i in range(40)],
+            "note": [f"first\nsecond {i}" for i in range(40)],
+        }
+    )
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.parquet"])
+def test_it_does_not_matter_what_an_ignored_column_holds(name: str, tmp_path: Path) -> None:
+    frame, path = with_odd_columns(), tmp_path / name
+    frame.to_csv(path, index=False) if path.suffix == ".csv" else frame.to_parquet(path)
+    data = load_own(path, ignore="x.list,note")
+    (stored,) = data.pretrain.batch(np.arange(40))
+    np.testing.assert_array_equal(stored, frame[["x", "y"]].to_numpy(np.float32))
+    for further in (path, frame):
+        again, _ = load_further(further, data.state)
+        np.testing.assert_array_equal(read(again, again.pretrain), read(data, data.pretrain))
+
+
+def test_what_is_wrong_with_a_column_of_lists_or_of_texts_with_lines_is_said(tmp_path: Path) -> None:
+    with_odd_columns().to_parquet(tmp_path / "t.parquet")
+    with_odd_columns().to_csv(tmp_path / "t.csv", index=False)
+    with pytest.raises(
+        UserError, match=r"column 'x\.list' of type list<.*> cannot be read as numbers or text; convert"
+    ):
+        load_own(tmp_path / "t.parquet", ignore="note")
+    with pytest.raises(UserError, match="a cell of 'note' spans lines; is a quote not closed"):
+        load_own(tmp_path / "t.csv", ignore="x.list")
+    data = load_own(tmp_path / "t.parquet", ignore="x.list")  # Parquet has no quotes
+    assert data.specs == (Table(3, (0, 0, 40)),)
+
+
 def test_constant_label(tmp_path: Path) -> None:
     path = write(tmp_path / "t.csv", ["x,y", *(f"{i},7" for i in range(50))])
     with pytest.raises(UserError, match="--label y: every row holds '7'"):
