@@ -18,6 +18,7 @@ from transferring import QUICK
 import dabsmix
 from dabsmix import UserError
 from dabsmix.cli import main
+from dabsmix.modalities import memory, spectrogram
 from dabsmix.run import Run
 from dabsmix.source import Modality
 
@@ -223,6 +224,26 @@ def test_waves_and_their_files(tmp_path: Path) -> None:
     data = dabsmix.load(data=tmp_path / "calls", modality="spectrogram", options=options)
     extractor = dabsmix.load_encoder(dabsmix.pretrain(data, "none", out=tmp_path, **SHORT))
     np.testing.assert_allclose(extractor.features(waves), extractor.features(tmp_path / "calls"), atol=1e-4)
+    with pytest.raises(UserError, match="waves of int64: give floats from -1 to 1, or int16"):
+        extractor.features(np.ones((2, 4000), np.int64))
+
+
+@pytest.mark.parametrize(("kind", "subtype"), [("int16", "PCM_16"), ("int32", "PCM_32"), ("uint8", "PCM_U8")])
+def test_waves_of_integers_are_read_as_files_are(kind: str, subtype: str, tmp_path: Path) -> None:
+    import soundfile
+    from scipy.io import wavfile
+
+    rng = np.random.default_rng(3)
+    for i in range(3):
+        soundfile.write(tmp_path / f"{i}.wav", 0.1 * rng.normal(size=4000), 8000, subtype=subtype)
+    waves = np.stack([wavfile.read(tmp_path / f"{i}.wav")[1] for i in range(3)])
+    assert waves.dtype == kind
+    state = spectrogram.load_own(tmp_path, rate=8000, seconds=0.5, mels=32).state
+    read, _ = spectrogram.load_further(tmp_path, state)
+    given = memory.further(waves, "spectrogram", read.specs, state)
+    assert given is not None
+    index = np.arange(3)
+    np.testing.assert_allclose(given.pretrain.batch(index)[0], read.pretrain.batch(index)[0], atol=0.1)
 
 
 def test_runs_of_an_earlier_version_normalise_with_their_domain_s_data(tmp_path: Path) -> None:

@@ -38,9 +38,10 @@ def further(x: Any, modality: str, specs: tuple[Spec, ...], state: Mapping[str, 
 
     Args:
         x: image: PIL images, or uint8 (or floats from 0 to 1) ``(n, height, width)``, with 3 channels last or first;
-            spectrogram: waves ``(n, samples)`` at the run's rate, or decibels ``(n, 1, mels, frames)``; sensor:
-            windows ``(n, channels, length)``, or a DataFrame of readings; tabular: a DataFrame with the columns of
-            the training data, or ``(n, columns)`` in their order; text and sequence: strings, or ids ``(n, length)``.
+            spectrogram: waves ``(n, samples)`` at the run's rate, floats from -1 to 1 or the integers of a WAV file, or
+            decibels ``(n, 1, mels, frames)``; sensor: windows ``(n, channels, length)``, or a DataFrame of readings;
+            tabular: a DataFrame with the columns of the training data, or ``(n, columns)`` in their order; text and
+            sequence: strings, or ids ``(n, length)``.
         modality: of the run.
         specs: of the run's encoder.
         state: ``Data.state`` of the run.
@@ -291,11 +292,23 @@ def _spectrograms(x: Any, spec: Grid, state: Mapping[str, Any]) -> NDArray[np.fl
         return stored(x, spec).astype(np.float16)
     form = Form(**state["form"])
     waves = np.zeros((len(array), form.samples), np.float32)
-    waves[:, : array.shape[1]] = array[:, : form.samples]
+    waves[:, : array.shape[1]] = _from_minus_one_to_one(array[:, : form.samples])
     if not np.isfinite(waves).all():
         raise UserError("waves hold NaN or infinite values; leave those examples out")
     decibels = log_mel(waves, form.rate, form, squared=bool(state.get("squared", False)))
     return decibels.astype(np.float16)
+
+
+def _from_minus_one_to_one(waves: NDArray[Any]) -> NDArray[Any]:
+    """Waves as sound files are read: integers become shares of the full scale of their type, floats stay."""
+    if waves.dtype.kind == "f":
+        return waves
+    if waves.dtype == np.uint8:  # WAV files store 8 bits with silence at 128
+        return (waves.astype(np.float32) - 128) / 128
+    if waves.dtype in (np.int16, np.int32):
+        return waves / np.float32(2 ** (8 * waves.dtype.itemsize - 1))
+    # other integers are in no WAV file: their full scale would be a guess
+    raise UserError(f"waves of {waves.dtype}: give floats from -1 to 1, or int16, int32 or uint8 as in WAV files")
 
 
 def _sensor_set(x: Any) -> Data:

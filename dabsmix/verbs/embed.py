@@ -118,7 +118,8 @@ class FeatureExtractor:
             x: examples of the run's modality: arrays or tensors (a tuple of them for several inputs), a DataFrame, PIL
                 images, strings, or paths of files. Arrays are images ``(n, height, width)``, with 3 channels also
                 first or last; windows of sensors ``(n, channels, length)``; waves of sounds ``(n, samples)`` at the
-                run's rate; rows of a table ``(n, columns)``; ids of tokens ``(n, length)``.
+                run's rate, floats from -1 to 1 or int16, int32 or uint8 as in WAV files; rows of a table
+                ``(n, columns)``; ids of tokens ``(n, length)``.
             pooling: the mean over tokens, or CLS.
             batch_size: examples per pass; changes nothing but float rounding.
 
