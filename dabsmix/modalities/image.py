@@ -318,25 +318,39 @@ def array_pixels(read: Callable[[], NDArray[np.uint8]]) -> Callable[[int, int], 
     return pixels
 
 
-def opened(path: Folder) -> Image:
-    """The whole image as RGB; 16 bits per channel are scaled to 8.
+def rgb(image: Image, name: str) -> Image:
+    """An image of any mode as RGB; 16 bits per channel are scaled to 8.
+
+    Args:
+        image: in a file or in memory.
+        name: for messages.
 
     Raises:
-        UserError: it is missing, damaged, larger than PIL's limit, or has values beyond 16 bits, which PIL would clip.
+        UserError: it has floats or values beyond 16 bits, which PIL would clip.
+    """
+    from PIL.Image import fromarray
+
+    if image.mode.startswith("I"):
+        values = np.asarray(image)
+        if values.min() < 0 or values.max() > 0xFFFF:
+            raise UserError(f"{name}: values beyond 16 bits (mode {image.mode}); convert it to 8 or 16 bits")
+        image = fromarray(np.round(values / 257).astype(np.uint8))
+    elif image.mode == "F":
+        raise UserError(f"{name}: values are floats (mode F); convert it to 8 or 16 bits")
+    return image.convert("RGB")
+
+
+def opened(path: Folder) -> Image:
+    """The whole image in a file, as `rgb` gives it.
+
+    Raises:
+        UserError: it is missing, damaged or larger than PIL's limit; or as `rgb`.
     """
     from PIL import Image, UnidentifiedImageError
 
     try:
         with Image.open(content(path)) as file:
-            image: Image.Image = file
-            if image.mode.startswith("I"):
-                values = np.asarray(image)
-                if values.min() < 0 or values.max() > 0xFFFF:
-                    raise UserError(f"{path}: values beyond 16 bits (mode {image.mode}); convert it to 8 or 16 bits")
-                image = Image.fromarray(np.round(values / 257).astype(np.uint8))
-            elif image.mode == "F":
-                raise UserError(f"{path}: values are floats (mode F); convert it to 8 or 16 bits")
-            return image.convert("RGB")
+            return rgb(file, str(path))
     except FileNotFoundError as error:
         raise UserError(f"{path}: the image is missing; the data set's list names it") from error
     except UnidentifiedImageError as error:

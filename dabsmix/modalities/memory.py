@@ -37,11 +37,11 @@ def further(x: Any, modality: str, specs: tuple[Spec, ...], state: Mapping[str, 
     """Examples in memory, read the way a training run read its own; None if the state does not say how.
 
     Args:
-        x: image: PIL images, or uint8 (or floats from 0 to 1) ``(n, height, width)``, with 3 channels last or first;
-            spectrogram: waves ``(n, samples)`` at the run's rate, floats from -1 to 1 or the integers of a WAV file, or
-            decibels ``(n, 1, mels, frames)``; sensor: windows ``(n, channels, length)``, or a DataFrame of readings;
-            tabular: a DataFrame with the columns of the training data, or ``(n, columns)`` in their order; text and
-            sequence: strings, or ids ``(n, length)``.
+        x: image: PIL images, or uint8 (or bool, or floats from 0 to 1) ``(n, height, width)``, with 3 channels last or
+            first; spectrogram: waves ``(n, samples)`` at the run's rate, floats from -1 to 1 or the integers of a WAV
+            file, or decibels ``(n, 1, mels, frames)``; sensor: windows ``(n, channels, length)``, or a DataFrame of
+            readings; tabular: a DataFrame with the columns of the training data, or ``(n, columns)`` in their order;
+            text and sequence: strings, or ids ``(n, length)``.
         modality: of the run.
         specs: of the run's encoder.
         state: ``Data.state`` of the run.
@@ -222,20 +222,25 @@ def _pictures(x: Any, spec: Grid, bits: int) -> NDArray[Any]:
     """Images as stored: unsigned integers ``(n, channels, side, side)``."""
     from PIL import Image
 
-    from dabsmix.modalities.image import opened, resized
+    from dabsmix.modalities.image import opened, resized, rgb
 
     side, top = spec.size[0], 2**bits - 1
     dtype = np.uint8 if bits == 8 else np.uint16
     if isinstance(x, Image.Image):
         x = [x]
     if isinstance(x, list | tuple) and x and isinstance(x[0], Image.Image | str | Path):
-        opened_images = (opened(Path(image)) if isinstance(image, str | Path) else image.convert("RGB") for image in x)
-        return np.stack([resized(image, side) for image in opened_images])
+        images = (
+            opened(Path(image)) if isinstance(image, str | Path) else rgb(image, f"image {number}")
+            for number, image in enumerate(x)
+        )
+        return np.stack([resized(image, side) for image in images])
     array = _channels_first(_array(x), spec.channels)
     if array.dtype.kind == "f":
         if not (np.isfinite(array).all() and array.min(initial=0) >= 0 and array.max(initial=0) <= 1):
             raise UserError("images of floats must have values from 0 to 1; give those, or whole numbers from 0 to 255")
         array = (array * top).round()
+    elif array.dtype.kind == "b":
+        array = array * top
     elif array.min(initial=0) < 0 or array.max(initial=0) > top:
         raise UserError(f"images of whole numbers must have values from 0 to {top}, got up to {array.max()}")
     array = array.astype(dtype)

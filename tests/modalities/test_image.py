@@ -16,6 +16,7 @@ from PIL import Image
 from dabsmix.data.domain import Data, Task
 from dabsmix.errors import UserError
 from dabsmix.modalities import image as image_module
+from dabsmix.modalities import memory
 from dabsmix.modalities.files import walk
 from dabsmix.modalities.image import (
     IMAGE_SUFFIXES,
@@ -106,6 +107,24 @@ def test_sixteen_bits_are_scaled_not_clipped(suffix: str, tmp_path: Path) -> Non
     grey = np.asarray(opened(tmp_path / f"deep.{suffix}"))
     expected = [[round(int(value) / 257) for value in row] for row in values]
     assert grey.tolist() == [[[value] * 3 for value in row] for row in expected]
+
+
+def test_images_in_memory_are_read_as_files_are(tmp_path: Path) -> None:
+    values = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
+    Image.fromarray(values).save(tmp_path / "deep.png")
+    spec, state = Grid(3, (8, 8), (4, 4)), {"size": 8, "patch": 4, "mean": [0.0] * 3, "std": [1.0] * 3}
+
+    def read(x: Any) -> NDArray[np.uint8]:
+        data = memory.further(x, "image", (spec,), state)
+        assert data is not None
+        return np.asarray(data.pretrain.batch(np.array([0]))[0][0])
+
+    expected = np.asarray(opened(tmp_path / "deep.png")).transpose(2, 0, 1)
+    np.testing.assert_array_equal(read(Image.fromarray(values)), expected)
+    with pytest.raises(UserError, match=r"image 1: values are floats \(mode F\); convert it to 8 or 16 bits"):
+        read([Image.new("L", (8, 8)), Image.fromarray(np.zeros((8, 8), np.float32))])
+    mask = values > 30000
+    np.testing.assert_array_equal(read(mask[None]), np.stack([mask * 255] * 3))
 
 
 def test_images_that_are_faint_in_eight_bits_are_reported(tmp_path: Path) -> None:
