@@ -227,8 +227,8 @@ def load_own(
             one sequence per line, or a folder of ``.txt`` files with one sequence each.
         label: a table's column of classes; ``folder`` if each class has its own folder; in a FASTA file the word of a
             header that follows ``LABEL=``.
-        on_bad: ``skip`` leaves out sequences that are empty or have a symbol outside the alphabet, counts them and
-            lists them.
+        on_bad: ``skip`` leaves out sequences that are empty or have a symbol outside the alphabet among the first
+            ``length``, counts them and lists them.
         column: a table's column of sequences.
         alphabet: the symbols, in the order of their ids; by default those that occur in what pretraining sees, so that
             a symbol which occurs only in the test is an error.
@@ -242,7 +242,7 @@ def load_own(
         raise UserError(f"length {length}: give a length of at least 1")
     rows, bad = _read(path, column, label, group, on_bad)
     if alphabet:
-        rows, bad = _within(rows, bad, alphabet, on_bad)
+        rows, bad = _within(rows, bad, alphabet, length, on_bad)
     division = None if label is None else TextDivision.of(path, rows, "sequences", grouped=group is not None)
     pretraining = rows if division is None else [rows[row] for row in division.parts.pretrain]
     symbols = alphabet or "".join(sorted({symbol for row in pretraining for symbol in row.text[:length]}))
@@ -275,7 +275,7 @@ def load_further(
         UserError: as `load_own`.
     """
     rows, bad = _read(path, state["column"], None, None, on_bad)
-    rows, bad = _within(rows, bad, state["alphabet"], on_bad)
+    rows, bad = _within(rows, bad, state["alphabet"], state["length"], on_bad)
     data = _own_data(path, rows, state["alphabet"], state["length"])
     notes = (*data.notes, *skipped_note("sequences", bad, len(rows) + len(bad)))
     return replace(data, notes=notes, state=state), [row.key for row in rows]
@@ -292,7 +292,7 @@ def load_further_labelled(
 ) -> Marked:
     """Further sequences with labels: ``label``, ``column``, ``group`` as in `load_own`, else as in `load_further`."""
     rows, bad = _read(path, column or state["column"], label, group, on_bad)
-    rows, bad = _within(rows, bad, state["alphabet"], on_bad)
+    rows, bad = _within(rows, bad, state["alphabet"], state["length"], on_bad)
     data = _own_data(path, rows, state["alphabet"], state["length"])
     data = replace(data, notes=(*data.notes, *skipped_note("sequences", bad, len(rows) + len(bad))), state=state)
     groups = [row.group for row in rows] if group else None
@@ -372,17 +372,20 @@ def _fasta(
 
 
 def _within(
-    rows: list[OwnText], bad: list[str], alphabet: str, on_bad: Literal["error", "skip"]
+    rows: list[OwnText], bad: list[str], alphabet: str, length: int, on_bad: Literal["error", "skip"]
 ) -> tuple[list[OwnText], list[str]]:
-    """The sequences whose symbols are all in the alphabet."""
+    """The sequences whose first ``length`` symbols, all that an encoder reads of them, are in the alphabet."""
     if len(set(alphabet)) < len(alphabet):
         raise UserError(f"alphabet {alphabet}: a symbol occurs twice; name it once")
     known = set(alphabet)
-    outside = {row.key: sorted(set(row.text) - known) for row in rows}
-    faults = [f"{key}: symbol {symbols[0]!r} is not in the alphabet" for key, symbols in outside.items() if symbols]
+    valid, faults = list[OwnText](), list[str]()
+    for row in rows:
+        if outside := set(row.text[:length]) - known:
+            faults.append(f"{row.key}: symbol {min(outside)!r} is not in the alphabet")
+        else:
+            valid.append(row)
     if faults and on_bad == "error":
         raise UserError(f"{faults[0]} ({alphabet}); add it, or leave such sequences out with --on-bad skip")
-    valid = [row for row in rows if not outside[row.key]]
     if not valid:
         raise UserError(f"every sequence has a symbol outside the alphabet {alphabet}; the first fault: {faults[0]}")
     return valid, [*bad, *faults]

@@ -91,6 +91,30 @@ def test_own_table_lines_and_the_alphabet(tmp_path: Path) -> None:
     assert "Letters that occur in lower and upper case are different symbols: a, c." in masked.notes
 
 
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_records_of_one_name_are_checked_one_by_one(order: tuple[int, int], tmp_path: Path) -> None:
+    records = [">a\nACGT\n", ">a\nACGX\n"]
+    path = tmp_path / "reads.fa"
+    path.write_text("".join(records[number] for number in order) + ">b\nAC\n")
+    data = load_own(path, alphabet="ACGT", on_bad="skip")
+    assert len(data.pretrain) == 2
+    assert data.state["skipped"] == ["a: symbol 'X' is not in the alphabet"]
+    assert load_further(path, data.state, "skip")[1] == ["a", "b"]
+    with pytest.raises(UserError, match="a: symbol 'X' is not in the alphabet"):
+        load_further(path, data.state)
+
+
+def test_symbols_beyond_the_length_are_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "reads.fa"
+    path.write_text(">a\nACGTX\n>b\nACG\n")
+    for alphabet in ("", "ACGT"):
+        data = load_own(path, alphabet=alphabet, length=4)
+        assert data.state["alphabet"] == "ACGT"
+        assert load_further(path, data.state)[1] == ["a", "b"]
+    with pytest.raises(UserError, match="symbol 'X' is not in the alphabet"):
+        load_own(path, alphabet="ACGT", length=5)
+
+
 def test_bad_fasta(tmp_path: Path) -> None:
     path = tmp_path / "reads.fa"
     path.write_text(">a kind=x\nACGT\n>b\nAC\n>c kind=y\n\n")
