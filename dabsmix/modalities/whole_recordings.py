@@ -118,7 +118,7 @@ def load_own(
         reading: separator, decimal and encoding of CSV files.
 
     Raises:
-        UserError: an unknown column, a bad row, a recording in two pieces or with two labels, or a single one.
+        UserError: an unknown column, a bad row, a recording in two pieces, with two labels or groups, or a single one.
     """
     folder, files = _files(path, recording, labels)
     sources = tuple(TableSource(folder / file, **reading) for file in files)
@@ -150,7 +150,7 @@ def load_own(
 
     keys = _keys(cut, files, recording)
     store = WholeRecordings(cut.recordings.readings, cut.starts, cut.ends, length)
-    groups = cut.recordings.group[cut.starts] if roles.group is not None else None
+    groups = _groups(cut, sources, roles.group)
     code, task, notes, of_labels = None, None, _notes(cut, length), ""
     if by_file:
         assert label is not None
@@ -160,7 +160,7 @@ def load_own(
         groups = of_table if of_group is not None else groups
     elif label is not None:
         check_classes(label, recordings.classes)
-        task, code = Task("classes", "accuracy", recordings.classes), _one_label(cut, sources, label)
+        task, code = Task("classes", "accuracy", recordings.classes), _labels(cut, sources, label)
     all_rows = Split((store,), np.arange(len(store)), code, groups)
     pretrain, labelled = all_rows, None
     if task is not None and code is not None:
@@ -219,13 +219,14 @@ def load_further_labelled(
     further, keys, cut, sources = _further(path, state, column, of_group, labels, on_bad)
     if by_file:
         folder, files = _files(path, FILE, labels)
-        task, code, groups, _, absent = _of_files(path, folder, files, keys, label, labels, group, on_bad)
+        task, code, of_table, _, absent = _of_files(path, folder, files, keys, label, labels, group, on_bad)
+        groups = None if group is None else of_table
         further = replace(further, notes=(*further.notes, *absent))
     else:
         check_classes(label, cut.recordings.classes)
-        task, code = Task("classes", "accuracy", cut.recordings.classes), _one_label(cut, sources, label)
-        groups = cut.recordings.group[cut.starts]
-    return Marked(further, keys, "recordings", task, code, None if group is None else groups)
+        task, code = Task("classes", "accuracy", cut.recordings.classes), _labels(cut, sources, label)
+        groups = _groups(cut, sources, group)
+    return Marked(further, keys, "recordings", task, code, groups)
 
 
 def _further(
@@ -328,18 +329,29 @@ def _row(recordings: Recordings, sources: Sequence[TableSource], place: int) -> 
     return f"{sources[recordings.file[place]].path}: row {recordings.row[place]}"
 
 
-def _one_label(cut: _Cut, sources: Sequence[TableSource], label: str) -> NDArray[np.int64]:
-    """The label of each recording, -1 for none.
+def _labels(cut: _Cut, sources: Sequence[TableSource], label: str) -> NDArray[np.int64]:
+    """The label of each recording, -1 for none; the rest as `_one_each`."""
+    return _one_each(cut, sources, cut.recordings.label, label, "label")
+
+
+def _groups(cut: _Cut, sources: Sequence[TableSource], group: str | None) -> NDArray[np.int64] | None:
+    """The group of each recording, None without a column of groups; the rest as `_one_each`."""
+    return None if group is None else _one_each(cut, sources, cut.recordings.group, group, "group")
+
+
+def _one_each(
+    cut: _Cut, sources: Sequence[TableSource], of_reading: NDArray[np.int64], column: str, role: str
+) -> NDArray[np.int64]:
+    """The value of each recording ``(n,)``, from those of all readings ``(T,)``.
 
     Raises:
         UserError: a recording has two.
     """
-    of_reading = cut.recordings.label
     for start, end in zip(cut.starts, cut.ends, strict=True):
         if (other := np.flatnonzero(of_reading[start:end] != of_reading[start])).size:
             raise UserError(
-                f"{_row(cut.recordings, sources, start + other[0])}: {label} changes within one recording; give a "
-                "recording one label, or read windows (leave out the option `recording`)"
+                f"{_row(cut.recordings, sources, start + other[0])}: {column} changes within one recording; give a "
+                f"recording one {role}, or read windows (leave out the option `recording`)"
             )
     return of_reading[cut.starts]
 

@@ -9,7 +9,7 @@ import torch
 
 import dabsmix
 from dabsmix.errors import UserError
-from dabsmix.modalities.sensor import load_further, load_own
+from dabsmix.modalities.sensor import load_further, load_further_labelled, load_own
 from dabsmix.source import Source, load_as
 from dabsmix.spec import Grid, PaddedGrid
 
@@ -76,6 +76,13 @@ def test_recordings_of_one_table_have_a_label_and_a_group(folder: Path) -> None:
     pd.concat([*rows, rows[0]]).to_csv(path, index=False)
     with pytest.raises(UserError, match=r"row 126: a recording that ended before goes on here; sort the rows by id"):
         load_own(path, label="kind", recording="id", group="person")
+    mixed = [row.copy() for row in rows]
+    mixed[3].loc[4, "person"] = "p0"
+    pd.concat(mixed).to_csv(path, index=False)
+    with pytest.raises(UserError, match=r"row 34: person changes within one recording; give a recording one group"):
+        load_own(path, label="kind", recording="id", group="person")
+    with pytest.raises(UserError, match=r"row 34: person changes within one recording; give a recording one group"):
+        load_further_labelled(path, data.state, label="kind", group="person")
     rows[3].loc[4, "kind"] = "sit"
     pd.concat(rows).to_csv(path, index=False)
     with pytest.raises(UserError, match=r"row 34: kind changes within one recording"):
