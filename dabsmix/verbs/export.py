@@ -18,6 +18,7 @@ from dabsmix.config import ExportConfig
 from dabsmix.data.standardise import Standardise
 from dabsmix.errors import UserError
 from dabsmix.files import write
+from dabsmix.modalities.columns import Column
 from dabsmix.model.encoder import Encoder
 from dabsmix.run import Run, finished_runs
 from dabsmix.spec import Grid, PaddedGrid, Spec, Table, Tokens
@@ -34,7 +35,8 @@ def export(config: ExportConfig, *, say: Callable[[str], None] = lambda _: None)
 
     ``torch`` is a `torch.export` program, ``encoder.pt2``; ``onnx`` is ``encoder.onnx``. Both take any number of raw
     examples, as the run's data are stored, standardise them, and return the features ``mean`` and ``cls``;
-    ``encoder.json`` beside them describes the inputs. ``hub`` is the folder of a repository with a model card, and
+    ``encoder.json`` beside them describes the inputs. A table's categories are numbers: their places in the lists that
+    it holds. ``hub`` is the folder of a repository with a model card, and
     ``hub:ORG/NAME`` uploads it.
 
     Returns:
@@ -116,7 +118,9 @@ def _examples(encoder: Encoder, count: int) -> tuple[Tensor, ...]:
             case Table():
                 values = torch.rand(count, spec.num_features, generator=draws)
                 sizes = torch.tensor(spec.cardinalities)
-                return torch.where(sizes > 0, (values * sizes).floor(), values)
+                cells = torch.where(sizes > 0, (values * sizes).floor(), values)
+                cells[::2, 0] = torch.nan  # an empty cell, or a category that is not in the list
+                return cells
 
     return tuple(one(spec) for spec in encoder.specs)
 
@@ -177,8 +181,17 @@ def _difference(program: Standalone, outputs: Callable[[tuple[Tensor, ...]], lis
 def _description(run: Run, encoder: Encoder, program: Standalone, file: str, difference: float) -> dict[str, Any]:
     """What a user of the file has to know."""
     record = run.record
-    gaps = any(isinstance(spec, PaddedGrid) for spec in encoder.specs)
-    raw = "raw, as stored" + (", NaN where nothing was read" if gaps else "")
+    columns = [Column.from_plain(values) for values in record.data_state.get("columns", ())]
+    raw = "raw, as stored"
+    if any(isinstance(spec, PaddedGrid) for spec in encoder.specs):
+        raw += ", NaN where nothing was read"
+    if columns:
+        # not as stored: stored codes count the categories of all rows, the encoder's those of the training rows
+        raw = (
+            "raw, the columns in the order of `columns`: a number as it is, a date as days since 1970-01-01 UTC, a "
+            "category as its index from 0 in the column's `categories`; NaN if the cell is empty or its category is "
+            "not in that list"
+        )
     inputs = [
         {
             "name": name,
@@ -191,6 +204,7 @@ def _description(run: Run, encoder: Encoder, program: Standalone, file: str, dif
         "file": file,
         "inputs": inputs,
         "inputs_are": raw if program.standardises else f"normalised as {record.domain} is",
+        **({"columns": [_column(column) for column in columns]} if columns else {}),
         "outputs": {"mean": ["batch", encoder.width], "cls": ["batch", encoder.width]},
         "run": record.name,
         "data": record.domain,
@@ -201,3 +215,10 @@ def _description(run: Run, encoder: Encoder, program: Standalone, file: str, dif
         "largest_difference": difference,
         "dabsmix": dabsmix.__version__,
     }
+
+
+def _column(column: Column) -> dict[str, Any]:
+    """A column of a table: its name, and its categories in the order of the encoder's codes."""
+    if column.categories is not None:
+        return {"name": column.name, "kind": "category", "categories": column.categories}
+    return {"name": column.name, "kind": "date" if column.dates else "number"}

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import yaml
@@ -80,6 +81,25 @@ def test_a_table_s_categories_and_empty_cells_are_exported_too(table: Run, tmp_p
     (stored,) = data.pretrain.batch(np.arange(10))
     mean, _ = torch.export.load(path).module()(stored)
     expected = extractor.features(table.path.parent / "secret.csv")[:10]
+    np.testing.assert_allclose(mean.detach().numpy(), expected, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_categories_are_told_in_the_encoder_s_order(tmp_path: Path) -> None:
+    """The stored codes count those of the test rows too; a category is its place in the list of the training rows."""
+    rows = pd.DataFrame({"size": np.arange(60) / 10, "town": [f"town {row // 2}" for row in range(60)]})
+    rows.assign(kind=[f"k{row % 2}" for row in range(60)]).to_csv(tmp_path / "towns.csv", index=False)
+    run = encoded(tmp_path / "runs", Source(data=tmp_path / "towns.csv", modality="tabular", label="kind"))
+    program = torch.export.load(export(ExportConfig("torch", run.path, tmp_path))).module()
+    description = json.loads((tmp_path / "encoder.json").read_text())
+    size, town = description["columns"]
+    assert size == {"name": "size", "kind": "number"}
+    assert (town["name"], town["kind"]) == ("town", "category")
+    assert 0 < len(town["categories"]) < 30
+    assert "its index from 0 in the column's `categories`" in description["inputs_are"]
+    codes = [town["categories"].index(name) if name in town["categories"] else np.nan for name in rows["town"]]
+    mean, _ = program(torch.tensor(np.stack([rows["size"], codes], axis=1), dtype=torch.float32))
+    expected = dabsmix.load_encoder(run).features(tmp_path / "towns.csv")
     np.testing.assert_allclose(mean.detach().numpy(), expected, atol=1e-5)
 
 
