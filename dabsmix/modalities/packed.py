@@ -471,15 +471,19 @@ def _cell(value: Any) -> str | None:
     return str(value) if isinstance(value, str | bool | int | float) else None
 
 
+BLOCK = 10_000
+"""Rows that are written at once; the first block decides the columns of a table and their types."""
+
+
 def _to_parquet(packed: _Packed, folder: Path) -> None:
     """Write the columns of single values; their types are those of the first rows, and other values are an error."""
     import pyarrow as pa
     import pyarrow.parquet
 
-    writer = None
+    writer, first = None, 1
     rows = packed.rows()
     try:
-        while block := [row for _, row in zip(range(10_000), rows, strict=False)]:
+        while block := [row for _, row in zip(range(BLOCK), rows, strict=False)]:
             plain = [{name: value for name, value in row.items() if _is_single(value)} for row in block]
             if writer is None:
                 names = dict.fromkeys(name for row in plain for name in row)
@@ -488,7 +492,9 @@ def _to_parquet(packed: _Packed, folder: Path) -> None:
                 schema = pa.Table.from_pylist([{name: row.get(name) for name in names} for row in plain]).schema
                 schema = pa.schema([pa.field(f.name, pa.string() if f.type == pa.null() else f.type) for f in schema])
                 writer = pyarrow.parquet.ParquetWriter(folder / "rows.parquet", schema)
+            _refuse_new_columns(packed, first, plain, names)
             writer.write_table(pa.Table.from_pylist(plain, schema=schema))
+            first += len(block)
         if writer is None:
             raise UserError(f"{packed.name}: the data set has no rows")
     except (pa.ArrowException, OverflowError) as error:
@@ -496,6 +502,19 @@ def _to_parquet(packed: _Packed, folder: Path) -> None:
     finally:
         if writer is not None:
             writer.close()
+
+
+def _refuse_new_columns(packed: _Packed, first: int, rows: Sequence[Fields], known: Mapping[str, None]) -> None:
+    """Raise UserError if these rows, of which the first has this number, have a column that the first block lacks."""
+    if not set().union(*rows) - known.keys():
+        return
+    for number, row in enumerate(rows, first):
+        for name in row.keys() - known.keys():
+            if row[name] is not None:
+                raise UserError(
+                    f"{packed.name}: row {number}: the column {name!r} has no single value in the first {BLOCK} rows, "
+                    f"which decide what columns there are; move row {number} to the front, or remove the column"
+                )
 
 
 def _is_single(value: Any) -> bool:

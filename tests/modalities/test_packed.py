@@ -15,8 +15,10 @@ from PIL import Image
 
 from dabsmix.data.domain import Data
 from dabsmix.errors import UserError
+from dabsmix.modalities import packed
 from dabsmix.modalities.image import load_own as own_images
 from dabsmix.source import Source, absolute, load
+from dabsmix.spec import Table
 from dabsmix.verbs.embed import FeatureExtractor
 
 datasets = pytest.importorskip("datasets")
@@ -165,6 +167,19 @@ def test_json_that_is_not_lines_of_objects(tmp_path: Path) -> None:
         path.write_text(content)
         with pytest.raises(UserError, match=message):
             load(Source(data=path, modality="tabular"))
+
+
+def test_a_column_that_begins_after_the_first_block_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packed, "BLOCK", 4)
+    rows: list[dict[str, Any]] = [{"a": n} for n in range(10)]
+    rows[4] |= {"late": None}
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    assert load(Source(data=path, modality="tabular")).specs == (Table(1, (0,)),)
+    rows[6] |= {"late": 1}
+    path.write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(UserError, match=r"rows\.jsonl: row 7: the column 'late' has no single value in the first 4 rows"):
+        load(Source(data=path, modality="tabular"))
 
 
 def test_json_beside_other_files_describes_them(tmp_path: Path) -> None:
