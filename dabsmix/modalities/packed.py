@@ -445,7 +445,10 @@ def _to_zip(packed: _Packed, modality: str, column: str, folder: Path) -> None:
         writer = csv.DictWriter(stream, ["file", *columns], restval="", lineterminator="\n")
         writer.writeheader()
         writer.writerows(table)
-        archive.writestr(zipfile.ZipInfo("labels.csv"), stream.getvalue())
+        try:
+            archive.writestr(zipfile.ZipInfo("labels.csv"), stream.getvalue())
+        except UnicodeEncodeError as error:
+            raise _no_character(packed, 1, table) from error
 
 
 def _media(packed: _Packed, number: int, value: Any, known: tuple[str, ...]) -> tuple[bytes, str]:
@@ -480,7 +483,7 @@ def _to_parquet(packed: _Packed, folder: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet
 
-    writer, first = None, 1
+    writer, first, plain = None, 1, list[Fields]()
     rows = packed.rows()
     try:
         while block := [row for _, row in zip(range(BLOCK), rows, strict=False)]:
@@ -497,6 +500,8 @@ def _to_parquet(packed: _Packed, folder: Path) -> None:
             first += len(block)
         if writer is None:
             raise UserError(f"{packed.name}: the data set has no rows")
+    except UnicodeEncodeError as error:
+        raise _no_character(packed, first, plain) from error
     except (pa.ArrowException, OverflowError) as error:
         raise UserError(f"{packed.name}: cannot be read as a table ({' '.join(str(error).split())})") from error
     finally:
@@ -515,6 +520,24 @@ def _refuse_new_columns(packed: _Packed, first: int, rows: Sequence[Fields], kno
                     f"{packed.name}: row {number}: the column {name!r} has no single value in the first {BLOCK} rows, "
                     f"which decide what columns there are; move row {number} to the front, or remove the column"
                 )
+
+
+def _no_character(packed: _Packed, first: int, rows: Sequence[Fields]) -> UserError:
+    """Which of these rows, of which the first has this number, cannot be written as UTF-8.
+
+    JSON may escape half of a surrogate pair, as is left of an emoji where a text was cut.
+    """
+    number, name, half = next(
+        (number, name, symbol)
+        for number, row in enumerate(rows, first)
+        for name, value in row.items()
+        for symbol in f"{name}{value}"
+        if "\ud800" <= symbol <= "\udfff"
+    )
+    return UserError(
+        f"{packed.name}: row {number}: the column {name!r} holds {half!r}, half of a surrogate pair and no character; "
+        "fix or remove it"
+    )
 
 
 def _is_single(value: Any) -> bool:

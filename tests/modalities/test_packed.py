@@ -178,8 +178,25 @@ def test_a_column_that_begins_after_the_first_block_is_refused(tmp_path: Path, m
     assert load(Source(data=path, modality="tabular")).specs == (Table(1, (0,)),)
     rows[6] |= {"late": 1}
     path.write_text("\n".join(map(json.dumps, rows)))
-    with pytest.raises(UserError, match=r"rows\.jsonl: row 7: the column 'late' has no single value in the first 4 rows"):
+    with pytest.raises(
+        UserError, match=r"rows\.jsonl: row 7: the column 'late' has no single value in the first 4 rows"
+    ):
         load(Source(data=path, modality="tabular"))
+
+
+def test_half_of_a_surrogate_pair_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    for row, column in (({"a": "cut \ud83d"}, "a"), ({"\ud83d": 1}, r"\\ud83d")):
+        path.write_text("\n".join(map(json.dumps, ({"a": "whole \U0001f600"}, row))))
+        with pytest.raises(UserError, match=rf"rows\.jsonl: row 2: the column '{column}' holds '\\ud83d', half of"):
+            load(Source(data=path, modality="tabular"))
+    with tarfile.open(tmp_path / "0.tar", "w") as archive:
+        for name, content in (("0.png", picture(0)), ("0.json", json.dumps({"way": "\ud83d"}).encode())):
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+    with pytest.raises(UserError, match=r"0\.tar: row 1: the column 'way' holds"):
+        load(Source(data=tmp_path / "0.tar"))
 
 
 def test_json_beside_other_files_describes_them(tmp_path: Path) -> None:
