@@ -64,7 +64,7 @@ def further(x: Any, modality: str, specs: tuple[Spec, ...], state: Mapping[str, 
         case "tabular", Table() if "columns" in state:
             from dabsmix.modalities import tabular
 
-            frame = x if is_frame(x) else _frame(x, [name for name, _ in state["columns"]])
+            frame = x if is_frame(x) else _frame(x, [name for name, *_ in state["columns"]])
             return tabular.load_further(frame, state)[0]
         case "text", Tokens() if "tokenizer" in state:
             from dabsmix.modalities import text

@@ -528,3 +528,11 @@ def test_further_rows_that_do_not_fit_are_refused(table: Path, tmp_path: Path) -
     assert data.pretrain.batch(np.array([0]))[0].tolist() == [[1, 1, 1, 1]]
     with pytest.raises(UserError, match="the training data have no column 'height'"):
         load_further(pd.read_csv(path), state)
+
+
+def test_an_array_cannot_hold_the_dates_of_a_run(tmp_path: Path) -> None:
+    rows = "".join(f"2024-01-{1 + i % 28:02},{i}\n" for i in range(60))
+    (tmp_path / "t.csv").write_text("day,x\n" + rows)
+    data = load_own(tmp_path / "t.csv")
+    with pytest.raises(UserError, match="row 1: column 'day' holds '1' among dates"):
+        memory.further(np.ones((3, 2)), "tabular", data.specs, data.state)
