@@ -437,7 +437,7 @@ def few(trials: int) -> list[str]:
 RARE = ((60, 60, 1, 1), (60, 60, 2, 2), (60, 60, 5, 5), (100, 100, 100, 1, 1, 1, 1, 1), (1,) * 20, (20, 60))
 
 
-def rare(trials: int) -> list[str]:
+def rare(trials: int, only: str | None) -> list[str]:
     """The least coverage and the most false claims between equal encoders, if classes have few test examples.
 
     Of every metric and sizes of classes the worst of two or three scores, two residual sds, and encoders that find the
@@ -450,6 +450,8 @@ def rare(trials: int) -> list[str]:
         "|---" * 5 + "|",
     ]
     for name in ("balanced_accuracy", "f1_macro", "auroc_macro", "average_precision"):
+        if only not in (None, name):
+            continue
         binary = name in ("auroc_macro", "average_precision")
         for sizes in [(positives, 100) for positives in (1, 2, 5, 20)] if binary else RARE:
             cases = [
@@ -684,7 +686,7 @@ def main() -> None:
     parser.add_argument("--copies", type=int, default=8, help="of each encoder's features, for rounding")
     parser.add_argument("--keep", type=Path, help="folder of the encoders' predictions, to go on after a stop")
     parser.add_argument("--trials", type=int, default=TRIALS)
-    parser.add_argument("--metric", help="of the tables of coverage; default: all")
+    parser.add_argument("--metric", help="of the tables of coverage and of few examples of a class; default: all")
     parser.add_argument("--former", type=int, default=500, help="trials of the estimators that resample, 0 for none")
     options = parser.parse_args()
     if options.what == "coverage":
@@ -699,7 +701,7 @@ def main() -> None:
     elif options.what == "few":
         lines = few(options.trials)
     elif options.what == "rare":
-        lines = rare(options.trials)
+        lines = rare(options.trials, options.metric)
     elif options.what == "aggregates":
         lines = aggregates(options.trials)
     elif options.what == "rounding":
