@@ -103,7 +103,7 @@ class Difference:
     Attributes:
         value: the difference of the means over seeds.
         low, high: its 95 % interval; None where a side has fewer than `MIN_SEEDS` seeds or the rows come from fewer
-            than `MIN_GROUPS` groups.
+            than `MIN_GROUPS` groups, or are a single one.
         p: two-sided, for no difference; 1 if there is no interval. A family of them is corrected by `holm`.
     """
 
@@ -234,8 +234,8 @@ def compare(first: Sequence[Measured], second: Sequence[Measured], *, fixed: boo
         raise ValueError("a comparison needs the same test rows on both sides")
     value = float(np.mean([run.value for run in first]) - np.mean([run.value for run in second]))
     units = len(first[0].influence)
-    few_groups = first[0].share is not None and units < MIN_GROUPS
-    if few_groups or len(first) < MIN_SEEDS or (len(second) < MIN_SEEDS and not fixed):
+    few_units = units < (2 if first[0].share is None else MIN_GROUPS)
+    if few_units or len(first) < MIN_SEEDS or (len(second) < MIN_SEEDS and not fixed):
         return Difference(value)
     pooled = _crossed([first, second])
     # those of the test units count where they are few

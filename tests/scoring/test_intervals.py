@@ -226,6 +226,11 @@ def test_few_test_examples_limit_the_degrees_of_a_comparison() -> None:
     assert difference.p == pytest.approx(2 * t.sf(-difference.value / error, 5))
 
 
+def test_a_single_test_example_shows_no_difference() -> None:
+    difference = compare([run(np.ones(1, bool))] * 3, [run(np.zeros(1, bool))] * 3)
+    assert (difference.value, difference.low, difference.high, difference.p) == (1.0, None, None, 1.0)
+
+
 @pytest.mark.parametrize(("name", "sizes"), [("balanced_accuracy", (60, 60, 1, 1)), ("auroc_macro", (100, 1))])
 def test_a_class_of_one_example_does_not_make_a_score_sure(name: str, sizes: tuple[int, ...]) -> None:
     rng, m = np.random.default_rng(5), metric(name)
