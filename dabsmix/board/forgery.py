@@ -45,7 +45,7 @@ from dabsmix.config import PretrainConfig, hashes_of, started_from
 from dabsmix.errors import UserError
 from dabsmix.registry import algorithm_needs_labels
 from dabsmix.run import RunRecord, read_record
-from dabsmix.scoring.intervals import MIN_GROUPS, Measured, mean_score, measure
+from dabsmix.scoring.intervals import MIN_GROUPS, Measured, interval, mean_score, measure
 from dabsmix.scoring.metrics import known, metric
 from dabsmix.scoring.results import BY_CLASS, TransferRecord, default_protocol, prediction_key, probes_of
 from dabsmix.source import Source
@@ -283,8 +283,9 @@ def _interval_problems(row: Row, measured: Measured) -> list[str]:
     """Whether the interval is of these predictions: versions differ in their estimator, influence values bound it."""
     if row.low is None or row.high is None or len(measured.influence) < MIN_GROUPS:  # too few to bound anything
         return []
-    shown = float(np.square(measured.influence).sum())
-    least, most = 1.96 * math.sqrt(shown), 1.96 * math.sqrt(shown + measured.unseen)
+    least = 1.96 * math.sqrt(float(np.square(measured.influence).sum()))
+    ends = interval(metric(row.metric), [measured])  # near the edge of its scale it is far from symmetric
+    most = max(least, ((ends.high or 0.0) - (ends.low or 0.0)) / 2)
     claimed = (row.high - row.low) / 2
     slack = 1.5 / row.n  # where all are right, or nearly, the examples do not spread
     if claimed * WIDTHS + slack < least or claimed > WIDTHS * most + 10 * slack:

@@ -82,8 +82,8 @@ def unseen(metric: Metric, scores: Scores, label: Label, unit: NDArray[np.int64]
     They show how the units of a class differ, and of one unit nothing: a mean over classes then seems surer than it is.
     The variance that they show of a class is averaged with what is expected from the class's value alone, with weights
     of k - 1 and `STEADY`, where k is the number of its units (of AUROC, of positives or negatives, whichever are
-    fewer). What is expected is Hanley and McNeil's variance (1982) for AUROC, with half a unit more that is right and
-    half that is wrong; and for the other means over classes that of a proportion with two more of each (Agresti and
+    fewer). What is expected is Hanley and McNeil's variance (1982) for AUROC, with 1 / 2k units more that are right
+    and as many that are wrong; and for the other means over classes that of a proportion with two more of each (Agresti and
     Coull 1998).
 
     Args:
@@ -119,7 +119,8 @@ def _expected(value: float, counts: Sequence[int]) -> float:
         smooth = (k * value + 2) / (k + 4)
         return smooth * (1 - smooth) / k
     fewest = min(counts)
-    value = (fewest * value + 0.5) / (fewest + 1)  # one or two that rank perfectly by chance are no proof of it
+    # one or two that rank perfectly by chance are no proof of it
+    value = (fewest * value + 0.5 / fewest) / (fewest + 1 / fewest)
     others, pairs = sum(counts) / 2 - 1, counts[0] * counts[1]
     least, most = others * (1 - value) / (2 - value), others * value / (1 + value)
     return value * (1 - value) * (1 + least + most) / pairs
