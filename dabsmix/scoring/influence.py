@@ -83,8 +83,8 @@ def unseen(metric: Metric, scores: Scores, label: Label, unit: NDArray[np.int64]
     The variance that they show of a class is averaged with what is expected from the class's value alone, with weights
     of k - 1 and `STEADY`, where k is the number of its units (of AUROC, of positives or negatives, whichever are
     fewer). What is expected is Hanley and McNeil's variance (1982) for AUROC, with 1 / 2k units more that are right
-    and as many that are wrong; and for the other means over classes that of a proportion with two more of each (Agresti and
-    Coull 1998).
+    and as many that are wrong; and for the other means over classes that of a proportion with two more of each (Agresti
+    and Coull 1998).
 
     Args:
         metric, scores, label: as for `influence`.
