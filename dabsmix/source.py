@@ -180,6 +180,8 @@ def load(source: Source) -> Data:
     with _named(path, source):
         data: Data = read(path, label=source.label, on_bad=source.on_bad, **_root(read, source), **options)
     key = digest([data.fingerprint, json.dumps([source.label, options], sort_keys=True, default=str)])
+    if _divides_small_spreads(data.state):  # an earlier version read such files otherwise, which are thus other data
+        key = digest([key, "small spreads are divided"])
     data = replace(data, fingerprint=key, source=source, notes=(*notes, *data.notes))
     if data.labelled is None:
         return data
@@ -188,6 +190,18 @@ def load(source: Source) -> Data:
     uneven = imbalance_note(task.classes, np.concatenate(labels)) if task.kind == "classes" else ()
     data = replace(data, summary=(*data.summary, *class_lines(task, labels)), notes=(*data.notes, *uneven))
     return with_metric(data, metric_name)
+
+
+def _divides_small_spreads(state: Mapping[str, Any]) -> bool:
+    """Whether a column or channel has a spread that is small beside a large mean, see `standardise.divisor`."""
+    import numpy as np
+
+    from dabsmix.data.standardise import is_constant
+
+    if "mean" not in state:
+        return False
+    mean, std = np.asarray(state["mean"], float), np.asarray(state["std"], float)
+    return bool((is_constant(mean, std) & (std > 1)).any())
 
 
 def with_metric(data: Data, name: str | None) -> Data:

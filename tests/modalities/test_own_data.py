@@ -18,6 +18,7 @@ import yaml
 
 from dabsmix.cli import main
 from dabsmix.run import Run
+from dabsmix.source import Source, load
 
 
 class Made(NamedTuple):
@@ -343,3 +344,20 @@ def test_a_run_is_identified_by_the_contents_of_its_options(made: Made, dabsmix:
     words(made, label=True, window=32)
     status, _, err = dabsmix("transfer", "--run", other)
     assert (status, "walk.csv or its options have changed since" in err) == (2, True)
+
+
+def test_data_that_an_earlier_version_read_otherwise_have_another_fingerprint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [f"{1_700_000_000_000 + 60_000 * i},{i},5\n" for i in range(60)]
+    (tmp_path / "ms.csv").write_text("ms,x,constant\n" + "".join(rows))
+    (tmp_path / "s.csv").write_text("ms,x,constant\n" + "".join(row[8:] for row in rows))
+
+    def fingerprints() -> list[str]:
+        return [load(Source(data=tmp_path / name, modality="tabular")).fingerprint for name in ("ms.csv", "s.csv")]
+
+    now = fingerprints()
+    monkeypatch.setattr("dabsmix.source._divides_small_spreads", lambda state: False)
+    before = fingerprints()
+    assert now[0] != before[0]
+    assert now[1] == before[1]  # an ordinary constant and ordinary numbers are read as ever
