@@ -91,7 +91,8 @@ def unseen(metric: Metric, scores: Scores, label: Label, unit: NDArray[np.int64]
         unit: ``(n,)``, the group of every example as 0, 1, ..., or its own number where examples are independent.
 
     Returns:
-        What to add to the sum of squared influences of units; 0 for metrics that are no mean over classes.
+        What to add to the sum of squared influences of units; 0 for metrics that are not a mean over
+        classes, and for means over batches.
     """
     if metric.name not in _OF_CLASSES:
         return 0.0
@@ -119,7 +120,7 @@ def _expected(value: float, counts: Sequence[int]) -> float:
         smooth = (k * value + 2) / (k + 4)
         return smooth * (1 - smooth) / k
     fewest = min(counts)
-    # one or two that rank perfectly by chance are no proof of it
+    # one or two may rank perfectly by chance
     value = (fewest * value + 0.5 / fewest) / (fewest + 1 / fewest)
     others, pairs = sum(counts) / 2 - 1, counts[0] * counts[1]
     least, most = others * (1 - value) / (2 - value), others * value / (1 + value)

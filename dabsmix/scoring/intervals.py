@@ -165,7 +165,7 @@ def _over_draws(metric: Metric, draws: Sequence[Scores] | Scores, label: Label) 
 
 
 def average(runs: Sequence[Measured]) -> Measured:
-    """Runs of one seed on the same test rows as one: they are no more seeds than draws of labels are."""
+    """Runs of one seed on the same test rows as one: like draws of labels, they are not seeds."""
     first, *others = runs
     if not others:
         return first

@@ -75,7 +75,9 @@ def verify(
     frozen = [row for row in rows if row.probe != ONLINE]
     named = {run.record.domain, *(name for card in domains().values() for name in (card.name, *card.aliases))}
     for task in dict.fromkeys(row.task for row in frozen if row.task not in named):
-        say(f"the scores on {task} are not checked: it is no data set here, and files given to transfer are not kept")
+        say(
+            f"the scores on {task} are not checked: it is not a data set here, and files given to transfer are not kept"
+        )
     frozen = [row for row in frozen if row.task in named]
     with tempfile.TemporaryDirectory(prefix="dabsmix-verify-") as folder:
         copy = Path(folder) / run.path.name  # without kept features and scores, which are what is in question
